@@ -1,0 +1,125 @@
+"""The `rlhf` command. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf.errors import UserError
+
+app = typer.Typer(
+    help="SFT, reward models, DPO, evaluation and publishing, from one YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="The project's YAML file.", metavar="CONFIG")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Such as stages.dpo.beta=0.2", metavar="[KEY=VALUE]...")]
+Run = Annotated[
+    str, typer.Argument(help="A run's folder, or its YAML file; `:stage` picks a stage.", metavar="RUN[:STAGE]")
+]
+
+
+def _split(names: str | None) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()] if names else []
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="Stages to consider, comma-separated.")] = None,
+    force: Annotated[str | None, typer.Option(help="Stages to run again, comma-separated.")] = None,
+    accelerate: Annotated[
+        Path | None, typer.Option(help="Start training by accelerate launch with this config file.")
+    ] = None,
+) -> None:
+    """Run every stage that is not already done, and write the report."""
+    from rlhf.config import load_project
+    from rlhf.pipeline import runner
+
+    project = load_project(config, overrides or [])
+    if accelerate is not None and not accelerate.is_file():
+        raise UserError(f"{accelerate}: no such file")
+    plans = runner.run(project, overrides or [], _split(only), _split(force), accelerate, typer.echo)
+    page = project.run_dir / "report.html"
+    if any(plan.reason for plan in plans) or not page.is_file():
+        _report(project.run_dir)
+    else:
+        typer.echo(f"report: {page}")
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Read the data and the models' settings, print what becomes of every row, train nothing."""
+    from rich.console import Console
+
+    from rlhf.config import load_project
+    from rlhf.pipeline import runner
+    from rlhf.pipeline.ledger_table import ledger_table
+
+    Console().print(ledger_table(runner.check(load_project(config, overrides or []))))
+
+
+@app.command()
+def evaluate(run: Run) -> None:
+    """Compare the policies of a run, if that is not done, and write the report."""
+    from rlhf.pipeline import runner
+    from rlhf.pipeline.runs import find_run
+
+    folder, _ = find_run(run)
+    project = runner.project_of(folder)
+    runner.run(project, only=["evaluate"], say=typer.echo)
+    _report(folder)
+
+
+@app.command()
+def report(
+    run: Run, browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False
+) -> None:
+    """Write the report of what a run has so far, and print its tables."""
+    from rlhf.pipeline.runs import find_run
+
+    page = _report(find_run(run)[0])
+    if browser:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _report(folder: Path) -> Path:
+    from rich.console import Console
+
+    from rlhf.evaluation.report import build_report, write_report
+    from rlhf.evaluation.tables import terminal_table
+
+    page = write_report(folder)
+    Console().print(terminal_table(build_report(folder)))
+    typer.echo(f"report: {page}")
+    return page
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2, an interrupt is exit code 130."""
+    from rlhf.pipeline.runner import StageFailed
+
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StageFailed as error:
+        if error.code != 2:  # the stage has said what was wrong with its input
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code if error.code > 0 else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The ledger, which accounts for every row that was read, and the checks that need no tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlhf.data.records import Demonstration, Feedback, Labelled, Record, Text
+from rlhf.data.splits import canonical, completions
+
+LEDGER_FILE = "ledger.json"
+DROPPED_FILE = "dropped.jsonl"
+
+SAMPLED_OUT = "sampled out"
+"""Reason of rows that a weight below 1 leaves out: nothing is wrong with them, so they are counted and not kept."""
+DUPLICATE = "duplicate"
+HELD_OUT = "prompt held out"
+
+_COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")
+
+
+class Ledger:
+    """Counts what became of every row of one set; `read == trained + evaluated + sum(dropped)`.
+
+    As a context it keeps the dropped rows: `dropped.jsonl` and `ledger.json` appear in the folder when the context is
+    left, and nothing appears if it is left by an error. Without a folder it only counts.
+
+    Args:
+        name: The set: demonstrations, preferences or prompts.
+        directory: Where the two files go.
+
+    Attributes:
+        read: Rows read.
+        trained: Rows trained on, each counted once.
+        evaluated: Held-out rows to evaluate on.
+        repeated: Further copies of training rows, from a weight above 1.
+        held_out: Rows whose prompt is held out of training: evaluated on, or dropped.
+        truncated: Rows used of which tokens were cut.
+        eos_lost: Of these, rows that lost their end-of-sequence token.
+        prompt_trimmed: Of these, rows that lost tokens of the prompt.
+        dropped: Rows left out, by reason; among them `duplicate`.
+        first: Origin of the first row dropped for each reason.
+    """
+
+    def __init__(self, name: str, directory: Path | None = None) -> None:
+        self.name, self.directory = name, directory
+        self.read = self.trained = self.evaluated = self.repeated = self.held_out = 0
+        self.truncated = self.eos_lost = self.prompt_trimmed = 0
+        self.dropped: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def __enter__(self) -> Ledger:
+        assert self.directory is not None, "a ledger that only counts is no context"
+        self._partial = self.directory / f"{DROPPED_FILE}.partial"
+        self._file = self._partial.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.directory is not None
+        self._file.close()
+        if kind is not None:
+            self._partial.unlink()
+            return
+        self.check()
+        self._partial.replace(self.directory / DROPPED_FILE)
+        self._write(self.directory)
+
+    def drop(self, reason: str, origin: str, row: dict[str, Any]) -> None:
+        """Count a row as dropped, and keep it aside with its reason."""
+        self.dropped[reason] += 1
+        self.first.setdefault(reason, origin)
+        if self.directory is not None and reason != SAMPLED_OUT:
+            json.dump({"origin": origin, "reason": reason, "row": row}, self._file, default=str)
+            self._file.write("\n")
+
+    def check(self) -> None:
+        """Hold the ledger's promise: every row read is accounted for, once."""
+        accounted = self.trained + self.evaluated + self.dropped.total()
+        assert self.read == accounted, f"{self.name}: {self.read} rows read, but {accounted} accounted for"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts, as `ledger.json` has them less its `rows`."""
+        counts: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "dropped": dict(self.dropped), "duplicates": self.dropped[DUPLICATE]}
+
+    def summary(self) -> list[tuple[str, int]]:
+        """Label and count, a line each, for a table; what did not happen is left out."""
+        lines = [("read", self.read), ("to train on", self.trained), ("held out to evaluate on", self.evaluated)]
+        lines += [(f"dropped: {reason}", count) for reason, count in self.dropped.most_common()]
+        rest = [("used again (weight)", self.repeated), ("cut to the limit", self.truncated),
+                ("end-of-sequence token lost", self.eos_lost), ("prompt cut", self.prompt_trimmed)]  # fmt: skip
+        return lines + [(label, count) for label, count in rest if count]
+
+    def line(self) -> str:
+        """The counts in one line."""
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in self.dropped.most_common())
+        dropped = f", {self.dropped.total()} dropped ({reasons})" if reasons else ""
+        return f"{self.name}: {self.read} rows read, {self.trained} to train on, {self.evaluated} held out{dropped}"
+
+    def _write(self, directory: Path) -> None:
+        """`ledger.json`, its rows copied from the dropped ones one at a time."""
+        head = json.dumps({**self.as_dict(), "rows": []}, indent=1)
+        opening = head.rpartition("]")[0]
+        partial = directory / f"{LEDGER_FILE}.partial"
+        with partial.open("w", encoding="utf-8") as file, (directory / DROPPED_FILE).open(encoding="utf-8") as dropped:
+            file.write(f'{{"sets": {{{json.dumps(self.name)}: {opening}')
+            for number, line in enumerate(dropped):
+                row = json.loads(line)
+                file.write(",\n" if number else "\n")
+                json.dump({"origin": row["origin"], "reason": row["reason"]}, file)
+            file.write("]}}}\n")
+        partial.replace(directory / LEDGER_FILE)
+
+    @classmethod
+    def load(cls, directory: Path) -> Ledger:
+        """The ledger of a folder, to read its counts."""
+        sets = json.loads((directory / LEDGER_FILE).read_text(encoding="utf-8"))["sets"]
+        name, counts = next(iter(sets.items()))
+        ledger = cls(name)
+        for count in _COUNTS:
+            setattr(ledger, count, counts[count])
+        ledger.dropped = Counter(counts["dropped"])
+        for row in counts["rows"]:
+            ledger.first.setdefault(row["reason"], row["origin"])
+        return ledger
+
+
+def fault(record: Record) -> str | None:
+    """Why nothing can be learned from a record as it stands, or None.
+
+    `empty side`: a reply without text. `identical`: both replies are the same but for white space around them.
+    `empty prompt`: nothing to reply to (a demonstration may be plain text without a prompt). `empty text`: nothing to
+    classify. `broken Unicode`: half a surrogate pair, which no tokenizer takes.
+    """
+    if isinstance(record, Labelled):
+        return _broken(record.text) or (None if record.text.strip() else "empty text")
+    replies = completions(record)
+    if any(map(_empty_reply, replies)):
+        return "empty side"
+    if len(replies) == 2 and canonical(replies[0]) == canonical(replies[1]):
+        return "identical"
+    if not isinstance(record, Demonstration) and _empty_prompt(record.prompt):
+        return "empty prompt"
+    return next((reason for text in (record.prompt, *replies) if (reason := _broken(text))), None)
+
+
+def row_key(record: Record) -> bytes:
+    """Sixteen bytes that two records share when prompt, replies and label are the same but for white space around."""
+    parts = [type(record).__name__]
+    if isinstance(record, Labelled):
+        parts += [record.text.strip(), str(record.label)]
+    else:
+        parts += [canonical(text) for text in (record.prompt, *completions(record))]
+    if isinstance(record, Feedback):
+        parts.append(str(record.label))
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
+def _empty_reply(reply: Text) -> bool:
+    if isinstance(reply, str):
+        return not reply.strip()
+    return not reply or any(message["role"] == "assistant" and not message["content"].strip() for message in reply)
+
+
+def _empty_prompt(prompt: Text) -> bool:
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    return not any(message["role"] != "system" and message["content"].strip() for message in prompt)
+
+
+def _broken(text: Text) -> str | None:
+    try:
+        for part in [text] if isinstance(text, str) else [message["content"] for message in text]:
+            part.encode()
+    except UnicodeEncodeError:
+        return "broken Unicode"
+    return None

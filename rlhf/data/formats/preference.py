@@ -1,0 +1,74 @@
+"""TRL's preference: chosen and rejected, plain or as messages, with the prompt beside them or inside both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.data.formats import _columns
+from rlhf.data.records import Message, Preference, Text, Unusable
+
+NAME = "preference"
+COLUMNS = ("chosen", "rejected")
+BEFORE = ("prompt_only",)
+
+
+def matches(row: dict[str, Any]) -> bool:
+    """Whether the row has a chosen and a rejected side."""
+    return _columns.has(row, *COLUMNS)
+
+
+def parse(row: dict[str, Any], origin: str) -> Preference:
+    """The row as a preference; a prompt that both sides share is taken out of them."""
+    extra = _columns.rest(row, "prompt", *COLUMNS)
+    if "prompt" not in row:
+        return Preference(*_implicit(row, origin), extra, origin)
+    prompt = _columns.text_or_messages(row, "prompt", origin)
+    chosen, rejected = (_columns.same_kind(prompt, row, side, origin) for side in COLUMNS)
+    if isinstance(prompt, list):
+        chosen, rejected = (_columns.one_reply(_without(prompt, side)) for side in (chosen, rejected))
+    return Preference(prompt, chosen, rejected, extra, origin)
+
+
+def _implicit(row: dict[str, Any], origin: str) -> tuple[Text, Text, Text]:
+    chosen = _columns.text_or_messages(row, "chosen", origin)
+    rejected = _columns.same_kind(chosen, row, "rejected", origin)
+    if isinstance(chosen, list):
+        return split_messages(chosen, rejected)  # type: ignore[arg-type]  # same_kind: both are messages
+    return _split_text(chosen, rejected)  # type: ignore[arg-type]  # same_kind: both are text
+
+
+def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Part two texts where they differ, the space before the difference going to the replies (as TRL does)."""
+    if chosen == rejected:
+        raise Unusable("identical")
+    start = _shared(chosen, rejected)
+    if start and start < min(len(chosen), len(rejected)) and chosen[start - 1] == " ":
+        start -= 1
+    return chosen[:start], chosen[start:], rejected[start:]
+
+
+def split_messages(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Part two conversations at the first message that differs: prompt, chosen and rejected reply.
+
+    Raises:
+        Unusable: The conversations part before their last reply.
+    """
+    longer = max(chosen, rejected, key=len)
+    no_fork = not chosen or not rejected or chosen == rejected
+    start = max(len(longer) - 1, 0) if no_fork else _shared(chosen, rejected)
+    return longer[:start], _columns.one_reply(chosen[start:]), _columns.one_reply(rejected[start:])
+
+
+def _shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """Length of what two sequences begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+def _without(prompt: list[Message], side: Text) -> list[Message]:
+    """A side less the prompt, where it repeats it."""
+    assert isinstance(side, list)  # same_kind: as the prompt
+    return side[len(prompt) :] if prompt and side[: len(prompt)] == prompt else side

@@ -1,0 +1,282 @@
+"""Files to rows: one function for each kind of file, streaming, with the place of every mistake.
+
+Each reader takes the file and the name it goes by in messages, and yields `(row, origin)`. Gzip is recognised by its
+first bytes, whatever the file is called.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from rlhf.errors import UserError
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[Row, str]]
+
+_CHUNK = 1 << 20
+
+
+def read_jsonl(path: Path, name: str) -> Rows:
+    """Rows of a file with one JSON object a line; blank lines are passed over. Origin: the line."""
+    for number, line in _lines(path, name):
+        if line.strip():
+            yield _object(_parse(line, name, number), f"{name}:{number}"), f"{name}:{number}"
+
+
+def read_json(path: Path, name: str) -> Rows:
+    """Rows of a JSON array of objects (origin: the number in the array), or of JSON lines under the name `.json`."""
+    text = _Text(path, name)
+    text.skip()
+    return _array(text, name) if text.next in ("[", "") else read_jsonl(path, name)
+
+
+def read_csv(path: Path, name: str, delimiter: str = ",") -> Rows:
+    """Rows of a table with a header. Origin: the line the row starts on. Every value is text.
+
+    Raises:
+        UserError: A row with more or fewer cells than the header, or a quote that is never closed.
+    """
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader((line for _, line in _lines(path, name)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    start = 1
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"{name}:{start}: not valid CSV: {error}") from None
+        origin, start = f"{name}:{start}", reader.line_num + 1
+        if not cells:
+            continue
+        if header is None:
+            header = _header(cells, origin)
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{origin}: {len(cells)} cells in a table of {len(header)} columns ({', '.join(header)})")
+        yield dict(zip(header, cells, strict=True)), origin
+
+
+def read_parquet(path: Path, name: str) -> Rows:
+    """Rows of a Parquet file, a batch at a time. Origin: the number of the row."""
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row, f"{name}#{number}"
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: not a readable Parquet file (after row {number}): {reason}") from None
+
+
+def _header(cells: list[str], origin: str) -> list[str]:
+    twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+    if twice is not None:
+        raise UserError(f"{origin}: the header names column {twice!r} twice")
+    return cells
+
+
+READERS: dict[str, Callable[[Path, str], Rows]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": lambda path, name: read_csv(path, name, "\t"),
+    ".parquet": read_parquet,
+}
+"""Suffix (before an optional `.gz`): the reader."""
+
+
+def reader_of(name: str) -> Callable[[Path, str], Rows] | None:
+    """The reader for a file's name, or None where the suffix is not of a data file."""
+    return READERS.get(Path(name.lower().removesuffix(".gz")).suffix)
+
+
+def read_file(path: Path, name: str) -> Rows:
+    """Rows of one file.
+
+    Raises:
+        UserError: Its kind is unknown, it cannot be read, or it has no row.
+    """
+    reader = reader_of(path.name)
+    if reader is None:
+        raise UserError(f"{name}: unknown kind of file (known: {', '.join(READERS)}, each also with .gz)")
+    row = None
+    for row in reader(path, name):
+        yield row
+    if row is None:
+        raise UserError(f"{name}: the file is empty" if path.stat().st_size == 0 else f"{name}: no rows in the file")
+
+
+def _open(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    if file.peek(2)[:2] == b"\x1f\x8b":
+        file.close()
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return file
+
+
+def _blocks(path: Path, name: str, split: Callable[[BinaryIO], Iterator[bytes]]) -> Iterator[bytes]:
+    """The bytes of a file, unpacked, with a damaged or unreadable file reported as one."""
+    try:
+        with _open(path) as file:
+            yield from split(file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{name}: the gzip file is cut short or damaged: {error}") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file in UTF-8, line ends kept, a byte-order mark dropped."""
+    for number, line in enumerate(_blocks(path, name, iter), 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            column = len(line[: error.start].decode("utf-8")) + 1
+            raise _not_text(name, number, column, line[error.start]) from None
+
+
+def _not_text(name: str, line: int, column: int, byte: int) -> UserError:
+    return UserError(f"{name}:{line}:{column}: not text in UTF-8 (byte 0x{byte:02x})")
+
+
+def _parse(text: str, name: str, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        # an error behind the line's end (something is missing) is reported at its end
+        column = min(error.colno if error.lineno == 1 else len(text), len(text.rstrip("\r\n")) + 1)
+        message = error.msg.lower().removesuffix(" starting at")
+        raise UserError(f"{name}:{line}:{column}: not valid JSON: {message}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}:{line}: not valid JSON: {error}") from None
+
+
+def _object(value: Any, origin: str) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{origin}: expected an object with named columns, not {json.dumps(value)[:40]}")
+    return value
+
+
+class _Text:
+    """A window on a long text: what has been read and not yet consumed, and the line and column it starts at."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self._blocks = _blocks(path, name, lambda file: iter(lambda: file.read(_CHUNK), b""))
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.buffer = ""
+        self.start = 0
+        self.line = self.column = 1
+
+    @property
+    def next(self) -> str:
+        """The next character; empty at the end."""
+        while self.start == len(self.buffer) and self.more():
+            pass
+        return self.buffer[self.start : self.start + 1]
+
+    def more(self) -> bool:
+        """Read on, and forget what is consumed; False at the end of the file."""
+        self.buffer, self.start = self.buffer[self.start :], 0
+        block = next(self._blocks, None)
+        try:
+            self.buffer += self._decoder.decode(block or b"", final=block is None)
+        except UnicodeDecodeError as error:
+            self.buffer += error.object[: error.start].decode("utf-8")
+            raise _not_text(self.name, *self.place(len(self.buffer)), error.object[error.start]) from None
+        return block is not None
+
+    def place(self, end: int) -> tuple[int, int]:
+        """Line and column of an index of the buffer."""
+        newlines = self.buffer.count("\n", self.start, end)
+        if not newlines:
+            return self.line, self.column + end - self.start
+        return self.line + newlines, end - self.buffer.rfind("\n", self.start, end)
+
+    def consume(self, end: int) -> None:
+        """Move the window's start to an index of the buffer."""
+        self.line, self.column = self.place(end)
+        self.start = end
+
+    def skip(self, character: str = "") -> None:
+        """Consume one such character, then white space."""
+        if character:
+            self.consume(self.start + 1)
+        while self.next and self.next.isspace():
+            end = self.start
+            while end < len(self.buffer) and self.buffer[end].isspace():
+                end += 1
+            self.consume(end)
+
+    def error(self, message: str, at: int | None = None) -> UserError:
+        """A mistake at an index of the buffer; at the window's start if not given."""
+        line, column = self.place(self.start if at is None else at)
+        return UserError(f"{self.name}:{line}:{column}: not valid JSON: {message}")
+
+
+def _array(text: _Text, name: str) -> Rows:
+    """Objects of a JSON array, one at a time."""
+    if not text.next:
+        return
+    text.skip("[")
+    number = 0
+    while text.next != "]":
+        number += 1
+        if text.next != "{":
+            raise text.error("expected an object with named columns" if text.next else "the array is never closed")
+        yield _element(text), f"{name}#{number}"
+        text.skip()
+        if text.next == ",":
+            text.skip(",")
+            if text.next == "]":
+                raise text.error("a comma before the closing bracket")
+        elif text.next != "]":
+            raise text.error("expected ',' or ']'" if text.next else "the array is never closed")
+    text.skip("]")
+    if text.next:
+        raise text.error("something follows the array")
+
+
+def _element(text: _Text) -> Any:
+    """The object at the start of the window, reading on while it may only be cut off."""
+    decoder = json.JSONDecoder()
+    while True:
+        try:
+            value, end = decoder.raw_decode(text.buffer, text.start)
+            text.consume(end)
+            return value
+        except json.JSONDecodeError as error:
+            # a string without an end, or a mistake in the last characters, may be the end of what was read so far
+            cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(text.buffer) - 16
+            offset = error.pos - text.start  # reading on moves the start
+            if not (cut_off and _read_on(text)):
+                message = error.msg.lower().removesuffix(" starting at")
+                raise text.error(message, min(text.start + offset, len(text.buffer))) from None
+        except (ValueError, RecursionError) as error:
+            raise text.error(str(error)) from None
+
+
+def _read_on(text: _Text) -> bool:
+    """Double the window, so that a long object is parsed few times; False at the end of the file."""
+    wanted = 2 * (len(text.buffer) - text.start)
+    grown = text.more()
+    while grown and len(text.buffer) < wanted and text.more():
+        pass
+    return grown

@@ -1,0 +1,212 @@
+"""Where rows come from: a file, a folder of files, or a dataset of the hub.
+
+A relative path is looked for from the current folder, then from the folder of the project's YAML. What is no file here
+and could be a hub id is one: `org/name`, with `:subset` and `@revision` where needed (`openai/gsm8k:main@cc7b047b`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rlhf.config import SourceConfig
+from rlhf.data.readers import Row, Rows, read_file, reader_of
+from rlhf.errors import UserError
+
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+_SPLIT_NAME = re.compile(r"(train|training|test|testing|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
+
+
+def read_rows(source: SourceConfig, base: Path) -> Rows:
+    """Rows of a source with their origins, one at a time, in constant memory.
+
+    Args:
+        source: What to read, and how its columns are renamed.
+        base: Folder that relative paths are also looked for in.
+
+    Yields:
+        The row and its origin: `file.jsonl:12` (line) or `file.parquet#12` (number of the row).
+
+    Raises:
+        UserError: The source is missing, unreachable, empty or malformed; the message names the place.
+    """
+    _check(source)
+    path = locate(source.source, base)
+    if path is None:
+        rows = _hub_rows(source, base)
+    else:
+        rows = itertools.chain.from_iterable(read_file(file, name) for file, name in _files(source, path))
+    for row, origin in itertools.islice(rows, source.limit):
+        yield _rename(row, source.columns, origin) if source.columns else row, origin
+
+
+def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
+    """What identifies a source's content, without reading a row or touching a network.
+
+    Returns:
+        `{"file": name, "sha256": …}` of a file; `{"folder": name, "sha256": …}` of the data files of a folder and
+        their names; `{"hub": id, "split": …, "revision": …}` of a hub dataset (None: whatever the hub serves). The
+        options that change what is read follow where they are set: format, weight, limit, columns, split.
+    """
+    _check(source)
+    path = locate(source.source, base)
+    content: dict[str, Any]
+    if path is None:
+        parts = _hub_parts(source.source, base)
+        content = {"hub": parts["id"], "split": source.split or "train", "revision": parts["revision"]}
+        if parts["subset"]:
+            content["subset"] = parts["subset"]
+    else:
+        files = _files(source, path)
+        digest = hashlib.sha256()
+        for file, _ in files:
+            digest.update(f"{file.name}\0".encode() if path.is_dir() else b"")
+            digest.update(_sha256(file))
+        whole = digest.hexdigest() if path.is_dir() else _sha256(path).hex()
+        content = {"folder" if path.is_dir() else "file": path.name, "sha256": whole}
+    options: dict[str, Any] = {"format": None, "weight": 1.0, "limit": None, "columns": {}, "split": None}
+    return {**{key: value for key in options if (value := getattr(source, key)) != options[key]}, **content}
+
+
+def locate(source: str, base: Path) -> Path | None:
+    """The file or folder a source names, or None where there is none and it may be a hub id.
+
+    Raises:
+        UserError: There is none, and the name can be no hub id.
+    """
+    given = Path(source).expanduser()
+    for path in (given, base / given):
+        if path.exists():
+            return path
+    if _looks_like_path(source):
+        raise UserError(f"{source}: no such file or folder{_nearest(given, base)}")
+    return None
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or reader_of(source) is not None or not _HUB_ID.fullmatch(source)
+
+
+def _nearest(path: Path, base: Path) -> str:
+    """A hint at the name in that folder which is most like the one asked for."""
+    for folder in (path.parent, base / path.parent):
+        if folder.is_dir():
+            near = difflib.get_close_matches(path.name, sorted(os.listdir(folder)), n=1, cutoff=0.6)
+            if near:
+                return f" (did you mean {str(path.parent / near[0])!r}?)"
+    return ""
+
+
+def _check(source: SourceConfig) -> None:
+    if source.weight <= 0:
+        raise UserError(f"{source.source}: weight must be above 0, not {source.weight}")
+    if source.limit is not None and source.limit < 1:
+        raise UserError(f"{source.source}: limit must be at least 1, not {source.limit}")
+
+
+def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:
+    """The data files of a source, in the order of their names, each with the name it goes by in messages."""
+    if not path.is_dir():
+        if source.split is not None:
+            raise UserError(f"{source.source}: split {source.split!r} is asked for, but this is a single file")
+        return [(path, source.source)]
+    files = sorted(file for file in path.iterdir() if _is_data(file))
+    if not files:
+        raise UserError(f"{source.source}: no data file in this folder (jsonl, json, csv, tsv, parquet)")
+    if source.split is not None:
+        chosen = [file for file in files if re.match(re.escape(source.split) + r"(?![A-Za-z0-9])", file.name)]
+        if not chosen:
+            names = ", ".join(file.name for file in files[:8])
+            raise UserError(f"{source.source}: no file of split {source.split!r} in this folder (found: {names})")
+        files = chosen
+    elif len(splits := sorted({match[0] for file in files if (match := _SPLIT_NAME.match(file.name))})) > 1:
+        raise UserError(f"{source.source}: files of several splits ({', '.join(splits)}): name one with split")
+    return [(file, f"{source.source.rstrip('/')}/{file.name}") for file in files]
+
+
+def _is_data(file: Path) -> bool:
+    hidden = file.name.startswith((".", "_")) or file.name in ("dataset_info.json", "dataset_infos.json", "state.json")
+    return file.is_file() and not hidden and reader_of(file.name) is not None
+
+
+def _sha256(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+
+def _rename(row: Row, columns: dict[str, str], origin: str) -> Row:
+    for theirs in columns.values():
+        if theirs not in row:
+            raise UserError(f"{origin}: column {theirs!r} is missing (found: {', '.join(map(str, row))})")
+    renamed = set(columns.values())
+    return {key: value for key, value in row.items() if key not in renamed} | {
+        ours: row[theirs] for ours, theirs in columns.items()
+    }
+
+
+def _hub_parts(source: str, base: Path) -> dict[str, str | None]:
+    match = _HUB_ID.fullmatch(source)
+    if match is None:
+        raise UserError(f"{source}: no such file or folder{_nearest(Path(source), base)}")
+    return match.groupdict()
+
+
+def _hub_rows(source: SourceConfig, base: Path) -> Rows:
+    parts = _hub_parts(source.source, base)
+    name, split = str(parts["id"]), source.split or "train"
+    unreachable = f"{name!r} is neither a file here nor a reachable hub dataset{_nearest(Path(name), base)}"
+    if not _hub_resolves() and not _is_cached(name):
+        raise UserError(unreachable)
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(
+            name, parts["subset"], split=split, revision=parts["revision"], streaming=source.streaming
+        )  # fmt: skip
+    except OSError:  # no connection, no such dataset, no access: each of the hub's own errors is one
+        raise UserError(unreachable) from None
+    except ValueError as error:  # an unknown split or subset: the message lists those there are
+        raise UserError(f"{source.source}: {' '.join(str(error).split())}") from None
+    rows = iter(data)
+    for number in itertools.count(1):
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except OSError as error:
+            raise UserError(f"{source.source}: the connection was lost after row {number - 1}: {error}") from None
+        yield dict(row), f"{name}/{split}#{number}"
+    if number == 1:
+        raise UserError(f"{source.source}: no rows in split {split!r}")
+
+
+def _hub_resolves() -> bool:
+    """Whether the hub's name resolves: without a network the client would retry for half a minute first."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy resolves names
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    """Whether an earlier download of this dataset lies on disk, which loads without a network."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    caches = (
+        Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / name.replace("/", "___"),
+        Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"datasets--{name.replace('/', '--')}",
+    )
+    return any(path.exists() for path in caches)

@@ -1,0 +1,84 @@
+"""Which side of the held-out split a prompt is on, and how often a row of a mixture is used.
+
+Both follow from hashes of the content, so they do not depend on the order of rows, on the other rows, or on the set a
+prompt stands in: a prompt held out of one set is held out of all. A conversation goes by how it opens (up to the first
+user turn), so that its later turns, which other rows may have as prompts, stay on the same side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Literal
+
+from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Record, Text
+
+Side = Literal["train", "eval"]
+
+
+def canonical(text: Text) -> str:
+    """A text by which two spellings of it are compared: roles and contents without white space around them.
+
+    Plain text is one user turn, so that a prompt is the same in a plain and in a conversational set.
+    """
+    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    return json.dumps([[message["role"], message["content"].strip()] for message in messages])
+
+
+def side(prompt: Text, holdout: float, seed: int) -> Side:
+    """Whether a prompt is trained on or held out.
+
+    Args:
+        prompt: The prompt; of a conversation, what stands up to its first user turn decides.
+        holdout: Share of prompts held out, in [0, 1]. What is held out at one share is held out at every larger one.
+        seed: Another seed holds out other prompts.
+    """
+    return "eval" if _uniform("split", seed, canonical(_opening(prompt))) < holdout else "train"
+
+
+def copies(key: bytes, weight: float, seed: int) -> int:
+    """How often a training row is used: `weight` times on average, its fraction decided by the row's hash.
+
+    Args:
+        key: What identifies the row (`checks.row_key`).
+        weight: Weight of its source.
+        seed: Another seed keeps other rows.
+    """
+    whole = math.floor(weight)
+    return whole + (_uniform("weight", seed, key.hex()) < weight - whole)
+
+
+def contexts(record: Record) -> list[Text]:
+    """The prompts that a record replies to: its own, and one before each later reply of a conversation."""
+    if isinstance(record, Labelled):
+        return [record.text]
+    found: list[Text] = [record.prompt]
+    if isinstance(record, Demonstration) and isinstance(record.completion, list) and isinstance(record.prompt, list):
+        later = [index for index, message in enumerate(record.completion) if message["role"] == "assistant"][1:]
+        found.extend(record.prompt + record.completion[:index] for index in later)
+    return found
+
+
+def completions(record: Record) -> list[Text]:
+    """The replies of a record."""
+    match record:
+        case Demonstration() | Feedback():
+            return [record.completion]
+        case Preference():
+            return [record.chosen, record.rejected]
+        case _:
+            return []
+
+
+def _opening(prompt: Text) -> Text:
+    if isinstance(prompt, str):
+        return prompt
+    first = next((index for index, message in enumerate(prompt) if message["role"] == "user"), len(prompt) - 1)
+    return prompt[: first + 1]
+
+
+def _uniform(purpose: str, seed: int, text: str) -> float:
+    """A number in [0, 1) that is fixed by these."""
+    digest = hashlib.blake2b(f"{purpose}\0{seed}\0{text}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

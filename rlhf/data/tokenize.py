@@ -1,0 +1,219 @@
+"""Records to token ids: one definition of template, masks, EOS and limits for every stage and for generation.
+
+Prompt and completion are tokenised together, as they will stand in the model's context, and the completion starts where
+the two token sequences part (TRL does the same). Token ids, not text, get the EOS: once, at the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf.data.records import Demonstration, Encoded, Labelled, Preference, Text, Unusable
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a token without loss (PyTorch's `ignore_index`)."""
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}"
+    "{% else %}{{ '\\n\\nAssistant:' }}{% generation %}{{ ' ' + message['content'] + (eos_token or '') }}"
+    "{% endgeneration %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
+"""Chat template for a tokenizer that has none: the transcript layout of HH, EOS after each reply."""
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """Number of leading tokens two sequences share."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return min(len(first), len(second))
+
+
+class Codec:
+    """Turns records into the columns a trainer reads.
+
+    Args:
+        tokenizer: With a chat template, an EOS token (unless `encoder`) and a pad token that is not EOS.
+        max_length: Most tokens of a sequence; None for no limit.
+        keep: Which end of a sequence that is too long is kept, `keep_start` or `keep_end` (TRL's names).
+        encoder: A BERT-type tokenizer, whose own special tokens frame the text and which needs no EOS.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None = None,
+        keep: str = "keep_start",
+        encoder: bool = False,
+    ) -> None:
+        if not encoder and tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no EOS token, so no reply could end: name one with model.eos_token")
+        if keep not in ("keep_start", "keep_end"):
+            raise UserError(f"truncation_mode: expected keep_start or keep_end, not {keep!r}")
+        self.tokenizer, self.max_length, self.keep, self.encoder = tokenizer, max_length, keep, encoder
+
+    def prompt(self, prompt: Text) -> list[int]:
+        """Token ids of a prompt, ready for the model to reply to."""
+        return self._ids(prompt, generation_prompt=True)
+
+    def sequence(self, prompt: Text, completion: Text) -> tuple[list[int], int]:
+        """Token ids of prompt and completion, and the index at which the completion starts."""
+        full = self._ids(prompt + completion)  # type: ignore[operator]  # both text or both messages
+        if self.encoder:
+            return full, 0
+        self._end(full)
+        return full, common_prefix(self.prompt(prompt), full) if prompt else 0
+
+    def demonstration(self, record: Demonstration | Labelled) -> Encoded:
+        """`input_ids` and `labels`: loss on the assistant's turns alone, each with its end token.
+
+        Raises:
+            Unusable: No token is left to learn from within the limit.
+            UserError: It is a labelled text, which a causal model cannot imitate.
+        """
+        if isinstance(record, Labelled):
+            raise UserError(f"{record.origin}: `text` and `label` train an encoder; to imitate the text: format: text")
+        ids, start = self.sequence(record.prompt, record.completion)
+        labels = [IGNORED] * start + ids[start:]
+        if isinstance(record.completion, list):
+            self._mask_other_turns(record, ids, labels)
+        kept, length = self._window(len(ids), start)
+        labels = labels[kept]
+        if all(label == IGNORED for label in labels):
+            raise Unusable("nothing left to learn within max_length")
+        return Encoded(
+            {"input_ids": ids[kept], "labels": labels},
+            truncated=length > len(labels),
+            eos_lost=kept.stop < length,
+        )
+
+    def pair(self, record: Preference) -> Encoded:
+        """`prompt_ids`, `chosen_ids`, `rejected_ids`, as DPO reads them; the prompt ends where both sides part from it.
+
+        Raises:
+            Unusable: The prompt alone fills the limit.
+        """
+        (chosen, start), (rejected, other) = (
+            self.sequence(record.prompt, record.chosen),
+            self.sequence(record.prompt, record.rejected),
+        )
+        start = min(start, other)
+        sides = []
+        for ids in (chosen, rejected):
+            kept, _ = self._window(len(ids), start)
+            sides.append(ids[kept])
+        lost = [len(ids) - len(side) for ids, side in zip((chosen, rejected), sides, strict=True)]
+        if self.keep == "keep_end":  # both sides must keep the same prompt
+            cut = max(lost)
+            start -= cut
+            sides = [chosen[cut:], rejected[cut:]]
+        if start < 0 or any(len(side) <= start for side in sides):
+            raise Unusable("prompt longer than max_length")
+        if sides[0] == sides[1]:
+            raise Unusable("identical within max_length")
+        return Encoded(
+            {"prompt_ids": chosen[:start] if self.keep == "keep_start" else sides[0][:start],
+             "chosen_ids": sides[0][start:], "rejected_ids": sides[1][start:]},
+            truncated=any(lost),
+            eos_lost=any(lost) and self.keep == "keep_start",
+        )  # fmt: skip
+
+    def scored_pair(self, record: Preference) -> Encoded:
+        """`chosen_ids`, `rejected_ids`, whole sequences, as a reward model reads them.
+
+        Raises:
+            Unusable: A side is longer than the limit: cut, it would be scored at a token that ends nothing.
+        """
+        sides = [self.sequence(record.prompt, side)[0] for side in (record.chosen, record.rejected)]
+        if self.max_length is not None and max(map(len, sides)) > self.max_length:
+            raise Unusable("longer than max_length")
+        if sides[0] == sides[1]:
+            raise Unusable("identical as tokens")
+        return Encoded({"chosen_ids": sides[0], "rejected_ids": sides[1]})
+
+    def labelled(self, record: Labelled | Demonstration) -> Encoded:
+        """`input_ids` and the class in `labels`, as a sequence classifier reads them.
+
+        Raises:
+            UserError: It is a demonstration, which an encoder cannot imitate.
+        """
+        if not isinstance(record, Labelled):
+            raise UserError(
+                f"{record.origin}: an encoder is fine-tuned on rows with `text` and `label`, not on replies"
+            )
+        ids = self._ids(record.text)
+        kept, length = self._window(len(ids), 0)
+        return Encoded({"input_ids": ids[kept], "labels": record.label}, truncated=len(ids[kept]) < length)
+
+    def _ids(self, text: Text, generation_prompt: bool = False) -> list[int]:
+        from jinja2 import TemplateError
+
+        if isinstance(text, str):
+            return list(self.tokenizer(text)["input_ids"])
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(
+                text, tokenize=not self.encoder, return_dict=False, add_generation_prompt=generation_prompt
+            )
+        except TemplateError as error:
+            raise Unusable(f"the chat template refuses it: {error}") from None
+        return list(self.tokenizer(str(rendered).strip())["input_ids"] if self.encoder else rendered)
+
+    def _end(self, ids: list[int]) -> None:
+        """End a sequence with EOS exactly once; a template may write white space after its own."""
+        eos = self.tokenizer.eos_token_id
+        while len(ids) > 1 and ids[-1] == ids[-2] == eos:
+            ids.pop()
+        if eos not in ids[-3:] or self.tokenizer.decode(ids[_last(ids, eos) + 1 :]).strip():
+            ids.append(eos)
+
+    def _window(self, length: int, start: int) -> tuple[slice, int]:
+        """The part of a sequence that stays within the limit, and the sequence's length."""
+        limit = self.max_length
+        if limit is None or length <= limit:
+            return slice(0, length), length
+        if self.keep == "keep_end":
+            return slice(length - limit, length), length
+        if start >= limit:
+            raise Unusable("prompt longer than max_length")
+        return slice(0, limit), length
+
+    def _mask_other_turns(self, record: Demonstration, ids: list[int], labels: list[int]) -> None:
+        """Of a completion of several turns, mask the turns that are not the assistant's, in place.
+
+        A turn lies between the conversation rendered up to it and through it. A template that renders earlier turns
+        differently once later ones follow (some drop their reasoning) has no such place: there the last reply alone
+        keeps its loss.
+        """
+        messages = [*record.prompt, *record.completion]
+        first = len(record.prompt)
+        if all(message["role"] == "assistant" for message in messages[first:]):
+            return
+        last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+        spans = []
+        for index in range(first, last + 1):
+            if messages[index]["role"] != "assistant":
+                continue
+            before = self._ids(messages[:index], generation_prompt=True)
+            through = self._ids(messages[: index + 1])
+            # the end of the whole conversation may carry an EOS that no template wrote
+            stop = len(ids) if index == len(messages) - 1 else len(through)
+            if common_prefix(before, ids) == len(before) and (
+                index == last or common_prefix(through, ids) == len(through)
+            ):
+                spans.append((len(before), stop))
+            elif index == last:
+                raise Unusable("the chat template hides where the last reply starts")
+        trained = {position for begin, end in spans for position in range(begin, end)}
+        for position in range(len(labels)):
+            if position not in trained:
+                labels[position] = IGNORED
+
+
+def _last(ids: list[int], token: int) -> int:
+    return len(ids) - 1 - ids[::-1].index(token)

@@ -1,0 +1,1 @@
+"""Evidence: sampled replies become paired comparisons with intervals, and a report of the whole run."""

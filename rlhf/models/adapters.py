@@ -1,0 +1,117 @@
+"""LoRA adapters: attach a new one, and join it with its parent's into one exact adapter on the original base.
+
+A stage trains on its parent's model with the parent's adapter merged. What it leaves behind must load on the *original*
+base with plain peft, so the two low-rank updates are concatenated:
+
+    W + s₁B₁A₁ + s₂B₂A₂ = W + [s₁B₁ s₂B₂] · [A₁; A₂]
+
+The join reads and writes files only: it needs no base model in memory, and no gathering of sharded parameters.
+(peft's `add_weighted_adapter(combination_type="cat")` is the same sum, but wants both adapters loaded on a live model.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from rlhf.errors import UserError
+from rlhf.models.load import ADAPTER_CONFIG, Source
+
+_INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern")
+"""LoRA settings under which a concatenation is not the sum of the two updates."""
+
+
+def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraConfig:
+    """A `peft.LoraConfig` from the `adapter:` section.
+
+    Defaults of ours: every linear layer, α = 2r, no dropout.
+
+    Args:
+        fields: Fields of LoraConfig.
+        task: Causal language model or sequence classifier.
+        joined: Whether the adapter will be joined with a parent's.
+
+    Raises:
+        UserError: A field is unknown, or cannot be joined exactly.
+    """
+    defaults = {"target_modules": "all-linear", "lora_alpha": 2 * fields.get("r", 8), "lora_dropout": 0.0}
+    try:
+        config = LoraConfig(**{**defaults, **fields}, task_type=task)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.adapter: {error}") from None
+    hindered = [name for name in _INEXACT if getattr(config, name, None)]
+    hindered += ["bias"] if config.bias != "none" else []
+    if joined and hindered:
+        raise UserError(
+            f"model.adapter: {', '.join(hindered)} cannot be joined exactly with the adapter this stage starts from; "
+            "leave it out, or train the earlier stage with `adapter: null`"
+        )
+    return config
+
+
+def attach(model: PreTrainedModel, config: LoraConfig, source: Source) -> PeftModel:
+    """Put a fresh adapter on a model, its base named as where the original weights come from."""
+    peft_model = get_peft_model(model, config)
+    active = peft_model.peft_config["default"]
+    active.base_model_name_or_path, active.revision = source.base, source.revision
+    return peft_model
+
+
+def join_adapters(parent: Path, child: Path, out: Path) -> None:
+    """Write the adapter whose update is the sum of two: a parent's, and a child's trained on the merged parent.
+
+    Args:
+        parent: Adapter on the original base.
+        child: Adapter on the base with `parent` merged; its head, if it has one, is kept.
+        out: Folder for the joined adapter, whose rank is the sum of both; may be `child`.
+
+    Raises:
+        ValueError: A layer's shapes do not fit together.
+    """
+    configs = [json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")) for folder in (parent, child)]
+    states = [load_file(folder / WEIGHTS) for folder in (parent, child)]
+    rank = sum(config["r"] for config in configs)
+    joined: dict[str, torch.Tensor] = {
+        name: tensor for name, tensor in states[1].items() if ".lora_A." not in name and ".lora_B." not in name
+    }
+    layers = dict.fromkeys(name for state in states for name in state if ".lora_A." in name)
+    for name_a in layers:
+        name_b = name_a.replace(".lora_A.", ".lora_B.")
+        joined[name_a], joined[name_b] = _join_layer(name_a, name_b, states, configs)
+    targets = sorted({module for config in configs for module in config["target_modules"]})
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(joined, out / WEIGHTS, metadata={"format": "pt"})
+    result = {**configs[1], "r": rank, "lora_alpha": rank, "use_rslora": False, "target_modules": targets}
+    result["base_model_name_or_path"] = configs[0]["base_model_name_or_path"]
+    result["revision"] = configs[0].get("revision")
+    (out / ADAPTER_CONFIG).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _join_layer(
+    name_a: str, name_b: str, states: list[dict[str, torch.Tensor]], configs: list[dict[str, Any]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[A₁; A₂] and [s₁B₁ s₂B₂] of one layer, zeros where an adapter leaves the layer alone."""
+    like = next(state for state in states if name_a in state)
+    downs, ups = [], []
+    for state, config in zip(states, configs, strict=True):
+        if name_a in state:
+            downs.append(state[name_a].float())
+            ups.append(state[name_b].float() * _scaling(config))
+        else:
+            downs.append(torch.zeros(config["r"], like[name_a].shape[1]))
+            ups.append(torch.zeros(like[name_b].shape[0], config["r"]))
+    if len({down.shape[1] for down in downs}) > 1 or len({up.shape[0] for up in ups}) > 1:
+        raise ValueError(f"{name_a}: the two adapters are for layers of different sizes")
+    return torch.cat(downs).contiguous(), torch.cat(ups, dim=1).contiguous()
+
+
+def _scaling(config: dict[str, Any]) -> float:
+    rank = config["r"]
+    return config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)

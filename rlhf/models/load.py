@@ -1,0 +1,191 @@
+"""Models from a hub id, a local folder or a finished stage: policies, reward models and classifiers.
+
+A stage's folder holds an adapter on the original base model, or whole weights. Loaded as a starting point, the adapter
+is merged, so that what a later stage calls its reference is that stage's model exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, TaskType
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from rlhf.config import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models.heads import init_score_head
+
+ADAPTER_CONFIG = "adapter_config.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: base weights, and at most one adapter on them."""
+
+    base: str
+    revision: str | None = None
+    adapter: Path | None = None
+
+
+def source_of(config: ModelConfig, parent: Path | None = None) -> Source:
+    """The weights that a stage starts from.
+
+    Args:
+        config: The model as configured, used where there is no parent.
+        parent: A finished stage's folder.
+    """
+    name = str(parent or config.name_or_path)
+    folder = Path(name)
+    if (folder / ADAPTER_CONFIG).is_file():
+        adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        return Source(str(adapter["base_model_name_or_path"]), adapter.get("revision"), folder)
+    return Source(name, None if parent else config.revision)
+
+
+def model_config(source: Source) -> PretrainedConfig:
+    """The transformers config of a model's base weights.
+
+    Raises:
+        UserError: There is no such model, or it cannot be reached.
+    """
+    with _told(source.base):
+        return AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether a model is a BERT-type encoder (bidirectional, trained with masks) and not a causal language model."""
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not causal
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Most positions a model has, or None where its config names no limit."""
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        length -= text.pad_token_id + 1  # positions start behind the pad token's
+    return length
+
+
+def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A causal language model with its adapter, if any, merged.
+
+    Raises:
+        UserError: The model cannot be loaded, or is not a causal language model.
+    """
+    if is_encoder(model_config(source)):
+        raise UserError(f"{source.base}: a masked language model cannot write replies; a policy needs a causal one")
+    with _told(source.base):
+        model = AutoModelForCausalLM.from_pretrained(source.base, **_arguments(source, config))
+    return _finish(model, source, tokenizer)
+
+
+def load_scorer(
+    source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, labels: int = 1, new_head: bool = False
+) -> PreTrainedModel:
+    """A sequence classifier: a reward model with one label, or a classifier with several.
+
+    Args:
+        source: Where the weights come from.
+        config: Type and attention implementation.
+        tokenizer: Its pad token tells the model where a sequence ends.
+        labels: Outputs of the head.
+        new_head: Whether a head may be made where there is none: N(0, 1/(d+1)) as for reward models, bias 0.
+
+    Raises:
+        UserError: The model cannot be loaded, or has no head of this size and none may be made.
+    """
+    with _told(source.base), _quiet():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.base, num_labels=labels, output_loading_info=True, **_arguments(source, config)
+        )
+    fresh = bool(info["missing_keys"] or info["mismatched_keys"])
+    if fresh and not new_head and not _adapter_has_head(source):
+        raise UserError(f"{source.base}: has no reward head with {labels} output; train one with the reward stage")
+    if fresh:
+        init_score_head(model)
+    return _finish(model, source, tokenizer)
+
+
+def _arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "revision": source.revision,
+        "dtype": _DTYPES[config.dtype],
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    if config.attn_implementation:
+        arguments["attn_implementation"] = config.attn_implementation
+    return arguments
+
+
+def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Merge the adapter, make room for an added pad token, and let the model know pad and EOS."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if source.adapter is not None:
+        with _told(str(source.adapter)):
+            adapter = PeftConfig.from_pretrained(str(source.adapter))
+            if not model.can_generate() and adapter.task_type == TaskType.CAUSAL_LM:
+                adapter.task_type = None  # a policy's adapter, under a head of another kind
+            model = PeftModel.from_pretrained(model, str(source.adapter), config=adapter).merge_and_unload()
+    text = model.config.get_text_config()
+    text.pad_token_id = tokenizer.pad_token_id
+    if text.eos_token_id is None:
+        text.eos_token_id = tokenizer.eos_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
+        stops = generation.eos_token_id
+        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
+            generation.eos_token_id = [tokenizer.eos_token_id, *stops]
+    return model
+
+
+def _adapter_has_head(source: Source) -> bool:
+    if source.adapter is None:
+        return False
+    adapter = json.loads((source.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return adapter.get("task_type") == "SEQ_CLS"
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn the many ways in which a model is not there into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not Path(name).exists():
+            first = "neither a folder here nor a model that the hub could give (is there a network?)"
+        raise UserError(f"{name}: cannot load the model: {first}") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' note that a new head is untrained: we make or refuse it ourselves."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,180 @@
+"""What an artefact records about itself (`stage.json`), and how that is verified before it is used.
+
+Light: hashes and JSON, no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import rlhf
+from rlhf.config import ModelConfig, ProjectConfig
+from rlhf.data.prepare import fingerprints
+from rlhf.errors import UserError
+from rlhf.rewards.function import function_fingerprint
+from rlhf.stages import STAGES, parent_of, parents_of
+
+RECORD = "stage.json"
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+_MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
+_NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "before.json", "identity.json"}
+_LOGGING = ("logging_", "save_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio",
+            "dataloader_", "dataset_num_proc", "log_", "include_num_input", "torch_empty_cache")  # fmt: skip
+"""Prefixes of trainer fields that change what is written or how fast, not what is learned."""
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hex digest of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def model_files(directory: Path) -> list[Path]:
+    """The files at the top of an artefact that make up its model (or its samples), in name order."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path.name not in _NOT_MODEL
+    )
+
+
+def artifact_hash(directory: Path) -> str:
+    """One digest over an artefact's model files, names and contents."""
+    return digest({path.name: sha256_file(path) for path in model_files(directory)})
+
+
+def base_fingerprint(model: ModelConfig, project: ProjectConfig) -> dict[str, Any]:
+    """What identifies a base model: the contents of a local folder, or a hub id and revision."""
+    if model.name_or_path is None:
+        return {"scratch": model.scratch}
+    folder = project.resolve(model.name_or_path)
+    if folder.is_dir():
+        return {"files": artifact_hash(folder)}
+    return {"hub": model.name_or_path, "revision": model.revision}
+
+
+def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
+    """Everything that decides what a stage produces; the stage is stale when it changed.
+
+    Args:
+        project: The project.
+        name: A stage whose parents are finished.
+
+    Raises:
+        UserError: A file that it needs is missing.
+    """
+    parents = {parent: artifact_of(project, parent) for parent in parents_of(project, name)}
+    what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.seed, "parents": parents}
+    if name == "evaluate":
+        what["evaluate"] = dataclasses.asdict(project.evaluate)
+        what["rewards"] = {
+            key: function_fingerprint(reward.function, project) for key, reward in project.rewards.items()
+        }
+        what["data"] = {"prompts": fingerprints(project, "prompts")}
+        what["base"] = base_fingerprint(project.model, project)
+        return what
+    model = project.stage_model(name) if name in project.stages else project.model
+    what["model"] = {
+        key: value
+        for key, value in dataclasses.asdict(model).items()
+        if key not in ("name_or_path", "attn_implementation")
+    }
+    if parent_of(project, name) is None:
+        what["base"] = base_fingerprint(model, project)
+    role = STAGES[name].data
+    if role is not None:
+        what["trainer"] = _learning_fields(project.stages[name].trainer)
+        what["data"] = {role: fingerprints(project, role)}
+    return what
+
+
+def _learning_fields(trainer: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in trainer.items() if not key.startswith(_LOGGING)}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys, dotted, in which two identities differ."""
+    found: list[str] = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        both = isinstance(old, dict) and isinstance(new, dict)
+        found += changes(old, new, f"{prefix}{key}.") if both else [f"{prefix}{key}"]  # type: ignore[arg-type]
+    return found
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """The contract of a finished stage, or None where the stage is not finished.
+
+    Raises:
+        UserError: The file is there but is no JSON.
+    """
+    path = directory / RECORD
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; delete {directory} to run the stage again") from None
+
+
+def artifact_of(project: ProjectConfig, name: str) -> str | None:
+    """The hash of a stage's artefact as recorded, or None where it is not finished."""
+    record = read_record(project.run_dir / name)
+    return record["artifact"] if record else None
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Hold that a finished artefact is what its contract says, before it is used.
+
+    Returns:
+        The contract.
+
+    Raises:
+        UserError: The stage is not finished, or its files changed since.
+    """
+    record = read_record(directory)
+    if record is None:
+        raise UserError(f"{directory}: no finished stage is there (no {RECORD})")
+    found = artifact_hash(directory)
+    if found != record["artifact"]:
+        raise UserError(
+            f"{directory}: the model's files changed since the stage finished "
+            f"(recorded {record['artifact'][:12]}, found {found[:12]}); run it again with --force {record['stage']}"
+        )
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Version of this package and of those that decide what a model computes."""
+    return {"rlhf": rlhf.__version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def git_sha(folder: Path) -> str | None:
+    """Commit of the checkout that holds a folder, or None."""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

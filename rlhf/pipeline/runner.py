@@ -1,0 +1,242 @@
+"""Run what is not done: decide which stages are stale, check all data first, start each stage as its own process.
+
+Imports no torch: a finished run is recognised in well under two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import ProjectConfig, load_project, unknown_name
+from rlhf.data.checks import Ledger
+from rlhf.errors import UserError
+from rlhf.pipeline import contract
+from rlhf.pipeline.stage import guarded, partial_dir, prepare_stage, quiet_environment, run_stage
+from rlhf.stages import STAGES, parents_of, planned
+
+OWNER = "project.json"
+_PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.evaluation.evaluate"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do with one stage."""
+
+    stage: str
+    reason: str | None
+    """Why it runs; None where it is done."""
+
+
+class StageFailed(Exception):
+    """A stage ended with an exit code that is not 0; it has said why itself."""
+
+    def __init__(self, stage: str, code: int) -> None:
+        super().__init__(f"stage {stage} ended with exit code {code}")
+        self.stage, self.code = stage, code
+
+
+def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] = ()) -> list[Plan]:
+    """Which stages run, in order, and why.
+
+    Args:
+        project: The project.
+        only: Stages to consider; all if empty.
+        force: Stages to run again although they are done.
+
+    Raises:
+        UserError: A stage is not one of the project's, or needs one that is neither done nor asked for.
+    """
+    stages = planned(project)
+    for name in (*only, *force):
+        if name not in stages:
+            raise UserError(f"{project.path}: no stage {name!r}; {unknown_name(name, stages)}")
+    plans: list[Plan] = []
+    running: set[str] = set()
+    for name in stages:
+        if only and name not in only:
+            continue
+        reason = _why(project, name, running, name in force)
+        missing = [
+            parent for parent in parents_of(project, name)
+            if parent not in running and contract.read_record(project.run_dir / parent) is None
+        ]  # fmt: skip
+        if missing:
+            raise UserError(f"{name} needs {missing[0]}, which is not done; add it: --only {missing[0]},{name}")
+        if reason is not None:
+            running.add(name)
+        plans.append(Plan(name, reason))
+    return plans
+
+
+def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> str | None:
+    """Why a stage has to run, or None."""
+    record = contract.read_record(project.run_dir / name)
+    if record is None:
+        return "not done yet"
+    if forced:
+        return "forced"
+    upstream = [parent for parent in parents_of(project, name) if parent in running]
+    if upstream:
+        return f"{upstream[0]} runs again"
+    identity = json.loads(json.dumps(contract.identity(project, name), default=str))
+    if contract.digest(identity) == record["hash"]:
+        return None
+    return f"changed: {', '.join(contract.changes(record['identity'], identity)[:4])}"
+
+
+def own_folder(project: ProjectConfig, overrides: Sequence[str] = ()) -> None:
+    """Make the run's folder, or hold that it is this project's; note the overrides for commands that name the run.
+
+    Raises:
+        UserError: It belongs to another config, or holds something that is no run.
+    """
+    folder, owner = project.run_dir, project.run_dir / OWNER
+    config = os.path.relpath(project.path.resolve(), folder.resolve())
+    if owner.is_file():
+        other = json.loads(owner.read_text(encoding="utf-8"))["config"]
+        if other != config:
+            raise UserError(
+                f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
+    folder.mkdir(parents=True, exist_ok=True)
+    contract.write_json(owner, {"config": config, "name": project.name, "overrides": list(overrides)})
+
+
+def project_of(run_dir: Path) -> ProjectConfig:
+    """The project that a run's folder belongs to, with the overrides of its last run.
+
+    Raises:
+        UserError: The folder is no run, or its config is gone.
+    """
+    owner = run_dir / OWNER
+    if not owner.is_file():
+        raise UserError(f"{run_dir}: not a run (no {OWNER} in it)")
+    noted = json.loads(owner.read_text(encoding="utf-8"))
+    path = Path(os.path.relpath((run_dir / noted["config"]).resolve()))
+    project = load_project(path, noted["overrides"])
+    return replace(project, output_dir=str(run_dir.parent), name=run_dir.name)
+
+
+def run(
+    project: ProjectConfig,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    force: Sequence[str] = (),
+    accelerate_config: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Plan]:
+    """Run every stage that is not done.
+
+    The data of all of them is read, checked and tokenised before the first one trains.
+
+    Args:
+        project: The project.
+        overrides: How it differs from its file; handed on to stages started by `accelerate launch`.
+        only: Stages to consider; all if empty.
+        force: Stages to run again.
+        accelerate_config: Start stages by `accelerate launch --config_file` with this file.
+        say: Told what happens, a line at a time.
+
+    Raises:
+        UserError: Something is wrong with config, data or folder.
+        StageFailed: A stage failed; it has said why.
+    """
+    plans = plan(project, only, force)
+    own_folder(project, overrides)
+    todo = [one for one in plans if one.reason]
+    for one in plans:
+        say(f"{one.stage}: {one.reason or 'done'}")
+    if not todo:
+        return plans
+    server = _fork_server()
+    if todo[0].stage == "base":  # the tokenizer that all data is prepared with
+        _start(server, run_stage, project, "base")
+        todo = todo[1:]
+    say("checking data")
+    for one in todo:
+        _start(server, prepare_stage, project, one.stage)
+    for one in todo:
+        say(f"running {one.stage}")
+        if accelerate_config is not None and STAGES[one.stage].data is not None:
+            _accelerate(project, one.stage, overrides, accelerate_config)
+        else:
+            _start(server, run_stage, project, one.stage)
+    return plans
+
+
+def check(project: ProjectConfig) -> dict[str, Ledger]:
+    """Read, check and tokenise the data of every stage in a folder that is thrown away; load what judges.
+
+    Returns:
+        For each stage with data its ledger.
+
+    Raises:
+        UserError: The project has no stages.
+        StageFailed: A stage refuses its data or its settings; it has said why.
+    """
+    if not project.stages:
+        raise UserError(f"{project.path}: stages: nothing to check; name sft, reward or dpo")
+    server = _fork_server()
+    ledgers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(project, output_dir=folder)
+        for name in planned(trial):
+            _start(server, run_stage if name == "base" else prepare_stage, trial, name)
+            prepared = partial_dir(trial, name) / "data"
+            if prepared.is_dir():
+                ledgers[name] = Ledger.load(prepared)
+    return ledgers
+
+
+def _fork_server() -> Any:
+    """A process that has imported the trainers once and computed nothing; each stage is a fork of it.
+
+    A stage still has its own process: its memory is returned, and a crash names it.
+    """
+    quiet_environment()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def _start(server: Any, function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
+    process = server.Process(target=_child, args=(function, project, name), name=name)
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    if process.exitcode:
+        raise StageFailed(name, process.exitcode)
+
+
+def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
+    sys.exit(guarded(lambda: function(project, name)))
+
+
+def _accelerate(project: ProjectConfig, name: str, overrides: Sequence[str], config: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(config),
+        "-m",
+        "rlhf.pipeline.stage",
+    ]
+    done = subprocess.run([*command, str(project.path), name, *overrides], check=False)
+    if done.returncode:
+        raise StageFailed(name, done.returncode)

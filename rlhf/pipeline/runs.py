@@ -1,0 +1,120 @@
+"""Find a run and a stage of it from what a user types: `RUN` or `RUN:STAGE`.
+
+Light: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlhf.config import load_project, unknown_name
+from rlhf.errors import UserError
+from rlhf.pipeline import contract
+from rlhf.pipeline.runner import OWNER
+from rlhf.stages import STAGES
+
+_YAML = (".yaml", ".yml")
+
+
+def find_run(spec: str, output_dir: str | Path = "runs") -> tuple[Path, str | None]:
+    """The folder of a run, and the stage if one is named.
+
+    Args:
+        spec: A run's folder, its name, its YAML file or the folder of one of its stages; `:STAGE` may follow.
+        output_dir: Where a run is looked for by its name.
+
+    Returns:
+        The run's folder, and the stage's name as given (`pick_stage` checks it) or None.
+
+    Raises:
+        UserError: There is no such run; the nearest name is given.
+    """
+    whole = _locate(spec, Path(output_dir))
+    if whole is not None:
+        return whole
+    head, colon, stage = spec.rpartition(":")
+    found = _locate(head, Path(output_dir)) if colon and head else None
+    if found is not None:
+        return found[0], stage or None
+    name = head if colon and head else spec
+    if Path(name).is_dir():
+        raise UserError(f"{name}: is a folder, but no run: it holds no finished stage")
+    raise UserError(f"{name}: no such run{_nearest(name, Path(output_dir))}")
+
+
+def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = True) -> Path:
+    """The folder of a finished stage whose files are as its contract says.
+
+    Args:
+        run_dir: A run's folder.
+        stage: The stage; None takes the last finished policy (ppo before dpo before sft).
+        policies_only: Refuse a stage that does not reply, such as `reward`.
+
+    Raises:
+        UserError: There is no such stage, it is not finished, or its files changed since.
+    """
+    finished = finished_stages(run_dir)
+    fitting = [name for name in finished if STAGES[name].policy or not policies_only]
+    if stage is None:
+        policies = [name for name in fitting if STAGES[name].policy and name != "base"]
+        if not policies:
+            raise UserError(f"{run_dir}: no finished policy yet{_listed(finished)}")
+        stage = policies[-1]
+    elif stage not in STAGES or not _is_model(stage):
+        raise UserError(f"{run_dir}: no stage {stage!r}; {unknown_name(stage, filter(_is_model, STAGES))}")
+    elif stage not in finished:
+        raise UserError(f"{run_dir}: {stage} is not finished{_listed(fitting)}")
+    elif stage not in fitting:
+        raise UserError(f"{run_dir / stage}: {stage} is no policy, it cannot reply{_listed(fitting)}")
+    contract.verify(run_dir / stage)
+    return run_dir / stage
+
+
+def finished_stages(run_dir: Path) -> list[str]:
+    """The stages of a run that have left a model, in the order they run."""
+    return [name for name in STAGES if _is_model(name) and (run_dir / name / contract.RECORD).is_file()]
+
+
+def config_of(run_dir: Path) -> Path | None:
+    """The YAML file that a run belongs to, or None where that is gone or the folder does not say."""
+    try:
+        config = json.loads((run_dir / OWNER).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return None
+    path = run_dir / config
+    return path if path.is_file() else None
+
+
+def _is_model(stage: str) -> bool:
+    return stage == "base" or STAGES[stage].data is not None
+
+
+def _locate(spec: str, output_dir: Path) -> tuple[Path, str | None] | None:
+    path = Path(spec).expanduser()
+    if path.suffix in _YAML and path.is_file():
+        run_dir = load_project(path).run_dir
+        if not _is_run(run_dir):
+            raise UserError(f"{path}: has not run yet: nothing is in {run_dir}")
+        return run_dir, None
+    for folder in (path, output_dir / spec):
+        if _is_run(folder):
+            return folder, None
+    if (path / contract.RECORD).is_file():
+        return path.parent, path.name
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / OWNER).is_file() or (folder.is_dir() and any(folder.glob(f"*/{contract.RECORD}")))
+
+
+def _nearest(name: str, output_dir: Path) -> str:
+    runs = [folder.name for folder in output_dir.iterdir() if _is_run(folder)] if output_dir.is_dir() else []
+    if not runs:
+        return f" ({output_dir} holds none)"
+    return f"; {unknown_name(Path(name).name, runs)}"
+
+
+def _listed(stages: list[str]) -> str:
+    return f"; there is {', '.join(stages)}" if stages else ""

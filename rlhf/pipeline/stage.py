@@ -1,0 +1,229 @@
+"""Run one stage in this process: verify its parents, run it in a folder beside its place, record it, move it there.
+
+`accelerate launch -m rlhf.pipeline.stage CONFIG STAGE` starts it on many processes; recipes call `launch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf import schema
+from rlhf.config import ProjectConfig, load_project, unknown_name
+from rlhf.errors import UserError
+from rlhf.pipeline import contract
+from rlhf.stages import STAGES, StageContext, parents_of
+
+IDENTITY = "identity.json"
+
+
+def partial_dir(project: ProjectConfig, name: str) -> Path:
+    """Where a stage writes until it is done."""
+    return project.run_dir / f".{name}.partial"
+
+
+def load_callable(spec: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
+    module, _, function = spec.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def run_stage(project: ProjectConfig, name: str) -> None:
+    """Run a stage to its end; an interrupted one of the same identity goes on where it stopped.
+
+    Every process of a distributed launch calls this; the main one writes.
+
+    Raises:
+        UserError: A parent is missing or changed, or the stage refuses its input.
+    """
+    parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
+    for directory in parents.values():
+        contract.verify(directory)
+    identity = contract.identity(project, name)
+    directory = partial_dir(project, name)
+    main = int(os.environ.get("RANK", "0")) == 0
+    if main:
+        claim(directory, identity)
+    _wait()
+    _quiet_libraries()
+    context = StageContext(project, name, directory, parents)
+    start = time.perf_counter()
+    metrics = load_callable(STAGES[name].run)(context)
+    _wait()
+    if main:
+        record = _record(context, identity, dict(metrics), time.perf_counter() - start)
+        contract.write_json(directory / contract.RECORD, record)
+        _move_into_place(directory, project.run_dir / name)
+
+
+def prepare_stage(project: ProjectConfig, name: str) -> None:
+    """Read, check and tokenise a stage's data, where the stage will find it. Trains nothing; its parents may be missing.
+
+    Raises:
+        UserError: The data or the settings are wrong.
+    """
+    spec = STAGES[name].prepare
+    if spec is None:
+        return
+    _quiet_libraries()
+    directory = partial_dir(project, name)
+    directory.mkdir(parents=True, exist_ok=True)
+    parents = {
+        parent: folder
+        for parent in parents_of(project, name)
+        if contract.read_record(folder := project.run_dir / parent) is not None
+    }
+    load_callable(spec)(StageContext(project, name, directory, parents))
+
+
+def claim(directory: Path, identity: dict[str, Any]) -> None:
+    """Make a partial folder this identity's own: what another identity left in it is dropped, prepared data excepted.
+
+    Prepared data has a key of its own and is used again only where that still fits.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / IDENTITY
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(identity, default=str)):
+        return
+    for child in directory.iterdir():
+        if child.name == "data":
+            continue
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    contract.write_json(path, identity)
+
+
+def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The contract of a finished stage (`stage.json`)."""
+    project, directory = context.project, context.directory
+    for name in ("ledger.json", "dropped.jsonl"):
+        if (directory / "data" / name).is_file():
+            shutil.copy(directory / "data" / name, directory / name)
+    recorded = {key: metrics.pop(key) for key in ("tokenizer", "max_length", "probe", "lineage") if key in metrics}
+    trainer = project.stages[context.name].trainer if context.name in project.stages else {}
+    return {
+        "stage": context.name,
+        "hash": contract.digest(identity),
+        "artifact": contract.artifact_hash(directory),
+        "identity": identity,
+        "config": {"trainer": trainer, "model": identity.get("model"), "evaluate": identity.get("evaluate")},
+        "seed": project.seed,
+        "versions": contract.versions(),
+        "git_sha": contract.git_sha(project.path.parent),
+        "parents": identity["parents"],
+        "data": identity.get("data", {}),
+        **recorded,
+        "metrics": metrics,
+        "wall_time_s": round(seconds, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _move_into_place(partial: Path, final: Path) -> None:
+    """Put a finished folder where the stage's artefact belongs; what stood there goes only then."""
+    shutil.rmtree(partial / "data", ignore_errors=True)
+    for name in (IDENTITY, "before.json"):
+        (partial / name).unlink(missing_ok=True)
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _wait() -> None:
+    """A barrier where there are several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
+    """What a recipe runs: `--config FILE [--any_trainer_field value …]`.
+
+    Returns:
+        0, or 2 after a line that says what the user got wrong.
+    """
+    parser = argparse.ArgumentParser(description=f"Run the {stage} stage of a project.", allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the project's YAML")
+    known, rest = parser.parse_known_args(arguments)
+    return guarded(lambda: run_stage(load_project(known.config, field_overrides(stage, rest)), stage))
+
+
+def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
+    """`--beta 0.2 --bf16 --loss_type=ipo` as overrides of the stage's section.
+
+    Raises:
+        UserError: A word is no option, or names no field of the stage's trainer.
+    """
+    fields = schema.trainer_fields(stage)
+    overrides: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}: options look like --learning_rate 1e-5")
+        name, separator, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in fields:
+            raise UserError(f"unknown option --{name}; {unknown_name(name, fields)}")
+        if not separator:
+            value = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
+        overrides.append(f"stages.{stage}.{name}={value}")
+    return overrides
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run something; a user's mistake becomes one line on stderr and exit code 2."""
+    try:
+        action()
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def quiet_environment() -> None:
+    """No telemetry, no chatter: set before the libraries are imported."""
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _quiet_libraries() -> None:
+    """No bar for loading weights, which takes a moment, and no notes between the libraries about their next versions."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main() -> int:
+    """`python -m rlhf.pipeline.stage CONFIG STAGE [key=value …]`."""
+    parser = argparse.ArgumentParser(description="Run one stage of a project in this process.")
+    parser.add_argument("config")
+    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_args()
+    quiet_environment()
+    return guarded(lambda: run_stage(load_project(args.config, args.overrides), args.stage))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

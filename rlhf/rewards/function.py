@@ -1,0 +1,68 @@
+"""Reward functions of the user, named by module or by file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf.config import ProjectConfig, unknown_name
+from rlhf.errors import UserError
+from rlhf.rewards import RewardFunction
+
+
+def load_function(spec: str, project: ProjectConfig) -> RewardFunction:
+    """Find `package.module:function` or `path/to/file.py:function`.
+
+    Raises:
+        UserError: The file, the module or the function is not there, or importing it fails.
+    """
+    target, separator, name = spec.rpartition(":")
+    if not separator:
+        raise UserError(f"rewards: {spec!r}: expected package.module:function or path/to/file.py:function")
+    module = _module_from_file(project.resolve(target)) if target.endswith(".py") else _module(target)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"rewards: {target} has no function {name!r}; {unknown_name(name, known)}")
+    return functools.partial(_checked, function, spec)
+
+
+def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
+    """What identifies a reward function without importing it: its name and, for a file, the file's content."""
+    target = spec.rpartition(":")[0]
+    path = project.resolve(target)
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if target.endswith(".py") and path.is_file() else None
+    return {"function": spec.rpartition(":")[2], "module": None if content else target, "content": content}
+
+
+def _checked(function: RewardFunction, spec: str, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+    """Call a reward function; one score a completion, or the user hears which function gave something else."""
+    scores = list(function(prompts=prompts, completions=completions, **columns))
+    if len(scores) != len(completions):
+        raise UserError(f"rewards: {spec} returned {len(scores)} scores for {len(completions)} completions")
+    return [None if score is None else float(score) for score in scores]
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"rewards: {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f"rewards: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"rewards: module {name!r} cannot be imported: {error}") from None

@@ -1,0 +1,293 @@
+"""What the trainers share: arguments, data, the metrics file, resuming, and what is saved at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel, TaskType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from rlhf.config import ModelConfig
+from rlhf.data.prepare import Prepared, prepare
+from rlhf.data.records import Encoded
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.adapters import attach, join_adapters, lora_config
+from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
+from rlhf.models.settings import stage_settings
+from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
+from rlhf.stages import STAGES, StageContext
+
+DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "logging_steps": 5,
+    "logging_first_step": True,
+    "save_strategy": "steps",
+    "save_steps": 0.2,
+    "save_total_limit": 2,
+    "eval_strategy": "no",
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+}
+"""Where a stage's YAML is silent; `bf16` follows the hardware."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    source: Source
+    encoder: bool
+    context_length: int | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stage with its arguments settled and its data tokenised: all but the model."""
+
+    begun: Start
+    args: Any
+    data: Prepared
+
+    @property
+    def eval_rows(self) -> Dataset | None:
+        """Held-out rows, or None where there are none (TRL takes no empty set)."""
+        return self.data.eval if len(self.data.eval) else None
+
+
+def start(context: StageContext) -> Start:
+    """Find the model a stage starts from: its parent's, or one of its own."""
+    config = stage_settings(context.project, context.name)
+    source = source_of(config, context.parent)
+    architecture = model_config(source)
+    tokenizer = load_tokenizer(config, context.parent)
+    recorded = _parent_record(context).get("tokenizer")
+    for key, was in (recorded or {}).items():
+        if (now := tokenizer_record(tokenizer)[key]) != was:
+            raise UserError(
+                f"{context.parent}: the tokenizer's {key} was {was!r} when the stage ran and is {now!r} now"
+            )
+    return Start(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
+
+
+def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start) -> TrainingArguments:
+    """The trainer's arguments: our defaults, then the YAML, then what the pipeline itself decides.
+
+    `max_length` never goes above the positions the model has.
+
+    Raises:
+        UserError: The trainer's own checks refuse a value.
+    """
+    state = PartialState()
+    given = context.project.stages[context.name].trainer
+    fields = {**DEFAULTS, **given}
+    if state.device.type == "cuda":
+        fields = {"bf16": torch.cuda.is_bf16_supported() and not given.get("fp16"), **fields, "use_cpu": False}
+    else:
+        fields = {"bf16": False, **fields, "use_cpu": True, "dataloader_pin_memory": False}
+    if isinstance(fields.get("loss_type"), str) and context.name == "dpo":
+        fields["loss_type"] = [fields["loss_type"]]
+    fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.seed)
+    try:
+        args = kind(**fields)
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise UserError(f"stages.{context.name}: {str(error).strip().splitlines()[0]}") from None
+    if begun.context_length is not None:
+        args.max_length = min(args.max_length or begun.context_length, begun.context_length)
+    return args
+
+
+def adapted(model: PreTrainedModel, begun: Start, task: TaskType, args: TrainingArguments) -> Any:
+    """The model with a fresh adapter, drawn from the seed, or the model itself where all weights are trained."""
+    if begun.config.adapter is None:
+        return model
+    set_seed(args.seed)
+    return attach(model, lora_config(begun.config.adapter, task, joined=begun.source.adapter is not None), begun.source)
+
+
+def prepared_data(
+    context: StageContext, begun: Start, encode: Callable[[Any], Encoded], settings: dict[str, Any]
+) -> Prepared:
+    """The stage's dataset, tokenised once (by the main process) and kept in its folder.
+
+    Args:
+        context: The stage.
+        begun: Its tokenizer is part of what identifies the tokenised data.
+        encode: Record to columns.
+        settings: What else identifies it: limits, kind of columns.
+    """
+    role = STAGES[context.name].data
+    if role is None or getattr(context.project.data, role) is None:
+        raise UserError(f"{context.project.path}: stages.{context.name} needs data.{role}, which is missing")
+    key = json.dumps([tokenizer_record(begun.tokenizer), settings], sort_keys=True)
+    with PartialState().main_process_first():
+        return prepare(context.project, role, encode, context.directory / "data", key=key)
+
+
+class MetricsFile(TrainerCallback):
+    """Writes one JSON object a logging step to `metrics.jsonl`, on the main process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def keep_through(self, step: int) -> None:
+        """Drop what an interrupted run logged after the checkpoint from which this one goes on."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Append a step's metrics."""
+        if state.is_world_process_zero and logs:
+            row = {"step": state.global_step, **logs}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class Progress(ProgressCallback):
+    """The trainer's own bar with the loss beside it, instead of a dictionary a line."""
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Show the newest loss."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+
+def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
+    """Train, from the last whole checkpoint if there is one, and evaluate before and after on the held-out rows.
+
+    Returns:
+        `loss_before` and the rest of the final evaluation, without the `eval_` prefix; `train_loss`, `steps`,
+        `train_rows`, `eval_rows`, `train_time_s`.
+
+    Raises:
+        UserError: The loss is no number: the run has diverged.
+    """
+    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Progress())
+    metrics_file = MetricsFile(context.directory / "metrics.jsonl")
+    trainer.add_callback(metrics_file)
+    held_out = trainer.eval_dataset is not None
+    with PartialState().main_process_first():
+        checkpoint = last_good_checkpoint(context.directory / "checkpoints")
+    if trainer.is_world_process_zero():
+        metrics_file.keep_through(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
+    before_file = context.directory / "before.json"
+    if checkpoint and before_file.is_file():
+        before = json.loads(before_file.read_text(encoding="utf-8"))
+    else:
+        before = trainer.evaluate() if held_out else {}
+        if trainer.is_world_process_zero():
+            before_file.write_text(json.dumps(before), encoding="utf-8")
+    start = time.perf_counter()
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    if output.training_loss != output.training_loss:
+        raise UserError(f"stages.{context.name}: the loss became NaN; lower learning_rate or check the data")
+    after = trainer.evaluate() if held_out else {}
+    metrics = {key.removeprefix("eval_"): value for key, value in after.items() if key.startswith("eval_")}
+    timing = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "model_preparation_time")
+    return {
+        **{key: value for key, value in metrics.items() if key not in timing},
+        "loss_before": before.get("eval_loss"),
+        "train_loss": output.training_loss,
+        "steps": output.global_step,
+        "train_rows": len(trainer.train_dataset),
+        "eval_rows": len(trainer.eval_dataset) if held_out else 0,
+        "train_time_s": round(seconds, 1),
+    }
+
+
+def last_good_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; a torn one is passed over."""
+    if not folder.is_dir():
+        return None
+    newest = get_last_checkpoint(str(folder))
+    if newest is None:
+        return None
+    try:
+        json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        return newest
+    except (OSError, ValueError):
+        torn = Path(newest)
+        torn.rename(torn.with_name("torn-" + torn.name))
+        return last_good_checkpoint(folder)
+
+
+def save_model(trainer: Trainer, ready: Ready, context: StageContext) -> dict[str, Any]:
+    """Write the trained model so that plain peft or transformers load it: one adapter on the original base, or weights.
+
+    Collective under FSDP and DeepSpeed: every process must call it.
+
+    Returns:
+        What the contract records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
+        artefact can tell that it is the same model (none where the weights are sharded).
+    """
+    begun, folder = ready.begun, context.directory
+    model: PeftModel | PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    adapter = isinstance(model, PeftModel)
+    if trainer.is_world_process_zero():
+        if adapter:
+            model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            if begun.source.adapter is not None:
+                join_adapters(begun.source.adapter, folder, folder)
+        else:
+            model.save_pretrained(folder, state_dict=state)
+        begun.tokenizer.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; publishing writes the real one
+    trainer.accelerator.wait_for_everyone()
+    return {
+        "tokenizer": tokenizer_record(begun.tokenizer),
+        "max_length": ready.args.max_length,
+        "lineage": {"base": begun.source.base, "revision": begun.source.revision, "adapter": adapter},
+        "probe": None if sharded else probe.make(model, _probe_sequences(ready.data)),
+    }
+
+
+def _probe_sequences(data: Prepared) -> list[list[int]]:
+    rows = (data.eval if len(data.eval) else data.train).select(range(min(probe.SIZE, len(data.eval or data.train))))
+    if "input_ids" in rows.column_names:
+        return rows["input_ids"][:]
+    prompts = rows["prompt_ids"][:] if "prompt_ids" in rows.column_names else [[] for _ in range(len(rows))]
+    return [[*prompt, *chosen] for prompt, chosen in zip(prompts, rows["chosen_ids"][:], strict=True)]
+
+
+def starting_policy(context: StageContext, begun: Start) -> PreTrainedModel:
+    """The policy a stage starts from, held against its parent's probe.
+
+    Raises:
+        UserError: It cannot be loaded, or is not the model that its parent left.
+    """
+    model = load_policy(begun.source, begun.config, begun.tokenizer)
+    record = _parent_record(context)
+    if record.get("probe"):
+        probe.check(model, record["probe"], str(context.parent))
+    return model
+
+
+def _parent_record(context: StageContext) -> dict[str, Any]:
+    path = context.parent / "stage.json" if context.parent else None
+    return json.loads(path.read_text(encoding="utf-8")) if path else {}

@@ -1,0 +1,41 @@
+"""The reward stage: a sequence classifier with one label, trained on preference pairs (TRL's RewardTrainer)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import TaskType
+from trl import RewardConfig, RewardTrainer
+
+from rlhf.data.tokenize import Codec
+from rlhf.evaluation.reward_model import held_out_accuracy
+from rlhf.models.load import load_scorer
+from rlhf.stages import Metrics, StageContext
+from rlhf.trainers.common import Ready, adapted, arguments, prepared_data, run_training, save_model, start
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise `data.preferences` as whole sequences."""
+    begun = start(context)
+    args: Any = arguments(context, RewardConfig, begun)
+    codec = Codec(begun.tokenizer, args.max_length, encoder=begun.encoder)
+    return Ready(begun, args, prepared_data(context, begun, codec.scored_pair, {"max_length": args.max_length}))
+
+
+def train(context: StageContext) -> Metrics:
+    """Train a reward model, and measure it beside a ruler on the held-out pairs."""
+    ready = prepare(context)
+    begun = ready.begun
+    trainer = RewardTrainer(
+        adapted(
+            load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True), begun, TaskType.SEQ_CLS, ready.args
+        ),
+        args=ready.args,
+        train_dataset=ready.data.train,
+        eval_dataset=ready.eval_rows,
+        processing_class=begun.tokenizer,
+    )
+    metrics = run_training(trainer, context)
+    if ready.eval_rows is not None:
+        metrics.update(held_out_accuracy(trainer, ready.data.train, ready.eval_rows))
+    return {**metrics, **save_model(trainer, ready, context)}

@@ -1,0 +1,298 @@
+import itertools
+import json
+import random
+
+import pytest
+
+from rlhf.data.checks import Ledger
+from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, prompt_role
+from rlhf.data.records import Encoded, Unusable
+from rlhf.data.splits import canonical
+from rlhf.errors import UserError
+
+
+def encode(record):
+    """The letters of the reply as ids, cut at 8; a `long` prompt is refused."""
+    if "long" in record.prompt:
+        raise Unusable("prompt longer than max_length")
+    ids = [ord(letter) for letter in record.completion]
+    return Encoded({"input_ids": ids[:8], "prompt": record.prompt}, truncated=len(ids) > 8, eos_lost=len(ids) > 8)
+
+
+def rows(count, prefix="p"):
+    return [{"prompt": f"{prefix}{index}", "completion": f"r{index}", "n": index} for index in range(count)]
+
+
+def balanced(ledger):
+    return ledger.read == ledger.trained + ledger.evaluated + sum(ledger.dropped.values())
+
+
+def test_every_row_goes_somewhere_and_the_sides_share_no_prompt(write, project, tmp_path):
+    content = [
+        *rows(200),
+        {"prompt": "p1", "completion": "r1"},  # the same as above but for its number
+        {"prompt": "p1", "completion": "another"},
+        {"prompt": "x", "completion": " "},
+        {"prompt": "long", "completion": "r"},
+        {"prompt": "y", "completion": "much too long"},
+    ]
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.2)
+    prepared = prepare(made, "demonstrations", encode, tmp_path / "out")
+    ledger = prepared.ledger
+    assert ledger.read == len(content)
+    assert balanced(ledger)
+    assert ledger.dropped == {"duplicate": 1, "empty side": 1, "prompt longer than max_length": 1}
+    assert (ledger.truncated, ledger.eos_lost) == (1, 1)
+    assert (len(prepared.train), len(prepared.eval)) == (ledger.trained, ledger.evaluated)
+    assert 20 < len(prepared.eval) < 60
+    assert not set(prepared.train["prompt"]) & set(prepared.eval["prompt"])
+    assert {"r7"} <= {"".join(map(chr, ids)) for ids in [*prepared.train["input_ids"], *prepared.eval["input_ids"]]}
+    dropped = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()]
+    assert [(row["origin"].rpartition(":")[2], row["reason"]) for row in dropped] == [
+        ("201", "duplicate"), ("203", "empty side"), ("204", "prompt longer than max_length")
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dropped.jsonl", "eval", "ledger.json", "prepared.json", "train"
+    ]  # fmt: skip
+
+
+def test_the_accounts_balance_whatever_comes(write, project, tmp_path):
+    rng = random.Random(0)
+    for trial in range(20):
+        content = [
+            {"prompt": rng.choice(["", "p", "q", "long", f"{rng.random()}"]), "completion": rng.choice(["", "a", "b"])}
+            for _ in range(60)
+        ] + [{"prompt": f"sure{index}", "completion": "c"} for index in range(20)]
+        path = write("a.jsonl", content)
+        sources = [{"source": str(path), "weight": rng.choice([0.5, 1, 2.3])}]
+        made = project(demonstrations=sources, holdout=rng.choice([0.0, 0.1, 0.5]), seed=trial)
+        prepared = prepare(made, "demonstrations", encode, tmp_path / "out")
+        assert balanced(prepared.ledger)
+        assert len(prepared.train) == prepared.ledger.trained + prepared.ledger.repeated
+        assert len(prepared.eval) == prepared.ledger.evaluated
+        assert not set(prepared.train["prompt"]) & set(prepared.eval["prompt"])
+
+
+def test_weights_repeat_or_thin_out_training_rows_only(write, project, tmp_path):
+    first, second = write("a.jsonl", rows(300, "a")), write("b.jsonl", rows(300, "b"))
+    sources = [{"source": str(first), "weight": 2.5}, {"source": str(second), "weight": 0.5}]
+    prepared = prepare(project(demonstrations=sources, holdout=0.2), "demonstrations", encode, tmp_path / "out")
+    ledger = prepared.ledger
+    train = list(prepared.train["prompt"])
+    held_out = list(prepared.eval["prompt"])
+    often = [train.count(f"a{index}") for index in range(300) if f"a{index}" not in held_out]
+    assert set(often) == {2, 3}
+    assert 2.3 < sum(often) / len(often) < 2.7
+    assert sum(1 for prompt in train if prompt.startswith("b")) == pytest.approx(120, abs=25)
+    assert len(set(held_out)) == len(held_out)
+    assert sum(1 for prompt in held_out if prompt.startswith("b")) > 30  # not thinned out
+    assert len(train) == ledger.trained + ledger.repeated
+    assert ledger.dropped["sampled out"] > 90
+    assert balanced(ledger)
+    assert (tmp_path / "out/dropped.jsonl").read_text() == ""  # nothing is wrong with them
+
+
+def test_no_prompt_held_out_of_one_set_trains_in_another(write, project):
+    """The conversations of the demonstrations hold the prompts of the preferences as their openings."""
+
+    def turn(index, depth):
+        return [
+            {"role": role, "content": f"{role}{index}.{level}"}
+            for level in range(depth)
+            for role in ("user", "assistant")
+        ]
+
+    talks = [{"messages": turn(index, 3)} for index in range(200)]
+    pairs = [
+        {"chosen": talk, "rejected": [*talk[:-1], {"role": "assistant", "content": "no"}]}
+        for index in range(200)
+        for talk in [turn(index, index % 3 + 1)]
+    ]
+    made = project(demonstrations=write("d.jsonl", talks), preferences=write("p.jsonl", pairs), holdout=0.3)
+    from rlhf.data.splits import contexts
+
+    trained, held_out = set(), set()
+    for record, side in itertools.chain(iter_records(made, "demonstrations"), iter_records(made, "preferences")):
+        (trained if side == "train" else held_out).update(map(canonical, contexts(record)))
+    assert held_out
+    assert not trained & held_out
+
+
+def test_prompts_given_for_evaluation_train_nowhere(write, project):
+    asked = [{"prompt": f" p{index} ", "slot": index} for index in range(20)]
+    made = project(demonstrations=write("d.jsonl", rows(100)), prompts=write("q.jsonl", asked), holdout=0.1)
+    ledger = Ledger("demonstrations")
+    trained = {record.prompt for record, side in iter_records(made, "demonstrations", ledger) if side == "train"}
+    assert not trained & {f"p{index}" for index in range(20)}
+    assert ledger.dropped["prompt held out"] == pytest.approx(18, abs=2)
+    assert ledger.held_out == ledger.evaluated + ledger.dropped["prompt held out"]
+    assert balanced(ledger)
+    assert {side for _, side in iter_records(made, "prompts")} == {"eval"}
+    assert [prompt.extra for prompt in evaluation_prompts(made, 100)] == [{"slot": index} for index in range(20)]
+
+
+def test_later_turns_that_are_evaluation_prompts_are_held_out(write, project):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    rest = [{"role": "assistant", "content": "d"}]
+    made = project(
+        demonstrations=write("d.jsonl", [{"messages": talk + rest}, {"messages": talk[:2]}]),
+        prompts=write("q.jsonl", [{"prompt": talk}]),
+        holdout=0.0,
+    )
+    ledger = Ledger("demonstrations")
+    assert [record.origin[-1] for record, _ in iter_records(made, "demonstrations", ledger)] == ["2"]
+    assert ledger.dropped == {"prompt held out": 1}
+
+
+def test_evaluation_prompts_come_from_held_out_rows_and_do_not_depend_on_their_order(write, project):
+    pairs = [
+        {"prompt": f"p{index % 150}", "chosen": f"a{index}", "rejected": "b", "n": index % 150} for index in range(300)
+    ]
+    made = project(preferences=write("p.jsonl", pairs), demonstrations=write("d.jsonl", rows(50)), holdout=0.3)
+    assert prompt_role(made) == "preferences"
+    held_out = {record.prompt for record, side in iter_records(made, "preferences") if side == "eval"}
+    every = evaluation_prompts(made, 1000)
+    assert sorted(prompt.prompt for prompt in every) == sorted(held_out)
+    assert all(prompt.extra == {"n": int(prompt.prompt[1:])} for prompt in every)
+    few = evaluation_prompts(made, 10)
+    assert len(few) == 10
+    places = [every.index(prompt) for prompt in few]
+    assert places == sorted(places)
+    assert places[-1] > 15  # a choice from all, not the first ten
+    random.Random(1).shuffle(pairs)
+    write("p.jsonl", pairs)
+    assert {prompt.prompt for prompt in evaluation_prompts(made, 10)} == {prompt.prompt for prompt in few}
+    only = project(demonstrations=write("d.jsonl", rows(50)), holdout=0.3)
+    assert prompt_role(only) == "demonstrations"
+    assert evaluation_prompts(only, 5)
+    with pytest.raises(UserError, match=r"no prompts to evaluate on: data.demonstrations holds none out"):
+        evaluation_prompts(project(demonstrations=write("d.jsonl", rows(50)), holdout=0.0), 5)
+    with pytest.raises(UserError, match="no prompts to evaluate on"):
+        evaluation_prompts(project(), 5)
+
+
+def test_an_identical_preparation_is_reused(write, project, tmp_path, capsys):
+    path = write("a.jsonl", rows(50))
+    calls = []
+
+    def counting(record):
+        calls.append(record)
+        return encode(record)
+
+    def again(key="k", **options):
+        calls.clear()
+        seed = options.pop("seed", 0)
+        made = project(demonstrations=path, seed=seed)
+        prepared = prepare(made, "demonstrations", counting, tmp_path / "out", key=key, **options)
+        return bool(calls), prepared
+
+    assert again()[0]
+    assert "demonstrations: 50 rows read" in capsys.readouterr().err
+    fresh, prepared = again()
+    assert not fresh
+    assert prepared.ledger.read == 50
+    assert again(key="other")[0]
+    assert again(key="other", seed=1)[0]
+    assert again(key="other", seed=1, keep_columns=True)[0]
+    assert not again(key="other", seed=1, keep_columns=True)[0]
+    write("a.jsonl", rows(51))
+    assert again(key="other", seed=1, keep_columns=True)[0]
+    assert again(key=None)[0]
+    assert again(key=None)[0]
+
+
+def test_other_columns_are_kept_where_asked_for(write, project, tmp_path):
+    content = [{**row, "slots": {"a": [1]} if row["n"] else None} for row in rows(20)]
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.0)
+    prepared = prepare(made, "demonstrations", encode, tmp_path / "out", keep_columns=True)
+    assert [json.loads(extra)["n"] for extra in prepared.train["extra"]] == list(range(20))
+    assert json.loads(prepared.train[3]["extra"]) == {"n": 3, "slots": {"a": [1]}}
+    assert len(prepared.eval) == 0
+    assert prepared.eval.column_names == prepared.train.column_names
+
+
+def test_more_rows_than_a_batch(write, project, tmp_path):
+    made = project(demonstrations=write("a.jsonl", rows(2500)))
+    prepared = prepare(made, "demonstrations", encode, tmp_path / "out")
+    assert len(prepared.train) + len(prepared.eval) == 2500
+    numbers = [int(prompt[1:]) for prompt in prepared.train["prompt"]]
+    assert numbers == sorted(numbers)
+    assert prepared.train.cache_files  # on disk, not in memory
+
+
+def test_nothing_left_is_an_error_with_the_reasons_and_leaves_nothing(write, project, tmp_path):
+    content = [{"prompt": f"long{index}", "completion": "r"} for index in range(12)] + [
+        {"prompt": "p", "completion": ""}
+    ]
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.0)
+    with pytest.raises(UserError) as caught:
+        prepare(made, "demonstrations", encode, tmp_path / "out")
+    assert str(caught.value).startswith(
+        "every row of data.demonstrations was dropped: 12 × prompt longer than max_length (first: "
+    )
+    assert "1 × empty side" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="left to train on: 3 held out"):
+        prepare(
+            project(demonstrations=write("b.jsonl", rows(3)), holdout=1.0), "demonstrations", encode, tmp_path / "o"
+        )
+    with pytest.raises(UserError, match="no prepared data here"):
+        load_prepared(tmp_path / "out")
+    with pytest.raises(UserError, match=r"data.preferences is missing"):
+        prepare(made, "preferences", encode, tmp_path / "out")
+
+
+def test_a_mistake_on_the_way_leaves_nothing_half_written(write, project, tmp_path):
+    content = "".join(json.dumps(row) + "\n" for row in rows(1500)) + '{"prompt": "x", "completion": 5}\n'
+    made = project(demonstrations=write("a.jsonl", content))
+    with pytest.raises(UserError, match=r"a.jsonl:1501: column 'completion' must be text"):
+        prepare(made, "demonstrations", encode, tmp_path / "out", key="k")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_does_not_leave_an_older_preparation_that_looks_whole(write, project, tmp_path):
+    path = write("a.jsonl", rows(30))
+    prepare(project(demonstrations=path), "demonstrations", encode, tmp_path / "out", key="k")
+    write("a.jsonl", "broken")
+    with pytest.raises(UserError, match="not valid JSON"):
+        prepare(project(demonstrations=path), "demonstrations", encode, tmp_path / "out", key="k")
+    with pytest.raises(UserError, match="no prepared data here"):
+        load_prepared(tmp_path / "out")
+
+
+def test_feedback_serves_as_demonstrations_but_not_as_preferences(write, project):
+    content = [{"prompt": f"p{index}", "completion": "c", "label": index % 2 == 0} for index in range(10)]
+    path = write("a.jsonl", content)
+    ledger = Ledger("demonstrations")
+    assert len(list(iter_records(project(demonstrations=path), "demonstrations", ledger))) == 5
+    assert ledger.dropped == {"negative feedback": 5}
+    with pytest.raises(UserError, match=r"a.jsonl:1: data.preferences got binary feedback"):
+        list(iter_records(project(preferences=path), "preferences"))
+
+
+def test_sources_of_a_mixture_may_have_different_formats(write, project):
+    made = project(
+        demonstrations=[
+            write("a.csv", "instruction,output\nDo,Done\n"),
+            {
+                "source": str(write("b.jsonl", [{"q": "Why?", "a": "So."}])),
+                "columns": {"prompt": "q", "completion": "a"},
+            },
+            {"source": str(write("c.jsonl", [{"text": "t", "label": 1}])), "format": "text"},
+        ],
+        holdout=0.0,
+    )
+    assert [type(record.prompt) for record, _ in iter_records(made, "demonstrations")] == [list, str, str]
+
+
+def test_fingerprints_name_all_that_decides_which_rows_train(write, project):
+    path, prompts = write("a.jsonl", rows(5)), write("q.jsonl", [{"prompt": "p1"}])
+    first = fingerprints(project(demonstrations=path), "demonstrations")
+    assert first["sources"][0]["file"] == "a.jsonl"
+    assert fingerprints(project(demonstrations=path, holdout=0.5), "demonstrations") != first
+    assert fingerprints(project(demonstrations=path, seed=1), "demonstrations") != first
+    assert fingerprints(project(demonstrations=path, prompts=prompts), "demonstrations") != first
+    assert fingerprints(project(demonstrations=path), "prompts") == first  # what evaluation would read
+    asked = fingerprints(project(demonstrations=path, prompts=prompts), "prompts")
+    assert asked == fingerprints(project(demonstrations=path, prompts=prompts, holdout=0.5, seed=1), "prompts")
+    json.dumps(first)

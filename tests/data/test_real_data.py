@@ -1,0 +1,66 @@
+"""Real sets, bad rows included: each row is accounted for."""
+
+import gzip
+import itertools
+import json
+
+import pytest
+
+from rlhf.data.checks import Ledger
+from rlhf.data.prepare import iter_records, prepare
+from rlhf.data.records import Demonstration, Encoded, Labelled, Preference
+
+# rows, and by reason those that nothing can be learned from
+HH = {
+    "helpful-base": (1907, {"empty side": 3, "identical": 2}),
+    "harmless-base": (1825, {"empty side": 3}),
+    "helpful-online": (920, {"empty side": 2, "identical": 2, "ends without a reply": 2}),
+    "helpful-rejection-sampled": (2149, {"identical": 25}),
+}
+
+
+@pytest.mark.parametrize("name", HH)
+def test_hh(real, project, tmp_path, name):
+    count, dropped = HH[name]
+    path = real / f"hh/{name}.jsonl.gz"
+    made = project(preferences=path, demonstrations=path)
+    prepared = prepare(made, "preferences", lambda record: Encoded({"n": len(record.prompt)}), tmp_path / "out")
+    ledger = prepared.ledger
+    assert ledger.read == count
+    assert ledger.dropped == dropped
+    assert ledger.trained + ledger.evaluated == count - sum(dropped.values())
+    assert len(prepared.train) + len(prepared.eval) == count - sum(dropped.values())
+    lines = gzip.decompress(path.read_bytes()).splitlines()
+    for row in map(json.loads, (tmp_path / "out/dropped.jsonl").read_text().splitlines()):
+        assert row["row"] == json.loads(lines[int(row["origin"].rpartition(":")[2]) - 1])
+    sides = {role: Ledger(role) for role in ("preferences", "demonstrations")}
+    prompts = {role: {"train": set(), "eval": set()} for role in sides}
+    for role, counts in sides.items():
+        for record, side in iter_records(made, role, counts):
+            assert record.prompt[-1]["role"] == "user"
+            roles = [message["role"] for message in record.prompt]
+            assert all(one != other for one, other in itertools.pairwise(roles))  # as templates demand
+            reply = record.chosen if isinstance(record, Preference) else record.completion
+            assert [message["role"] for message in reply] == ["assistant"]
+            prompts[role][side].add(json.dumps(record.prompt))
+    assert not prompts["preferences"]["eval"] & prompts["demonstrations"]["train"]
+    assert not prompts["demonstrations"]["eval"] & prompts["preferences"]["train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"),
+    [
+        ("gsm8k/train.jsonl.gz", Demonstration, 7473),
+        ("rt_polarity/train.jsonl", Labelled, 8554),
+        ("llmbar/Natural.json", Preference, 100),
+        ("llmbar", Preference, 192),
+    ],
+)
+def test_other_sets(real, project, name, kind, count):
+    role = "preferences" if kind is Preference else "demonstrations"
+    ledger = Ledger(role)
+    records = [record for record, _ in iter_records(project(**{role: real / name}), role, ledger)]
+    assert ledger.read == count == len(records) + sum(ledger.dropped.values())
+    assert {type(record) for record in records} == {kind}
+    if name.startswith("gsm8k"):
+        assert all(float(record.extra["answer"]) is not None for record in records)

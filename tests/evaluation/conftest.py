@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fabricated import make_run
+
+
+@pytest.fixture
+def run_maker(tmp_path: Path) -> Callable[..., Path]:
+    """`make_run` in a folder of its own."""
+    return lambda **options: make_run(tmp_path / "runs" / "quickstart", **options)

@@ -1,0 +1,160 @@
+"""A fabricated run with the numbers of a plausible one: no model is run."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+POLICIES = ("base", "sft", "dpo")
+_NAMES = ("Amira", "Jonas", "Mei", "Tobias", "Ines", "Kofi", "Lena", "Ravi")
+_PRODUCTS = ("kettle", "desk lamp", "headphones", "rain jacket", "office chair")
+_GOLD = {"base": 0.21, "sft": 0.55, "dpo": 0.72}
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def reply(text: str = "ok", tokens: int = 2, kl: float | None = None, finished: bool = True, **scores: float | None):
+    """One reply of samples.jsonl."""
+    return {"text": text, "tokens": tokens, "finished": finished, "kl": kl, "scores": scores}
+
+
+def make_row(index: int, judge: str = "gold", **scores: list[float | None]) -> dict[str, Any]:
+    """A row of samples.jsonl in which only the scores matter: `make_row(0, base=[0.1, None], sft=[0.3])`."""
+    replies = {policy: [reply(**{judge: score}) for score in values] for policy, values in scores.items()}
+    return {"index": index, "prompt": f"prompt {index}", "columns": {}, "replies": replies}
+
+
+def _support_reply(policy: str, name: str, product: str, order: str, draw: random.Random) -> dict[str, Any]:
+    right = f"Hello {name}, I am sorry about the trouble with your {product}. "
+    step = f"I have sent a replacement for order {order}; it leaves our warehouse tomorrow."
+    texts = {
+        "base": [
+            f"the {product} is a {product} and the order the",
+            "Hello. Hello. You can the order",
+            "Thank you for.",
+        ],
+        "sft": [
+            f"Hello {name}, your {product} is noted. Please wait.",
+            right + f"We look at order {order}.",
+            right + step,
+        ],
+        "dpo": [right + step, right + step + " Write to me here if it does not arrive by Friday."],
+    }
+    gold = min(1.0, max(0.0, draw.gauss(_GOLD[policy], 0.14)))
+    text = draw.choice(texts[policy])
+    return reply(
+        text=text,
+        tokens=max(3, len(text) // 4 + draw.randint(-2, 2)),
+        finished=draw.random() < {"base": 0.62, "sft": 0.97, "dpo": 0.99}[policy],
+        kl={"base": None, "sft": draw.gauss(14.0, 4), "dpo": draw.gauss(6.1, 3)}[policy],
+        reward=4 * gold - 1.6 + draw.gauss(0, 0.6),
+        gold=gold if draw.random() > 0.002 else None,
+    )
+
+
+def sample_rows(prompts: int = 120, samples: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl in which dpo > sft > base."""
+    draw = random.Random(seed)
+    rows = []
+    for index in range(prompts):
+        name, product, order = draw.choice(_NAMES), draw.choice(_PRODUCTS), f"{draw.randint(10000, 99999)}"
+        complaint = f"Hi, this is {name}. My {product} (order {order}) arrived broken and nobody answers. What now?"
+        prompt = complaint if index % 3 else [{"role": "system", "content": "You are the support desk."},
+                                              {"role": "user", "content": complaint}]  # fmt: skip
+        replies = {
+            policy: [_support_reply(policy, name, product, order, draw) for _ in range(samples)] for policy in POLICIES
+        }
+        rows.append({"index": index, "prompt": prompt, "columns": {"name": name, "order": order}, "replies": replies})
+    return rows
+
+
+def _stage(name: str, metrics: dict[str, Any], parents: dict[str, str], wall: float) -> dict[str, Any]:
+    digest = "".join(random.Random(name).choices("0123456789abcdef", k=40))
+    return {
+        "stage": name,
+        "hash": digest,
+        "artifact": digest[::-1],
+        "config": {"trainer": {"learning_rate": 1e-3, "beta": 0.1, "hub_token": "hf_private"}, "evaluate": None},
+        "seed": 0,
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"},
+        "git_sha": digest[5:],
+        "lineage": {"base": "data/base", "revision": None, "adapter": True},
+        "parents": parents,
+        "data": {"preferences": {"sources": [{"file": "preferences.jsonl", "sha256": digest}], "seed": 0}},
+        "metrics": metrics,
+        "wall_time_s": wall,
+        "peak_memory_mb": 911.4,
+    }  # fmt: skip
+
+
+def _curve(name: str, steps: int = 90) -> list[dict[str, float]]:
+    draw, rows = random.Random(name), []
+    for step in range(1, steps + 1):
+        fall, noise = math.exp(-step / 22), lambda scale: draw.gauss(0, scale)
+        row = {
+            "step": step,
+            "epoch": step / 30,
+            "learning_rate": 1e-3 * (1 - step / steps),
+            "grad_norm": 0.9 + fall + noise(0.1),
+        }
+        if name == "sft":
+            row |= {"loss": 0.71 + 1.5 * fall + noise(0.05), "mean_token_accuracy": 0.82 - 0.4 * fall + noise(0.01)}
+        else:
+            key = "accuracy" if name == "reward" else "rewards/accuracies"
+            row |= {"loss": 0.36 + 0.33 * fall + noise(0.03), key: 0.86 - 0.35 * fall + noise(0.03)}
+        if name == "dpo":
+            row |= {"rewards/chosen": 0.5 * (1 - fall) + noise(0.1), "rewards/rejected": -1.8 * (1 - fall) + noise(0.1)}
+            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
+        rows.append(row)
+        if step % 30 == 0:
+            rows.append({"step": step, "epoch": step / 30, "eval_loss": row["loss"] + 0.06})
+    return rows
+
+
+STAGES: dict[str, tuple[dict[str, Any], dict[str, str], str, float]] = {
+    "sft": ({"loss": 0.742, "loss_before": 2.215, "train_rows": 2630, "eval_rows": 300}, {}, "demonstrations", 61.2),
+    "reward": (
+        {"accuracy": 0.871, "accuracy_ci": [0.832, 0.902], "length_baseline": 0.552,
+         "length_baseline_ci": [0.5, 0.603], "n": 350},
+        {"sft": "3fa0c1"}, "preferences", 48.0,
+    ),
+    "dpo": ({"loss": 0.41, "accuracy": 0.848}, {"sft": "3fa0c1"}, "preferences", 74.9),
+}  # fmt: skip
+
+
+def make_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), rows: list[dict] | None = None) -> Path:
+    """Write a run's folder with these stages finished."""
+    for name in stages:
+        if name == "evaluate":
+            metrics = {
+                "policies": list(POLICIES),
+                "judges": ["reward", "gold"],
+                "parents": {"sft": "base", "dpo": "sft"},
+                "references": {"sft": "base", "dpo": "sft"},
+            }
+            record = _stage(name, metrics, {"sft": "3fa0c1", "reward": "77ab01", "dpo": "9e01dd"}, 55.5)
+            record["config"]["evaluate"] = {"prompts": 120, "samples": 4, "temperature": 1.0, "max_new_tokens": 64}
+            write_json(directory / name / "stage.json", record)
+            write_jsonl(directory / name / "samples.jsonl", sample_rows() if rows is None else rows)
+            continue
+        metrics, parents, kind, wall = STAGES[name]
+        write_json(directory / name / "stage.json", _stage(name, metrics, parents, wall))
+        write_jsonl(directory / name / "metrics.jsonl", _curve(name))
+        dropped = {"duplicate": 41, "prompt held out": 12, "empty side": 8 if kind == "preferences" else 2}
+        rows_lost = [{"origin": f"{kind}.jsonl:{12 + 7 * i}", "reason": "empty side"} for i in range(13)]
+        counts = {"read": 3000, "trained": 2700 - sum(dropped.values()), "evaluated": 300, "held_out": 312,
+                  "truncated": 4, "eos_lost": 1, "prompt_trimmed": 3, "dropped": dropped, "duplicates": 41}  # fmt: skip
+        write_json(directory / name / "ledger.json", {"sets": {kind: {**counts, "rows": rows_lost}}})
+    return directory
