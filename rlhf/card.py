@@ -136,7 +136,9 @@ def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML header. A base on no hub is not named there: the hub would link to somebody else's model."""
     trl = ["trl"] if subject.stage in ("sft", "reward", "dpo") else []
     method = "reward-model" if subject.kind == "reward" else subject.stage
-    relation = {"base_model_relation": "adapter" if subject.adapter else "finetune"} if subject.hub_base else {}
+    relation: dict[str, Any] = (
+        {"base_model_relation": "adapter" if subject.adapter else "finetune"} if subject.hub_base else {}
+    )
     return ModelCardData(
         base_model=subject.hub_base,
         datasets=sorted({source["hub"] for _, _, source in _sources(report) if "hub" in source}) or None,

@@ -115,7 +115,8 @@ def chat(
         UserError: The stage cannot be loaded.
     """
     out = out or sys.stdout
-    conversation = load_conversation(folder)
+    with torch.random.fork_rng():  # loading draws numbers too
+        conversation = load_conversation(folder)
     conversation.restart(system)
     form = "" if conversation.as_messages else " It was trained on plain text: each line is a prompt of its own."
     _note(f"{conversation.name}.{form} {HELP}")
@@ -173,6 +174,11 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """A text without the control characters by which a reply could steer the terminal."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
 class _Writer(TextStreamer):
     """Writes a reply as its words are complete, without what would steer the terminal."""
 
@@ -184,8 +190,7 @@ class _Writer(TextStreamer):
         """Write text; a line ends where the reply does."""
         text = text if self._begun else text.lstrip()
         self._begun = self._begun or bool(text)
-        safe = "".join(character for character in text if character.isprintable() or character in "\n\t")
-        self.out.write(safe + ("\n" if stream_end else ""))
+        self.out.write(printable(text) + ("\n" if stream_end else ""))
         self.out.flush()
 
 

@@ -20,7 +20,7 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(help="The project's YAML file.", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as stages.dpo.beta=0.2", metavar="[KEY=VALUE]...")]
 Run = Annotated[
-    str, typer.Argument(help="A run's folder, or its YAML file; `:stage` picks a stage.", metavar="RUN[:STAGE]")
+    str, typer.Argument(help="A run's folder, name or YAML; `:stage` picks a stage.", metavar="RUN[:STAGE]")
 ]
 
 
@@ -34,9 +34,7 @@ def run(
     overrides: Overrides = None,
     only: Annotated[str | None, typer.Option(help="Stages to consider, comma-separated.")] = None,
     force: Annotated[str | None, typer.Option(help="Stages to run again, comma-separated.")] = None,
-    accelerate: Annotated[
-        Path | None, typer.Option(help="Start training by accelerate launch with this config file.")
-    ] = None,
+    accelerate: Annotated[Path | None, typer.Option(help="Train by accelerate launch with this file.")] = None,
 ) -> None:
     """Run every stage that is not already done, and write the report."""
     from rlhf.config import load_project
@@ -78,6 +76,58 @@ def evaluate(run: Run) -> None:
 
 
 @app.command()
+def chat(
+    run: Run,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Talk to a stage in the terminal."""
+    from rlhf.pipeline.runs import find_run, pick_stage
+    from rlhf.pipeline.stage import quiet_environment, quiet_libraries
+
+    folder = pick_stage(*find_run(run))
+    quiet_environment()
+    quiet_libraries()
+    from rlhf.chat import chat as talk
+
+    talk(folder, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+
+
+@app.command()
+def publish(
+    run: Run,
+    to: Annotated[str | None, typer.Option(help="Hub id, user/name; publish.to of the YAML if not given.")] = None,
+    merge: Annotated[
+        bool | None, typer.Option("--merge/--adapter", help="Merged weights instead of the adapter.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Create the repository as public.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the folder, show it, push nothing.")] = False,
+) -> None:
+    """Push a stage's adapter, or its merged weights, with a model card."""
+    from rlhf.pipeline.runner import project_of
+    from rlhf.pipeline.runs import find_run, pick_stage
+    from rlhf.pipeline.stage import quiet_environment, quiet_libraries
+
+    run_dir, stage = find_run(run)
+    folder = pick_stage(run_dir, stage, policies_only=False)
+    settings = project_of(run_dir).publish
+    quiet_environment()
+    quiet_libraries()
+    from rlhf.hub import publish as push
+
+    result = push(
+        run_dir, folder.name, to or settings.to, merge=settings.merge if merge is None else merge,
+        private=settings.private and not public, dry_run=dry_run,
+    )  # fmt: skip
+    for name, size in result.files:
+        typer.echo(f"{size:>12,}  {name}")
+    typer.echo(
+        f"{'would go to' if dry_run else 'published:'} {result.url or to or settings.to or ''} from {result.folder}"
+    )
+
+
+@app.command()
 def report(
     run: Run, browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False
 ) -> None:
@@ -94,11 +144,11 @@ def report(
 def _report(folder: Path) -> Path:
     from rich.console import Console
 
-    from rlhf.evaluation.report import build_report, write_report
+    from rlhf.evaluation.report import read_json, write_report
     from rlhf.evaluation.tables import terminal_table
 
     page = write_report(folder)
-    Console().print(terminal_table(build_report(folder)))
+    Console().print(terminal_table(read_json(page.with_suffix(".json"))))
     typer.echo(f"report: {page}")
     return page
 

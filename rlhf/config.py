@@ -32,7 +32,7 @@ class ModelConfig:
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     scratch: dict[str, Any] | None = None
-    """Train from nothing: `architecture`, `tokenizer` (a folder, or `{vocab_size: N}`), and that config's own fields."""
+    """Train from nothing: `architecture`, `tokenizer` (a folder or `{vocab_size: N}`), that config's own fields."""
     tokenizer: str | None = None
     """Tokenizer, where it is not the model's own."""
     adapter: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"r": 16})
@@ -195,12 +195,13 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-4` as a string, and refuses nothing twice; this loader reads the number and refuses."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                problem = f"the key {key!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

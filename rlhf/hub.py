@@ -82,7 +82,7 @@ def publish(
         to: Hub id, `user/name`; only a dry run does without.
         merge: Merged weights instead of the adapter.
         private: Create the repository as private. An existing public one is refused unless this is False.
-        dry_run: Build and verify the folder, and touch no network.
+        dry_run: Build and verify the folder, and push nothing; a base that is on the hub is still loaded from there.
         token: Hub token; None takes the one that is logged in.
 
     Raises:
@@ -184,7 +184,7 @@ def _check_lineage(run_dir: Path, stage: str, records: dict[str, dict[str, Any]]
     """Hold that the card would tell of the models that there are: no parent, and no compared policy, replaced since."""
     queue, seen = [stage, *(["evaluate"] if stage in (records.get("evaluate", {}).get("parents") or {}) else [])], set()
     while queue:
-        name = queue.pop()
+        name = queue.pop(0)
         seen.add(name)
         for parent, artifact in (records[name].get("parents") or {}).items():
             now = records.get(parent, {}).get("artifact")
@@ -252,7 +252,7 @@ def _save_merged(config: ModelConfig, kind: str, labels: int, folder: Path) -> N
     if kind == "policy":
         model = load_policy(origin, config, tokenizer)
     else:
-        model = load_scorer(origin, config, tokenizer, labels=labels)
+        model = load_scorer(origin, config, tokenizer, labels=labels).model
     model.save_pretrained(folder)
     del model
     gc.collect()
@@ -300,7 +300,7 @@ def _verify(
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     if record.get("probe"):
         probe.check(model, record["probe"], str(folder))
-    added = len(tokenizer) > model.get_input_embeddings().num_embeddings
+    added = len(tokenizer) > len(model.get_input_embeddings().weight)
     del model
     gc.collect()
     return bool(record.get("probe")), added

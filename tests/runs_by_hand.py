@@ -1,4 +1,4 @@
-"""A finished run made in seconds, without training: real adapters with random weights, and the records of the stages."""
+"""A finished run made in seconds, without training: adapters with random weights, and the records of the stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ def perturb(model: torch.nn.Module, seed: int) -> None:
 
 
 def add_stage(
-    run_dir: Path, name: str, base: Path, parent: str | None = None, adapter: bool = True, labels: int = 0, **more: Any
+    run_dir: Path,
+    name: str,
+    base: Path,
+    parent: str | None = None,
+    adapter: bool | dict = True,
+    labels: int = 0,
+    **more: Any,
 ) -> list[float]:
     """Write a stage as the pipeline leaves it.
 
@@ -38,7 +44,7 @@ def add_stage(
         name: The stage.
         base: The base model's folder.
         parent: The stage it starts from.
-        adapter: Whether it trains an adapter, or all weights.
+        adapter: Whether it trains an adapter (with these fields of LoraConfig), or all weights.
         labels: Outputs of its head; 0 for a policy.
         more: Entries of its record that replace the usual ones.
 
@@ -51,11 +57,12 @@ def add_stage(
     tokenizer = load_tokenizer(config)
     task = TaskType.SEQ_CLS if labels else TaskType.CAUSAL_LM
     if labels:
-        model = load_scorer(source, config, tokenizer, labels=labels, new_head=True)
+        model = load_scorer(source, config, tokenizer, labels=labels, new_head=True).model
     else:
         model = load_policy(source, config, tokenizer)
     if adapter:
-        model = attach(model, lora_config({"r": 4}, task, joined=source.adapter is not None), source)
+        fields = {"r": 4, **(adapter if isinstance(adapter, dict) else {})}
+        model = attach(model, lora_config(fields, task, joined=source.adapter is not None), source)
     perturb(model, len(name))
     model.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
     (folder / "README.md").unlink(missing_ok=True)
@@ -63,7 +70,7 @@ def add_stage(
         join_adapters(source.adapter, folder, folder)
     tokenizer.save_pretrained(folder)
     made = probe.make(model, SEQUENCES)
-    _record(folder, name, tokenizer_record(tokenizer), source, made, parent, adapter, more)
+    _record(folder, name, tokenizer_record(tokenizer), source, made, parent, bool(adapter), more)
     return made["outputs"]
 
 
@@ -83,7 +90,7 @@ def _record(
         "stage": name, "hash": "0" * 64, "artifact": contract.artifact_hash(folder), "identity": {}, "seed": 3,
         "config": {
             "trainer": {"learning_rate": 1e-4, "hub_token": "hf_" + "x" * 30},
-            "model": {"adapter": {"r": 4} if adapter else None, "dtype": "float32", "tokenizer": str(Path.home() / "tok")},
+            "model": {"adapter": {"r": 4} if adapter else None, "dtype": "float32", "tokenizer": f"{Path.home()}/t"},
         },
         "versions": contract.versions(), "git_sha": None, "parents": parents, "data": {"preferences": files},
         "tokenizer": tokenizer, "max_length": 256, "probe": made,

@@ -145,7 +145,8 @@ def train(
     start, recent = time.time(), []
     model.train()
     for step in range(1, steps + 1):
-        loss = reply_loss(model, *next(data))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = reply_loss(model, *next(data))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -180,8 +181,8 @@ def main() -> None:
     """Read the arguments, train, save and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--vocab-size", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=2)

@@ -64,8 +64,8 @@ class Customers:
         rng.shuffle(body)
         if rng.random() < 0.4:
             body.insert(rng.randrange(len(body) + 1), rng.choice(phrases.ASIDES))
-        if rng.random() < 0.5:
-            body.append(rng.choice(phrases.ASKS))
+        if rng.random() < 0.6:
+            body.append(rng.choice(phrases.COMPLAINT_ENDINGS if case.complaint else phrases.QUESTION_ENDINGS))
         if rng.random() < 0.6:
             body.insert(0, rng.choice(phrases.NAME_FIRST))
         else:
@@ -158,10 +158,12 @@ def true_quality(reply: str, case: Case) -> float:
 
 
 def user(text: str) -> list[dict[str, str]]:
+    """Return the text as a message of the customer."""
     return [{"role": "user", "content": text}]
 
 
 def assistant(text: str) -> list[dict[str, str]]:
+    """Return the text as a message of the agent."""
     return [{"role": "assistant", "content": text}]
 
 

@@ -91,38 +91,37 @@ class Codec:
             {"input_ids": ids[kept], "labels": labels},
             truncated=length > len(labels),
             eos_lost=kept.stop < length,
+            prompt_trimmed=kept.start > 0,
         )
 
     def pair(self, record: Preference) -> Encoded:
-        """`prompt_ids`, `chosen_ids`, `rejected_ids`, as DPO reads them; the prompt ends where both sides part from it.
+        """`prompt_ids`, `chosen_ids`, `rejected_ids` for DPO; the prompt ends where either side parts from it.
+
+        Cut at the start, both sides lose the same tokens of their prompt (TRL cuts each by itself, so that the two can
+        stand after different prompts).
 
         Raises:
-            Unusable: The prompt alone fills the limit.
+            Unusable: No room is left for the replies, or they are the same.
         """
-        (chosen, start), (rejected, other) = (
-            self.sequence(record.prompt, record.chosen),
-            self.sequence(record.prompt, record.rejected),
-        )
-        start = min(start, other)
-        sides = []
-        for ids in (chosen, rejected):
-            kept, _ = self._window(len(ids), start)
-            sides.append(ids[kept])
-        lost = [len(ids) - len(side) for ids, side in zip((chosen, rejected), sides, strict=True)]
-        if self.keep == "keep_end":  # both sides must keep the same prompt
-            cut = max(lost)
-            start -= cut
-            sides = [chosen[cut:], rejected[cut:]]
-        if start < 0 or any(len(side) <= start for side in sides):
+        chosen, first = self.sequence(record.prompt, record.chosen)
+        rejected, second = self.sequence(record.prompt, record.rejected)
+        start = min(first, second)
+        longest = max(len(chosen), len(rejected))
+        limit = self.max_length if self.max_length is not None else longest
+        over = max(0, longest - limit)
+        cut, stop = (0, limit) if self.keep == "keep_start" else (over, longest)
+        if start >= stop:
             raise Unusable("prompt longer than max_length")
-        if sides[0] == sides[1]:
+        if start < cut:
+            raise Unusable("reply longer than max_length")
+        columns = {
+            "prompt_ids": chosen[cut:start],
+            "chosen_ids": chosen[start:stop],
+            "rejected_ids": rejected[start:stop],
+        }
+        if columns["chosen_ids"] == columns["rejected_ids"]:
             raise Unusable("identical within max_length")
-        return Encoded(
-            {"prompt_ids": chosen[:start] if self.keep == "keep_start" else sides[0][:start],
-             "chosen_ids": sides[0][start:], "rejected_ids": sides[1][start:]},
-            truncated=any(lost),
-            eos_lost=any(lost) and self.keep == "keep_start",
-        )  # fmt: skip
+        return Encoded(columns, truncated=over > 0, eos_lost=stop < longest, prompt_trimmed=cut > 0)
 
     def scored_pair(self, record: Preference) -> Encoded:
         """`chosen_ids`, `rejected_ids`, whole sequences, as a reward model reads them.
@@ -144,9 +143,7 @@ class Codec:
             UserError: It is a demonstration, which an encoder cannot imitate.
         """
         if not isinstance(record, Labelled):
-            raise UserError(
-                f"{record.origin}: an encoder is fine-tuned on rows with `text` and `label`, not on replies"
-            )
+            raise UserError(f"{record.origin}: an encoder learns from `text` and `label`, not from replies")
         ids = self._ids(record.text)
         kept, length = self._window(len(ids), 0)
         return Encoded({"input_ids": ids[kept], "labels": record.label}, truncated=len(ids[kept]) < length)
@@ -156,8 +153,9 @@ class Codec:
 
         if isinstance(text, str):
             return list(self.tokenizer(text)["input_ids"])
+        rendered: Any
         try:
-            rendered: Any = self.tokenizer.apply_chat_template(
+            rendered = self.tokenizer.apply_chat_template(
                 text, tokenize=not self.encoder, return_dict=False, add_generation_prompt=generation_prompt
             )
         except TemplateError as error:

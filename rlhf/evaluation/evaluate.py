@@ -1,4 +1,4 @@
-"""The evaluate stage: every policy of a run replies to the same held-out prompts, and every judge scores the replies."""
+"""The evaluate stage: every policy replies to the same held-out prompts, and every judge scores the replies."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def held_out_accuracy(trainer: Trainer, train: Dataset, held_out: Dataset) -> di
 
     Returns:
         `accuracy`, `accuracy_ci` (95% Wilson), `length_baseline`, `length_baseline_ci`, `n`, and the mean and standard
-        deviation of the scores. Ties count one half (rounded down in the intervals).
+        deviation of the scores. Ties count one half.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     rows = [*held_out["chosen_ids"], *held_out["rejected_ids"]]
@@ -34,9 +34,9 @@ def held_out_accuracy(trainer: Trainer, train: Dataset, held_out: Dataset) -> di
     count = len(held_out)
     return {
         "accuracy": wins / count,
-        "accuracy_ci": list(wilson_interval(int(wins), count)),
+        "accuracy_ci": list(wilson_interval(wins, count)),
         "length_baseline": ruler / count,
-        "length_baseline_ci": list(wilson_interval(int(ruler), count)),
+        "length_baseline_ci": list(wilson_interval(ruler, count)),
         "n": count,
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std()),

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType
@@ -41,6 +41,13 @@ class Source:
     base: str
     revision: str | None = None
     adapter: Path | None = None
+
+
+class Scorer(NamedTuple):
+    """A sequence classifier, and which of its modules are new."""
+
+    model: PreTrainedModel
+    fresh: tuple[str, ...]
 
 
 def source_of(config: ModelConfig, parent: Path | None = None) -> Source:
@@ -83,14 +90,23 @@ def context_length(config: PretrainedConfig) -> int | None:
     return length
 
 
+def check_policy(source: Source, encoder: bool) -> None:
+    """Refuse an encoder where replies are to be written.
+
+    Raises:
+        UserError: The model is one.
+    """
+    if encoder:
+        raise UserError(f"{source.base}: a masked language model cannot write replies; a policy needs a causal one")
+
+
 def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A causal language model with its adapter, if any, merged.
 
     Raises:
         UserError: The model cannot be loaded, or is not a causal language model.
     """
-    if is_encoder(model_config(source)):
-        raise UserError(f"{source.base}: a masked language model cannot write replies; a policy needs a causal one")
+    check_policy(source, is_encoder(model_config(source)))
     with _told(source.base):
         model = AutoModelForCausalLM.from_pretrained(source.base, **_arguments(source, config))
     return _finish(model, source, tokenizer)
@@ -98,7 +114,7 @@ def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokeni
 
 def load_scorer(
     source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, labels: int = 1, new_head: bool = False
-) -> PreTrainedModel:
+) -> Scorer:
     """A sequence classifier: a reward model with one label, or a classifier with several.
 
     Args:
@@ -108,6 +124,9 @@ def load_scorer(
         labels: Outputs of the head.
         new_head: Whether a head may be made where there is none: N(0, 1/(d+1)) as for reward models, bias 0.
 
+    Returns:
+        The model, and the modules that no checkpoint gave weights.
+
     Raises:
         UserError: The model cannot be loaded, or has no head of this size and none may be made.
     """
@@ -115,12 +134,18 @@ def load_scorer(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.base, num_labels=labels, output_loading_info=True, **_arguments(source, config)
         )
-    fresh = bool(info["missing_keys"] or info["mismatched_keys"])
+    fresh = _fresh_modules(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if fresh and not new_head and not _adapter_has_head(source):
         raise UserError(f"{source.base}: has no reward head with {labels} output; train one with the reward stage")
     if fresh:
         init_score_head(model)
-    return _finish(model, source, tokenizer)
+    return Scorer(_finish(model, source, tokenizer), fresh)
+
+
+def _fresh_modules(model: PreTrainedModel, keys: list[str]) -> tuple[str, ...]:
+    """Names, below the backbone, of the modules that hold these parameters: `bert.pooler.dense.weight` is `pooler`."""
+    below = [key.removeprefix(f"{model.base_model_prefix}.") for key in keys]
+    return tuple(dict.fromkeys(key.partition(".")[0] for key in below))
 
 
 def _arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
@@ -137,9 +162,7 @@ def _arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
 
 def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Merge the adapter, make room for an added pad token, and let the model know pad and EOS."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _make_room(model, len(tokenizer))
     if source.adapter is not None:
         with _told(str(source.adapter)):
             adapter = PeftConfig.from_pretrained(str(source.adapter))
@@ -158,6 +181,18 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
             generation.eos_token_id = [tokenizer.eos_token_id, *stops]
     return model
+
+
+@torch.no_grad()
+def _make_room(model: PreTrainedModel, size: int) -> None:
+    """Give an added pad token its row: the mean of the others, so that it is likely nowhere and the same every time."""
+    known = model.get_input_embeddings().num_embeddings
+    if size <= known:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:
+            layer.weight[known:] = layer.weight[:known].mean(0)
 
 
 def _adapter_has_head(source: Source) -> bool:

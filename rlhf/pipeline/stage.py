@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ from rlhf.pipeline import contract
 from rlhf.stages import STAGES, StageContext, parents_of
 
 IDENTITY = "identity.json"
+_RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
 
 
 def partial_dir(project: ProjectConfig, name: str) -> Path:
@@ -55,7 +57,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if main:
         claim(directory, identity)
     _wait()
-    _quiet_libraries()
+    quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
     metrics = load_callable(STAGES[name].run)(context)
@@ -67,7 +69,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
 
 
 def prepare_stage(project: ProjectConfig, name: str) -> None:
-    """Read, check and tokenise a stage's data, where the stage will find it. Trains nothing; its parents may be missing.
+    """Read, check and tokenise a stage's data, where the stage will find it; its parents may be missing.
 
     Raises:
         UserError: The data or the settings are wrong.
@@ -75,7 +77,7 @@ def prepare_stage(project: ProjectConfig, name: str) -> None:
     spec = STAGES[name].prepare
     if spec is None:
         return
-    _quiet_libraries()
+    quiet_libraries()
     directory = partial_dir(project, name)
     directory.mkdir(parents=True, exist_ok=True)
     parents = {
@@ -108,14 +110,16 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
     for name in ("ledger.json", "dropped.jsonl"):
         if (directory / "data" / name).is_file():
             shutil.copy(directory / "data" / name, directory / name)
-    recorded = {key: metrics.pop(key) for key in ("tokenizer", "max_length", "probe", "lineage") if key in metrics}
-    trainer = project.stages[context.name].trainer if context.name in project.stages else {}
+    recorded: dict[str, Any] = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
+    trained = context.name in project.stages
+    trainer = project.stages[context.name].trainer if trained else {}
+    model = dataclasses.asdict(project.stage_model(context.name) if trained else project.model)
     return {
         "stage": context.name,
         "hash": contract.digest(identity),
         "artifact": contract.artifact_hash(directory),
         "identity": identity,
-        "config": {"trainer": trainer, "model": identity.get("model"), "evaluate": identity.get("evaluate")},
+        "config": {"trainer": trainer, "model": model, "evaluate": identity.get("evaluate")},
         "seed": project.seed,
         "versions": contract.versions(),
         "git_sha": contract.git_sha(project.path.parent),
@@ -206,8 +210,8 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _quiet_libraries() -> None:
-    """No bar for loading weights, which takes a moment, and no notes between the libraries about their next versions."""
+def quiet_libraries() -> None:
+    """No bar for loading weights, which takes a moment, and no notes about the libraries' next versions."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Callable
 
 RewardFunction = Callable[..., list[float | None]]
-"""TRL's convention: prompts and completions as text or as message lists, dataset columns by name; None: not scorable."""
+"""TRL's convention: prompts and completions as text or message lists, columns by name; None: not scorable."""

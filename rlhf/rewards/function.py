@@ -52,7 +52,8 @@ def _module_from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"rewards: {path}: no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -34,7 +34,7 @@ class RewardModel:
         config = ModelConfig(name_or_path=str(name), adapter=None)
         source = source_of(config)
         self.tokenizer = load_tokenizer(config)
-        self.model = load_scorer(source, config, self.tokenizer).eval()
+        self.model = load_scorer(source, config, self.tokenizer).model.eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config))
         self.limit = context_length(self.model.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf.config import ModelConfig
-from rlhf.data.prepare import Prepared, prepare
+from rlhf.data.prepare import Prepared, iter_records, prepare
 from rlhf.data.records import Encoded
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -113,12 +113,25 @@ def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start
     return args
 
 
-def adapted(model: PreTrainedModel, begun: Start, task: TaskType, args: TrainingArguments) -> Any:
-    """The model with a fresh adapter, drawn from the seed, or the model itself where all weights are trained."""
+def adapted(
+    model: PreTrainedModel, begun: Start, task: TaskType, args: TrainingArguments, whole: Sequence[str] = ()
+) -> Any:
+    """The model with a fresh adapter, drawn from the seed, or the model itself where all weights are trained.
+
+    Args:
+        model: What is adapted.
+        begun: Its adapter settings.
+        task: Language model or classifier.
+        args: Their seed.
+        whole: New modules, which are trained and saved whole: no base model has their weights.
+    """
     if begun.config.adapter is None:
         return model
     set_seed(args.seed)
-    return attach(model, lora_config(begun.config.adapter, task, joined=begun.source.adapter is not None), begun.source)
+    config = lora_config(begun.config.adapter, task, joined=begun.source.adapter is not None)
+    if whole:
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole})
+    return attach(model, config, begun.source)
 
 
 def prepared_data(
@@ -262,9 +275,18 @@ def save_model(trainer: Trainer, ready: Ready, context: StageContext) -> dict[st
     return {
         "tokenizer": tokenizer_record(begun.tokenizer),
         "max_length": ready.args.max_length,
+        "prompt_format": _prompt_format(context),
         "lineage": {"base": begun.source.base, "revision": begun.source.revision, "adapter": adapter},
         "probe": None if sharded else probe.make(model, _probe_sequences(ready.data)),
     }
+
+
+def _prompt_format(context: StageContext) -> str:
+    """Whether the stage learned from `messages` or from plain `text`: what chat and the model card must write."""
+    role = STAGES[context.name].data
+    assert role is not None
+    record, _ = next(iter_records(context.project, role))
+    return "messages" if isinstance(getattr(record, "prompt", ""), list) else "text"
 
 
 def _probe_sequences(data: Prepared) -> list[list[int]]:

@@ -11,7 +11,7 @@ from trl import DPOConfig
 
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
-from rlhf.models.load import load_policy
+from rlhf.models.load import check_policy, load_policy
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import (
     Ready,
@@ -55,6 +55,7 @@ def check_trl() -> None:
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.preferences` as a prompt and two completions."""
     begun = start(context)
+    check_policy(begun.source, begun.encoder)
     args: Any = arguments(context, DPOConfig, begun)
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
     return Ready(

@@ -26,10 +26,9 @@ def train(context: StageContext) -> Metrics:
     """Train a reward model, and measure it beside a ruler on the held-out pairs."""
     ready = prepare(context)
     begun = ready.begun
+    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True)
     trainer = RewardTrainer(
-        adapted(
-            load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True), begun, TaskType.SEQ_CLS, ready.args
-        ),
+        adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh),
         args=ready.args,
         train_dataset=ready.data.train,
         eval_dataset=ready.eval_rows,

@@ -57,9 +57,9 @@ def _classifier(ready: Ready) -> Trainer:
     """Plain cross-entropy on class labels with transformers' own Trainer: TRL has no classifier."""
     begun, data = ready.begun, ready.data
     labels = max(max(data.train["labels"]), max(data.eval["labels"], default=0)) + 1
-    model = load_scorer(begun.source, begun.config, begun.tokenizer, labels=max(labels, 2), new_head=True)
+    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, labels=max(labels, 2), new_head=True)
     return Trainer(
-        adapted(model, begun, TaskType.SEQ_CLS, ready.args),
+        adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh),
         args=ready.args,
         train_dataset=data.train,
         eval_dataset=ready.eval_rows,

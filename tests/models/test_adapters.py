@@ -23,7 +23,7 @@ def trained(
     if task == TaskType.CAUSAL_LM:
         model = load_policy(source, config, tokenizer)
     else:
-        model = load_scorer(source, config, tokenizer, new_head=True)
+        model = load_scorer(source, config, tokenizer, new_head=True).model
     peft_model = attach(model, lora_config({"r": 4, **fields}, task, joined=source.adapter is not None), source)
     torch.manual_seed(seed)
     for name, parameter in peft_model.named_parameters():
@@ -82,7 +82,7 @@ def test_a_reward_adapter_on_a_policys_keeps_its_head(tiny_llama, tmp_path):
     scores = trained(config, tmp_path / "sft", tmp_path / "reward", 2, TaskType.SEQ_CLS)
     reloaded = load_scorer(
         source_of(ModelConfig(name_or_path=str(tmp_path / "reward"))), config, load_tokenizer(config)
-    ).eval()
+    ).model.eval()
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1)
     plain.config.pad_token_id = reloaded.config.pad_token_id
     by_peft = PeftModel.from_pretrained(plain, tmp_path / "reward").eval()

@@ -147,7 +147,7 @@ def test_a_stage_needs_its_parents(tmp_path, tiny_llama):
 
 def test_a_run_folder_belongs_to_one_config(tmp_path, finished, tiny_llama):
     other = write_project(tmp_path, tiny_llama, output_dir=str(load_project(finished).output_dir))
-    with pytest.raises(UserError, match="belongs to .*; give .* another name: or output_dir:"):
+    with pytest.raises(UserError, match=r"belongs to .*; give .* another name: or output_dir:"):
         runner.own_folder(load_project(other))
     strange = make_project(tmp_path, tiny_llama, name="strange")
     strange.run_dir.mkdir(parents=True)

@@ -1,0 +1,187 @@
+"""Masks, EOS and limits, on a tokenizer whose tokens are easy to count: every byte is one."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhf.data.records import Demonstration, Labelled, Preference, Unusable
+from rlhf.data.tokenize import IGNORED, PLAIN_TEMPLATE, Codec
+from rlhf.errors import UserError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_END = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+FORGETFUL = (  # like templates that drop the reasoning of earlier turns
+    "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """One token a byte, plus <end>, <pad>, <|im_start|> and <|im_end|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.add_special_tokens(["<end>", "<pad>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<pad>")
+
+
+def codec(tokenizer, template=PLAIN_TEMPLATE, eos="<end>", **options) -> Codec:
+    tokenizer.chat_template, tokenizer.eos_token = template, eos
+    return Codec(tokenizer, **options)
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def learned(encoded, tokenizer) -> str:
+    """The text that carries loss."""
+    return tokenizer.decode([token for token in encoded.columns["labels"] if token != IGNORED])
+
+
+def whole(encoded, tokenizer) -> str:
+    return tokenizer.decode(encoded.columns["input_ids"])
+
+
+def test_plain_text_learns_the_completion_and_one_end(byte_tokenizer):
+    row = codec(byte_tokenizer).demonstration(Demonstration("Ask.", " Answer."))
+    assert whole(row, byte_tokenizer) == "Ask. Answer.<end>"
+    assert learned(row, byte_tokenizer) == " Answer.<end>"
+    assert row.columns["labels"][:4] == [IGNORED] * 4
+    assert not row.truncated
+    assert not row.eos_lost
+
+
+@pytest.mark.parametrize("completion", [" Answer.<end>", " Answer.<end><end>"])
+def test_an_end_that_is_there_is_not_doubled(byte_tokenizer, completion):
+    row = codec(byte_tokenizer).demonstration(Demonstration("Ask.", completion))
+    assert whole(row, byte_tokenizer) == "Ask. Answer.<end>"
+
+
+def test_text_without_a_prompt_learns_all_of_it(byte_tokenizer):
+    row = codec(byte_tokenizer).demonstration(Demonstration("", "Once."))
+    assert learned(row, byte_tokenizer) == "Once.<end>"
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "expected"),
+    [
+        (PLAIN_TEMPLATE, "<end>", " Hi.<end>"),
+        (CHATML, "<|im_end|>", "Hi.<|im_end|>\n"),
+        (NO_END, "<end>", "Hi.<end>"),
+    ],
+)
+def test_a_chat_learns_the_reply_with_its_end(byte_tokenizer, template, eos, expected):
+    record = Demonstration([turn("user", "Hello")], [turn("assistant", "Hi.")])
+    row = codec(byte_tokenizer, template, eos).demonstration(record)
+    assert learned(row, byte_tokenizer) == expected
+    assert whole(row, byte_tokenizer).count(eos) == (2 if template == CHATML else 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "expected"),
+    [
+        (PLAIN_TEMPLATE, "<end>", " One.<end> Two.<end>"),
+        (CHATML, "<|im_end|>", "One.<|im_end|>\nTwo.<|im_end|>\n"),
+        (NO_END, "<end>", "One.Two.<end>"),
+        (FORGETFUL, "<end>", "Two.<end>"),  # where the first reply stood cannot be known: the last alone is learned
+    ],
+)
+def test_of_several_turns_the_assistants_alone_are_learned(byte_tokenizer, template, eos, expected):
+    record = Demonstration(
+        [turn("system", "Be kind."), turn("user", "First?")],
+        [turn("assistant", "One."), turn("user", "Second?"), turn("assistant", "Two.")],
+    )
+    assert learned(codec(byte_tokenizer, template, eos).demonstration(record), byte_tokenizer) == expected
+
+
+def test_a_limit_keeps_the_start_or_the_end(byte_tokenizer):
+    record = Demonstration("Ask.", " Answer.")  # 4 + 8 + 1 tokens
+    row = codec(byte_tokenizer, max_length=10).demonstration(record)
+    assert whole(row, byte_tokenizer) == "Ask. Answe"
+    assert (row.truncated, row.eos_lost, row.prompt_trimmed) == (True, True, False)
+    row = codec(byte_tokenizer, max_length=10, keep="keep_end").demonstration(record)
+    assert whole(row, byte_tokenizer) == ". Answer.<end>"
+    assert (row.truncated, row.eos_lost, row.prompt_trimmed) == (True, False, True)
+    with pytest.raises(Unusable, match="prompt longer than max_length"):
+        codec(byte_tokenizer, max_length=4).demonstration(record)
+    with pytest.raises(UserError, match="truncation_mode"):
+        codec(byte_tokenizer, keep="middle")
+
+
+def test_a_pair_shares_its_prompt(byte_tokenizer):
+    columns = codec(byte_tokenizer).pair(Preference("Ask.", " Yes.", " No.")).columns
+    assert [byte_tokenizer.decode(columns[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids")] == [
+        "Ask.", " Yes.<end>", " No.<end>",
+    ]  # fmt: skip
+
+
+def test_a_pair_over_the_limit(byte_tokenizer):
+    record = Preference("Ask.", " Yes, surely.", " No.")  # 4 + 13 + 1 and 4 + 4 + 1
+    row = codec(byte_tokenizer, max_length=10).pair(record)
+    assert byte_tokenizer.decode(row.columns["chosen_ids"]) == " Yes, "
+    assert byte_tokenizer.decode(row.columns["rejected_ids"]) == " No.<end>"
+    assert (row.truncated, row.eos_lost) == (True, True)
+    row = codec(byte_tokenizer, max_length=16, keep="keep_end").pair(record)
+    assert byte_tokenizer.decode(row.columns["prompt_ids"]) == "k."
+    assert byte_tokenizer.decode(row.columns["rejected_ids"]) == " No.<end>"
+    assert (row.truncated, row.eos_lost, row.prompt_trimmed) == (True, False, True)
+    with pytest.raises(Unusable, match="prompt longer"):
+        codec(byte_tokenizer, max_length=4).pair(record)
+    with pytest.raises(Unusable, match="reply longer"):
+        codec(byte_tokenizer, max_length=8, keep="keep_end").pair(record)
+    with pytest.raises(Unusable, match="identical within max_length"):
+        codec(byte_tokenizer, max_length=6).pair(Preference("Ask.", " Yes.", " Yep."))
+
+
+def test_a_reward_model_never_reads_a_cut_sequence(byte_tokenizer):
+    record = Preference("Ask.", " Yes.", " No.")
+    columns = codec(byte_tokenizer, max_length=10).scored_pair(record).columns
+    assert byte_tokenizer.decode(columns["chosen_ids"]) == "Ask. Yes.<end>"
+    with pytest.raises(Unusable, match="longer than max_length"):
+        codec(byte_tokenizer, max_length=9).scored_pair(record)
+
+
+def test_what_generation_reads_is_what_training_showed(byte_tokenizer):
+    for template, eos in ((PLAIN_TEMPLATE, "<end>"), (CHATML, "<|im_end|>"), (NO_END, "<end>")):
+        one = codec(byte_tokenizer, template, eos)
+        prompt = [turn("user", "Hello")]
+        full, start = one.sequence(prompt, [turn("assistant", "Hi.")])
+        assert one.prompt(prompt) == full[:start]
+
+
+def test_a_template_that_refuses_a_role_makes_the_row_unusable(byte_tokenizer):
+    strict = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(Unusable, match="the chat template refuses it: no system"):
+        codec(byte_tokenizer, strict).prompt([turn("system", "x"), turn("user", "y")])
+
+
+def test_no_eos_is_refused(byte_tokenizer):
+    with pytest.raises(UserError, match="no EOS token"):
+        codec(byte_tokenizer, eos=None)
+
+
+def test_an_encoder_frames_the_text_itself(tiny_bert):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    one = Codec(tokenizer, max_length=20, encoder=True)
+    chosen = one.scored_pair(
+        Preference([turn("user", "lamp")], [turn("assistant", "on")], [turn("assistant", "off")])
+    ).columns["chosen_ids"]
+    assert chosen[0] == tokenizer.cls_token_id
+    assert chosen[-1] == tokenizer.sep_token_id
+    assert chosen.count(tokenizer.sep_token_id) == 1
+    assert one.labelled(Labelled("lamp", 1)).columns["labels"] == 1
+    with pytest.raises(UserError, match="an encoder learns from `text` and `label`"):
+        one.labelled(Demonstration("a", "b"))

@@ -1,0 +1,140 @@
+import pytest
+
+from rlhf import schema
+from rlhf.config import ProjectConfig, load_project
+from rlhf.errors import UserError
+
+YAML = """
+name: demo
+model: {name_or_path: base}
+data:
+  demonstrations: {source: a.jsonl}
+  preferences:
+    - {source: b.jsonl, weight: 2, holdout: 0.2}
+    - {source: org/name, split: train, holdout: 0.1}
+rewards:
+  gold: {function: "gold.py:score"}
+stages:
+  sft: {learning_rate: 1e-3, adapter: null}
+  dpo:
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "demo.yaml"
+    file.write_text(YAML)
+    return file
+
+
+def test_a_project_is_read(path):
+    project = load_project(path)
+    assert isinstance(project, ProjectConfig)
+    assert project.model.adapter == {"r": 16}
+    assert project.stages["sft"].trainer == {"learning_rate": 0.001}, "1e-3 is a number"
+    assert project.stage_model("sft").adapter is None
+    assert project.stage_model("dpo").adapter == {"r": 16}
+    assert [source.weight for source in project.data.preferences.sources] == [2, 1]
+    assert project.holdout == 0.2, "the largest holds for all sets"
+    assert str(project.run_dir) == "runs/demo"
+
+
+def test_overrides_come_last(path):
+    project = load_project(path, ["stages.dpo.beta=0.3", "seed=7", "stages.reward.max_steps=2", "model.adapter=null"])
+    assert project.stages["dpo"].trainer == {"beta": 0.3}
+    assert project.stages["reward"].trainer == {"max_steps": 2}
+    assert project.seed == 7
+    assert project.model.adapter is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.dpo.betta=1", "stages.dpo: unknown key 'betta'; did you mean 'beta'?"),
+        ("stages.dppo.beta=1", "stages: unknown key 'dppo'; did you mean 'dpo'?"),
+        ("model.adaptr=1", "unknown key 'model.adaptr'; did you mean 'adapter'?"),
+        ("nam=x", "unknown key 'nam'; did you mean 'name'?"),
+        ("evaluate.sample=1", "unknown key 'evaluate.sample'; did you mean 'samples'?"),
+        ("data.demonstrations.sorce=x", "did you mean 'source'?"),
+        ("data.prefs.source=x", "unknown key 'data.prefs'; did you mean 'preferences'?"),
+        ("stages.dpo.beta=high", "stages.dpo.beta: expected float, not 'high'"),
+        ("stages.dpo.beta=true", "stages.dpo.beta: expected float, not True"),
+        ("stages.dpo.output_dir=x", "stages.dpo: unknown key 'output_dir'"),
+        ("stages.dpo.parent=sfd", "no stage 'sfd'; did you mean 'sft'?"),
+        ("evaluate.samples=0", "evaluate.samples must be at least 1, not 0"),
+        ("evaluate.samples=many", "evaluate.samples: input should be a valid integer"),
+        ("rewards.gold=null", "rewards.gold"),
+        ("name=a/b", "'a/b' must be letters, digits"),
+        ("data.demonstrations.holdout=1.5", "holdout must be at least 0 and below 1"),
+        ("model.name_or_path=null", "give one of name_or_path and scratch"),
+        ("path=x", "unknown key 'path'"),
+        ("seed", "override 'seed': expected key=value"),
+        ("name.x=1", "'name' is not a section"),
+        ("data=5", "data"),
+        ("stages=5", "stages: expected a mapping"),
+    ],
+)
+def test_a_mistake_is_named(path, override, message):
+    with pytest.raises(UserError) as error:
+        load_project(path, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    if "=" in override and not override.startswith("name."):
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", ":1:8: not valid YAML"),
+        ("name: a\nname: b\nmodel: {}", ":2:1: not valid YAML: the key 'name' is there twice"),
+        ("just words", "expected a mapping"),
+        ("model: {name_or_path: x}", "'name' is missing"),
+        ("name: a", "'model' is missing"),
+        ("name: a\nmodel: {name_or_path: x, scratch: {architecture: gpt2}}", "give one of name_or_path and scratch"),
+    ],
+)
+def test_a_file_that_is_no_project(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_project(file)
+    assert message in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file or directory"):
+        load_project(tmp_path / "none.yaml")
+
+
+def test_paths_are_found_beside_the_yaml(tmp_path, path, monkeypatch):
+    (tmp_path / "data.jsonl").touch()
+    project = load_project(path)
+    assert project.resolve("data.jsonl") == tmp_path / "data.jsonl"
+    assert str(project.resolve("org/name")) == "org/name"
+    monkeypatch.chdir(tmp_path)
+    assert str(project.resolve("data.jsonl")) == "data.jsonl"
+
+
+def test_the_fields_read_from_source_are_those_of_the_classes():
+    """Parsing the class bodies finds what importing them would."""
+    import dataclasses
+
+    import trl
+
+    for stage, name in (("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig")):
+        real = {field.name for field in dataclasses.fields(getattr(trl, name)) if field.init}
+        found = set(schema.trainer_fields(stage))
+        assert found <= real
+        assert real - found - schema.RESERVED <= {name for name in real if name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "fits"),
+    [
+        (1, "float", True), (0.5, "int", False), (True, "int", False), (None, "int | None", True), (None, "int", False),
+        ("x", "str | None", True), ({"a": 1}, "dict[str, Any] | str | None", True), ("yes", "bool", False),
+    ],
+)  # fmt: skip
+def test_types_are_checked_as_far_as_they_are_plain(value, annotation, fits):
+    assert (schema.type_problem(value, annotation) is None) == fits

@@ -1,0 +1,84 @@
+"""Imports point one way, and the command line starts light."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ORDER = [
+    {"errors", "schema", "config"},
+    {"stages"},
+    {"objectives"},
+    {"data", "models"},
+    {"rollout", "policies", "rewards"},
+    {"evaluation"},
+    {"trainers", "hub", "card", "chat"},
+    {"pipeline"},
+    {"cli"},
+]
+"""Rooms from the ground up; each may import its own level and those below."""
+
+HEAVY = {"torch", "transformers", "trl", "datasets", "peft", "accelerate", "scipy"}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names if node.module == "rlhf")]
+    return [name for name in found if name.startswith("rlhf.")]
+
+
+def test_imports_point_one_way(root):
+    level = {name: number for number, names in enumerate(ORDER) for name in names}
+    wrong = []
+    for path in sorted((root / "rlhf").rglob("*.py")):
+        here = path.relative_to(root / "rlhf").parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        for name in imports(path):
+            if room(name) in level and level[room(name)] > level[here]:
+                wrong.append(f"{path.relative_to(root)} imports {name}")
+    assert not wrong
+
+
+def test_objectives_import_torch_and_nothing_of_ours(root):
+    for path in (root / "rlhf/objectives").glob("*.py"):
+        assert all(room(name) == "objectives" for name in imports(path))
+
+
+def test_the_orchestrator_is_light():
+    code = "import sys, rlhf.cli, rlhf.pipeline.runner; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    )
+    assert not loaded & HEAVY
+
+
+def test_help_answers_at_once():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "rlhf.cli", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def test_files_and_functions_stay_small(root):
+    long = []
+    for path in [*(root / "rlhf").rglob("*.py"), *(root / "recipes").glob("*.py")]:
+        text = path.read_text()
+        if text.count("\n") > 400:
+            long.append(f"{path.name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno > 60:
+                long.append(f"{path.name}:{node.lineno} {node.name}")
+    assert not long

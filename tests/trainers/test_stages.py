@@ -1,0 +1,135 @@
+"""What the stages take: encoders, every DPO loss, keep_end, bf16; and what they refuse."""
+
+import json
+
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.pipeline.stage import run_stage
+from rlhf.rewards.model import RewardModel
+from rlhf.trainers import dpo
+from rlhf.trainers.common import last_good_checkpoint
+from tests.projects import NAMES, chats, make_project, write_rows
+
+LOSSES = [
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+
+
+def record_of(project, stage) -> dict:
+    return json.loads((project.run_dir / stage / "stage.json").read_text())
+
+
+def test_every_dpo_loss_trains(tmp_path, tiny_llama):
+    import re
+    from pathlib import Path
+
+    import trl.trainer.dpo_trainer as module
+
+    known = set(re.findall(r'loss_type == "(\w+)"', Path(module.__file__).read_text()))
+    assert known == set(LOSSES), "TRL's losses changed"
+    for loss in LOSSES:
+        options = {"loss_type": loss, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-3}
+        if loss in ("exo_pair", "robust"):
+            options["label_smoothing"] = 0.1
+        project = make_project(tmp_path, tiny_llama, name=loss, stages={"dpo": options})
+        run_stage(project, "dpo")
+        assert record_of(project, "dpo")["metrics"]["steps"] == 1
+
+
+def test_an_encoder_learns_labels(tmp_path, tiny_bert):
+    rows = [{"text": f"{NAMES[n % 10]} is {'happy' if n % 2 else 'sad'} {n}", "label": n % 2} for n in range(40)]
+    data = {"demonstrations": {"source": str(write_rows(tmp_path / "labels.jsonl", rows)), "holdout": 0.3}}
+    stages = {"sft": {"max_steps": 30, "learning_rate": 1e-2}}
+    project = make_project(
+        tmp_path, tiny_bert, data=data, stages=stages, model={"name_or_path": str(tiny_bert), "adapter": None}
+    )
+    run_stage(project, "sft")
+    metrics = record_of(project, "sft")["metrics"]
+    assert metrics["accuracy"] == 1.0
+    assert metrics["loss"] < metrics["loss_before"]
+    model = AutoModelForSequenceClassification.from_pretrained(project.run_dir / "sft")
+    stored = record_of(project, "sft")["probe"]
+    assert probe.outputs(model, stored["ids"]) == pytest.approx(stored["outputs"], abs=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [None, {"r": 4}])
+def test_a_bert_is_the_reward_model_of_a_llama(tmp_path, tiny_llama, tiny_bert, adapter):
+    stages = {
+        "sft": {"max_steps": 1},
+        "reward": {
+            "model": {"name_or_path": str(tiny_bert), "adapter": adapter},
+            "max_steps": 30,
+            "learning_rate": 1e-2,
+        },
+    }
+    project = make_project(tmp_path, tiny_llama, chats(), stages=stages)
+    for stage in ("sft", "reward", "evaluate"):
+        run_stage(project, stage)
+    folder = project.run_dir / "reward"
+    assert len(AutoTokenizer.from_pretrained(folder)) != len(AutoTokenizer.from_pretrained(tiny_llama))
+    assert record_of(project, "reward")["metrics"]["accuracy"] > 0.9
+    judge = RewardModel(folder)
+    prompt = [{"role": "user", "content": "Ada asks about lamp 0."}]
+    good, bad = judge([prompt, prompt], [
+        [{"role": "assistant", "content": "Hello Ada, your lamp 0 is on its way."}],
+        [{"role": "assistant", "content": "No idea at all."}],
+    ])  # fmt: skip
+    assert good > bad
+    assert record_of(project, "evaluate")["metrics"]["judges"] == ["reward", "long"]
+
+
+def test_a_policy_cannot_be_an_encoder(tmp_path, tiny_bert):
+    project = make_project(tmp_path, tiny_bert, stages={"dpo": {"max_steps": 1}})
+    with pytest.raises(UserError, match="a masked language model cannot write replies"):
+        run_stage(project, "dpo")
+
+
+def test_a_reward_model_without_a_head_is_refused(tmp_path, tiny_llama):
+    with pytest.raises(UserError, match="has no reward head with 1 output"):
+        RewardModel(tiny_llama)
+
+
+def test_everything_too_long_is_refused_with_the_reason(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {"max_length": 8}})
+    with pytest.raises(
+        UserError, match=r"no row of data.demonstrations is left|every row of data.demonstrations was dropped"
+    ):
+        run_stage(project, "sft")
+
+
+def test_identical_sides_are_refused_when_nothing_else_is_there(tmp_path, tiny_llama):
+    rows = [{"prompt": f"p{n}", "chosen": " same", "rejected": " same"} for n in range(5)]
+    project = make_project(tmp_path, tiny_llama, rows, stages={"dpo": {}})
+    with pytest.raises(UserError, match=r"every row of data.preferences was dropped: 5 × identical"):
+        run_stage(project, "dpo")
+
+
+def test_a_stage_without_its_data_is_refused(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama, data={}, stages={"sft": {}})
+    with pytest.raises(UserError, match=r"data\.demonstrations"):
+        run_stage(project, "sft")
+
+
+def test_trainers_own_checks_are_told(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {"eval_strategy": "sometimes"}})
+    with pytest.raises(UserError, match=r"stages.sft: sometimes is not a valid"):
+        run_stage(project, "sft")
+
+
+def test_a_changed_trl_is_noticed(monkeypatch):
+    dpo.check_trl()
+    monkeypatch.setattr(dpo.trl.DPOTrainer, "_prepare_dataset", lambda self, rows: rows)
+    with pytest.raises(UserError, match=r"takes \['self', 'rows'\], not .*; use trl 1.16"):
+        dpo.check_trl()
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    for step, state in ((10, '{"global_step": 10}'), (20, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    assert last_good_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_good_checkpoint(tmp_path / "none") is None
