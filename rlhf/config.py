@@ -93,10 +93,12 @@ class DataConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class RewardConfig:
-    """A reward function: a judge in evaluation, a reward in online training."""
+    """What "better" means: a judge in evaluation, a reward in online training. One of the two."""
 
-    function: str
+    function: str | None = None
     """`package.module:function` or `path/to/file.py:function`, called as `f(prompts, completions, **columns)`."""
+    model: str | None = None
+    """Folder or hub id of a reward model (a sequence classifier with one label) of any architecture."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -366,6 +368,11 @@ def _check(project: ProjectConfig) -> None:
         raise UserError(f"{where}: data: holdout must be at least 0 and below 1, not {project.holdout}")
     if (project.model.name_or_path is None) == (project.model.scratch is None):
         raise UserError(f"{where}: model: give one of name_or_path and scratch")
+    for name, reward in project.rewards.items():
+        if (reward.function is None) == (reward.model is None):
+            raise UserError(f"{where}: rewards.{name}: give one of function and model")
+        if name in project.stages:
+            raise UserError(f"{where}: rewards.{name}: {name!r} is a stage; give the judge another name")
     for name, stage in project.stages.items():
         if stage.model is not None and stage.model.name_or_path is None:
             raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rlhf.config import ProjectConfig
+from rlhf.config import ProjectConfig, RewardConfig
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
@@ -31,8 +31,8 @@ def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
     project = context.project
     evaluation_prompts(project, project.evaluate.prompts)
-    functions = [load_function(reward.function, project) for reward in project.rewards.values()]
-    if not functions and "reward" not in project.stages:
+    judges = [load_judge(reward, project) for reward in project.rewards.values()]
+    if not judges and "reward" not in project.stages:
         raise UserError(f"{project.path}: nothing to judge replies with: add a reward stage or a function to rewards:")
 
 
@@ -61,13 +61,24 @@ def evaluate(context: StageContext) -> Metrics:
 
 
 def load_judges(project: ProjectConfig, parents: Mapping[str, Path]) -> dict[str, RewardFunction]:
-    """Whoever scores replies: the run's own reward model, and each function under `rewards:`."""
+    """Whoever scores replies: the run's own reward model, and whatever stands under `rewards:`."""
     judges: dict[str, RewardFunction] = {}
     if "reward" in parents:
         judges["reward"] = RewardModel(parents["reward"])
     for name, reward in project.rewards.items():
-        judges[name] = load_function(reward.function, project)
+        judges[name] = load_judge(reward, project)
     return judges
+
+
+def load_judge(reward: RewardConfig, project: ProjectConfig) -> RewardFunction:
+    """A function or a reward model under `rewards:`.
+
+    Raises:
+        UserError: It cannot be loaded, or the model has no reward head.
+    """
+    if reward.function is not None:
+        return load_function(reward.function, project)
+    return RewardModel(project.resolve(str(reward.model)))
 
 
 def as_completion(prompt: Text, reply: str) -> Text:

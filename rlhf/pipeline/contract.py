@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rlhf
-from rlhf.config import ModelConfig, ProjectConfig
+from rlhf.config import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
 from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint
@@ -79,9 +79,7 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.seed, "parents": parents}
     if name == "evaluate":
         what["evaluate"] = dataclasses.asdict(project.evaluate)
-        what["rewards"] = {
-            key: function_fingerprint(reward.function, project) for key, reward in project.rewards.items()
-        }
+        what["rewards"] = {key: _judge_fingerprint(reward, project) for key, reward in project.rewards.items()}
         what["data"] = {"prompts": fingerprints(project, "prompts")}
         what["base"] = base_fingerprint(project.model, project)
         return what
@@ -98,6 +96,12 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
         what["trainer"] = _learning_fields(project.stages[name].trainer)
         what["data"] = {role: fingerprints(project, role)}
     return what
+
+
+def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
+    if reward.function is not None:
+        return function_fingerprint(reward.function, project)
+    return base_fingerprint(ModelConfig(name_or_path=reward.model), project)
 
 
 def _learning_fields(trainer: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -93,8 +94,11 @@ def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> 
     return f"changed: {', '.join(contract.changes(record['identity'], identity)[:4])}"
 
 
-def own_folder(project: ProjectConfig, overrides: Sequence[str] = ()) -> None:
+def own_folder(project: ProjectConfig, overrides: Sequence[str] = ()) -> bool:
     """Make the run's folder, or hold that it is this project's; note the overrides for commands that name the run.
+
+    Returns:
+        Whether it is new.
 
     Raises:
         UserError: It belongs to another config, or holds something that is no run.
@@ -110,7 +114,9 @@ def own_folder(project: ProjectConfig, overrides: Sequence[str] = ()) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
     folder.mkdir(parents=True, exist_ok=True)
+    new = not owner.is_file()
     contract.write_json(owner, {"config": config, "name": project.name, "overrides": list(overrides)})
+    return new
 
 
 def project_of(run_dir: Path) -> ProjectConfig:
@@ -153,7 +159,7 @@ def run(
         StageFailed: A stage failed; it has said why.
     """
     plans = plan(project, only, force)
-    own_folder(project, overrides)
+    new = own_folder(project, overrides)
     todo = [one for one in plans if one.reason]
     for one in plans:
         say(f"{one.stage}: {one.reason or 'done'}")
@@ -164,8 +170,13 @@ def run(
         _start(server, run_stage, project, "base")
         todo = todo[1:]
     say("checking data")
-    for one in todo:
-        _start(server, prepare_stage, project, one.stage)
+    try:
+        for one in todo:
+            _start(server, prepare_stage, project, one.stage)
+    except StageFailed:
+        if new:  # a run that never was leaves no folder
+            shutil.rmtree(project.run_dir)
+        raise
     for one in todo:
         say(f"running {one.stage}")
         if accelerate_config is not None and STAGES[one.stage].data is not None:

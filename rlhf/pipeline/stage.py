@@ -85,7 +85,17 @@ def prepare_stage(project: ProjectConfig, name: str) -> None:
         for parent in parents_of(project, name)
         if contract.read_record(folder := project.run_dir / parent) is not None
     }
-    load_callable(spec)(StageContext(project, name, directory, parents))
+    try:
+        load_callable(spec)(StageContext(project, name, directory, parents))
+    finally:
+        remove_if_empty(directory)
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Leave no folder behind in which nothing is."""
+    for folder in (directory / "data", directory):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def claim(directory: Path, identity: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ BEFORE = ("prompt_only",)
 
 
 def matches(row: dict[str, Any]) -> bool:
-    """Whether the row has a chosen and a rejected side."""
-    return _columns.has(row, *COLUMNS)
+    """Whether the row has a chosen or a rejected side; with one alone, the other is reported as missing."""
+    return any(side in row for side in COLUMNS)
 
 
 def parse(row: dict[str, Any], origin: str) -> Preference:
