@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.projects import pairs, write_project, write_rows
 
 
@@ -39,7 +40,7 @@ SAME = {"prompt": "Ask.", "chosen": " same", "rejected": " same"}
     [
         ("stages.dpo.betta=1", "stages.dpo: unknown key 'betta'; did you mean 'beta'?"),
         ("data.preferences.source={folder}/pears.jsonl", "pears.jsonl: no such file or folder (did you mean"),
-        ("data.preferences.source=nobody/nothing", "'nobody/nothing' is neither a file here nor a reachable hub dataset"),
+        ("data.preferences.source=no/thing", "'no/thing' is neither a file here nor a reachable hub dataset"),
         ("data.preferences.source={folder}/bad.jsonl", "bad.jsonl:2:"),
         ("data.preferences.source={folder}/column.jsonl", "column.jsonl:1: column 'rejected' is missing"),
         ("data.preferences.source={folder}/empty.jsonl", "empty.jsonl: "),

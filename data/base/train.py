@@ -162,12 +162,11 @@ def train(
 
 @torch.no_grad()
 def copying_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, n: int = 200) -> float:
-    """Return the share of copied strings that the greedy replies to n new examples contain."""
+    """Return the share of facts asked for that the greedy replies to n new dialogues give to the letter."""
     corpus = Corpus(seed)
-    examples = [e for e in (corpus.example() for _ in range(2 * n)) if e.copied][:n]
     model.eval()
     right = total = 0
-    for example in examples:
+    for example in (corpus.questions() for _ in range(n)):
         ids, _ = encode(tokenizer, Example(example.messages[:-1]))
         ids.append(tokenizer.convert_tokens_to_ids(ASSISTANT))
         out = model.generate(torch.tensor([ids]), max_new_tokens=96, do_sample=False)
@@ -181,7 +180,7 @@ def main() -> None:
     """Read the arguments, train, save and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--vocab-size", type=int, default=1536)

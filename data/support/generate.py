@@ -19,9 +19,11 @@ import phrases
 TOPICS = [(text, steps, True) for text, steps in phrases.COMPLAINTS] + [
     (text, steps, False) for text, steps in phrases.QUESTIONS
 ]
+MIN_GAP = 1.5 / 7  # the two replies of a pair differ by at least two parts of the true quality
 NOISE = 0.1  # share of preference pairs whose label is turned round
 SKILL = (0.3, 0.95)  # an agent's chance of getting a part right is drawn from this range
 TARGET_LENGTH = (40.0, 54.0)  # neutral sentences fill every reply up to a length drawn from this range, good or bad
+MISTAKEN = 0.1  # of the names, products and orders that are not right, the share that is wrong and not just vague
 INVENTED_NAMES = 140
 
 
@@ -110,17 +112,17 @@ class Agents:
         return self.customers.fill(self.rng.choice(phrases.GREET_GOOD), case)
 
     def _bad_greeting(self, case: Case) -> str:
-        table = phrases.GREET_WRONG if self.rng.random() < 0.2 else phrases.GREET_BAD
+        table = phrases.GREET_WRONG if self.rng.random() < MISTAKEN else phrases.GREET_BAD
         return self.customers.fill(self.rng.choice(table), case)
 
     def _takes_up(self, case: Case, right_product: bool, right_order: bool) -> str:
         rng = self.rng
         product, order = "the " + case.product, "order " + case.order
         if not right_product:
-            wrong = rng.random() < 0.2
+            wrong = rng.random() < MISTAKEN
             product = self.customers.fill("the {other}", case) if wrong else rng.choice(phrases.PRODUCT_VAGUE)
         if not right_order:
-            wrong = rng.random() < 0.2
+            wrong = rng.random() < MISTAKEN
             order = f"order {misread(case.order, rng)}" if wrong else rng.choice(phrases.ORDER_VAGUE)
         return rng.choice(phrases.TAKES_UP).format(product=product, order=order)
 
@@ -174,10 +176,10 @@ def demonstration(customers: Customers, agents: Agents) -> dict[str, Any]:
 
 
 def preference(customers: Customers, agents: Agents, flipped: bool) -> dict[str, Any]:
-    """Write one pair of replies of different true quality; where flipped, the worse one is called chosen."""
+    """Write one pair of replies of clearly different true quality; where flipped, the worse one is called chosen."""
     case = customers.draw(held_out=False)
     worse = better = agents.reply(case)
-    while true_quality(worse, case) == true_quality(better, case):
+    while abs(true_quality(worse, case) - true_quality(better, case)) < MIN_GAP:
         worse, better = agents.reply(case), agents.reply(case)
     if (true_quality(worse, case) > true_quality(better, case)) != flipped:
         worse, better = better, worse

@@ -16,6 +16,7 @@ from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
+from rlhf.models.device import device
 from rlhf.models.load import context_length, load_policy, source_of
 from rlhf.models.settings import base_settings
 from rlhf.models.tokenizer import load_tokenizer
@@ -128,7 +129,7 @@ def _load(project: ProjectConfig, folder: Path | None) -> tuple[PreTrainedModel,
     config = base_settings(project)
     tokenizer = load_tokenizer(config, folder)
     model = load_policy(source_of(config, folder), config, tokenizer)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), Codec(tokenizer)
+    return model.to(device()), Codec(tokenizer)
 
 
 def _score(

@@ -24,7 +24,7 @@ from rlhf.stages import STAGES, parent_of, parents_of
 RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
-_NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "before.json", "identity.json"}
+_NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "identity.json"}
 _LOGGING = ("logging_", "save_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio",
             "dataloader_", "dataset_num_proc", "log_", "include_num_input", "torch_empty_cache")  # fmt: skip
 """Prefixes of trainer fields that change what is written or how fast, not what is learned."""

@@ -145,8 +145,7 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
 def _move_into_place(partial: Path, final: Path) -> None:
     """Put a finished folder where the stage's artefact belongs; what stood there goes only then."""
     shutil.rmtree(partial / "data", ignore_errors=True)
-    for name in (IDENTITY, "before.json"):
-        (partial / name).unlink(missing_ok=True)
+    (partial / IDENTITY).unlink(missing_ok=True)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -158,9 +157,9 @@ def _move_into_place(partial: Path, final: Path) -> None:
 def _wait() -> None:
     """A barrier where there are several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
+        from rlhf.models.device import process_state
 
-        PartialState().wait_for_everyone()
+        process_state().wait_for_everyone()
 
 
 def launch(stage: str, arguments: Sequence[str] | None = None) -> int:

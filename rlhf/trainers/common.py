@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel, TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -23,6 +22,7 @@ from rlhf.data.records import Encoded
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import attach, join_adapters, lora_config
+from rlhf.models.device import process_state
 from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
@@ -94,7 +94,7 @@ def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start
     Raises:
         UserError: The trainer's own checks refuse a value.
     """
-    state = PartialState()
+    state = process_state()
     given = context.project.stages[context.name].trainer
     fields = {**DEFAULTS, **given}
     if state.device.type == "cuda":
@@ -149,7 +149,7 @@ def prepared_data(
     if role is None or getattr(context.project.data, role) is None:
         raise UserError(f"{context.project.path}: stages.{context.name} needs data.{role}, which is missing")
     key = json.dumps([tokenizer_record(begun.tokenizer), settings], sort_keys=True)
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         return prepare(context.project, role, encode, context.directory / "data", key=key)
 
 
@@ -202,17 +202,12 @@ def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
     metrics_file = MetricsFile(context.directory / "metrics.jsonl")
     trainer.add_callback(metrics_file)
     held_out = trainer.eval_dataset is not None
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         checkpoint = last_good_checkpoint(context.directory / "checkpoints")
     if trainer.is_world_process_zero():
         metrics_file.keep_through(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
-    before_file = context.directory / "before.json"
-    if checkpoint and before_file.is_file():
-        before = json.loads(before_file.read_text(encoding="utf-8"))
-    else:
-        before = trainer.evaluate() if held_out else {}
-        if trainer.is_world_process_zero():
-            before_file.write_text(json.dumps(before), encoding="utf-8")
+    # not by calling evaluate(): before train() it leaves the model without DDP, and no gradient is ever averaged
+    trainer.args.eval_on_start = held_out and checkpoint is None
     start = time.perf_counter()
     output = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
@@ -223,7 +218,7 @@ def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
     timing = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "model_preparation_time")
     return {
         **{key: value for key, value in metrics.items() if key not in timing},
-        "loss_before": before.get("eval_loss"),
+        "loss_before": next((row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row), None),
         "train_loss": output.training_loss,
         "steps": output.global_step,
         "train_rows": len(trainer.train_dataset),

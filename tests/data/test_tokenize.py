@@ -16,8 +16,8 @@ NO_END = (
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 FORGETFUL = (  # like templates that drop the reasoning of earlier turns
-    "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{% for m in messages %}[{{ m['role'] }}]"
+    "{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 

@@ -1,0 +1,71 @@
+"""Stages through the real `accelerate launch`, on two CPU processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.projects import write_project
+
+STAGES = {
+    name: {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
+    for name in ("sft", "dpo")
+}
+
+
+def launched(root, recipe, *arguments) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(root / "recipes/accelerate/cpu.yaml"), *recipe, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def first_step(folder) -> dict:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return next(row for row in rows if "loss" in row)
+
+
+def test_sft_and_dpo_on_two_processes_equal_one(tmp_path, tiny_llama, root):
+    """Two processes with batches of four take the same first step as one with a batch of eight."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    for folder in (two, one):
+        folder.mkdir()
+    path = write_project(two, tiny_llama, stages=STAGES)
+    for stage in STAGES:
+        launched(root, [str(root / f"recipes/{stage}.py")], "--config", path)
+    alone = write_project(
+        one, tiny_llama, stages={name: {**stage, "per_device_train_batch_size": 8} for name, stage in STAGES.items()}
+    )
+    for stage in STAGES:
+        subprocess.run(
+            [sys.executable, str(root / f"recipes/{stage}.py"), "--config", str(alone)], check=True, capture_output=True
+        )
+        ours, theirs = (first_step(folder / "runs/tiny" / stage) for folder in (two, one))
+        assert ours["num_tokens"] == theirs["num_tokens"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    record = json.loads((two / "runs/tiny/dpo/stage.json").read_text())
+    assert record["metrics"]["steps"] == 2
+    assert set(record["parents"]) == {"sft"}
+
+
+def test_a_users_mistake_is_told_once(tmp_path, tiny_llama, root):
+    path = write_project(tmp_path, tiny_llama, stages=STAGES)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(root / "recipes/accelerate/cpu.yaml"), str(root / "recipes/dpo.py"), "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert "no finished stage is there" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero3"])
+def test_accelerate_reads_each_config(root, name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(root / f"recipes/accelerate/{name}.yaml"))
+    assert config.num_processes == 2

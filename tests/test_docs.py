@@ -1,0 +1,320 @@
+"""What the documents say is so: commands run, options and files exist, recipes load, no setting is without a reader."""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from rlhf import config
+from rlhf.config import load_project
+from rlhf.data.formats import find, formats
+from rlhf.errors import UserError
+from rlhf.pipeline.stage import field_overrides
+from tests.hub_server import TOKEN, HubServer
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").rglob("*.md")])
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def blocks(page: str, language: str) -> list[tuple[str, str]]:
+    """(file name or "", content) of the fenced blocks in a language; the name follows the language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w+)[ ]?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(name, content) for kind, name, content in found if kind == language]
+
+
+def varied(rows: str, times: int) -> str:
+    """Each row, times over, each time with another number before the customer's words."""
+    lines = []
+    for number in range(times):
+        for line in rows.splitlines():
+            row = json.loads(line)
+            turn = (row.get("prompt") or row["messages"])[0]
+            turn["content"] = f"{number}. {turn['content']}"
+            lines.append(json.dumps(row) + "\n")
+    return "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory, tiny_llama) -> tuple[Path, dict[str, str], HubServer]:
+    """A folder with the guide's files, its one model a tiny one; the environment of its commands; the hub."""
+    folder = tmp_path_factory.mktemp("guide")
+    for language in ("json", "yaml", "python"):
+        for name, content in blocks("docs/guide.md", language):
+            content = varied(content, 20) if language == "json" else content.replace(BASE, str(tiny_llama))
+            (folder / name).write_text(content, encoding="utf-8")
+    with HubServer() as server:
+        environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+        environment.update(
+            HF_ENDPOINT=server.url, HF_TOKEN=TOKEN, HF_HOME=str(folder / "home"), HF_HUB_DISABLE_XET="1",
+            PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        yield folder, environment, server
+
+
+def test_every_command_of_the_guide_runs(guide):
+    folder, environment, server = guide
+    script = "".join(content for _, content in blocks("docs/guide.md", "bash"))
+    for command in ("check", "run", "report", "chat", "publish"):
+        assert f"rlhf {command} " in script
+    start = time.perf_counter()
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert time.perf_counter() - start < 150
+    said = done.stdout
+    assert "dpo: changed: trainer.beta" in said
+    assert said.count("sft: done") == 2  # the second run, and the one with another beta
+    published = set(server.repositories["ada/night-train"].files)
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"} <= published
+    assert server.repositories["ada/night-train"].private
+    policies = json.loads((folder / "runs/helpdesk/report.json").read_text())["policies"]
+    assert {"reward", "concise"} == set(policies[0]["scores"])
+    assert "<script" not in (folder / "runs/helpdesk/report.html").read_text()
+
+
+def test_the_python_of_the_readme_runs(guide):
+    """On the run that the guide left, which this test therefore follows."""
+    folder, environment, _ = guide
+    ((_, code),) = blocks("README.md", "python")
+    assert "recipes/quickstart.yaml" in code
+    code = code.replace("recipes/quickstart.yaml", "helpdesk.yaml").replace("runs/quickstart", "runs/helpdesk")
+    code = code.replace("gold", "concise")
+    (folder / "use.py").write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, "use.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "concise" in done.stdout
+
+
+def tree_paths() -> set[str]:
+    """The paths of the README's tree; two spaces of indentation are one folder."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"```text tree\n(.*?)```", text, re.DOTALL)[1]
+    folders: list[str] = []
+    found = set()
+    for line in tree.splitlines():
+        depth, names = (len(line) - len(line.lstrip())) // 2, re.split(r"\s{2,}", line.strip())[0].split()
+        assert len(re.split(r"\s{2,}", line.strip())) == 2, f"no description: {line}"
+        for name in names:
+            found.add("".join(folders[:depth]) + name)
+        folders[depth:] = [names[-1]]
+    return found
+
+
+def test_every_path_of_the_tree_exists():
+    missing = {path for path in tree_paths() if not (ROOT / path).exists()}
+    assert not missing - {"docs/images/report.png"}  # links to it are held below
+
+
+def test_every_file_is_in_the_tree():
+    """A folder's line stands for its `__init__.py`."""
+    named, absent = tree_paths(), []
+    for room in ("rlhf", "recipes", "data", "docs"):
+        for path in sorted((ROOT / room).rglob("*")):
+            name = path.relative_to(ROOT).as_posix()
+            if path.is_dir() or "__pycache__" in path.parts or path.name.startswith("."):
+                continue
+            if path.name == "__init__.py":
+                name = path.parent.relative_to(ROOT).as_posix() + "/"
+            if name not in named:
+                absent.append(name)
+    assert not absent
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_within_the_repository_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_paths_in_backticks_exist(page):
+    text = page.read_text(encoding="utf-8")
+    rooms = "rlhf|recipes|docs|tests|data"
+    named = set(re.findall(rf"`((?:{rooms})/[\w./-]+)(?::[\w.]+)?`", text))
+    assert not [name for name in named if not any((folder / name).exists() for folder in (ROOT, page.parent))]
+
+
+def commands_of(text: str) -> list[str]:
+    """`rlhf …`, `make …` and `accelerate launch …` in a page: lines of bash blocks, and inline code."""
+    shell = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in shell for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [re.sub(r"^.*\| (?=rlhf )", "", line) for line in lines]
+    return [line for line in lines if re.match(r"(rlhf|make|accelerate launch) \S", line)]
+
+
+def check_command(line: str, folder: Path = ROOT) -> None:
+    """Hold that a command line is one that there is."""
+    words = [word for word in shlex.split(line, comments=True) if word != "…"]
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert not [word for word in words[1:] if "=" not in word and word not in targets], line
+    elif words[0] == "accelerate":
+        check_launch(words)
+    else:
+        check_rlhf(words, folder)
+
+
+def check_rlhf(words: list[str], folder: Path) -> None:
+    from rlhf.cli import app
+
+    command = typer.main.get_command(app)
+    if words[1] == "--help":
+        return
+    assert words[1] in command.commands, words
+    context = command.commands[words[1]].make_context(words[1], [*words[2:]], resilient_parsing=True)
+    given = context.params.get("config")
+    if given is not None and (folder / given).is_file():
+        placeholders = {"PATH", "FOLDER"}
+        overrides = [word for word in context.params["overrides"] or () if "=" in word]
+        project = load_project(folder / given, overrides)
+        stages = [*project.stages, "evaluate"]
+        named = ",".join(context.params.get(key) or "" for key in ("only", "force")).split(",")
+        assert not {name for name in named if name} - {*stages, "STAGE"}, words
+        assert placeholders  # overrides with a placeholder for a value load as any text does
+    elif given is not None:
+        assert str(given) in ("CONFIG", "FILE", "helpdesk.yaml", "mine.yaml"), words
+
+
+def check_launch(words: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    args = launch_command_parser().parse_args(words[2:])
+    for file in filter(None, (args.config_file, args.training_script)):
+        assert (ROOT / file).is_file(), words
+    assert args.training_script_args[0] == "--config"
+    rest = [word.strip("[]…") for word in args.training_script_args[2:]]
+    field_overrides(Path(args.training_script).stem, [word for word in rest if word])
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/recipes.md"])
+def test_every_command_on_a_page_exists(page):
+    lines = commands_of((ROOT / page).read_text(encoding="utf-8"))
+    assert lines
+    for line in lines:
+        check_command(line)
+
+
+def test_a_command_that_does_not_exist_is_found():
+    for line in ("rlhf train x.yaml", "rlhf run recipes/hh.yaml --gate warn", "make everything",
+                 "rlhf run recipes/hh.yaml stages.dpo.betta=1", "accelerate launch recipes/ppo.py --config FILE",
+                 "accelerate launch recipes/dpo.py --config FILE --betta 1"):  # fmt: skip
+        with pytest.raises((AssertionError, UserError, SystemExit, Exception)) as caught:
+            check_command(line)
+        assert not isinstance(caught.value, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_loads_and_its_header_is_right(recipe):
+    assert load_project(recipe).name == recipe.stem
+    comments = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    header = "\n".join(line.removeprefix("#").strip() for line in comments).replace("\\\n", " ")
+    commands = re.findall(r"\b((?:rlhf \w+|accelerate launch) \S.*)$", header, re.MULTILINE)
+    assert commands
+    for line in commands:
+        check_command(line)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
+def test_a_stage_script_says_how_it_is_started(script):
+    (command,) = re.findall(r"^ +(accelerate launch .*)$", script.read_text(), re.MULTILINE)
+    check_command(command)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes/accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_its_files(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(file))
+    assert read.num_processes == 2
+    assert set(yaml.safe_load(file.read_text())) <= {field.name for field in dataclasses.fields(read)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/recipes.md", "CONTRIBUTING.md"])
+def test_every_project_shown_loads(page, tmp_path):
+    for number, (_, content) in enumerate(blocks(page, "yaml")):
+        tree = yaml.safe_load(content)
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump({"name": "shown", "model": {"name_or_path": "x"}, **tree}), encoding="utf-8")
+        load_project(path)
+
+
+def test_every_row_of_the_formats_page_is_recognised_as_what_it_is_called():
+    examples = blocks("docs/formats.md", "json")
+    assert {name for name, _ in examples} == set(formats())
+    for name, content in examples:
+        for line in content.splitlines():
+            row = json.loads(line)
+            assert find(None, row, "here").name == name
+            find(name, row, "here").parse(row, "here")
+
+
+def fields_of_config() -> list[tuple[str, str, bool]]:
+    """(class, field, whether a docstring stands below it) of every dataclass in rlhf/config.py."""
+    found = []
+    for node in ast.parse((ROOT / "rlhf/config.py").read_text()).body:
+        if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config, node.name)):
+            for line, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(line, ast.AnnAssign):
+                    said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    found.append((node.name, line.target.id, said and isinstance(after.value.value, str)))
+    return found
+
+
+def test_every_setting_is_documented_and_read():
+    read = set()
+    for path in (ROOT / "rlhf").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    fields = fields_of_config()
+    assert len(fields) > 30
+    assert not [f"{owner}.{name}" for owner, name, said in fields if not said]
+    assert not [f"{owner}.{name}" for owner, name, _ in fields if name not in read]
+    for owner in {owner for owner, _, _ in fields}:
+        assert len([name for kind, name, _ in fields if kind == owner]) <= 25
+
+
+def test_no_path_of_a_machine_is_in_any_file():
+    own = [re.escape(str(place)) for place in {ROOT, Path.home()} if len(place.parts) > 2]
+    somebodys = [rf"/{name}/" for name in ("home", "Users", "root", "work", "tmp")]
+    for room, patterns in (("rlhf", somebodys), ("recipes", somebodys), ("docs", somebodys), ("tests", []), (".", [])):
+        for path in (ROOT / room).glob("*" if room == "." else "**/*"):
+            if not path.is_file() or path.suffix not in (".py", ".md", ".yaml", ".toml", ".txt", ".html", ".css", ""):
+                continue
+            for pattern in (*own, *patterns):
+                found = re.search(rf"(?<![\w.~-]){pattern}", path.read_text(encoding="utf-8"))
+                assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
+def test_the_changelog_has_this_version():
+    from rlhf import __version__
+
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## [{__version__}]" in text or "\n## [Unreleased]" in text
+
+
+def test_hooks_and_ci_use_the_pins():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    revisions = {repo["repo"].rpartition("/")[2]: repo.get("rev") for repo in hooks["repos"]}
+    assert revisions["ruff-pre-commit"] == f"v{pins['ruff']}"
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    (job,) = jobs.values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert "make lint types test" in [step.get("run") for step in job["steps"]]
