@@ -43,7 +43,7 @@ def run(
     project = load_project(config, overrides or [])
     if accelerate is not None and not accelerate.is_file():
         raise UserError(f"{accelerate}: no such file")
-    plans = runner.run(project, overrides or [], _split(only), _split(force), accelerate, typer.echo)
+    plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
     page = project.run_dir / "report.html"
     if any(plan.reason for plan in plans) or not page.is_file():
         _report(project.run_dir)
@@ -67,10 +67,11 @@ def check(config: Config, overrides: Overrides = None) -> None:
 def evaluate(run: Run) -> None:
     """Compare the policies of a run, if that is not done, and write the report."""
     from rlhf.pipeline import runner
+    from rlhf.pipeline.folder import project_of
     from rlhf.pipeline.runs import find_run
 
     folder, _ = find_run(run)
-    project = runner.project_of(folder)
+    project = project_of(folder)
     runner.run(project, only=["evaluate"], say=typer.echo)
     _report(folder)
 
@@ -105,7 +106,7 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the folder, show it, push nothing.")] = False,
 ) -> None:
     """Push a stage's adapter, or its merged weights, with a model card."""
-    from rlhf.pipeline.runner import project_of
+    from rlhf.pipeline.folder import project_of
     from rlhf.pipeline.runs import find_run, pick_stage
     from rlhf.pipeline.stage import quiet_environment, quiet_libraries
 

@@ -167,6 +167,8 @@ class ProjectConfig:
     """Where to publish, when asked."""
     path: Path = Path("project.yaml")
     """The file this was read from; set by `load_project`."""
+    overrides: tuple[str, ...] = ()
+    """How it differs from that file; set by `load_project`."""
 
     @property
     def run_dir(self) -> Path:
@@ -267,22 +269,24 @@ def load_project(path: str | Path, overrides: Iterable[str] = ()) -> ProjectConf
         raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping with name, model, data and stages")
+    overrides = tuple(overrides)
     for assignment in overrides:
         apply_override(tree, assignment)
-    return _build(tree, path)
+    return _build(tree, path, overrides)
 
 
-def _build(tree: dict[str, Any], path: Path) -> ProjectConfig:
+def _build(tree: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> ProjectConfig:
     tree = dict(tree)
-    if "path" in tree:
-        raise UserError(f"{path}: unknown key 'path'")
+    for ours in ("path", "overrides"):
+        if ours in tree:
+            raise UserError(f"{path}: unknown key {ours!r}")
     tree["data"] = _datasets(tree.get("data"), path)
     tree["stages"] = _stages(tree.get("stages"), path)
     for section in ("rewards", "evaluate", "publish"):
         if tree.get(section, ...) is None:  # a section left empty in YAML is null
             del tree[section]
     try:
-        project = TypeAdapter(ProjectConfig).validate_python({**tree, "path": path})
+        project = TypeAdapter(ProjectConfig).validate_python({**tree, "path": path, "overrides": overrides})
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from None
     _check(project)
@@ -342,7 +346,7 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(step for step in steps if step not in ("sources", "dict[str,any]", "dict[str,Any]"))
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _owner(steps[:-1])
-        hint = unknown_name(steps[-1], {field.name for field in dataclasses.fields(owner)} - {"path"})
+        hint = unknown_name(steps[-1], {field.name for field in dataclasses.fields(owner)} - {"path", "overrides"})
         return f"unknown key {where!r}; {hint}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{where!r} is missing"

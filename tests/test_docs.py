@@ -116,7 +116,7 @@ def tree_paths() -> set[str]:
 
 def test_every_path_of_the_tree_exists():
     missing = {path for path in tree_paths() if not (ROOT / path).exists()}
-    assert not missing - {"docs/images/report.png"}  # links to it are held below
+    assert not {path for path in missing if not path.startswith("docs/images/")}  # a link is held below
 
 
 def test_every_file_is_in_the_tree():
@@ -158,7 +158,7 @@ def commands_of(text: str) -> list[str]:
     return [line for line in lines if re.match(r"(rlhf|make|accelerate launch) \S", line)]
 
 
-def check_command(line: str, folder: Path = ROOT) -> None:
+def check_command(line: str) -> None:
     """Hold that a command line is one that there is."""
     words = [word for word in shlex.split(line, comments=True) if word != "…"]
     if words[0] == "make":
@@ -167,28 +167,29 @@ def check_command(line: str, folder: Path = ROOT) -> None:
     elif words[0] == "accelerate":
         check_launch(words)
     else:
-        check_rlhf(words, folder)
+        check_rlhf(words)
 
 
-def check_rlhf(words: list[str], folder: Path) -> None:
+def check_rlhf(words: list[str]) -> None:
     from rlhf.cli import app
 
     command = typer.main.get_command(app)
     if words[1] == "--help":
         return
     assert words[1] in command.commands, words
-    context = command.commands[words[1]].make_context(words[1], [*words[2:]], resilient_parsing=True)
+    if len(words) == 2:  # in a sentence
+        return
+    context = command.commands[words[1]].make_context(words[1], words[2:])
     given = context.params.get("config")
-    if given is not None and (folder / given).is_file():
-        placeholders = {"PATH", "FOLDER"}
-        overrides = [word for word in context.params["overrides"] or () if "=" in word]
-        project = load_project(folder / given, overrides)
-        stages = [*project.stages, "evaluate"]
-        named = ",".join(context.params.get(key) or "" for key in ("only", "force")).split(",")
-        assert not {name for name in named if name} - {*stages, "STAGE"}, words
-        assert placeholders  # overrides with a placeholder for a value load as any text does
-    elif given is not None:
-        assert str(given) in ("CONFIG", "FILE", "helpdesk.yaml", "mine.yaml"), words
+    if given is None:
+        return
+    if not (ROOT / given).is_file():
+        assert str(given) in ("CONFIG", "helpdesk.yaml", "mine.yaml"), words
+        return
+    project = load_project(ROOT / given, context.params["overrides"] or ())
+    for option in ("only", "force"):
+        named = (context.params.get(option) or "").split(",")
+        assert {name for name in named if name} <= {*project.stages, "evaluate"}, words
 
 
 def check_launch(words: list[str]) -> None:
@@ -211,12 +212,20 @@ def test_every_command_on_a_page_exists(page):
 
 
 def test_a_command_that_does_not_exist_is_found():
-    for line in ("rlhf train x.yaml", "rlhf run recipes/hh.yaml --gate warn", "make everything",
-                 "rlhf run recipes/hh.yaml stages.dpo.betta=1", "accelerate launch recipes/ppo.py --config FILE",
-                 "accelerate launch recipes/dpo.py --config FILE --betta 1"):  # fmt: skip
-        with pytest.raises((AssertionError, UserError, SystemExit, Exception)) as caught:
+    wrong = {
+        "rlhf train x.yaml": AssertionError,
+        "rlhf run recipes/nothing.yaml": AssertionError,
+        "rlhf run recipes/hh.yaml stages.dpo.betta=1": UserError,
+        "rlhf run recipes/hh.yaml --only sfd": AssertionError,
+        "make everything": AssertionError,
+        "accelerate launch recipes/ppo.py --config FILE": AssertionError,
+        "accelerate launch recipes/dpo.py --config FILE --betta 1": UserError,
+    }
+    with pytest.raises(Exception, match="No such option: --gate"):  # typer's click is its own
+        check_command("rlhf run recipes/hh.yaml --gate warn")
+    for line, error in wrong.items():
+        with pytest.raises(error):
             check_command(line)
-        assert not isinstance(caught.value, KeyboardInterrupt)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
@@ -309,12 +318,26 @@ def test_the_changelog_has_this_version():
     assert f"\n## [{__version__}]" in text or "\n## [Unreleased]" in text
 
 
-def test_hooks_and_ci_use_the_pins():
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
-    revisions = {repo["repo"].rpartition("/")[2]: repo.get("rev") for repo in hooks["repos"]}
-    assert revisions["ruff-pre-commit"] == f"v{pins['ruff']}"
-    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
-    (job,) = jobs.values()
+def test_hooks_and_ci_run_what_make_runs():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
+    for hook in repo["hooks"]:
+        assert hook["entry"].partition(" --")[0] in makefile  # the tools of .venv, which constraints.txt pins
+    ((_, job),) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].items()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert "make lint types test" in [step.get("run") for step in job["steps"]]
+
+
+def test_the_examples_for_contributors_work():
+    examples = dict(blocks("CONTRIBUTING.md", "python"))
+    layout: dict = {}
+    exec(examples["rlhf/data/formats/goodbad.py"], layout)
+    row = {"q": "Breakfast?", "good": "Yes.", "bad": "No idea.", "n": 1}
+    assert layout["matches"](row)
+    record = layout["parse"](row, "x.jsonl:1")
+    assert (record.chosen[0]["content"], record.rejected[0]["content"]) == ("Yes.", "No idea.")
+    assert record.extra == {"n": 1}
+    judge: dict = {}
+    exec(examples["judges.py"], judge)
+    reply = [{"role": "assistant", "content": "Thank you."}]
+    assert judge["polite"](["a", "b", "c"], [reply, "No.", ""]) == [1.0, 0.0, None]

@@ -160,14 +160,14 @@ class Codec:
             )
         except TemplateError as error:
             raise Unusable(f"the chat template refuses it: {error}") from None
-        return list(self.tokenizer(str(rendered).strip())["input_ids"] if self.encoder else rendered)
+        return list(self.tokenizer(rendered.strip())["input_ids"] if self.encoder else rendered)
 
     def _end(self, ids: list[int]) -> None:
         """End a sequence with EOS exactly once; a template may write white space after its own."""
         eos = self.tokenizer.eos_token_id
         while len(ids) > 1 and ids[-1] == ids[-2] == eos:
             ids.pop()
-        if eos not in ids[-3:] or self.tokenizer.decode(ids[_last(ids, eos) + 1 :]).strip():
+        if eos not in ids[-3:] or str(self.tokenizer.decode(ids[_last(ids, eos) + 1 :])).strip():
             ids.append(eos)
 
     def _window(self, length: int, start: int) -> tuple[slice, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def evaluate(context: StageContext) -> Metrics:
         {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
         for index, prompt in enumerate(prompts)
     ]
+    cut = 0
     for name in folders:
-        replies = _replies(project, prompts, name, folders, references.get(name))
+        replies, cut = _replies(project, prompts, name, folders, references.get(name))
         _score(replies, prompts, judges)
         for row, of_prompt in zip(rows, replies, strict=True):
             row["replies"][name] = of_prompt
@@ -57,7 +59,7 @@ def evaluate(context: StageContext) -> Metrics:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return {
         "policies": list(folders), "judges": list(judges), "parents": references, "references": references,
-        "prompts": len(prompts), "samples": len(rows[0]["replies"]["base"]),
+        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
     }  # fmt: skip
 
 
@@ -93,15 +95,14 @@ def _replies(
     name: str,
     folders: Mapping[str, Path | None],
     reference: str | None,
-) -> list[list[dict[str, Any]]]:
-    """One policy's replies to every prompt, with KL to its reference where it has one."""
+) -> tuple[list[list[dict[str, Any]]], int]:
+    """One policy's replies to every prompt, with KL to its reference if it has one; and how many prompts were cut."""
     model, codec = _load(project, folders[name])
     settings = project.evaluate
     ids = [codec.prompt(prompt.prompt) for prompt in prompts]
-    limit = context_length(model.config)
-    if limit is not None:
-        room = max(1, limit - settings.max_new_tokens)
-        ids = [row[-room:] for row in ids]
+    room = prompt_room(model, settings.max_new_tokens)
+    cut = sum(len(row) > room for row in ids)
+    ids = [row[-room:] for row in ids]
     replies = sample(
         model, codec.tokenizer, ids, samples=settings.samples, max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature, batch_size=settings.batch_size, seed=project.seed, label=f"{name} replies",
@@ -115,10 +116,17 @@ def _replies(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return [
+    rows = [
         [_row(reply, value) for reply, value in zip(row, values, strict=True)]
         for row, values in zip(replies, kl, strict=True)
     ]
+    return rows, cut
+
+
+def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that leave room for a reply; of a longer one the end is kept."""
+    limit = context_length(model.config)
+    return sys.maxsize if limit is None else max(1, limit - max_new_tokens)
 
 
 def _row(reply: Reply, kl: float | None) -> dict[str, Any]:

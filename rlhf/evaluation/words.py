@@ -198,7 +198,13 @@ def _score_notices(report: Report) -> list[str]:
 
 def _length_notices(report: Report) -> list[str]:
     found = []
-    limit = (report["evaluation"] or {}).get("max_new_tokens")
+    evaluation = report["evaluation"] or {}
+    limit = evaluation.get("max_new_tokens")
+    if evaluation.get("prompts_cut"):
+        found.append(
+            f"{count(evaluation['prompts_cut'], 'prompt')} of {evaluation['prompts']} lost their beginning: "
+            "with the reply they would not fit the model's context."
+        )
     for entry in report["policies"]:
         finished = entry["finished"]["mean"]
         if finished is not None and 1 - finished > _UNFINISHED:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -17,14 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import ProjectConfig, load_project, unknown_name
+from rlhf.config import ProjectConfig, unknown_name
 from rlhf.data.checks import Ledger
 from rlhf.errors import UserError
-from rlhf.pipeline import contract
-from rlhf.pipeline.stage import guarded, partial_dir, prepare_stage, quiet_environment, run_stage
+from rlhf.pipeline import contract, folder
+from rlhf.pipeline.stage import guarded, prepare_stage, quiet_environment, run_stage
 from rlhf.stages import STAGES, parents_of, planned
 
-OWNER = "project.json"
 _PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.evaluation.evaluate"]
 
 
@@ -94,49 +92,8 @@ def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> 
     return f"changed: {', '.join(contract.changes(record['identity'], identity)[:4])}"
 
 
-def own_folder(project: ProjectConfig, overrides: Sequence[str] = ()) -> bool:
-    """Make the run's folder, or hold that it is this project's; note the overrides for commands that name the run.
-
-    Returns:
-        Whether it is new.
-
-    Raises:
-        UserError: It belongs to another config, or holds something that is no run.
-    """
-    folder, owner = project.run_dir, project.run_dir / OWNER
-    config = os.path.relpath(project.path.resolve(), folder.resolve())
-    if owner.is_file():
-        other = json.loads(owner.read_text(encoding="utf-8"))["config"]
-        if other != config:
-            raise UserError(
-                f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
-    folder.mkdir(parents=True, exist_ok=True)
-    new = not owner.is_file()
-    contract.write_json(owner, {"config": config, "name": project.name, "overrides": list(overrides)})
-    return new
-
-
-def project_of(run_dir: Path) -> ProjectConfig:
-    """The project that a run's folder belongs to, with the overrides of its last run.
-
-    Raises:
-        UserError: The folder is no run, or its config is gone.
-    """
-    owner = run_dir / OWNER
-    if not owner.is_file():
-        raise UserError(f"{run_dir}: not a run (no {OWNER} in it)")
-    noted = json.loads(owner.read_text(encoding="utf-8"))
-    path = Path(os.path.relpath((run_dir / noted["config"]).resolve()))
-    project = load_project(path, noted["overrides"])
-    return replace(project, output_dir=str(run_dir.parent), name=run_dir.name)
-
-
 def run(
     project: ProjectConfig,
-    overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     force: Sequence[str] = (),
     accelerate_config: Path | None = None,
@@ -148,7 +105,6 @@ def run(
 
     Args:
         project: The project.
-        overrides: How it differs from its file; handed on to stages started by `accelerate launch`.
         only: Stages to consider; all if empty.
         force: Stages to run again.
         accelerate_config: Start stages by `accelerate launch --config_file` with this file.
@@ -159,7 +115,7 @@ def run(
         StageFailed: A stage failed; it has said why.
     """
     plans = plan(project, only, force)
-    new = own_folder(project, overrides)
+    new = folder.own_folder(project)
     todo = [one for one in plans if one.reason]
     for one in plans:
         say(f"{one.stage}: {one.reason or 'done'}")
@@ -180,7 +136,7 @@ def run(
     for one in todo:
         say(f"running {one.stage}")
         if accelerate_config is not None and STAGES[one.stage].data is not None:
-            _accelerate(project, one.stage, overrides, accelerate_config)
+            _accelerate(project, one.stage, accelerate_config)
         else:
             _start(server, run_stage, project, one.stage)
     return plans
@@ -200,11 +156,11 @@ def check(project: ProjectConfig) -> dict[str, Ledger]:
         raise UserError(f"{project.path}: stages: nothing to check; name sft, reward or dpo")
     server = _fork_server()
     ledgers = {}
-    with tempfile.TemporaryDirectory() as folder:
-        trial = replace(project, output_dir=folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = replace(project, output_dir=scratch)
         for name in planned(trial):
             _start(server, run_stage if name == "base" else prepare_stage, trial, name)
-            prepared = partial_dir(trial, name) / "data"
+            prepared = folder.partial_dir(trial, name) / "data"
             if prepared.is_dir():
                 ledgers[name] = Ledger.load(prepared)
     return ledgers
@@ -238,7 +194,7 @@ def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfi
     sys.exit(guarded(lambda: function(project, name)))
 
 
-def _accelerate(project: ProjectConfig, name: str, overrides: Sequence[str], config: Path) -> None:
+def _accelerate(project: ProjectConfig, name: str, config: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -248,6 +204,6 @@ def _accelerate(project: ProjectConfig, name: str, overrides: Sequence[str], con
         "-m",
         "rlhf.pipeline.stage",
     ]
-    done = subprocess.run([*command, str(project.path), name, *overrides], check=False)
+    done = subprocess.run([*command, str(project.path), name, *project.overrides], check=False)
     if done.returncode:
         raise StageFailed(name, done.returncode)

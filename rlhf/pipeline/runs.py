@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf.config import load_project, unknown_name
 from rlhf.errors import UserError
 from rlhf.pipeline import contract
-from rlhf.pipeline.runner import OWNER
+from rlhf.pipeline.folder import OWNER
 from rlhf.stages import STAGES
 
 _YAML = (".yaml", ".yml")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import os
 import resource
 import shutil
@@ -16,22 +15,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rlhf import schema
 from rlhf.config import ProjectConfig, load_project, unknown_name
 from rlhf.errors import UserError
-from rlhf.pipeline import contract
+from rlhf.pipeline import contract, folder
 from rlhf.stages import STAGES, StageContext, parents_of
 
-IDENTITY = "identity.json"
 _RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
-
-
-def partial_dir(project: ProjectConfig, name: str) -> Path:
-    """Where a stage writes until it is done."""
-    return project.run_dir / f".{name}.partial"
 
 
 def load_callable(spec: str) -> Callable[..., Any]:
@@ -52,10 +44,11 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     for directory in parents.values():
         contract.verify(directory)
     identity = contract.identity(project, name)
-    directory = partial_dir(project, name)
+    directory = folder.partial_dir(project, name)
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
-        claim(directory, identity)
+        folder.own_folder(project)
+        folder.claim(directory, identity)
     _wait()
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
@@ -65,7 +58,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if main:
         record = _record(context, identity, dict(metrics), time.perf_counter() - start)
         contract.write_json(directory / contract.RECORD, record)
-        _move_into_place(directory, project.run_dir / name)
+        folder.move_into_place(directory, project.run_dir / name)
 
 
 def prepare_stage(project: ProjectConfig, name: str) -> None:
@@ -78,40 +71,17 @@ def prepare_stage(project: ProjectConfig, name: str) -> None:
     if spec is None:
         return
     quiet_libraries()
-    directory = partial_dir(project, name)
+    directory = folder.partial_dir(project, name)
     directory.mkdir(parents=True, exist_ok=True)
     parents = {
-        parent: folder
+        parent: done
         for parent in parents_of(project, name)
-        if contract.read_record(folder := project.run_dir / parent) is not None
+        if contract.read_record(done := project.run_dir / parent) is not None
     }
     try:
         load_callable(spec)(StageContext(project, name, directory, parents))
     finally:
-        remove_if_empty(directory)
-
-
-def remove_if_empty(directory: Path) -> None:
-    """Leave no folder behind in which nothing is."""
-    for folder in (directory / "data", directory):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def claim(directory: Path, identity: dict[str, Any]) -> None:
-    """Make a partial folder this identity's own: what another identity left in it is dropped, prepared data excepted.
-
-    Prepared data has a key of its own and is used again only where that still fits.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / IDENTITY
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(identity, default=str)):
-        return
-    for child in directory.iterdir():
-        if child.name == "data":
-            continue
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
-    contract.write_json(path, identity)
+        folder.remove_if_empty(directory)
 
 
 def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -140,18 +110,6 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
         "wall_time_s": round(seconds, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-
-
-def _move_into_place(partial: Path, final: Path) -> None:
-    """Put a finished folder where the stage's artefact belongs; what stood there goes only then."""
-    shutil.rmtree(partial / "data", ignore_errors=True)
-    (partial / IDENTITY).unlink(missing_ok=True)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _wait() -> None:

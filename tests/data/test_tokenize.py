@@ -17,7 +17,8 @@ NO_END = (
 )
 FORGETFUL = (  # like templates that drop the reasoning of earlier turns
     "{% for m in messages %}[{{ m['role'] }}]"
-    "{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    "{% if m['role'] != 'assistant' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 

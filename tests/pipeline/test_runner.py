@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.config import load_project
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.pipeline import contract, runner
+from rlhf.pipeline import contract, folder, runner
 from tests.projects import make_project, pairs, write_project, write_rows
 
 SILENT = {"say": lambda line: None}
@@ -148,12 +148,12 @@ def test_a_stage_needs_its_parents(tmp_path, tiny_llama):
 def test_a_run_folder_belongs_to_one_config(tmp_path, finished, tiny_llama):
     other = write_project(tmp_path, tiny_llama, output_dir=str(load_project(finished).output_dir))
     with pytest.raises(UserError, match=r"belongs to .*; give .* another name: or output_dir:"):
-        runner.own_folder(load_project(other))
+        folder.own_folder(load_project(other))
     strange = make_project(tmp_path, tiny_llama, name="strange")
     strange.run_dir.mkdir(parents=True)
     (strange.run_dir / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds something that is not a run"):
-        runner.own_folder(strange)
+        folder.own_folder(strange)
 
 
 def test_a_parent_whose_files_changed_is_refused(tmp_path, tiny_llama):
