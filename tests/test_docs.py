@@ -91,8 +91,8 @@ def test_the_python_of_the_readme_runs(guide):
     folder, environment, _ = guide
     ((_, code),) = blocks("README.md", "python")
     assert "recipes/quickstart.yaml" in code
-    code = code.replace("recipes/quickstart.yaml", "helpdesk.yaml").replace("runs/quickstart", "runs/helpdesk")
-    code = code.replace("gold", "concise")
+    code = code.replace('"recipes/quickstart.yaml"', '"helpdesk.yaml", ["stages.dpo.beta=0.3"]')
+    code = code.replace("runs/quickstart", "runs/helpdesk")
     (folder / "use.py").write_text(code, encoding="utf-8")
     done = subprocess.run([sys.executable, "use.py"], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

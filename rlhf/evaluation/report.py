@@ -146,6 +146,8 @@ def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
         **chosen,
         "policies": metrics["policies"],
         "judges": judges,
+        "prompts": metrics.get("prompts"),
+        "prompts_cut": metrics.get("prompts_cut"),
         **{key: metrics.get(key) or {} for key in ("parents", "references")},
     }
 

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from peft import PeftModel, TaskType
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf.config import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.adapters import attach, lora_config
+from rlhf.models.heads import init_score_head, score_head
+from rlhf.models.load import context_length, is_encoder, load_policy, load_scorer, source_of
+from rlhf.models.tokenizer import load_tokenizer
+
+IDS = [[5, 9, 30, 31], [8, 12, 44]]
+
+
+def loaded(folder, load=load_policy, **options):
+    config = ModelConfig(name_or_path=str(folder))
+    return load(source_of(config), config, load_tokenizer(config), **options)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "encoder", "length"), [("tiny_llama", False, 256), ("tiny_gpt2", False, 256), ("tiny_bert", True, 128)]
+)
+def test_what_a_model_is(fixture, encoder, length, request):
+    config = AutoConfig.from_pretrained(request.getfixturevalue(fixture))
+    assert is_encoder(config) == encoder
+    assert context_length(config) == length
+
+
+def test_real_small_models_load(real):
+    stories = loaded(real / "models/stories260K")
+    assert stories.generation_config.eos_token_id == [1, 2]
+    atome = ModelConfig(name_or_path=str(real / "models/atome-vanilla-1M"), eos_token="Ā")
+    tokenizer = load_tokenizer(atome)
+    plain = AutoModelForCausalLM.from_pretrained(atome.name_or_path)
+    model = load_policy(source_of(atome), atome, tokenizer)
+    assert model.get_input_embeddings().num_embeddings == 257, "a row for the added pad"
+    with torch.no_grad():
+        ids = torch.tensor([[72, 101, 108, 108, 111]])
+        torch.testing.assert_close(model(ids).logits[..., :256], plain(ids).logits)
+    again = load_policy(source_of(atome), atome, tokenizer)
+    assert probe.outputs(model, IDS) == probe.outputs(again, IDS), "the added row is the same each time"
+
+
+def test_a_head_is_made_only_when_asked(tiny_llama, tiny_bert):
+    for folder in (tiny_llama, tiny_bert):
+        with pytest.raises(UserError, match="has no reward head with 1 output"):
+            loaded(folder, load_scorer)
+    assert loaded(tiny_llama, load_scorer, new_head=True).fresh == ("score",)
+    assert set(loaded(tiny_bert, load_scorer, new_head=True).fresh) == {"pooler", "classifier"}
+
+
+def test_a_new_head_has_the_spread_that_the_literature_gives():
+    config = AutoConfig.for_model("llama", hidden_size=4096, intermediate_size=8, num_hidden_layers=1, vocab_size=8)
+    config.num_labels = 1
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    init_score_head(model)
+    weight = score_head(model).weight
+    assert weight.shape == (1, 4096)
+    assert weight.std().item() == pytest.approx(1 / 4097**0.5, rel=0.05)
+    assert weight.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
+    """BERT's pooler is in no masked-language-model checkpoint: saved with the head, or drawn anew at every load."""
+    from rlhf.trainers.common import Start, adapted
+
+    config = ModelConfig(name_or_path=str(tiny_bert), adapter={"r": 4})
+    tokenizer, source = load_tokenizer(config), source_of(config)
+    scorer = load_scorer(source, config, tokenizer, new_head=True)
+
+    class Args:
+        seed = 0
+
+    model = adapted(scorer.model, Start(tokenizer, config, source, True, 128), TaskType.SEQ_CLS, Args, scorer.fresh)
+    model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    before = probe.outputs(model, IDS)
+    for _ in range(2):
+        assert probe.outputs(loaded(tmp_path / "reward", load_scorer).model, IDS) == pytest.approx(before, abs=1e-5)
+
+
+def test_a_probe_notices_another_base(tiny_llama, tiny_gpt2):
+    model = loaded(tiny_llama)
+    made = probe.make(model, IDS)
+    probe.check(model, made, "run/sft")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    with pytest.raises(
+        UserError, match=r"run/sft: loaded, the model scores its probe sequence -?\d+\.\d+; saved, it scored"
+    ):
+        probe.check(model, made, "run/sft")
+
+
+def test_a_probe_is_the_log_probability(tiny_llama):
+    model = loaded(tiny_llama)
+    with torch.no_grad():
+        logits = model(torch.tensor([IDS[1]])).logits.log_softmax(-1)[0]
+    by_hand = sum(logits[place, token].item() for place, token in enumerate(IDS[1][1:]))
+    assert probe.outputs(model, [IDS[1]]) == pytest.approx([by_hand], rel=1e-5)
+
+
+def test_an_adapters_base_is_named_by_itself(tiny_llama, tmp_path):
+    source = source_of(ModelConfig(name_or_path=str(tiny_llama), revision="v1"))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    attach(model, lora_config({"r": 2}, TaskType.CAUSAL_LM, joined=False), source).save_pretrained(tmp_path / "a")
+    found = source_of(ModelConfig(name_or_path="elsewhere"), tmp_path / "a")
+    assert (found.base, found.revision, found.adapter) == (str(tiny_llama), "v1", tmp_path / "a")
+    assert PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "a")
+
+
+def test_an_unknown_model_is_one_line():
+    with pytest.raises(UserError) as error:
+        loaded("nobody/no-such-model")
+    assert "nobody/no-such-model" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_tokenizers_of_the_fixtures_are_sound(tiny_llama):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
