@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import rlhf
 from rlhf.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +23,21 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Such as stages.dpo.
 Run = Annotated[
     str, typer.Argument(help="A run's folder, name or YAML; `:stage` picks a stage.", metavar="RUN[:STAGE]")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(rlhf.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """SFT, reward models, DPO, evaluation and publishing, from one YAML file."""
 
 
 def _split(names: str | None) -> list[str]:
@@ -123,9 +139,8 @@ def publish(
     )  # fmt: skip
     for name, size in result.files:
         typer.echo(f"{size:>12,}  {name}")
-    typer.echo(
-        f"{'would go to' if dry_run else 'published:'} {result.url or to or settings.to or ''} from {result.folder}"
-    )
+    where = result.url or to or settings.to or "the repository that --to names"
+    typer.echo(f"{'would go to' if dry_run else 'published:'} {where}, from {result.folder}")
 
 
 @app.command()

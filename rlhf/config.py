@@ -103,8 +103,10 @@ class RewardConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class EvaluateConfig:
-    """How policies are compared."""
+    """How policies are compared; `evaluate: false` leaves the comparison out."""
 
+    enabled: bool = True
+    """Whether policies are compared at all: a classifier has no replies to judge."""
     prompts: int = 200
     """Most prompts used."""
     samples: int = 4
@@ -282,6 +284,8 @@ def _build(tree: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> Proj
             raise UserError(f"{path}: unknown key {ours!r}")
     tree["data"] = _datasets(tree.get("data"), path)
     tree["stages"] = _stages(tree.get("stages"), path)
+    if tree.get("evaluate") is False:
+        tree["evaluate"] = {"enabled": False}
     for section in ("rewards", "evaluate", "publish"):
         if tree.get(section, ...) is None:  # a section left empty in YAML is null
             del tree[section]

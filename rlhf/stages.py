@@ -84,7 +84,7 @@ class StageContext:
 def planned(project: ProjectConfig) -> list[str]:
     """The stages of a project in the order they run, `base` (from scratch) and `evaluate` included where they apply."""
     wanted = {*project.stages, *(["base"] if project.model.scratch else [])}
-    if any(STAGES[name].policy for name in project.stages):
+    if project.evaluate.enabled and any(STAGES[name].policy for name in project.stages):
         wanted.add("evaluate")
     return [name for name in STAGES if name in wanted]
 

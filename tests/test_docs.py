@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,12 +68,10 @@ def test_every_command_of_the_guide_runs(guide):
     script = "".join(content for _, content in blocks("docs/guide.md", "bash"))
     for command in ("check", "run", "report", "chat", "publish"):
         assert f"rlhf {command} " in script
-    start = time.perf_counter()
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert time.perf_counter() - start < 150
     said = done.stdout
     assert "dpo: changed: trainer.beta" in said
     assert said.count("sft: done") == 2  # the second run, and the one with another beta

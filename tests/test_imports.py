@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 ORDER = [
-    {"errors", "schema", "config"},
+    {"errors", "network", "schema", "config"},
     {"stages"},
     {"objectives"},
     {"data", "models"},

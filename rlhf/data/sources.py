@@ -11,11 +11,10 @@ import hashlib
 import itertools
 import os
 import re
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from rlhf import network
 from rlhf.config import SourceConfig
 from rlhf.data.readers import Row, Rows, read_file, reader_of
 from rlhf.errors import UserError
@@ -165,7 +164,7 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
     parts = _hub_parts(source.source, base)
     name, split = str(parts["id"]), source.split or "train"
     unreachable = f"{name!r} is neither a file here nor a reachable hub dataset{_nearest(Path(name), base)}"
-    if not _hub_resolves() and not _is_cached(name):
+    if not network.hub_resolves() and not _is_cached(name):
         raise UserError(unreachable)
     from datasets import load_dataset
 
@@ -188,18 +187,6 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
         yield dict(row), f"{name}/{split}#{number}"
     if number == 1:
         raise UserError(f"{source.source}: no rows in split {split!r}")
-
-
-def _hub_resolves() -> bool:
-    """Whether the hub's name resolves: without a network the client would retry for half a minute first."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy resolves names
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
 
 
 def _is_cached(name: str) -> bool:

@@ -17,6 +17,7 @@ from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
+from rlhf.models import probe
 from rlhf.models.device import device
 from rlhf.models.load import context_length, load_policy, source_of
 from rlhf.models.settings import base_settings
@@ -137,6 +138,8 @@ def _load(project: ProjectConfig, folder: Path | None) -> tuple[PreTrainedModel,
     config = base_settings(project)
     tokenizer = load_tokenizer(config, folder)
     model = load_policy(source_of(config, folder), config, tokenizer)
+    if folder is not None:
+        probe.check_folder(model, folder)
     return model.to(device()), Codec(tokenizer)
 
 

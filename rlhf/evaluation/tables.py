@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,9 @@ COMPARISON_HEADER = (
     "Comparison", "Judge", "Scores", "Difference [95%]", "Win rate [95%]", "KL", "Tokens", "n", "Verdict",
 )  # fmt: skip
 _RIGHT = "Scores,Difference [95%],Win rate [95%],KL,Tokens,n"
+
+_NARROW = ("Comparison", "Judge", "Difference [95%]", "Win rate [95%]", "Verdict")
+"""What fits a terminal of 80 columns; the rest is in the sentences below the table, and in the page."""
 
 
 def comparison_cells(report: Report) -> list[tuple[str, ...]]:
@@ -44,11 +48,13 @@ def terminal_table(report: Report) -> RenderableType:
     parts: list[RenderableType] = []
     cells = comparison_cells(report)
     if cells:
-        table = Table(title=f"{report['name']}: held-out comparisons", title_justify="left", header_style="bold")
-        for position, heading in enumerate(COMPARISON_HEADER):
-            table.add_column(heading, justify="left" if position in (0, 1, 8) else "right", overflow="fold")
+        table = Table(title=f"{report['name']}: held-out comparisons", title_justify="left", box=box.SIMPLE_HEAD)
+        shown = [COMPARISON_HEADER.index(heading) for heading in _NARROW]
+        for heading in _NARROW:
+            left = heading in ("Comparison", "Judge", "Verdict")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
         for row in cells:
-            table.add_row(*map(Text, row[:-1]), Text(row[-1], style=_STYLES[row[-1]]))
+            table.add_row(*(Text(row[place], style=_STYLES.get(row[place], "")) for place in shown))
         parts += [table, Text()]
     for statement in words.statements(report):
         mark = Text(f"{_MARKS[statement.kind]} ", style=f"bold {_STYLES[statement.kind]}")

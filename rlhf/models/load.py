@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from rlhf import network
 from rlhf.config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.heads import init_score_head
@@ -72,7 +73,7 @@ def model_config(source: Source) -> PretrainedConfig:
         UserError: There is no such model, or it cannot be reached.
     """
     with _told(source.base):
-        return AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source.base, **_origin(source))
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
@@ -148,11 +149,16 @@ def _fresh_modules(model: PreTrainedModel, keys: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key.partition(".")[0] for key in below))
 
 
+def _origin(source: Source) -> dict[str, Any]:
+    """Where to look: without a network, on disk alone, since the client would retry for half a minute first."""
+    offline = not Path(source.base).exists() and not network.hub_resolves()
+    return {"revision": source.revision, "trust_remote_code": False, "local_files_only": offline}
+
+
 def _arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "revision": source.revision,
+        **_origin(source),
         "dtype": _DTYPES[config.dtype],
-        "trust_remote_code": False,
         "use_safetensors": True,
     }
     if config.attn_implementation:

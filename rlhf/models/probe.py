@@ -6,8 +6,10 @@ logits.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +54,18 @@ def make(model: nn.Module, sequences: Sequence[Sequence[int]]) -> dict[str, Any]
     chosen = [list(sequence) for sequence in sequences[:SIZE]]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {"ids": chosen, "outputs": outputs(model, chosen), "dtype": dtype}
+
+
+def check_folder(model: nn.Module, folder: Path) -> None:
+    """The same of a model loaded from a stage's folder, by the probe in its contract, if it has one.
+
+    Raises:
+        UserError: As `check`.
+    """
+    contract = folder / "stage.json"
+    stored = json.loads(contract.read_text(encoding="utf-8")).get("probe") if contract.is_file() else None
+    if stored:
+        check(model, stored, str(folder))
 
 
 def check(model: nn.Module, probe: dict[str, Any], name: str) -> None:

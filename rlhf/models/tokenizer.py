@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rlhf import network
 from rlhf.config import ModelConfig, unknown_name
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError
@@ -30,7 +31,10 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
     name = str(source or config.tokenizer or config.name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=None if source or config.tokenizer else config.revision, trust_remote_code=False
+            name,
+            revision=None if source or config.tokenizer else config.revision,
+            trust_remote_code=False,
+            local_files_only=not Path(name).exists() and not network.hub_resolves(),
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: no tokenizer can be loaded: {_first_line(error)}") from None

@@ -19,6 +19,7 @@ def ledger_table(ledgers: Mapping[str, Ledger]) -> Table:
         "Stage", "Set", "Rows", "", header_style="bold", title="What becomes of every row", title_justify="left"
     )
     table.columns[2].justify = "right"
+    table.columns[3].overflow = "fold"
     for stage, ledger in ledgers.items():
         for number, (label, count) in enumerate(ledger.summary()):
             first = ledger.first.get(label.removeprefix("dropped: "))

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,9 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
             if parent not in running and contract.read_record(project.run_dir / parent) is None
         ]  # fmt: skip
         if missing:
-            raise UserError(f"{name} needs {missing[0]}, which is not done; add it: --only {missing[0]},{name}")
+            raise UserError(
+                f"{name} needs {', '.join(missing)}, not done yet: rlhf run without --only runs all in order"
+            )
         if reason is not None:
             running.add(name)
         plans.append(Plan(name, reason))
@@ -135,10 +138,12 @@ def run(
         raise
     for one in todo:
         say(f"running {one.stage}")
+        begun = time.perf_counter()
         if accelerate_config is not None and STAGES[one.stage].data is not None:
             _accelerate(project, one.stage, accelerate_config)
         else:
             _start(server, run_stage, project, one.stage)
+        say(f"{one.stage} done in {time.perf_counter() - begun:.0f} s")
     return plans
 
 

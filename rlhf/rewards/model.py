@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlhf.config import ModelConfig
 from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
+from rlhf.models import probe
 from rlhf.models.device import device
 from rlhf.models.load import context_length, is_encoder, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
@@ -36,6 +37,7 @@ class RewardModel:
         source = source_of(config)
         self.tokenizer = load_tokenizer(config)
         self.model = load_scorer(source, config, self.tokenizer).model.eval()
+        probe.check_folder(self.model, Path(name))
         self.model.to(device())
         self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config))
         self.limit = context_length(self.model.config)

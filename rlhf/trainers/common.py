@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 16,
+    "disable_tqdm": not sys.stderr.isatty(),
     "logging_steps": 5,
     "logging_first_step": True,
     "save_strategy": "steps",
@@ -259,7 +261,8 @@ def save_model(trainer: Trainer, ready: Ready, context: StageContext) -> dict[st
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
         if adapter:
-            model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+            # TRL's reference adapter, where it makes one, is no part of the result
+            model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
             if begun.source.adapter is not None:
                 join_adapters(begun.source.adapter, folder, folder)
         else:
@@ -299,9 +302,8 @@ def starting_policy(context: StageContext, begun: Start) -> PreTrainedModel:
         UserError: It cannot be loaded, or is not the model that its parent left.
     """
     model = load_policy(begun.source, begun.config, begun.tokenizer)
-    record = _parent_record(context)
-    if record.get("probe"):
-        probe.check(model, record["probe"], str(context.parent))
+    if context.parent is not None:
+        probe.check_folder(model, context.parent)
     return model
 
 

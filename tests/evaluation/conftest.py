@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fabricated import make_run
+
+from tests.evaluation.fabricated import make_run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
-from fabricated import make_row, reply, sample_rows
 
 from rlhf.evaluation.compare import (
     Comparison,
@@ -16,6 +15,7 @@ from rlhf.evaluation.compare import (
     summarise,
     verdict_of,
 )
+from tests.evaluation.fabricated import make_row, reply, sample_rows
 
 
 def test_pairs_are_parent_then_base_each_once():

@@ -4,10 +4,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from fabricated import sample_rows
 
 from rlhf.evaluation.page import render_html, standfirst
 from rlhf.evaluation.report import build_report, write_report
+from tests.evaluation.fabricated import sample_rows
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)> \u202e &amp; {{ 7 * 7 }} \x00 \ud800"

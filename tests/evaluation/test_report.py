@@ -5,11 +5,11 @@ import math
 import re
 
 import pytest
-from fabricated import STAGES, make_row, sample_rows, write_json, write_jsonl
 
 from rlhf.errors import UserError
 from rlhf.evaluation import report as reports
 from rlhf.evaluation.report import build_report, write_report
+from tests.evaluation.fabricated import STAGES, make_row, sample_rows, write_json, write_jsonl
 
 COMPARISON_KEYS = {"policy", "baseline", "judge", "mean_difference", "difference_ci", "win_rate", "win_rate_ci", "kl",
                    "mean_length", "n", "verdict", "policy_mean", "baseline_mean"}  # fmt: skip
