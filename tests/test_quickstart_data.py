@@ -102,7 +102,8 @@ def test_another_seed_gives_other_rows(tmp_path: Path) -> None:
         (GOOD.format(SORRY, STEP + " So" + " very" * 80 + "."), True, 6),  # too long
         ("Dear customer, it is your fault. It rains", True, 0),
         (SORRY, True, 1),  # leaving things out counts only in a reply that takes up the case
-        ("Hi Zoe, " + SORRY, True, 4),  # greets, apologises, blames nobody, stops
+        ("Hi Zoe, " + SORRY, True, 2),
+        ("Hi Zoe, this is about the kettle. " + SORRY, True, 5),  # greets, product, apologises, blames nobody, stops
     ],
 )
 def test_gold_gives_hand_counted_scores(reply: str, complaint: bool, parts: int) -> None:
@@ -147,7 +148,7 @@ def test_demonstrations_are_of_mixed_quality(data: dict[str, list[dict[str, Any]
 def test_a_tenth_of_the_preferences_is_turned_round(data: dict[str, list[dict[str, Any]]]) -> None:
     pairs = data["preferences"]
     chosen, rejected = quality(pairs, "chosen"), quality(pairs, "rejected")
-    assert all(a != b for a, b in zip(chosen, rejected, strict=True))
+    assert all(abs(a - b) > 1.5 / 7 for a, b in zip(chosen, rejected, strict=True))
     turned = sum(a < b for a, b in zip(chosen, rejected, strict=True)) / len(pairs)
     assert turned == pytest.approx(0.1, abs=0.005)
 

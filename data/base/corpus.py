@@ -65,13 +65,11 @@ usual very visit wait want wanted warranty was way we week weeks well went were 
 who whole why will wish with within without word words work worked working world would writing writes wrote year years
 yes yet you your
 """)
-CONSONANTS = _words("""
-b c d f g h j k l m n p q r s t v w x y z br ch cl dr fr gr kr l m n pr r s sh st t th tr v z
-""")
-VOWELS = _words("""
-a e i o u a e i o ai ea ie oo ou ei
-""")
-ENDINGS = ["", "", "", "", "n", "r", "s", "l", "x", "t", "ck", "m"]
+ONSETS = _words(
+    "b c d f g h j k l m n p q r s t v w x y z b d f g h j k l m n p r s t v z br ch dr fr gr kl qu sh st th tr"
+)
+VOWELS = _words("a e i o u a e i o u a e i o u a e i o y ai ea ie oo ei io ia")
+CODAS = _words("b d f g k l l m m n n n p r r r s s s t x z ck ld lf nd ng ns rk rt sh st th")
 
 # Each kind of fact: how a person states it, how a question names it, and how a reply says it.
 FACTS = {
@@ -275,11 +273,16 @@ class Corpus:
         return word
 
     def invented(self) -> str:
-        """Build a word from random syllables."""
+        """Build a word from random syllables, open and closed."""
         rng = self.rng
-        syllables = (rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.choice([1, 1, 2, 2, 3])))
-        word = "".join(syllables) + rng.choice(ENDINGS)
-        return rng.choice("aeiou") + word if rng.random() < 0.15 else word
+        syllables = (
+            (rng.choice(ONSETS) if rng.random() < 0.85 else "")
+            + rng.choice(VOWELS)
+            + (rng.choice(CODAS) if rng.random() < 0.4 else "")
+            for _ in range(rng.choice([1, 2, 2, 2, 3]))
+        )
+        word = "".join(syllables)
+        return word if len(word) > 1 else self.invented()
 
     def pick(self, table: str) -> str:
         """Draw one of the texts that a table separates by bars."""

@@ -11,7 +11,7 @@ The score is the mean of seven parts, each 0 or 1:
 7. stops:      it ends with a finished sentence, wanders off nowhere, repeats no sentence, and is at most 80 words long.
 
 Parts 4 (where no apology is due), 6 and 7 are about what a reply leaves out. Any two words would earn them, so they
-only count in a reply that takes up the case: one that has part 1, 2 or 3.
+only count in a reply that takes up the case: one that has at least two of the parts 1, 2, 3 and 5.
 """
 
 import re
@@ -94,7 +94,7 @@ def parts(reply: str, name: str, product: str, order: str, complaint: bool) -> d
         "order": set(_LONG_NUMBER.findall(reply)) == {order} and bool(_ORDER.search(reply)),
         "next_step": any(_ACTS.search(s) and _WHEN.search(s) for s in _sentences(reply)),
     }
-    on_the_case = found["greets"] or found["product"] or found["order"]
+    on_the_case = sum(found.values()) >= 2
     apologises = bool(_APOLOGY.search(reply))
     found["apology"] = apologises if complaint else (on_the_case and not apologises)
     found["no_blame"] = on_the_case and not _BLAME.search(reply)

@@ -96,18 +96,18 @@ STEP_BAD = (
 )
 
 BLAME = (
-    "You should have read the manual.",
+    "You should have read it.",
     "It is the fault of the driver.",
     "Our packers are careless.",
     "You must have done it wrong.",
 )
 WANDERING = (
-    "By the way, it rains a lot here.",
-    "That reminds me of my old cat.",
-    "Funny story, my uncle lost his hat.",
+    "By the way, it rains here.",
+    "That reminds me of my cat.",
+    "Funny story, I lost my hat.",
     "On another note, we had cake.",
 )
-CUT_OFF = ("It is also good to know that the", "And then there is the", "What I also wanted to say is")
+CUT_OFF = ("It is good to know that the", "And then there is the", "What I wanted to say is")
 FILLERS = (
     "Our shop is open all week.",
     "Your message is with our team.",
