@@ -66,7 +66,7 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     rows = max(1, batch_size // samples)
     replies: list[list[Reply]] = [[] for _ in prompts]
-    with torch.random.fork_rng(), tqdm(total=len(prompts), desc=label, unit="prompt", leave=False) as bar:
+    with torch.random.fork_rng(), tqdm(total=len(prompts), desc=label, unit="prompt", leave=False, disable=None) as bar:
         torch.manual_seed(seed)
         for begin in range(0, len(order), rows):
             chosen = order[begin : begin + rows]

@@ -75,7 +75,7 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(write, tmp_path):
 
 
 def test_a_hub_id_that_cannot_be_reached(tmp_path, monkeypatch, write):
-    monkeypatch.setattr("rlhf.data.sources._hub_resolves", lambda: False)
+    monkeypatch.setattr("rlhf.network.hub_resolves", lambda: False)
     assert error_of(tmp_path, source="org/name") == "'org/name' is neither a file here nor a reachable hub dataset"
     write("data/support/a.jsonl", ROWS)
     assert error_of(tmp_path, source="data/suport").endswith("(did you mean 'data/support'?)")
@@ -94,7 +94,7 @@ def test_hub_rows(tmp_path, monkeypatch):
             raise ValueError('Unknown split "tain".\nShould be one of ["train"].')
         return datasets.Dataset.from_list(ROWS)
 
-    monkeypatch.setattr("rlhf.data.sources._hub_resolves", lambda: True)
+    monkeypatch.setattr("rlhf.network.hub_resolves", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert rows_of(tmp_path, source="org/name", limit=1) == [(ROWS[0], "org/name/train#1")]
     rows_of(tmp_path, source="org/name:main@abc", split="test", streaming=True)
