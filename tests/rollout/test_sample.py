@@ -47,6 +47,17 @@ def test_a_reply_ends_with_its_end_token(policy):
     assert reply == Reply((tokenizer.eos_token_id,), "", True)
 
 
+def test_padding_behind_a_short_reply_adds_no_kl(policy):
+    model, _ = policy
+    torch.manual_seed(5)
+    other = AutoModelForCausalLM.from_config(model.config).eval()
+    short, long = Reply((30, 31), "", True), Reply((30, 31, 44, 45, 46, 60), "", False)
+    together = sequence_kl(model, other, [PROMPTS[0]], [[short, long]])[0]
+    alone = sequence_kl(model, other, [PROMPTS[0]], [[short]])[0]
+    assert together[0] == pytest.approx(alone[0], rel=1e-4)
+    assert together[1] > together[0]
+
+
 def test_kl_is_zero_to_itself_and_counts_the_reply_alone(policy):
     model, tokenizer = policy
     replies = sample(model, tokenizer, PROMPTS, **SETTINGS)
