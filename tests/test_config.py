@@ -39,6 +39,11 @@ def test_a_project_is_read(path):
     assert str(project.run_dir) == "runs/demo"
 
 
+def test_words_that_yaml_once_took_for_booleans_are_words(path):
+    project = load_project(path, ["stages.dpo.save_strategy=no", "stages.dpo.bf16=false"])
+    assert project.stages["dpo"].trainer == {"save_strategy": "no", "bf16": False}
+
+
 def test_overrides_come_last(path):
     project = load_project(path, ["stages.dpo.beta=0.3", "seed=7", "stages.reward.max_steps=2", "model.adapter=null"])
     assert project.stages["dpo"].trainer == {"beta": 0.3}

@@ -129,6 +129,7 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=f"Run the {stage} stage of a project.", allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the project's YAML")
     known, rest = parser.parse_known_args(arguments)
+    quiet_environment()
     return guarded(lambda: run_stage(load_project(known.config, field_overrides(stage, rest)), stage))
 
 

@@ -99,10 +99,10 @@ def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start
     state = process_state()
     given = context.project.stages[context.name].trainer
     fields = {**DEFAULTS, **given}
-    if state.device.type == "cuda":
-        fields = {"bf16": torch.cuda.is_bf16_supported() and not given.get("fp16"), **fields, "use_cpu": False}
-    else:
-        fields = {"bf16": False, **fields, "use_cpu": True, "dataloader_pin_memory": False}
+    on_gpu = state.device.type == "cuda"
+    fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
+    fields.setdefault("dataloader_pin_memory", on_gpu)
+    fields["use_cpu"] = state.device.type == "cpu"
     if isinstance(fields.get("loss_type"), str) and context.name == "dpo":
         fields["loss_type"] = [fields["loss_type"]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.seed)
