@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +60,11 @@ def run(
     project = load_project(config, overrides or [])
     if accelerate is not None and not accelerate.is_file():
         raise UserError(f"{accelerate}: no such file")
-    plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
+    try:
+        plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
     page = project.run_dir / "report.html"
     if any(plan.reason for plan in plans) or not page.is_file():
         _report(project.run_dir)
@@ -95,8 +100,8 @@ def evaluate(run: Run) -> None:
 @app.command()
 def chat(
     run: Run,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a stage in the terminal."""
@@ -108,6 +113,7 @@ def chat(
     quiet_libraries()
     from rlhf.chat import chat as talk
 
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     talk(folder, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
 
 
@@ -173,6 +179,7 @@ def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2, an interrupt is exit code 130."""
     from rlhf.pipeline.runner import StageFailed
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stages end with the command that started them
     try:
         app()
     except UserError as error:
@@ -182,9 +189,6 @@ def main() -> None:
         if error.code != 2:  # the stage has said what was wrong with its input
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.code if error.code > 0 else 1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from rlhf import schema
 from rlhf.errors import UserError
+from rlhf.yaml_loader import Loader, parse_value
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -197,47 +198,11 @@ class ProjectConfig:
         return given if given.exists() or not beside.exists() else beside
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `1e-4` for a string, `no` for false, and a key twice; this loader mends all three."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                problem = f"the key {key!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9]*[eE][-+]?[0-9]+|\.[0-9]+[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
-
-
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """The words that follow an unknown name: the nearest known one, or all of them where none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:12])}"
-
-
-def parse_value(text: str) -> Any:
-    """A value from the command line, read as YAML would read it."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        return text
 
 
 def apply_override(tree: dict[str, Any], assignment: str) -> None:
@@ -267,7 +232,7 @@ def load_project(path: str | Path, overrides: Iterable[str] = ()) -> ProjectConf
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
@@ -394,6 +359,9 @@ def _check(project: ProjectConfig) -> None:
         if stage.parent not in (None, "base") and stage.parent not in project.stages:
             hint = unknown_name(str(stage.parent), {"base", *project.stages} - {name})
             raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
-    for value, key in ((project.evaluate.prompts, "prompts"), (project.evaluate.samples, "samples")):
-        if value < 1:
+    for key in ("prompts", "samples", "max_new_tokens", "batch_size"):
+        if (value := getattr(project.evaluate, key)) < 1:
             raise UserError(f"{where}: evaluate.{key} must be at least 1, not {value}")
+    for key, number in (("evaluate.temperature", project.evaluate.temperature), ("seed", project.seed)):
+        if not number >= 0:
+            raise UserError(f"{where}: {key} must be at least 0, not {number}")

@@ -22,8 +22,11 @@ STAGE_CONFIGS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Stage name: the classes, base first, whose annotated fields it takes."""
 
-RESERVED = {"output_dir", "seed", "data_seed", "model_init_kwargs", "resume_from_checkpoint"}
-"""Fields that the project sets for every stage; a stage may not set them itself."""
+RESERVED = {
+    "output_dir", "seed", "data_seed", "model_init_kwargs", "resume_from_checkpoint", "trust_remote_code",
+    "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
+}  # fmt: skip
+"""Fields that the project settles for every stage; a stage may not set them. Only `rlhf publish` pushes."""
 
 _SCALARS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 

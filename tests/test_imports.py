@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 ORDER = [
-    {"errors", "network", "schema", "config"},
+    {"errors", "network", "yaml_loader", "schema", "config"},
     {"stages"},
     {"objectives"},
     {"data", "models"},

@@ -29,6 +29,9 @@ from rlhf.rollout.kl import sequence_kl
 from rlhf.rollout.sample import Reply, sample
 from rlhf.stages import Metrics, StageContext, parent_of, policies_of
 
+_ARGUMENTS = {"prompts", "completions"}
+"""What a judge is called with besides columns; a column of this name cannot be handed on."""
+
 
 def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
@@ -127,7 +130,9 @@ def _replies(
 def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     """Most tokens of a prompt that leave room for a reply; of a longer one the end is kept."""
     limit = context_length(model.config)
-    return sys.maxsize if limit is None else max(1, limit - max_new_tokens)
+    if limit is not None and limit <= max_new_tokens:
+        raise UserError(f"evaluate.max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {limit}")
+    return sys.maxsize if limit is None else limit - max_new_tokens
 
 
 def _row(reply: Reply, kl: float | None) -> dict[str, Any]:
@@ -148,7 +153,9 @@ def _score(
 ) -> None:
     """Let every judge score every reply, in place."""
     flat = [(prompt, reply) for prompt, row in zip(prompts, replies, strict=True) for reply in row]
-    columns = {key: [prompt.extra.get(key) for prompt, _ in flat] for key in {k for p in prompts for k in p.extra}}
+    columns = {
+        key: [prompt.extra.get(key) for prompt, _ in flat] for key in {k for p in prompts for k in p.extra} - _ARGUMENTS
+    }
     texts = [prompt.prompt for prompt, _ in flat]
     completions = [as_completion(prompt.prompt, reply["text"]) for prompt, reply in flat]
     for name, judge in judges.items():

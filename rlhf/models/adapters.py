@@ -24,8 +24,12 @@ from transformers import PreTrainedModel
 from rlhf.errors import UserError
 from rlhf.models.load import ADAPTER_CONFIG, Source
 
-_INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern")
+_INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern",
+            "layers_to_transform", "target_parameters")  # fmt: skip
 """LoRA settings under which a concatenation is not the sum of the two updates."""
+
+_PLAIN_INIT = (True, False, "gaussian", "orthogonal")
+"""Initialisations that leave the base model as it is; the others (pissa, olora, corda, …) change its weights."""
 
 
 def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraConfig:
@@ -41,19 +45,52 @@ def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraCon
     Raises:
         UserError: A field is unknown, or cannot be joined exactly.
     """
-    defaults = {"target_modules": "all-linear", "lora_alpha": 2 * fields.get("r", 8), "lora_dropout": 0.0}
+    rank = fields.get("r", 8)
+    if not isinstance(rank, int) or rank < 1:
+        raise UserError(f"model.adapter: r must be a whole number of at least 1, not {rank!r}")
+    if "task_type" in fields:
+        raise UserError("model.adapter: task_type is the stage's to set")
+    defaults = {"target_modules": "all-linear", "lora_alpha": 2 * rank, "lora_dropout": 0.0}
     try:
         config = LoraConfig(**{**defaults, **fields}, task_type=task)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.adapter: {error}") from None
-    hindered = [name for name in _INEXACT if getattr(config, name, None)]
-    hindered += ["bias"] if config.bias != "none" else []
-    if joined and hindered:
+    if config.init_lora_weights not in _PLAIN_INIT:
         raise UserError(
-            f"model.adapter: {', '.join(hindered)} cannot be joined exactly with the adapter this stage starts from; "
+            f"model.adapter: init_lora_weights {config.init_lora_weights!r} changes the base model's weights, so that "
+            "the adapter would not load on the original base"
+        )
+    if joined:
+        _refuse_inexact(config.to_dict(), "model.adapter")
+    return config
+
+
+def check_joinable(folder: Path) -> None:
+    """Hold that a finished adapter can be joined exactly with another.
+
+    Raises:
+        UserError: One of its settings hinders that.
+    """
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    _refuse_inexact(config, str(folder))
+    if config.get("modules_to_save"):
+        raise UserError(f"{folder}: its adapter has modules_to_save, which no later adapter can be joined with")
+
+
+def _refuse_inexact(config: dict[str, Any], where: str) -> None:
+    hindered = [name for name in _INEXACT if config.get(name)]
+    hindered += ["bias"] if config["bias"] != "none" else []
+    hindered += ["a regular expression in target_modules"] if _is_pattern(config["target_modules"]) else []
+    hindered += ["embed_tokens in target_modules"] if "embed_tokens" in (config["target_modules"] or ()) else []
+    if hindered:
+        raise UserError(
+            f"{where}: {', '.join(hindered)} cannot be joined exactly with the adapter of another stage; "
             "leave it out, or train the earlier stage with `adapter: null`"
         )
-    return config
+
+
+def _is_pattern(targets: Any) -> bool:
+    return isinstance(targets, str) and targets != "all-linear"
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, source: Source) -> PeftModel:
@@ -81,6 +118,8 @@ def join_adapters(parent: Path, child: Path, out: Path) -> None:
     joined: dict[str, torch.Tensor] = {
         name: tensor for name, tensor in states[1].items() if ".lora_A." not in name and ".lora_B." not in name
     }
+    if any("lora_embedding" in name for state in states for name in state):
+        raise ValueError("adapters of embeddings cannot be joined")
     layers = dict.fromkeys(name for state in states for name in state if ".lora_A." in name)
     for name_a in layers:
         name_b = name_a.replace(".lora_A.", ".lora_B.")

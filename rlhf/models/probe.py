@@ -53,7 +53,12 @@ def make(model: nn.Module, sequences: Sequence[Sequence[int]]) -> dict[str, Any]
     """The probe of a model: the first few sequences, their outputs and the type of the weights."""
     chosen = [list(sequence) for sequence in sequences[:SIZE]]
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"ids": chosen, "outputs": outputs(model, chosen), "dtype": dtype}
+    values = outputs(model, chosen)
+    if not all(map(math.isfinite, values)):
+        raise UserError(
+            f"the trained model's outputs are not finite ({values}): the run has diverged; lower learning_rate"
+        )
+    return {"ids": chosen, "outputs": values, "dtype": dtype}
 
 
 def check_folder(model: nn.Module, folder: Path) -> None:

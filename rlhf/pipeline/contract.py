@@ -25,8 +25,11 @@ RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
 _NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "identity.json"}
-_LOGGING = ("logging_", "save_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio",
-            "dataloader_", "dataset_num_proc", "log_", "include_num_input", "torch_empty_cache")  # fmt: skip
+_LOGGING = (
+    "logging_", "save_", "report_to", "run_name", "disable_tqdm", "project", "trackio", "log_", "include_num_input",
+    "dataloader_num", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch", "dataset_num_proc",
+    "torch_empty_cache",
+)  # fmt: skip
 """Prefixes of trainer fields that change what is written or how fast, not what is learned."""
 
 
@@ -89,6 +92,10 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
         for key, value in dataclasses.asdict(model).items()
         if key not in ("name_or_path", "attn_implementation")
     }
+    if model.chat_template and (template := project.resolve(model.chat_template)).is_file():
+        what["chat_template"] = sha256_file(template)
+    if model.tokenizer and (vocabulary := project.resolve(model.tokenizer)).is_dir():
+        what["tokenizer"] = artifact_hash(vocabulary)
     if parent_of(project, name) is None:
         what["base"] = base_fingerprint(model, project)
     role = STAGES[name].data

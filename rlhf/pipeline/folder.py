@@ -5,9 +5,12 @@ A stage's folder is there whole or not at all: it is written beside its place (`
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from rlhf.pipeline import contract
 
 OWNER = "project.json"
 IDENTITY = "identity.json"
+LOCK = ".lock"
 
 
 def own_folder(project: ProjectConfig) -> bool:
@@ -43,6 +47,21 @@ def own_folder(project: ProjectConfig) -> bool:
     new = not owner.is_file()
     contract.write_json(owner, {"config": config, "name": project.name, "overrides": project.overrides})
     return new
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder alone; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: Another run is at work there.
+    """
+    with (run_dir / LOCK).open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run_dir}: another run is at work here; wait for it to end") from None
+        yield
 
 
 def project_of(run_dir: Path) -> ProjectConfig:

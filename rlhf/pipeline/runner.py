@@ -5,12 +5,15 @@ Imports no torch: a finished run is recognised in well under two seconds.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -118,33 +121,48 @@ def run(
         StageFailed: A stage failed; it has said why.
     """
     plans = plan(project, only, force)
-    new = folder.own_folder(project)
+    owner = project.run_dir / folder.OWNER
+    before = owner.read_bytes() if owner.is_file() else None
+    folder.own_folder(project)
+    with folder.locked(project.run_dir):
+        try:
+            _check_data(project, plans, say)
+        except StageFailed:  # a run that never was leaves no folder, and none of its overrides in an earlier one's
+            owner.write_bytes(before) if before is not None else shutil.rmtree(project.run_dir)
+            raise
+        _run(project, plans, accelerate_config, say)
+    return plans
+
+
+def _check_data(project: ProjectConfig, plans: list[Plan], say: Callable[[str], None]) -> None:
+    """Read, check and tokenise the data of the stages that are to run."""
     todo = [one for one in plans if one.reason]
     for one in plans:
         say(f"{one.stage}: {one.reason or 'done'}")
     if not todo:
-        return plans
+        return
     server = _fork_server()
     if todo[0].stage == "base":  # the tokenizer that all data is prepared with
         _start(server, run_stage, project, "base")
         todo = todo[1:]
     say("checking data")
-    try:
-        for one in todo:
-            _start(server, prepare_stage, project, one.stage)
-    except StageFailed:
-        if new:  # a run that never was leaves no folder
-            shutil.rmtree(project.run_dir)
-        raise
+    prepare = functools.partial(prepare_stage, running=frozenset(one.stage for one in todo))
     for one in todo:
+        _start(server, prepare, project, one.stage)
+
+
+def _run(project: ProjectConfig, plans: list[Plan], accelerate_config: Path | None, say: Callable[[str], None]) -> None:
+    """Run the stages that are to run."""
+    for one in plans:
+        if one.reason is None or one.stage == "base":
+            continue
         say(f"running {one.stage}")
         begun = time.perf_counter()
         if accelerate_config is not None and STAGES[one.stage].data is not None:
             _accelerate(project, one.stage, accelerate_config)
         else:
-            _start(server, run_stage, project, one.stage)
+            _start(_fork_server(), run_stage, project, one.stage)
         say(f"{one.stage} done in {time.perf_counter() - begun:.0f} s")
-    return plans
 
 
 def check(project: ProjectConfig) -> dict[str, Ledger]:
@@ -196,7 +214,16 @@ def _start(server: Any, function: Callable[[ProjectConfig, str], None], project:
 
 
 def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(guarded(lambda: function(project, name)))
+
+
+def _end_with_parent() -> None:
+    """A stage whose `rlhf run` was killed does not go on behind the user's back."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _accelerate(project: ProjectConfig, name: str, config: Path) -> None:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rlhf import schema
@@ -61,8 +61,13 @@ def run_stage(project: ProjectConfig, name: str) -> None:
         folder.move_into_place(directory, project.run_dir / name)
 
 
-def prepare_stage(project: ProjectConfig, name: str) -> None:
+def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = ()) -> None:
     """Read, check and tokenise a stage's data, where the stage will find it; its parents may be missing.
+
+    Args:
+        project: The project.
+        name: The stage.
+        running: Stages about to run: what stands in their place now is not what this one will start from.
 
     Raises:
         UserError: The data or the settings are wrong.
@@ -76,7 +81,7 @@ def prepare_stage(project: ProjectConfig, name: str) -> None:
     parents = {
         parent: done
         for parent in parents_of(project, name)
-        if contract.read_record(done := project.run_dir / parent) is not None
+        if parent not in running and contract.read_record(done := project.run_dir / parent) is not None
     }
     try:
         load_callable(spec)(StageContext(project, name, directory, parents))
@@ -130,7 +135,17 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="the project's YAML")
     known, rest = parser.parse_known_args(arguments)
     quiet_environment()
-    return guarded(lambda: run_stage(load_project(known.config, field_overrides(stage, rest)), stage))
+    return guarded(lambda: _run_alone(load_project(known.config, field_overrides(stage, rest)), stage))
+
+
+def _run_alone(project: ProjectConfig, name: str) -> None:
+    """A stage by itself; the main process holds the run's lock."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        run_stage(project, name)
+        return
+    folder.own_folder(project)
+    with folder.locked(project.run_dir):
+        run_stage(project, name)
 
 
 def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
@@ -180,9 +195,11 @@ def quiet_environment() -> None:
 
 def quiet_libraries() -> None:
     """No bar for loading weights, which takes a moment, and no notes about the libraries' next versions."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

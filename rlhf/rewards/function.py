@@ -6,6 +6,8 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,10 @@ def load_function(spec: str, project: ProjectConfig) -> RewardFunction:
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"rewards: {target} has no function {name!r}; {unknown_name(name, known)}")
+    try:
+        inspect.signature(function).bind(prompts=[], completions=[])
+    except TypeError as error:
+        raise UserError(f"rewards: {spec} cannot be called as f(prompts, completions, **columns): {error}") from None
     return functools.partial(_checked, function, spec)
 
 
@@ -42,10 +48,16 @@ def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
 
 def _checked(function: RewardFunction, spec: str, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
     """Call a reward function; one score a completion, or the user hears which function gave something else."""
-    scores = list(function(prompts=prompts, completions=completions, **columns))
+    try:
+        scores = list(function(prompts=prompts, completions=completions, **columns))
+        values = [None if score is None else float(score) for score in scores]
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f"rewards: {spec} failed: {type(error).__name__}: {error}") from error
     if len(scores) != len(completions):
         raise UserError(f"rewards: {spec} returned {len(scores)} scores for {len(completions)} completions")
-    return [None if score is None else float(score) for score in scores]
+    if any(value is not None and not math.isfinite(value) for value in values):
+        raise UserError(f"rewards: {spec} returned a score that is not finite; None means that there is none")
+    return values
 
 
 def _module_from_file(path: Path) -> ModuleType:
@@ -57,7 +69,7 @@ def _module_from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise UserError(f"rewards: {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 

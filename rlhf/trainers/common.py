@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,12 +23,12 @@ from rlhf.data.prepare import Prepared, iter_records, prepare
 from rlhf.data.records import Encoded
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.adapters import attach, join_adapters, lora_config
+from rlhf.models.adapters import attach, check_joinable, join_adapters, lora_config
 from rlhf.models.device import process_state
 from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
-from rlhf.stages import STAGES, StageContext
+from rlhf.stages import STAGES, StageContext, parent_of
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_eval_batch_size": 16,
     "disable_tqdm": not sys.stderr.isatty(),
     "logging_steps": 5,
+    "logging_nan_inf_filter": False,  # it hides a diverged run from the logs and from `train_loss`
     "logging_first_step": True,
     "save_strategy": "steps",
     "save_steps": 0.2,
@@ -85,6 +87,10 @@ def start(context: StageContext) -> Start:
             raise UserError(
                 f"{context.parent}: the tokenizer's {key} was {was!r} when the stage ran and is {now!r} now"
             )
+    if config.adapter is not None:  # refused here, before anything trains
+        lora_config(config.adapter, TaskType.CAUSAL_LM, joined=parent_of(context.project, context.name) is not None)
+    if source.adapter is not None:
+        check_joinable(source.adapter)
     return Start(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
 
 
@@ -106,6 +112,9 @@ def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start
     if isinstance(fields.get("loss_type"), str) and context.name == "dpo":
         fields["loss_type"] = [fields["loss_type"]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.seed)
+    for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size"):
+        if fields.get(name) is not None and fields[name] < 1:
+            raise UserError(f"stages.{context.name}.{name} must be at least 1, not {fields[name]}")
     try:
         args = kind(**fields)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -158,8 +167,8 @@ def prepared_data(
 class MetricsFile(TrainerCallback):
     """Writes one JSON object a logging step to `metrics.jsonl`, on the main process."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, stage: str, path: Path) -> None:
+        self.stage, self.path = stage, path
 
     def keep_through(self, step: int) -> None:
         """Drop what an interrupted run logged after the checkpoint from which this one goes on."""
@@ -170,7 +179,17 @@ class MetricsFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Append a step's metrics."""
+        """Append a step's metrics.
+
+        Raises:
+            UserError: The run has diverged.
+        """
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if logs and name in logs and not math.isfinite(logs[name]):
+                raise UserError(
+                    f"stages.{self.stage}: {name} is {logs[name]} at step {state.global_step}: the run has diverged; "
+                    "lower learning_rate"
+                )
         if state.is_world_process_zero and logs:
             row = {"step": state.global_step, **logs}
             with self.path.open("a", encoding="utf-8") as file:
@@ -194,14 +213,11 @@ def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
     Returns:
         `loss_before` and the rest of the final evaluation, without the `eval_` prefix; `train_loss`, `steps`,
         `train_rows`, `eval_rows`, `train_time_s`.
-
-    Raises:
-        UserError: The loss is no number: the run has diverged.
     """
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     if not trainer.args.disable_tqdm:
         trainer.add_callback(Progress())
-    metrics_file = MetricsFile(context.directory / "metrics.jsonl")
+    metrics_file = MetricsFile(context.name, context.directory / "metrics.jsonl")
     trainer.add_callback(metrics_file)
     held_out = trainer.eval_dataset is not None
     with process_state().main_process_first():
@@ -213,8 +229,6 @@ def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
     start = time.perf_counter()
     output = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    if output.training_loss != output.training_loss:
-        raise UserError(f"stages.{context.name}: the loss became NaN; lower learning_rate or check the data")
     after = trainer.evaluate() if held_out else {}
     metrics = {key.removeprefix("eval_"): value for key, value in after.items() if key.startswith("eval_")}
     timing = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "model_preparation_time")

@@ -9,6 +9,7 @@ import trl
 from peft import PeftModel, TaskType
 from trl import DPOConfig
 
+from rlhf.config import unknown_name
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models.load import check_policy, load_policy
@@ -23,6 +24,12 @@ from rlhf.trainers.common import (
     start,
     starting_policy,
 )
+
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+"""What TRL computes; it refuses others only once it trains."""
 
 _PREPARE = ["self", "dataset", "processing_class", "args", "dataset_name"]
 
@@ -57,6 +64,9 @@ def prepare(context: StageContext) -> Ready:
     begun = start(context)
     check_policy(begun.source, begun.encoder)
     args: Any = arguments(context, DPOConfig, begun)
+    for loss in args.loss_type:
+        if loss not in LOSSES:
+            raise UserError(f"stages.dpo.loss_type: unknown loss {loss!r}; {unknown_name(loss, LOSSES)}")
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
     return Ready(
         begun, args, prepared_data(context, begun, codec.pair, {"max_length": args.max_length, "keep": codec.keep})

@@ -95,5 +95,11 @@ def test_what_cannot_be_joined_is_refused_before_training():
     with pytest.raises(UserError, match="use_dora cannot be joined"):
         lora_config({"r": 4, "use_dora": True}, TaskType.CAUSAL_LM, joined=True)
     assert lora_config({"r": 4, "use_dora": True}, TaskType.CAUSAL_LM, joined=False).use_dora
+    with pytest.raises(UserError, match="a regular expression in target_modules"):
+        lora_config({"r": 4, "target_modules": ".*(q|v)_proj"}, TaskType.CAUSAL_LM, joined=True)
+    with pytest.raises(UserError, match="changes the base model's weights"):
+        lora_config({"r": 4, "init_lora_weights": "pissa"}, TaskType.CAUSAL_LM, joined=False)
+    with pytest.raises(UserError, match="r must be a whole number of at least 1, not 0"):
+        lora_config({"r": 0}, TaskType.CAUSAL_LM, joined=False)
     with pytest.raises(UserError, match="unexpected keyword argument 'rank'"):
         lora_config({"rank": 4}, TaskType.CAUSAL_LM, joined=False)

@@ -238,6 +238,23 @@ def test_from_scratch(tmp_path):
     assert json.loads((project.run_dir / "sft/stage.json").read_text())["parents"].keys() == {"base"}
 
 
+def test_an_edited_template_makes_stale(tmp_path, tiny_llama):
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    model = {"name_or_path": str(tiny_llama), "chat_template": str(template)}
+    project = make_project(tmp_path, tiny_llama, model=model)
+    before = contract.identity(project, "sft")
+    template.write_text("{% for m in messages %}> {{ m['content'] }}{% endfor %}")
+    assert contract.changes(before, contract.identity(project, "sft")) == ["chat_template"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama)
+    folder.own_folder(project)
+    with folder.locked(project.run_dir), pytest.raises(UserError, match="another run is at work here"):
+        runner.run(project, **SILENT)
+
+
 def test_check_trains_nothing(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama)
     ledgers = runner.check(project)

@@ -9,6 +9,10 @@ from tests.projects import make_project
 def project(tmp_path, tiny_llama):
     (tmp_path / "mine.py").write_text(
         "def length(prompts, completions, **columns):\n    return [len(c) for c in completions]\n"
+        "def other(text):\n    return [1.0]\n"
+        "def broken(prompts, completions, **columns):\n    raise RuntimeError('boo')\n"
+        "def nan(prompts, completions, **columns):\n    return [float('nan') for _ in completions]\n"
+        "def none(prompts, completions, **columns):\n    return None\n"
         "def short(prompts, completions, **columns):\n    return [1.0]\n"
     )
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
@@ -17,7 +21,7 @@ def project(tmp_path, tiny_llama):
 
 def test_by_file_and_by_module(project):
     assert load_function("mine.py:length", project)(["p", "p"], ["ab", "abc"]) == [2.0, 3.0]
-    assert load_function("tests.projects:pairs", project).func
+    assert load_function("tests.rewards.judge:one", project)(["p"], ["ab"], topic=[1]) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,20 @@ def test_by_file_and_by_module(project):
 def test_what_is_wrong_is_said(project, spec, message):
     with pytest.raises(UserError, match=message):
         load_function(spec, project)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other", r"cannot be called as f\(prompts, completions, \*\*columns\)"),
+        ("broken", "mine.py:broken failed: RuntimeError: boo"),
+        ("none", "mine.py:none failed: TypeError"),
+        ("nan", "a score that is not finite; None means that there is none"),
+    ],
+)
+def test_a_function_that_misbehaves_is_told(project, name, message):
+    with pytest.raises(UserError, match=message):
+        load_function(f"mine.py:{name}", project)(["p"], ["a"])
 
 
 def test_one_score_a_completion(project):

@@ -13,11 +13,6 @@ from rlhf.trainers import dpo
 from rlhf.trainers.common import last_good_checkpoint
 from tests.projects import NAMES, chats, make_project, write_rows
 
-LOSSES = [
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-]  # fmt: skip
-
 
 def record_of(project, stage) -> dict:
     return json.loads((project.run_dir / stage / "stage.json").read_text())
@@ -30,8 +25,8 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
     import trl.trainer.dpo_trainer as module
 
     known = set(re.findall(r'loss_type == "(\w+)"', Path(module.__file__).read_text()))
-    assert known == set(LOSSES), "TRL's losses changed"
-    for loss in LOSSES:
+    assert known == set(dpo.LOSSES), "TRL's losses changed"
+    for loss in dpo.LOSSES:
         options = {"loss_type": loss, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-3}
         if loss in ("exo_pair", "robust"):
             options["label_smoothing"] = 0.1
@@ -118,6 +113,31 @@ def test_trainers_own_checks_are_told(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama, stages={"sft": {"eval_strategy": "sometimes"}})
     with pytest.raises(UserError, match=r"stages.sft: sometimes is not a valid"):
         run_stage(project, "sft")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_a_run_that_diverges_is_stopped(tmp_path, tiny_llama, stage):
+    options = {"learning_rate": 1e30, "max_grad_norm": 0, "optim": "sgd", "max_steps": 20, "logging_steps": 1}
+    project = make_project(tmp_path, tiny_llama, stages={stage: options})
+    with pytest.raises(UserError, match=rf"stages.{stage}: .* the run has diverged"):
+        run_stage(project, stage)
+    assert not (project.run_dir / stage).exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("sft", {"max_length": 0}, "stages.sft.max_length must be at least 1, not 0"),
+        ("dpo", {"loss_type": "foo"}, "unknown loss 'foo'"),
+        ("dpo", {"adapter": {"r": 0}}, "r must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_trains(tmp_path, tiny_llama, stage, options, message):
+    from rlhf.pipeline.stage import prepare_stage
+
+    project = make_project(tmp_path, tiny_llama, stages={stage: options})
+    with pytest.raises(UserError, match=message):
+        prepare_stage(project, stage)
 
 
 def test_a_changed_trl_is_noticed(monkeypatch):
