@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import TaskType
+from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf.data.tokenize import Codec
@@ -26,6 +27,7 @@ def train(context: StageContext) -> Metrics:
     """Train a reward model, and measure it beside a ruler on the held-out pairs."""
     ready = prepare(context)
     begun = ready.begun
+    set_seed(ready.args.seed)  # the new head is drawn here
     scorer = load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True)
     trainer = RewardTrainer(
         adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh),

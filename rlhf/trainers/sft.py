@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import TaskType
-from transformers import DataCollatorWithPadding, EvalPrediction, Trainer
+from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.data.tokenize import Codec
@@ -57,6 +57,7 @@ def _classifier(ready: Ready) -> Trainer:
     """Plain cross-entropy on class labels with transformers' own Trainer: TRL has no classifier."""
     begun, data = ready.begun, ready.data
     labels = max(max(data.train["labels"]), max(data.eval["labels"], default=0)) + 1
+    set_seed(ready.args.seed)  # the new head is drawn here
     scorer = load_scorer(begun.source, begun.config, begun.tokenizer, labels=max(labels, 2), new_head=True)
     return Trainer(
         adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh),

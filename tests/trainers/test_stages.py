@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.errors import UserError
@@ -113,6 +114,19 @@ def test_trainers_own_checks_are_told(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama, stages={"sft": {"eval_strategy": "sometimes"}})
     with pytest.raises(UserError, match=r"stages.sft: sometimes is not a valid"):
         run_stage(project, "sft")
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_the_seed_decides_the_result(tmp_path, tiny_llama, stage):
+    """Whatever the state of the random numbers before: the same seed gives the same files, another seed others."""
+    options = {"max_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
+    found = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        project = make_project(tmp_path, tiny_llama, name=name, seed=seed, stages={stage: options})
+        torch.manual_seed(len(found) + 100)
+        run_stage(project, stage)
+        found.append(record_of(project, stage)["artifact"])
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
