@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trl.data_utils import common_prefix_length
+
 from rlhf.data.records import Demonstration, Encoded, Labelled, Preference, Text, Unusable
 from rlhf.errors import UserError
 
@@ -25,14 +27,6 @@ PLAIN_TEMPLATE = (
     "{% endgeneration %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
 )
 """Chat template for a tokenizer that has none: the transcript layout of HH, EOS after each reply."""
-
-
-def common_prefix(first: list[int], second: list[int]) -> int:
-    """Number of leading tokens two sequences share."""
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return index
-    return min(len(first), len(second))
 
 
 class Codec:
@@ -68,7 +62,7 @@ class Codec:
         if self.encoder:
             return full, 0
         self._end(full)
-        return full, common_prefix(self.prompt(prompt), full) if prompt else 0
+        return full, common_prefix_length(self.prompt(prompt), full) if prompt else 0
 
     def demonstration(self, record: Demonstration | Labelled) -> Encoded:
         """`input_ids` and `labels`: loss on the assistant's turns alone, each with its end token.
@@ -201,8 +195,8 @@ class Codec:
             through = self._ids(messages[: index + 1])
             # the end of the whole conversation may carry an EOS that no template wrote
             stop = len(ids) if index == len(messages) - 1 else len(through)
-            if common_prefix(before, ids) == len(before) and (
-                index == last or common_prefix(through, ids) == len(through)
+            if common_prefix_length(before, ids) == len(before) and (
+                index == last or common_prefix_length(through, ids) == len(through)
             ):
                 spans.append((len(before), stop))
             elif index == last:

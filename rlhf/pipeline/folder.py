@@ -24,11 +24,8 @@ IDENTITY = "identity.json"
 LOCK = ".lock"
 
 
-def own_folder(project: ProjectConfig) -> bool:
+def own_folder(project: ProjectConfig) -> None:
     """Make the run's folder, or hold that it is this project's; note the overrides for commands that name the run.
-
-    Returns:
-        Whether it is new.
 
     Raises:
         UserError: It belongs to another config, or holds something that is no run.
@@ -44,9 +41,7 @@ def own_folder(project: ProjectConfig) -> bool:
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
     folder.mkdir(parents=True, exist_ok=True)
-    new = not owner.is_file()
     contract.write_json(owner, {"config": config, "name": project.name, "overrides": project.overrides})
-    return new
 
 
 @contextlib.contextmanager

@@ -88,10 +88,16 @@ def start(context: StageContext) -> Start:
                 f"{context.parent}: the tokenizer's {key} was {was!r} when the stage ran and is {now!r} now"
             )
     if config.adapter is not None:  # refused here, before anything trains
-        lora_config(config.adapter, TaskType.CAUSAL_LM, joined=parent_of(context.project, context.name) is not None)
-    if source.adapter is not None:
-        check_joinable(source.adapter)
+        lora_config(config.adapter, TaskType.CAUSAL_LM, joined=_parent_has_adapter(context))
+        if source.adapter is not None:
+            check_joinable(source.adapter)
     return Start(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
+
+
+def _parent_has_adapter(context: StageContext) -> bool:
+    """Whether this stage's adapter will be joined with its parent's, which need not exist yet."""
+    project, parent = context.project, parent_of(context.project, context.name)
+    return parent in project.stages and project.stage_model(str(parent)).adapter is not None
 
 
 def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start) -> TrainingArguments:

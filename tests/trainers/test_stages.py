@@ -154,6 +154,20 @@ def test_wrong_settings_are_refused_before_anything_trains(tmp_path, tiny_llama,
         prepare_stage(project, stage)
 
 
+def test_what_is_not_joined_may_be_anything(tmp_path, tiny_llama):
+    """An adapter on a stage that trained all weights stands alone, so DoRA is no hindrance there."""
+    options = {"max_steps": 1, "learning_rate": 1e-3, "save_strategy": "no"}
+    dora = {"r": 2, "use_dora": True}
+    stages = {"sft": {**options, "adapter": None}, "dpo": {**options, "adapter": dora}}
+    project = make_project(tmp_path, tiny_llama, stages=stages)
+    for stage in stages:
+        run_stage(project, stage)
+    joined = make_project(tmp_path, tiny_llama, name="joined", stages={**stages, "sft": options})
+    run_stage(joined, "sft")
+    with pytest.raises(UserError, match="use_dora cannot be joined"):
+        run_stage(joined, "dpo")
+
+
 def test_a_changed_trl_is_noticed(monkeypatch):
     dpo.check_trl()
     monkeypatch.setattr(dpo.trl.DPOTrainer, "_prepare_dataset", lambda self, rows: rows)
