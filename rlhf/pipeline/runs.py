@@ -5,7 +5,6 @@ Light: no torch.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rlhf.config import load_project, unknown_name
@@ -74,16 +73,6 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
 def finished_stages(run_dir: Path) -> list[str]:
     """The stages of a run that have left a model, in the order they run."""
     return [name for name in STAGES if _is_model(name) and (run_dir / name / contract.RECORD).is_file()]
-
-
-def config_of(run_dir: Path) -> Path | None:
-    """The YAML file that a run belongs to, or None where that is gone or the folder does not say."""
-    try:
-        config = json.loads((run_dir / OWNER).read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
-        return None
-    path = run_dir / config
-    return path if path.is_file() else None
 
 
 def _is_model(stage: str) -> bool:

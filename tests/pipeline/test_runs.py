@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.pipeline import contract
-from rlhf.pipeline.runs import config_of, find_run, finished_stages, pick_stage
+from rlhf.pipeline.runs import find_run, finished_stages, pick_stage
 
 
 @pytest.fixture
@@ -34,7 +34,6 @@ def test_a_run_is_found_by_name_folder_and_yaml_with_and_without_a_stage(run_dir
     assert find_run(spec) == (run_dir, None)
     assert find_run(f"{spec}:sft") == (run_dir, "sft")
     assert find_run(f"{spec}:") == (run_dir, None)
-    assert config_of(run_dir).resolve() == Path("quick.yaml").resolve()
 
 
 def test_a_stages_own_folder_names_both(run_dir):
