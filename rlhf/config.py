@@ -22,6 +22,8 @@ from rlhf.errors import UserError
 from rlhf.yaml_loader import Loader, parse_value
 
 _STRICT = ConfigDict(extra="forbid")
+_UNSAID = {"sources", "dict[str,any]", "dict[str,Any]", "list[str]", "str", "int"}
+"""Steps in pydantic's path to an error that are no keys of the YAML."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -89,7 +91,9 @@ class DataConfig:
     preferences: DatasetConfig | None = None
     """What the reward model and DPO learn from."""
     prompts: DatasetConfig | None = None
-    """Prompts for evaluation; held-out prompts of the preferences if not given."""
+    """Prompts for evaluation; held-out prompts of the other sets if not given."""
+    rollouts: DatasetConfig | None = None
+    """Prompts that online training replies to; those of the preferences, else of the demonstrations, if not given."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -98,8 +102,19 @@ class RewardConfig:
 
     function: str | None = None
     """`package.module:function` or `path/to/file.py:function`, called as `f(prompts, completions, **columns)`."""
-    model: str | None = None
-    """Folder or hub id of a reward model (a sequence classifier with one label) of any architecture."""
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the function, by name; a column of the data does not replace them."""
+    model: str | list[str] | None = None
+    """Folder or hub id of a sequence classifier of any architecture; a list of them is an ensemble."""
+    label: int | str | None = None
+    """Number or name of the class whose log odds are the score, where a model has more than one label."""
+    std_weight: float | None = None
+    """k of an ensemble's score, mean - k * std; null is 1."""
+
+    @property
+    def models(self) -> list[str]:
+        """The models, of which there are several in an ensemble and none for a function."""
+        return self.model if isinstance(self.model, list) else [] if self.model is None else [self.model]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -181,7 +196,7 @@ class ProjectConfig:
     @property
     def holdout(self) -> float:
         """Share of prompts held out of training: one value for all sets, so that no prompt changes sides."""
-        sets = (self.data.demonstrations, self.data.preferences)
+        sets = (self.data.demonstrations, self.data.preferences, self.data.rollouts)
         given = [one.holdout for one in sets if one is not None and one.holdout is not None]
         return max(given, default=0.1)
 
@@ -319,7 +334,7 @@ def _first_problem(error: ValidationError) -> str:
     """One line for the first thing wrong, an unknown key with its nearest known name."""
     first = error.errors(include_url=False)[0]
     steps = [str(step) for step in first["loc"] if not str(step)[:1].isupper()]
-    where = ".".join(step for step in steps if step not in ("sources", "dict[str,any]", "dict[str,Any]"))
+    where = ".".join(step for step in steps if step not in _UNSAID)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _owner(steps[:-1])
         hint = unknown_name(steps[-1], {field.name for field in dataclasses.fields(owner)} - {"path", "overrides"})
@@ -349,8 +364,8 @@ def _check(project: ProjectConfig) -> None:
     if (project.model.name_or_path is None) == (project.model.scratch is None):
         raise UserError(f"{where}: model: give one of name_or_path and scratch")
     for name, reward in project.rewards.items():
-        if (reward.function is None) == (reward.model is None):
-            raise UserError(f"{where}: rewards.{name}: give one of function and model")
+        if problem := _reward_problem(reward):
+            raise UserError(f"{where}: rewards.{name}: {problem}")
         if name in project.stages:
             raise UserError(f"{where}: rewards.{name}: {name!r} is a stage; give the judge another name")
     for name, stage in project.stages.items():
@@ -365,3 +380,20 @@ def _check(project: ProjectConfig) -> None:
     for key, number in (("evaluate.temperature", project.evaluate.temperature), ("seed", project.seed)):
         if not number >= 0:
             raise UserError(f"{where}: {key} must be at least 0, not {number}")
+
+
+def _reward_problem(reward: RewardConfig) -> str | None:
+    """What is wrong with the settings of a reward, if anything."""
+    if (reward.function is None) == (reward.model is None):
+        return "give one of function and model"
+    if reward.arguments and reward.function is None:
+        return "arguments belong to a function, not to a model"
+    if reward.label is not None and reward.model is None:
+        return "label belongs to a model, not to a function"
+    if isinstance(reward.model, list) and len(reward.model) < 2:
+        return "an ensemble needs at least two models"
+    if reward.std_weight is not None and not isinstance(reward.model, list):
+        return "std_weight belongs to an ensemble: give a list of models"
+    if reward.std_weight is not None and not 0 <= reward.std_weight < float("inf"):
+        return f"std_weight must be finite and at least 0, not {reward.std_weight}"
+    return None

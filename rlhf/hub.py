@@ -21,7 +21,6 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from rlhf.card import Subject, is_local, public_base, without_paths, write_card
@@ -31,8 +30,8 @@ from rlhf.evaluation.report import build_report
 from rlhf.models import probe
 from rlhf.models.load import ADAPTER_CONFIG, Source, is_encoder, load_policy, load_scorer, model_config, source_of
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
+from rlhf.rewards.labels import ADAPTER_WEIGHTS, adapter_labels
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
 _TEXT = {".json", ".jinja", ".txt", ".md"}
@@ -149,13 +148,13 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
     if adapter:
         _copy_adapter(source, folder)
     elif (source / ADAPTER_CONFIG).is_file():
-        _save_merged(config, kind, _labels(source), folder)
+        _save_merged(config, kind, adapter_labels(source), folder)
     else:
         _copy_weights(source, folder)
     verified, added = _verify(folder, record, origin.base, origin.revision, config.dtype, kind)
     base, revision = _first_base(stage, records, origin)
     subject = Subject(
-        run=run_dir.resolve().name, stage=stage, kind=kind, labels=_labels(source), adapter=adapter, base=base,
+        run=run_dir.resolve().name, stage=stage, kind=kind, labels=adapter_labels(source), adapter=adapter, base=base,
         revision=revision, dtype=config.dtype, prompt_format=record.get("prompt_format", "messages"),
         encoder=is_encoder(model_config(origin)), added_tokens=added,
         base_files=_base_files(origin.base) if adapter else {},
@@ -224,15 +223,6 @@ def _kind(source: Path, stage: str) -> str:
     return "classifier" if scorer else "policy"
 
 
-def _labels(folder: Path) -> int:
-    """Outputs of the head that is saved with an adapter: its last layer is the one with the fewest."""
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        return 1
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
-    return min((shape[0] for shape in shapes if len(shape) == 2), default=1)
-
-
 def _copy_adapter(source: Path, folder: Path) -> None:
     shutil.copy(source / ADAPTER_WEIGHTS, folder)
     config = _read(source / ADAPTER_CONFIG)
@@ -273,7 +263,7 @@ def load_published(folder: Path, base: str, revision: str | None, dtype: str, ki
     if not (folder / ADAPTER_CONFIG).is_file():
         return auto.from_pretrained(str(folder), **arguments)
     if kind != "policy":
-        arguments["num_labels"] = _labels(folder)
+        arguments["num_labels"] = adapter_labels(folder)
     model = auto.from_pretrained(base, revision=revision, **arguments)
     if kind != "policy":  # the score is read at the last token that is no pad
         model.config.pad_token_id = AutoTokenizer.from_pretrained(str(folder)).pad_token_id

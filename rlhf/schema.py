@@ -19,7 +19,7 @@ STAGE_CONFIGS: dict[str, tuple[tuple[str, str], ...]] = {
         (f"trl/trainer/{stage}_config.py", name),
     )
     for stage, name in (("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig"))
-}
+} | {"ppo": (("transformers/training_args.py", "TrainingArguments"), ("rlhf/trainers/ppo_config.py", "PPOConfig"))}
 """Stage name: the classes, base first, whose annotated fields it takes."""
 
 RESERVED = {

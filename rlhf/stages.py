@@ -49,10 +49,13 @@ STAGES = {
         ),
         Stage("dpo", "rlhf.trainers.dpo:train", "preferences", "rlhf.trainers.dpo:prepare", ("sft",)),
         Stage(
+            "ppo", "rlhf.trainers.ppo_stage:train", "rollouts", "rlhf.trainers.ppo_stage:prepare", ("sft",), ("reward",)
+        ),
+        Stage(
             "evaluate",
             "rlhf.evaluation.evaluate:evaluate",
             prepare="rlhf.evaluation.evaluate:prepare",
-            uses=("sft", "reward", "dpo"),
+            uses=("sft", "reward", "dpo", "ppo"),
             policy=False,
         ),
     )
@@ -106,6 +109,20 @@ def parents_of(project: ProjectConfig, name: str) -> list[str]:
     first = parent_of(project, name)
     names = [*([first] if first else []), *(other for other in STAGES[name].uses if other in project.stages)]
     return list(dict.fromkeys(names))
+
+
+def rewards_of(project: ProjectConfig, name: str) -> dict[str, float]:
+    """The rewards that a stage reads, with their weights: `reward` is the run's own model, the others are under `rewards:`.
+
+    Online training reads those that its `rewards:` names; without that the run's reward model alone, since what stands
+    beside it measures, or all there are where there is no such model. Evaluation reads all.
+    """
+    if name == "evaluate":
+        return dict.fromkeys(project.rewards, 1.0)
+    if name != "ppo":
+        return {}
+    named = project.stages[name].trainer.get("rewards")
+    return named or ({"reward": 1.0} if "reward" in project.stages else dict.fromkeys(project.rewards, 1.0))
 
 
 def policies_of(project: ProjectConfig) -> list[str]:

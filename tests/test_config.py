@@ -39,6 +39,13 @@ def test_a_project_is_read(path):
     assert str(project.run_dir) == "runs/demo"
 
 
+def test_a_reward_is_a_function_with_arguments_a_model_or_several(path):
+    given = ["rewards.gold.arguments.pattern=a+", "rewards.one.model=x", "rewards.two.model=[x, y]"]
+    project = load_project(path, given)
+    assert project.rewards["gold"].arguments == {"pattern": "a+"}
+    assert [project.rewards[name].models for name in ("gold", "one", "two")] == [[], ["x"], ["x", "y"]]
+
+
 def test_words_that_yaml_once_took_for_booleans_are_words(path):
     project = load_project(path, ["stages.dpo.save_strategy=no", "stages.dpo.bf16=false"])
     assert project.stages["dpo"].trainer == {"save_strategy": "no", "bf16": False}
@@ -56,7 +63,7 @@ def test_overrides_come_last(path):
     ("override", "message"),
     [
         ("stages.dpo.betta=1", "stages.dpo: unknown key 'betta'; did you mean 'beta'?"),
-        ("stages.dppo.beta=1", "stages: unknown key 'dppo'; did you mean 'dpo'?"),
+        ("stages.dpoo.beta=1", "stages: unknown key 'dpoo'; did you mean 'dpo'?"),
         ("model.adaptr=1", "unknown key 'model.adaptr'; did you mean 'adapter'?"),
         ("nam=x", "unknown key 'nam'; did you mean 'name'?"),
         ("evaluate.sample=1", "unknown key 'evaluate.sample'; did you mean 'samples'?"),
@@ -73,6 +80,18 @@ def test_overrides_come_last(path):
         ("evaluate.samples=0", "evaluate.samples must be at least 1, not 0"),
         ("evaluate.samples=many", "evaluate.samples: input should be a valid integer"),
         ("rewards.gold=null", "rewards.gold"),
+        ("rewards.gold.model=x", "rewards.gold: give one of function and model"),
+        ("rewards.gold.label=1", "rewards.gold: label belongs to a model, not to a function"),
+        ("rewards.gold.std_weight=1", "rewards.gold: std_weight belongs to an ensemble: give a list of models"),
+        ("rewards.gold.argument.k=1", "unknown key 'rewards.gold.argument'; did you mean 'arguments'?"),
+        ("rewards.gold.arguments=5", "rewards.gold.arguments: input should be a valid dictionary"),
+        ("rewards.gold={model: x, arguments: {k: 1}}", "arguments belong to a function, not to a model"),
+        ("rewards.gold={model: x, std_weight: 1}", "rewards.gold: std_weight belongs to an ensemble"),
+        ("rewards.gold={model: [x]}", "rewards.gold: an ensemble needs at least two models"),
+        ("rewards.gold={model: []}", "rewards.gold: an ensemble needs at least two models"),
+        ("rewards.gold={model: [x, y], std_weight: -1}", "std_weight must be finite and at least 0, not -1"),
+        ("rewards.gold={model: 5}", "rewards.gold.model: input should be a valid string, not 5"),
+        ("rewards.gold={model: x, label: 1.5}", "rewards.gold.label: input should be a valid"),
         ("name=a/b", "'a/b' must be letters, digits"),
         ("data.demonstrations.holdout=1.5", "holdout must be at least 0 and below 1"),
         ("model.name_or_path=null", "give one of name_or_path and scratch"),

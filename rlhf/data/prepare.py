@@ -32,6 +32,11 @@ _SIDES: tuple[Side, Side] = ("train", "eval")
 _KEY_FILE = "prepared.json"
 _BATCH = 1000
 _T = TypeVar("_T")
+_SERVED_BY = {
+    "prompts": ("prompts", "rollouts", "preferences", "demonstrations"),
+    "rollouts": ("rollouts", "preferences", "demonstrations"),
+}
+"""Roles that need prompts alone, and the sets that can give them."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
     """Prompts that no stage trained on, each once: those of `data.prompts`, else held-out ones of another set.
 
     Args:
-        project: The project; without `data.prompts`, its preferences are read, else its demonstrations.
+        project: The project; without `data.prompts`, another of its sets is read.
         limit: Most prompts wanted; of more, a fixed choice is taken that does not depend on their order.
         ledger: Counts what became of the rows read.
 
@@ -152,7 +157,7 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
     Raises:
         UserError: There is none.
     """
-    role = prompt_role(project)
+    role = source_set(project, "prompts")
     seen: set[bytes] = set()
     chosen: list[tuple[int, int, Prompt]] = []  # a heap whose smallest entry is the largest hash: the next to go
     for number, (record, where) in enumerate(iter_records(project, role, ledger)):
@@ -175,25 +180,25 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
     return [prompt for _, _, prompt in sorted(chosen, key=lambda entry: entry[1])]
 
 
-def prompt_role(project: ProjectConfig) -> str:
-    """The set that evaluation takes its prompts from.
+def source_set(project: ProjectConfig, role: str) -> str:
+    """The set that serves a role: its own, or the first that the project has of those that stand in for it.
 
     Raises:
-        UserError: The project has no data.
+        UserError: The project has none of them.
     """
-    for role in ("prompts", "preferences", "demonstrations"):
-        if getattr(project.data, role) is not None:
-            return role
-    raise UserError(f"{project.path}: data: no prompts to evaluate on: give prompts, preferences or demonstrations")
+    for name in (candidates := _SERVED_BY.get(role, (role,))):
+        if getattr(project.data, name) is not None:
+            return name
+    others = f" (or {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
+    raise UserError(f"{project.path}: data.{role}{others} is missing")
 
 
 def fingerprints(project: ProjectConfig, role: str) -> dict[str, Any]:
     """What identifies the rows of a set and how they are split, without reading a row; equal means equal rows.
 
-    Of `prompts` in a project that has none, the set that evaluation takes its prompts from instead.
+    Of a role whose set the project does not have, the set that serves it instead.
     """
-    if role == "prompts":
-        role = prompt_role(project)
+    role = source_set(project, role)
     base = project.path.parent
     found: dict[str, Any] = {"sources": [fingerprint(source, base) for source in dataset(project, role).sources]}
     if role != "prompts":
@@ -209,10 +214,7 @@ def dataset(project: ProjectConfig, role: str) -> DatasetConfig:
     Raises:
         UserError: The project does not have it.
     """
-    config = getattr(project.data, role)
-    if config is None:
-        raise UserError(f"{project.path}: data.{role} is missing")
-    return config
+    return getattr(project.data, source_set(project, role))
 
 
 def _sorted_rows(project: ProjectConfig, role: str, ledger: Ledger) -> Iterator[_Sorted]:

@@ -19,7 +19,7 @@ Message = dict[str, str]
 Text = str | list[Message]
 """Plain text, or a conversation."""
 
-ROLES = ("demonstrations", "preferences", "prompts")
+ROLES = ("demonstrations", "preferences", "prompts", "rollouts")
 """What a set can be for: the keys of `data:` in a project."""
 
 
@@ -172,4 +172,5 @@ _CONVERSIONS: dict[str, Callable[[Record], Record]] = {
     "demonstrations": _as_demonstration,
     "preferences": _as_preference,
     "prompts": _as_prompt,
+    "rollouts": _as_prompt,
 }

@@ -56,6 +56,13 @@ class Codec:
         """Token ids of a prompt, ready for the model to reply to."""
         return self._ids(prompt, generation_prompt=True)
 
+    def ending(self, prompt: Text) -> list[int]:
+        """What the template writes behind the EOS of a last reply (some write a line break), to prompts of this kind."""
+        if isinstance(prompt, str):
+            return []
+        ids, _ = self.sequence([{"role": "user", "content": "x"}], [{"role": "assistant", "content": "x"}])
+        return ids[_last(ids, self.tokenizer.eos_token_id) + 1 :]
+
     def sequence(self, prompt: Text, completion: Text) -> tuple[list[int], int]:
         """Token ids of prompt and completion, and the index at which the completion starts."""
         full = self._ids(prompt + completion)  # type: ignore[operator]  # both text or both messages

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rlhf.config import ProjectConfig, RewardConfig
+from rlhf.config import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
-from rlhf.data.records import Prompt, Text
+from rlhf.data.records import Prompt
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -23,10 +23,9 @@ from rlhf.models.load import context_length, load_policy, source_of
 from rlhf.models.settings import base_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rewards import RewardFunction
-from rlhf.rewards.function import load_function
-from rlhf.rewards.model import RewardModel
+from rlhf.rewards.load import load_rewards
 from rlhf.rollout.kl import sequence_kl
-from rlhf.rollout.sample import Reply, sample
+from rlhf.rollout.sample import Reply, as_completion, sample
 from rlhf.stages import Metrics, StageContext, parent_of, policies_of
 
 _ARGUMENTS = {"prompts", "completions"}
@@ -37,7 +36,7 @@ def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
     project = context.project
     evaluation_prompts(project, project.evaluate.prompts)
-    judges = [load_judge(reward, project) for reward in project.rewards.values()]
+    judges = load_rewards(project)
     if not judges and "reward" not in project.stages:
         raise UserError(f"{project.path}: nothing to judge replies with: add a reward stage or a function to rewards:")
 
@@ -45,7 +44,7 @@ def prepare(context: StageContext) -> None:
 def evaluate(context: StageContext) -> Metrics:
     """Write `samples.jsonl`: one line a prompt, with each policy's replies, their scores, lengths and KL."""
     project = context.project
-    judges = load_judges(project, context.parents)
+    judges = load_rewards(project, context.parents.get("reward"))
     folders = {"base": context.parents.get("base"), **{name: context.parents[name] for name in policies_of(project)}}
     references = {name: parent_of(project, name) or "base" for name in folders if name != "base"}
     prompts = evaluation_prompts(project, project.evaluate.prompts)
@@ -65,32 +64,6 @@ def evaluate(context: StageContext) -> Metrics:
         "policies": list(folders), "judges": list(judges), "parents": references, "references": references,
         "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
     }  # fmt: skip
-
-
-def load_judges(project: ProjectConfig, parents: Mapping[str, Path]) -> dict[str, RewardFunction]:
-    """Whoever scores replies: the run's own reward model, and whatever stands under `rewards:`."""
-    judges: dict[str, RewardFunction] = {}
-    if "reward" in parents:
-        judges["reward"] = RewardModel(parents["reward"])
-    for name, reward in project.rewards.items():
-        judges[name] = load_judge(reward, project)
-    return judges
-
-
-def load_judge(reward: RewardConfig, project: ProjectConfig) -> RewardFunction:
-    """A function or a reward model under `rewards:`.
-
-    Raises:
-        UserError: It cannot be loaded, or the model has no reward head.
-    """
-    if reward.function is not None:
-        return load_function(reward.function, project)
-    return RewardModel(project.resolve(str(reward.model)))
-
-
-def as_completion(prompt: Text, reply: str) -> Text:
-    """A reply in the form of its prompt: text, or one assistant message."""
-    return reply if isinstance(prompt, str) else [{"role": "assistant", "content": reply}]
 
 
 def _replies(

@@ -133,6 +133,36 @@ def join_adapters(parent: Path, child: Path, out: Path) -> None:
     (out / ADAPTER_CONFIG).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def own_part(child: Path, parent: Path | None) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """What a stage trained itself, of an adapter that was joined with its parent's: the inverse of `join_adapters`.
+
+    Args:
+        child: A finished stage's adapter.
+        parent: The adapter that it started from, None where it started from the plain base.
+
+    Returns:
+        Config and weights of the child's own update, to be used on the base with `parent` merged.
+
+    Raises:
+        ValueError: The child was not joined with this parent.
+    """
+    config = json.loads((child / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    state = load_file(child / WEIGHTS)
+    if parent is None:
+        return LoraConfig.from_pretrained(str(child)), state
+    first = load_file(parent / WEIGHTS)
+    skip = json.loads((parent / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
+    for name in [name for name in state if ".lora_A." in name]:
+        if name in first and not torch.equal(first[name].float(), state[name][:skip]):
+            raise ValueError(f"{child}: was not joined with the adapter of {parent}")
+        other = name.replace(".lora_A.", ".lora_B.")
+        state[name], state[other] = state[name][skip:].contiguous(), state[other][:, skip:].contiguous()
+    rank = config["r"] - skip
+    result = LoraConfig.from_pretrained(str(child))
+    result.r, result.lora_alpha = rank, rank  # a joined adapter has its scaling in B
+    return result, state
+
+
 def _join_layer(
     name_a: str, name_b: str, states: list[dict[str, torch.Tensor]], configs: list[dict[str, Any]]
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,12 +19,12 @@ from rlhf.config import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
 from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint
-from rlhf.stages import STAGES, parent_of, parents_of
+from rlhf.stages import STAGES, parent_of, parents_of, rewards_of
 
 RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
-_NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "identity.json"}
+_NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "identity.json", "rollouts.jsonl"}
 _LOGGING = (
     "logging_", "save_", "report_to", "run_name", "disable_tqdm", "project", "trackio", "log_", "include_num_input",
     "dataloader_num", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch", "dataset_num_proc",
@@ -80,9 +80,10 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     """
     parents = {parent: artifact_of(project, parent) for parent in parents_of(project, name)}
     what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.seed, "parents": parents}
+    if read := [key for key in rewards_of(project, name) if key in project.rewards]:
+        what["rewards"] = {key: _judge_fingerprint(project.rewards[key], project) for key in read}
     if name == "evaluate":
         what["evaluate"] = dataclasses.asdict(project.evaluate)
-        what["rewards"] = {key: _judge_fingerprint(reward, project) for key, reward in project.rewards.items()}
         what["data"] = {"prompts": fingerprints(project, "prompts")}
         what["base"] = base_fingerprint(project.model, project)
         return what
@@ -107,8 +108,9 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
 
 def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
     if reward.function is not None:
-        return function_fingerprint(reward.function, project)
-    return base_fingerprint(ModelConfig(name_or_path=reward.model), project)
+        return {**function_fingerprint(reward.function, project), "arguments": reward.arguments}
+    models = [base_fingerprint(ModelConfig(name_or_path=name), project) for name in reward.models]
+    return {"models": models, "label": reward.label, "std_weight": reward.std_weight}
 
 
 def _learning_fields(trainer: dict[str, Any]) -> dict[str, Any]:

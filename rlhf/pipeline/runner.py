@@ -27,7 +27,8 @@ from rlhf.pipeline import contract, folder
 from rlhf.pipeline.stage import guarded, prepare_stage, quiet_environment, run_stage
 from rlhf.stages import STAGES, parents_of, planned
 
-_PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.evaluation.evaluate"]
+_PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.trainers.ppo_stage",
+            "rlhf.evaluation.evaluate"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def check(project: ProjectConfig) -> dict[str, Ledger]:
         StageFailed: A stage refuses its data or its settings; it has said why.
     """
     if not project.stages:
-        raise UserError(f"{project.path}: stages: nothing to check; name sft, reward or dpo")
+        raise UserError(f"{project.path}: stages: nothing to check; name sft, reward, dpo or ppo")
     server = _fork_server()
     ledgers = {}
     with tempfile.TemporaryDirectory() as scratch:

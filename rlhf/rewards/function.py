@@ -1,4 +1,4 @@
-"""Reward functions of the user, named by module or by file."""
+"""Reward functions, the user's and those of this project, named by module or by file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,12 +17,22 @@ from rlhf.config import ProjectConfig, unknown_name
 from rlhf.errors import UserError
 from rlhf.rewards import RewardFunction
 
+BUILT_IN = "rlhf.rewards."
+"""Where the reward functions of this project are."""
 
-def load_function(spec: str, project: ProjectConfig) -> RewardFunction:
+
+def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any] | None = None) -> RewardFunction:
     """Find `package.module:function` or `path/to/file.py:function`.
 
+    Args:
+        spec: Where it is.
+        project: The project, whose paths count.
+        arguments: Arguments to call it with, by name, besides prompts, completions and the data's columns. A column
+            does not replace one of them.
+
     Raises:
-        UserError: The file, the module or the function is not there, or importing it fails.
+        UserError: The file, the module or the function is not there, importing it fails, or it does not take these
+            arguments.
     """
     target, separator, name = spec.rpartition(":")
     if not separator:
@@ -31,11 +42,36 @@ def load_function(spec: str, project: ProjectConfig) -> RewardFunction:
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"rewards: {target} has no function {name!r}; {unknown_name(name, known)}")
+    bound = _bound(function, spec, dict(arguments or {}))
+    scored = functools.partial(_checked, function, spec, bound)
+    if target.startswith(BUILT_IN):
+        scored([], [])  # says now what is wrong with a pattern or a missing package, not after an hour of training
+    return scored
+
+
+def _bound(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments a function is always called with, held against its signature.
+
+    A built-in's options are all bound, given or not: a column that happens to bear the name of one is no option.
+    """
+    signature = inspect.signature(function)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    options = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in by_name and name not in ("prompts", "completions")
+    }
+    for name in arguments:
+        if name not in options:
+            hint = unknown_name(name, options) if options else "it has none"
+            raise UserError(f"rewards: {spec} has no argument {name!r}; {hint}")
     try:
-        inspect.signature(function).bind(prompts=[], completions=[])
+        signature.bind(prompts=[], completions=[], **arguments)
     except TypeError as error:
         raise UserError(f"rewards: {spec} cannot be called as f(prompts, completions, **columns): {error}") from None
-    return functools.partial(_checked, function, spec)
+    if spec.startswith(BUILT_IN):
+        return {**options, **arguments}
+    return arguments
 
 
 def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
@@ -46,11 +82,21 @@ def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
     return {"function": spec.rpartition(":")[2], "module": None if content else target, "content": content}
 
 
-def _checked(function: RewardFunction, spec: str, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+def _checked(
+    function: RewardFunction,
+    spec: str,
+    arguments: dict[str, Any],
+    /,  # a column may be called as one of these
+    prompts: Any,
+    completions: Any,
+    **columns: Any,
+) -> list[float | None]:
     """Call a reward function; one score a completion, or the user hears which function gave something else."""
     try:
-        scores = list(function(prompts=prompts, completions=completions, **columns))
+        scores = list(function(prompts=prompts, completions=completions, **{**columns, **arguments}))
         values = [None if score is None else float(score) for score in scores]
+    except UserError as error:
+        raise UserError(f"rewards: {spec}: {error}") from None
     except Exception as error:  # the user's own code may raise anything
         raise UserError(f"rewards: {spec} failed: {type(error).__name__}: {error}") from error
     if len(scores) != len(completions):

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf.config import ModelConfig
-from rlhf.data.prepare import Prepared, iter_records, prepare
+from rlhf.data.prepare import Prepared, iter_records, prepare, source_set
 from rlhf.data.records import Encoded
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -100,8 +100,10 @@ def _parent_has_adapter(context: StageContext) -> bool:
     return parent in project.stages and project.stage_model(str(parent)).adapter is not None
 
 
-def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start) -> TrainingArguments:
-    """The trainer's arguments: our defaults, then the YAML, then what the pipeline itself decides.
+def arguments(
+    context: StageContext, kind: type[TrainingArguments], begun: Start, defaults: dict[str, Any] | None = None
+) -> TrainingArguments:
+    """The trainer's arguments: our defaults, the stage's own, then the YAML, then what the pipeline itself decides.
 
     `max_length` never goes above the positions the model has.
 
@@ -110,7 +112,7 @@ def arguments(context: StageContext, kind: type[TrainingArguments], begun: Start
     """
     state = process_state()
     given = context.project.stages[context.name].trainer
-    fields = {**DEFAULTS, **given}
+    fields = {**DEFAULTS, **(defaults or {}), **given}
     on_gpu = state.device.type == "cuda"
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
     fields.setdefault("dataloader_pin_memory", on_gpu)
@@ -152,7 +154,11 @@ def adapted(
 
 
 def prepared_data(
-    context: StageContext, begun: Start, encode: Callable[[Any], Encoded], settings: dict[str, Any]
+    context: StageContext,
+    begun: Start,
+    encode: Callable[[Any], Encoded],
+    settings: dict[str, Any],
+    keep_columns: bool = False,
 ) -> Prepared:
     """The stage's dataset, tokenised once (by the main process) and kept in its folder.
 
@@ -161,13 +167,17 @@ def prepared_data(
         begun: Its tokenizer is part of what identifies the tokenised data.
         encode: Record to columns.
         settings: What else identifies it: limits, kind of columns.
+        keep_columns: Whether rewards will read the row's other columns.
     """
     role = STAGES[context.name].data
-    if role is None or getattr(context.project.data, role) is None:
-        raise UserError(f"{context.project.path}: stages.{context.name} needs data.{role}, which is missing")
+    assert role is not None
+    try:
+        source_set(context.project, role)
+    except UserError as error:
+        raise UserError(f"{error}; stages.{context.name} needs it") from None
     key = json.dumps([tokenizer_record(begun.tokenizer), settings], sort_keys=True)
     with process_state().main_process_first():
-        return prepare(context.project, role, encode, context.directory / "data", key=key)
+        return prepare(context.project, role, encode, context.directory / "data", keep_columns, key)
 
 
 class MetricsFile(TrainerCallback):
@@ -265,17 +275,25 @@ def last_good_checkpoint(folder: Path) -> str | None:
         return last_good_checkpoint(folder)
 
 
-def save_model(trainer: Trainer, ready: Ready, context: StageContext) -> dict[str, Any]:
+def save_model(
+    trainer: Trainer, ready: Ready, context: StageContext, model: PeftModel | PreTrainedModel | None = None
+) -> dict[str, Any]:
     """Write the trained model so that plain peft or transformers load it: one adapter on the original base, or weights.
 
     Collective under FSDP and DeepSpeed: every process must call it.
+
+    Args:
+        trainer: The finished trainer.
+        ready: What the stage began with.
+        context: The stage.
+        model: What is saved, where it is only part of what was trained.
 
     Returns:
         What the contract records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
         artefact can tell that it is the same model (none where the weights are sharded).
     """
     begun, folder = ready.begun, context.directory
-    model: PeftModel | PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model)
+    model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
     adapter = isinstance(model, PeftModel)
@@ -312,6 +330,8 @@ def _probe_sequences(data: Prepared) -> list[list[int]]:
     if "input_ids" in rows.column_names:
         return rows["input_ids"][:]
     prompts = rows["prompt_ids"][:] if "prompt_ids" in rows.column_names else [[] for _ in range(len(rows))]
+    if "chosen_ids" not in rows.column_names:
+        return prompts
     return [[*prompt, *chosen] for prompt, chosen in zip(prompts, rows["chosen_ids"][:], strict=True)]
 
 

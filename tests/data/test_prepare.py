@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rlhf.data.checks import Ledger
-from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, prompt_role
+from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, source_set
 from rlhf.data.records import Encoded, Unusable
 from rlhf.data.splits import canonical
 from rlhf.errors import UserError
@@ -149,7 +149,7 @@ def test_evaluation_prompts_come_from_held_out_rows_and_do_not_depend_on_their_o
         {"prompt": f"p{index % 150}", "chosen": f"a{index}", "rejected": "b", "n": index % 150} for index in range(300)
     ]
     made = project(preferences=write("p.jsonl", pairs), demonstrations=write("d.jsonl", rows(50)), holdout=0.3)
-    assert prompt_role(made) == "preferences"
+    assert source_set(made, "prompts") == "preferences"
     held_out = {record.prompt for record, side in iter_records(made, "preferences") if side == "eval"}
     every = evaluation_prompts(made, 1000)
     assert sorted(prompt.prompt for prompt in every) == sorted(held_out)
@@ -163,7 +163,7 @@ def test_evaluation_prompts_come_from_held_out_rows_and_do_not_depend_on_their_o
     write("p.jsonl", pairs)
     assert {prompt.prompt for prompt in evaluation_prompts(made, 10)} == {prompt.prompt for prompt in few}
     only = project(demonstrations=write("d.jsonl", rows(50)), holdout=0.3)
-    assert prompt_role(only) == "demonstrations"
+    assert source_set(only, "prompts") == "demonstrations"
     assert evaluation_prompts(only, 5)
     with pytest.raises(UserError, match=r"no prompts to evaluate on: data.demonstrations holds none out"):
         evaluation_prompts(project(demonstrations=write("d.jsonl", rows(50)), holdout=0.0), 5)

@@ -14,6 +14,8 @@ def project(tmp_path, tiny_llama):
         "def nan(prompts, completions, **columns):\n    return [float('nan') for _ in completions]\n"
         "def none(prompts, completions, **columns):\n    return None\n"
         "def short(prompts, completions, **columns):\n    return [1.0]\n"
+        "def times(prompts, completions, factor, offset=0, **columns):\n"
+        "    return [factor * len(c) + offset for c in completions]\n"
     )
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
     return make_project(tmp_path, tiny_llama)
@@ -62,3 +64,32 @@ def test_the_fingerprint_follows_the_content(project, tmp_path):
     before = function_fingerprint("mine.py:length", project)
     (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [0.0 for _ in completions]\n")
     assert function_fingerprint("mine.py:length", project) != before
+
+
+def test_arguments_are_bound_and_no_column_replaces_them(project):
+    times = load_function("mine.py:times", project, {"factor": 3})
+    assert times(["p"], ["ab"]) == [6.0]
+    assert times(["p"], ["ab"], factor=[7], spec=["s"], function=["f"], arguments=["a"]) == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "message"),
+    [
+        ("mine.py:times", {"factr": 3}, "mine.py:times has no argument 'factr'; did you mean 'factor'"),
+        ("mine.py:times", {}, "mine.py:times cannot be called .*missing a required argument: 'factor'"),
+        ("mine.py:length", {"unit": 3}, "mine.py:length has no argument 'unit'; it has none"),
+        ("mine.py:times", {"prompts": [], "factor": 1}, "has no argument 'prompts'"),
+        ("rlhf.rewards.regex:regex", {}, "missing a required argument: 'pattern'"),
+        ("rlhf.rewards.regex:regex", {"pattern": "("}, r"rlhf.rewards.regex:regex: pattern '\(' is no regular"),
+        ("rlhf.rewards.length:length", {"unit": "lines"}, "rlhf.rewards.length:length: unknown unit 'lines'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_when_it_is_loaded(project, spec, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_function(spec, project, arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_named_as_an_option_of_a_built_in_is_no_option(project):
+    plain = load_function("rlhf.rewards.length:length", project)
+    assert plain(["p"], ["one two"], target=["ten"], unit=["km"]) == [2.0]

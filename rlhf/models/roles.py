@@ -1,0 +1,289 @@
+"""The models of online training: policy, critic, reference and reward, on one frozen base or each by itself.
+
+With LoRA there is one base. `policy` (adapter `default`) and `critic` are trained adapters, `reward` is the reward
+stage's, and the bare base is the reference. With all weights trained, policy, critic and reference are models of their
+own. Whoever calls a role does not see which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf.models.fold import Folded, why_not
+
+POLICY, CRITIC, REWARD = "default", "critic", "reward"
+"""Adapter names; peft saves the first as the model's adapter."""
+
+
+class RoleOutputs(NamedTuple):
+    """What a training step needs of the trained roles."""
+
+    log_probs_BT: torch.Tensor
+    """log π of each reply token, 0 at masked positions."""
+    entropies_BT: torch.Tensor | None
+    """Entropy of the distribution it stands in, nats/token; None where it was not asked for."""
+    values_BT: torch.Tensor | None
+    """The critic's value before each reply token; None without a critic."""
+
+
+class Roles(nn.Module):
+    """Policy, critic, reference and reward behind one face.
+
+    Args:
+        policy: A causal language model: a PeftModel (one base for all roles), or a plain one with all weights trained.
+        value_head: Linear layer of the critic; None where no critic is trained.
+        critic: The critic's backbone, where the policy is no PeftModel.
+        reference: The reference, where the policy is no PeftModel.
+        reward_head: Linear layer of the reward model, where its adapter is on the policy's base.
+        critic_scores: Whether the critic starts as the reward model.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        value_head: nn.Linear | None = None,
+        critic: nn.Module | None = None,
+        reference: PreTrainedModel | None = None,
+        reward_head: nn.Linear | None = None,
+        critic_scores: bool = False,
+    ) -> None:
+        super().__init__()
+        self.policy, self.value_head, self.critic = policy, value_head, critic
+        self.reference_model, self.reward_head = reference, reward_head
+        self.critic_scores = critic_scores
+        for frozen in (reference, reward_head):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+        self.shared = isinstance(policy, PeftModel)
+        self.unfolded = why_not(self.language_model)
+        disable_dropout(self)
+        self._trained: list[nn.Parameter] = []
+        if self.shared:
+            named = policy.named_parameters()
+            adapters = (POLICY,) if value_head is None else (POLICY, CRITIC)
+            self._trained = [one for name, one in named if any(f".{adapter}." in f"{name}." for adapter in adapters)]
+            self._train()
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The causal language model, without peft's wrapping; whichever adapter is active."""
+        return self.policy.get_base_model() if self.shared else self.policy
+
+    @property
+    def config(self) -> Any:
+        """The policy's config."""
+        return self.language_model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.policy.parameters()).device
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether there are values."""
+        return self.value_head is not None
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        """What the critic trains."""
+        for name, parameter in self.named_parameters():
+            if (parameter.requires_grad and not name.startswith("policy.")) or (
+                parameter.requires_grad and self.shared and f".{CRITIC}." in name
+            ):
+                yield parameter
+
+    def forward(self, folded: Folded, temperature: float, entropies: bool = False) -> RoleOutputs:
+        """Policy and critic on the same sequences; gradients flow.
+
+        Args:
+            folded: The sequences.
+            temperature: Divides the logits, as in sampling.
+            entropies: Whether the loss needs them.
+        """
+        with self._adapter(POLICY):
+            log_probs_BT, entropies_BT = reply_log_probs(self.language_model, folded, temperature, entropies)
+        values = self.values(folded)[:, :-1] if self.has_critic else None
+        return RoleOutputs(log_probs_BT, entropies_BT, values)
+
+    def scale_values(self, scale: float, shift: float) -> None:
+        """Make the critic say `scale · V + shift`: a head taken from a reward model, in units of normalised scores."""
+        assert self.value_head is not None
+        with torch.no_grad():
+            self.value_head.weight.mul_(scale)
+            self.value_head.bias.mul_(scale).add_(shift)
+
+    def values(self, folded: Folded) -> torch.Tensor:
+        """The critic's value before each reply token and after the last, [B, T + 1]."""
+        assert self.value_head is not None
+        with self._adapter(CRITIC):
+            hidden = last_hidden(self.language_model.base_model if self.shared else self.critic, folded)
+        states = hidden.flatten(0, 1)[folded.states_BS.flatten()]
+        return self.value_head(states.to(self.value_head.weight.dtype)).float().view(folded.states_BS.shape)
+
+    @torch.no_grad()
+    def policy_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
+        """Log π of each reply token, [B, T], without gradients."""
+        with self._adapter(POLICY):
+            return reply_log_probs(self.language_model, folded, temperature)[0]
+
+    @torch.no_grad()
+    def reference_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
+        """Log π_ref of each reply token, [B, T]."""
+        with self._adapter(None):
+            model = self.language_model if self.shared else self.reference_model
+            return reply_log_probs(model, folded, temperature)[0]
+
+    @torch.no_grad()
+    def scores(self, folded: Folded) -> torch.Tensor:
+        """The reward adapter's score of each sequence, read at its last token, [B]."""
+        assert self.reward_head is not None
+        with self._adapter(REWARD):
+            hidden = last_hidden(self.language_model.base_model, folded)
+        last = hidden.flatten(0, 1)[folded.states_BS[:, -1]]
+        return self.reward_head(last.to(self.reward_head.weight.dtype)).float().squeeze(-1)
+
+    @contextlib.contextmanager
+    def sampling_model(self) -> Iterator[PreTrainedModel]:
+        """The policy, ready to write: its adapter merged for the time being, which spares two products a layer."""
+        with self._adapter(POLICY), merged(self.policy) if self.shared else contextlib.nullcontext():
+            training = self.language_model.training
+            self.language_model.eval()
+            try:
+                yield self.language_model
+            finally:
+                self.language_model.train(training)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations in the backward pass, each under the adapter of its forward pass."""
+
+        def contexts() -> tuple[Any, Any]:
+            return contextlib.nullcontext(), self._adapter(self.policy.active_adapter if self.shared else None)
+
+        kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": contexts}
+        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        if self.critic is not None:
+            self.critic.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @contextlib.contextmanager
+    def _adapter(self, name: str | None) -> Iterator[None]:
+        """Make an adapter the active one, or none; nothing to do for models of their own."""
+        if not self.shared:
+            yield
+            return
+        if name is None:
+            with self.policy.disable_adapter():
+                yield
+        else:
+            self.policy.set_adapter(name)
+            yield
+        self._train()
+
+    def _train(self) -> None:
+        """Switching adapters flips requires_grad in peft; what is trained stays trained, all else frozen."""
+        self.policy.requires_grad_(False)
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+
+
+def reply_log_probs(
+    model: Any, folded: Folded, temperature: float, entropies: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probability of each reply token and, if wanted, the entropy there; both [B, T], nats, 0 at masked positions.
+
+    The head runs only where a reply token is predicted; logits of prompts are never made.
+
+    Args:
+        model: A causal language model.
+        folded: The sequences.
+        temperature: Divides the logits.
+        entropies: Whether they are wanted: they cost memory in the backward pass.
+    """
+    mask_BT = folded.mask_BT
+    before_K, at_K = folded.states_BS[:, :-1][mask_BT], folded.states_BS[:, 1:][mask_BT]
+    tokens_K = folded.ids_RL.flatten()[at_K]
+    with head_at(model, before_K):
+        logits_KV = model(**_inputs(model, folded)).logits.flatten(0, -2)
+    logits_KV = logits_KV.float() / temperature
+    log_norm_K = logits_KV.logsumexp(-1)
+    log_probs_K = logits_KV.gather(1, tokens_K[:, None]).squeeze(1) - log_norm_K
+    empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    log_probs_BT = empty_BT.masked_scatter(mask_BT, log_probs_K)
+    if not entropies:
+        return log_probs_BT, None
+    finite_KV = logits_KV.clamp(min=torch.finfo(torch.float32).min)  # 0 · −inf where a token is ruled out
+    expected_K = ((logits_KV - log_norm_K[:, None]).exp() * finite_KV).sum(-1)
+    return log_probs_BT, empty_BT.masked_scatter(mask_BT, log_norm_K - expected_K)
+
+
+def last_hidden(backbone: Any, folded: Folded) -> torch.Tensor:
+    """Last hidden states, [R, L, d]."""
+    return backbone(**_inputs(backbone, folded)).last_hidden_state
+
+
+@contextlib.contextmanager
+def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[None]:
+    """Within, the model's head sees only these positions of the flattened rows; its logits are [1, K, V].
+
+    A hook in front of the head, so that whatever a model does behind it (caps, scales) stays as it is.
+    """
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[index_K][None], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def merged(model: PeftModel) -> Iterator[None]:
+    """Within, the active adapter is part of the base weights; afterwards the base is what it was, bit for bit.
+
+    peft's own unmerging subtracts again, which leaves rounding behind; here the original tensors are put back.
+    """
+    layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight") and _plain_lora(layer)]
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    for layer, weight in zip(layers, kept, strict=True):
+        active = [name for name in layer.active_adapters if name in layer.lora_A]
+        layer.get_base_layer().weight.data = sum(
+            (layer.get_delta_weight(name).to(weight.dtype) for name in active), weight
+        )
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer._disable_adapters = False
+
+
+def _plain_lora(layer: Any) -> bool:
+    """Whether a layer's update is W + sBA on an ordinary weight, so that merging it is exact."""
+    weight = getattr(layer.get_base_layer(), "weight", None)
+    return (
+        isinstance(weight, torch.Tensor)
+        and weight.is_floating_point()
+        and bool(getattr(layer, "lora_A", None))
+        and not getattr(layer, "lora_variant", None)
+        and not any(getattr(layer, "lora_bias", {}).values())
+    )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: the log-probabilities of sampling and of training must be the same."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _inputs(model: Any, folded: Folded) -> dict[str, Any]:
+    return {**folded.inputs(model.config._attn_implementation, next(model.parameters()).dtype), "use_cache": False}

@@ -1,0 +1,142 @@
+"""Advantage estimators behind one signature: how much better each token was than expected.
+
+    estimator(rewards_BT, values_BT, mask_BT, gamma, lam, last_values_B=None, group_size=1) -> (advantages_BT, returns_BT)
+
+    rewards_BT      reward of each token, [B, T]: −β·KL, and the score at the last token
+    values_BT       the critic's value before each token, [B, T]; only `gae` reads it, the others take None
+    mask_BT         bool, true at the tokens of a reply, which stand at the start of a row; a row that takes no part
+                    (its reply could not be scored) is false everywhere
+    gamma, lam      discount, and trace decay of `gae`
+    last_values_B   value after the last token of a row that was cut off, 0 of one that finished, [B]; None: all finished
+    group_size      replies to one prompt; rows i·group_size … (i+1)·group_size − 1 answer the same one
+
+Results are float32, [B, T], 0 where the mask is false. `returns_BT` is what a critic should have predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+Advantages = tuple[torch.Tensor, torch.Tensor]
+
+
+def gae(
+    rewards_BT: torch.Tensor,
+    values_BT: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    gamma: float,
+    lam: float,
+    last_values_B: torch.Tensor | None = None,
+    group_size: int = 1,
+) -> Advantages:
+    """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}, with δ_t = r_t + γ V_{t+1} − V_t; returns A + V.
+
+    After the last token V is `last_values_B`: the critic's value for a reply that was cut off, since it would have gone
+    on; 0 for one that finished.
+
+    Raises:
+        ValueError: There are no values.
+
+    Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016), eq. 16;
+    bootstrapping at a time limit: Pardo et al., "Time Limits in Reinforcement Learning" (2018).
+    """
+    if values_BT is None:
+        raise ValueError("gae needs a critic's values")
+    rewards = rewards_BT.float().masked_fill(~mask_BT, 0.0)
+    values = values_BT.float().masked_fill(~mask_BT, 0.0)
+    after = torch.zeros_like(values[:, 0]) if last_values_B is None else last_values_B.float()
+    advantages = torch.zeros_like(rewards)
+    running, following = torch.zeros_like(after), after
+    for t in reversed(range(rewards.shape[1])):
+        here = mask_BT[:, t]
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        running = torch.where(here, delta + gamma * lam * running, running)
+        following = torch.where(here, values[:, t], following)
+        advantages[:, t] = torch.where(here, running, 0.0)
+    return advantages, advantages + values
+
+
+def rloo(
+    rewards_BT: torch.Tensor,
+    values_BT: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    gamma: float,
+    lam: float,
+    last_values_B: torch.Tensor | None = None,
+    group_size: int = 1,
+) -> Advantages:
+    """Leave one out: A_i = R_i − mean of the other replies' R, with R the discounted reward of a whole reply.
+
+    The same for each token of a reply; 0 where no other reply of the group takes part.
+
+    Source: Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optimization" (2024), eq. 8.
+    """
+    totals_GS, counted_GS = _totals(rewards_BT, mask_BT, gamma, group_size)
+    others = (counted_GS.sum(1, keepdim=True) - 1).clamp(min=1)
+    baseline = (totals_GS.sum(1, keepdim=True) - totals_GS) / others
+    alone = counted_GS.sum(1, keepdim=True) < 2
+    return _spread((totals_GS - baseline).masked_fill(alone | ~counted_GS, 0.0), totals_GS, mask_BT)
+
+
+def grpo(
+    rewards_BT: torch.Tensor,
+    values_BT: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    gamma: float,
+    lam: float,
+    last_values_B: torch.Tensor | None = None,
+    group_size: int = 1,
+) -> Advantages:
+    """Group-relative: A_i = (R_i − mean of the group) / (σ of the group + 1e-4), σ over n − 1.
+
+    The same for each token of a reply; 0 for a group in which all are equal or fewer than two take part.
+
+    Source: Shao et al., "DeepSeekMath" (2024), section 4.1.2.
+    """
+    totals_GS, counted_GS = _totals(rewards_BT, mask_BT, gamma, group_size)
+    count = counted_GS.sum(1, keepdim=True)
+    mean = totals_GS.sum(1, keepdim=True) / count.clamp(min=1)
+    centred = (totals_GS - mean).masked_fill(~counted_GS, 0.0)
+    deviation = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return _spread(centred / (deviation + 1e-4), totals_GS, mask_BT)
+
+
+def reinforce(
+    rewards_BT: torch.Tensor,
+    values_BT: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    gamma: float,
+    lam: float,
+    last_values_B: torch.Tensor | None = None,
+    group_size: int = 1,
+) -> Advantages:
+    """Reward to go: A_t = Σ_{s ≥ t} γ^{s−t} r_s, without a baseline: whitening over the batch is its baseline.
+
+    Source: Williams (1992); with whitening it is REINFORCE++ (Hu, 2025).
+    """
+    advantages, _ = gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma, 1.0)
+    return advantages, advantages
+
+
+def _totals(
+    rewards_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Discounted reward of each reply (0 where it takes no part) and whether it takes part, [groups, group_size]."""
+    discounts_T = gamma ** torch.arange(rewards_BT.shape[1], dtype=torch.float32, device=rewards_BT.device)
+    totals_B = (rewards_BT.float().masked_fill(~mask_BT, 0.0) * discounts_T).sum(1)
+    return totals_B.view(-1, group_size), mask_BT.any(1).view(-1, group_size)
+
+
+def _spread(advantages_GS: torch.Tensor, totals_GS: torch.Tensor, mask_BT: torch.Tensor) -> Advantages:
+    """One number a reply to each of its tokens."""
+    return (
+        torch.where(mask_BT, advantages_GS.reshape(-1, 1), 0.0),
+        torch.where(mask_BT, totals_GS.reshape(-1, 1), 0.0),
+    )
+
+
+Estimator = Callable[..., Advantages]
+ESTIMATORS: dict[str, Estimator] = {"gae": gae, "rloo": rloo, "grpo": grpo, "reinforce": reinforce}
+"""By name."""

@@ -1,0 +1,80 @@
+"""Several rewards as one number: normalised each, then summed with weights. NaN stands for "not scorable"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+STD_FLOOR = 1e-6
+"""A reward that varies less than this does not tell replies apart: it is not divided, which would blow up noise."""
+
+
+def score_matrix(scores: Sequence[Sequence[float | None]]) -> torch.Tensor:
+    """What reward functions returned, as a tensor.
+
+    Args:
+        scores: One list of B scores for each of K rewards; None where there is none.
+
+    Returns:
+        float64 of shape (B, K), NaN for None.
+    """
+    rows = [[math.nan if score is None else score for score in of_reward] for of_reward in scores]
+    return torch.tensor(rows, dtype=torch.float64).T
+
+
+def normalisation(scores_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each reward on reference samples, by which `normalise` puts them on one scale.
+
+    A reward model learns from differences alone, so its offset and scale are arbitrary; both are fixed on replies of
+    the policy that training starts from (Huang et al., "The N Implementation Details of RLHF with PPO", 2023).
+
+    Args:
+        scores_BK: Scores of B reference replies by K rewards; NaN is left out.
+
+    Returns:
+        Means and unbiased standard deviations, float64 of shape K. std is 1 where it is below `STD_FLOOR`, fewer than
+        two scores included; the mean is 0 where there is no score.
+    """
+    scores_BK = scores_BK.double()
+    count_K = (~scores_BK.isnan()).sum(0)
+    mean_K = scores_BK.nansum(0) / count_K.clamp(min=1)
+    variance_K = (scores_BK - mean_K).square().nansum(0) / (count_K - 1).clamp(min=1)
+    std_K = variance_K.sqrt()
+    return mean_K, torch.where(std_K < STD_FLOOR, 1.0, std_K)
+
+
+def normalise(scores_BK: torch.Tensor, mean_K: torch.Tensor, std_K: torch.Tensor) -> torch.Tensor:
+    """Scores in standard deviations from the mean of the reference samples, (s - mean) / std.
+
+    Args:
+        scores_BK: Scores of B replies by K rewards; NaN stays NaN.
+        mean_K: Means, as `normalisation` gives them.
+        std_K: Standard deviations, likewise.
+
+    Returns:
+        float64 of shape (B, K).
+    """
+    return (scores_BK.double() - mean_K) / std_K
+
+
+def weighted_sum(scores_BK: torch.Tensor, weights_K: torch.Tensor, fallback_K: torch.Tensor) -> torch.Tensor:
+    """One score a reply, the sum over k of w_k * s_k.
+
+    A part that could not score a reply is taken at its fallback, so that the reply neither gains nor loses by it
+    against others of the batch; 0 in its place would be a high score for one part and a low one for another.
+
+    Args:
+        scores_BK: Scores of B replies by K rewards; NaN where a reward has none.
+        weights_K: Weights.
+        fallback_K: What stands in for NaN: each part's mean over the batch, over all processes. Where it is NaN
+            itself, as nothing in the batch could be scored, the part is left out.
+
+    Returns:
+        float64 of shape B; NaN where no reward has a score.
+    """
+    missing_BK = scores_BK.isnan()
+    filled_BK = torch.where(missing_BK, fallback_K.double(), scores_BK)
+    total_B = (filled_BK * weights_K).nansum(1)
+    return torch.where(missing_BK.all(1), math.nan, total_B)

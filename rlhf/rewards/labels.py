@@ -1,0 +1,86 @@
+"""The labels of a sequence classifier, and the log odds of one of them as a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from rlhf.config import unknown_name
+from rlhf.errors import UserError
+from rlhf.models.load import Source, model_config
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_labels(folder: Path) -> int:
+    """Outputs of the head that is saved with an adapter: its last layer is the one with the fewest."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        return 1
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
+    return min((shape[0] for shape in shapes if len(shape) == 2), default=1)
+
+
+def label_names(source: Source) -> list[str]:
+    """Names of a classifier's labels, by number; one for a reward model, and for a model without such a head."""
+    config = model_config(source)
+    if source.adapter is not None:
+        count = adapter_labels(source.adapter)
+    else:
+        classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        count = config.num_labels if classifier else 1
+    names = config.id2label if len(config.id2label) == count else {}
+    return [str(names.get(number, f"LABEL_{number}")) for number in range(count)]
+
+
+def label_number(label: int | str | None, names: Sequence[str], model: str) -> int | None:
+    """The output that is wanted of a classifier.
+
+    Args:
+        label: Number or name of a label; None for a reward model, which has one.
+        names: The labels' names, by number.
+        model: What to call the model in a message.
+
+    Returns:
+        The label's number; None for a reward model.
+
+    Raises:
+        UserError: There is no such label, none is named where there are several, or one is where there is no choice.
+    """
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names[:12]))
+    if len(names) == 1:
+        if label is not None:
+            raise UserError(f"{model}: has one label, so that there is none to choose: leave out label")
+        return None
+    if label is None:
+        raise UserError(f"{model}: has {len(names)} labels; say which is wanted with label: {known}")
+    if isinstance(label, int):
+        if not 0 <= label < len(names):
+            raise UserError(f"{model}: has no label {label}; known: {known}")
+        return label
+    if label not in names:
+        raise UserError(f"{model}: has no label {label!r}; {unknown_name(label, names)}")
+    return list(names).index(label)
+
+
+def log_odds(logits_BC: torch.Tensor, label: int, multi_label: bool = False) -> torch.Tensor:
+    """Log odds of a label, log(p / (1 - p)), without rounding p to 1 first.
+
+    With softmax they are z_label - logsumexp of the other logits z; where each label is a yes or no of its own
+    (`multi_label`, a sigmoid each), they are z_label.
+
+    Args:
+        logits_BC: Outputs of a classifier, batch by classes.
+        label: The class, from 0 to C - 1.
+        multi_label: Whether labels do not exclude one another.
+
+    Returns:
+        Log odds, nats, of shape B.
+    """
+    if multi_label:
+        return logits_BC[:, label]
+    others = torch.cat([logits_BC[:, :label], logits_BC[:, label + 1 :]], dim=1)
+    return logits_BC[:, label] - others.logsumexp(1)

@@ -1,0 +1,49 @@
+"""ROUGE: how far the words of a reply are those of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.config import unknown_name
+from rlhf.data.records import Text
+from rlhf.errors import UserError
+from rlhf.rewards.text import references, text_of
+
+_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+def rouge(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    column: str = "reference",
+    kind: str = "rougeL",
+    **columns: Any,
+) -> list[float | None]:
+    """ROUGE F1 of each reply against its reference (Lin, "ROUGE", 2004), by the package `rouge-score`, unstemmed.
+
+    Args:
+        prompts: Not read.
+        completions: Replies, text or messages.
+        column: The column that holds the references.
+        kind: `rouge1` or `rouge2` (words, pairs of words), `rougeL` (longest common subsequence) or `rougeLsum` (the
+            same line by line).
+        columns: The data's columns, one value a reply.
+
+    Returns:
+        One score a reply, from 0 to 1; None where it has no reference.
+
+    Raises:
+        UserError: The kind is unknown or the package is not installed.
+    """
+    if kind not in _KINDS:
+        raise UserError(f"unknown kind {kind!r}; {unknown_name(str(kind), _KINDS)}")
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise UserError("the package rouge-score is not installed: pip install rouge-score") from None
+    scorer = RougeScorer([kind])
+    return [
+        None if reference is None else float(scorer.score(reference, text_of(completion))[kind].fmeasure)
+        for completion, reference in zip(completions, references(columns, column, len(completions)), strict=True)
+    ]

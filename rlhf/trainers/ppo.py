@@ -1,0 +1,349 @@
+"""The ppo stage, and its trainer: proximal policy optimisation on `transformers.Trainer`.
+
+An epoch of the Trainer is one rollout: it is collected when the epoch begins, and gone through in minibatches, one
+optimizer step each. So whatever the Trainer does between epochs happens between rollouts, checkpoints above all.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from rlhf.models.roles import Roles
+from rlhf.objectives.kl import adapt_kl_coefficient
+from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
+from rlhf.rollout.rollout import Minibatch, Rollout
+from rlhf.rollout.sample import stop_ids
+from rlhf.rollout.sampler import Sampler, TransformersSampler, row_seed
+from rlhf.rollout.shape import hacking_signs
+from rlhf.trainers.ppo_config import PPOConfig
+from rlhf.trainers.ppo_rollout import Collector, PromptRow, Rewards, prompt_numbers
+
+WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
+"""Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
+
+
+class PPOTrainer(Trainer):
+    """PPO, RLOO, GRPO and REINFORCE on one loop.
+
+    Args:
+        model: Policy, critic, reference and maybe the reward model.
+        args: Settings; `max_steps`, `save_steps` and `logging_steps` are brought to whole rollouts.
+        prompts: What is replied to.
+        rewards: What is maximised.
+        tokenizer: The policy's.
+        ending: What follows the text of a reply (`Codec.ending`), EOS before it.
+        samples_file: Where some replies of each rollout are written.
+        sampler: Makes a sampler from the policy; ours on transformers if not given.
+        **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
+    """
+
+    def __init__(
+        self,
+        model: Roles,
+        args: PPOConfig,
+        prompts: Sequence[PromptRow],
+        rewards: Rewards,
+        tokenizer: PreTrainedTokenizerBase,
+        ending: Sequence[int] = (),
+        samples_file: Path | None = None,
+        sampler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.prompts, self.samples_file = prompts, samples_file
+        _whole_rollouts(args, len(prompts))
+        super().__init__(model=model, args=args, train_dataset=prompts, processing_class=tokenizer, **kwargs)  # type: ignore[arg-type]
+        self.loss_is_scaled_for_ga = True  # every mean has the denominator of the whole optimizer step
+        self.kl_coef = args.kl_coef
+        self.history: list[dict[str, float]] = []
+        self.collector = Collector(
+            model, rewards, tokenizer, args, sampler or functools.partial(_sampler, tokenizer, args),
+            [int(tokenizer.eos_token_id), *ending], args.max_length, self._reduce,
+        )  # fmt: skip
+        self._metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
+        self._rollout = 0
+        self._stopped = self._warned = False
+
+    # rollouts
+
+    def get_train_dataloader(self) -> Any:
+        """The micro-batches of one rollout."""
+        return _RolloutLoader(self)
+
+    def collect(self, number: int) -> Rollout:
+        """Rollout `number` with the policy as it is now."""
+        args, world, rank = self.args, self.args.world_size, self.args.process_index
+        self._rollout, self._stopped = number, False
+        with torch.no_grad(), self.accelerator.autocast():
+            self._settle_rewards()
+            count = args.prompts_per_process * world
+            numbers = prompt_numbers(number, count, len(self.prompts), args.seed)
+            places = range(rank, count, world)
+            seeds = [
+                [row_seed(args.seed, "rollout", number, place, sample) for sample in range(args.samples_per_prompt)]
+                for place in places
+            ]
+            rows = [self.prompts[numbers[place]] for place in places]
+            collected = self.collector.collect(rows, seeds, self.kl_coef)
+        self._after(number, collected.metrics, collected.samples)
+        return collected.rollout
+
+    def _settle_rewards(self) -> None:
+        """Before the first rollout: bring each reward to mean 0 and std 1 on replies of the starting policy.
+
+        A critic that was a reward model follows, so that its values are in the same units.
+        """
+        rewards, roles = self.collector.rewards, self.collector.roles
+        if self.history:
+            return
+        if self.args.normalize_samples:
+            rewards.settle(self._reference_scores())
+        if roles.critic_scores and "reward" in rewards.parts:
+            roles.scale_values(*rewards.scale_of("reward"))
+
+    def _reference_scores(self) -> torch.Tensor:
+        """Scores of replies of the starting policy by each reward, [B, K]."""
+        args = self.args
+        world, rank = args.world_size, args.process_index
+        count = math.ceil(args.normalize_samples / world) * world
+        numbers = prompt_numbers(0, count, len(self.prompts), args.seed)
+        rows = [self.prompts[numbers[place]] for place in range(rank, count, world)]
+        completions, _ = self.collector.sample(
+            rows, [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
+        )
+        scores_BK = self.collector.scores(rows, completions).to(args.device)
+        return self.accelerator.gather(scores_BK).cpu()
+
+    def _after(self, number: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+        """Log a rollout, look for signs of trouble, adapt the KL coefficient."""
+        episodes = self.args.replies_per_process * self.args.world_size
+        for name, value in {**metrics, "episodes": float(episodes * (number + 1))}.items():
+            self._metrics[name].append(value)
+        names = {"objective/scores": "scores", "response/length": "length", "objective/kl": "kl"}
+        self.history.append({short: metrics.get(name, math.nan) for name, short in names.items()})
+        if self.is_world_process_zero():
+            self._warn(metrics)
+            if self.samples_file is not None:
+                with self.samples_file.open("a", encoding="utf-8") as file:
+                    for row in samples:
+                        row = {"step": (number + 1) * self.args.steps_per_rollout, "rollout": number, **row}
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if self.args.kl_target is not None:
+            self.kl_coef = adapt_kl_coefficient(
+                self.kl_coef, metrics["objective/kl"], self.args.kl_target, episodes, self.args.kl_horizon
+            )
+
+    def _warn(self, metrics: dict[str, float]) -> None:
+        """Say in plain words what numbers alone would hide; each rollout for KL, once for the others."""
+        if metrics["objective/kl"] < -1:
+            print(
+                f"ppo: the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
+                "more than chance, the log-probabilities of sampling and of training differ",
+                file=sys.stderr,
+            )
+        warning = hacking_signs(self.history)
+        if self._rollout == 0 and metrics["response/eos_share"] < 0.5 and self.args.truncated == "bootstrap":
+            warning = (
+                f"{1 - metrics['response/eos_share']:.0%} of the replies hit max_new_tokens "
+                f"({self.args.max_new_tokens}) and get no score of their own: raise it, or set truncated: score"
+            )
+        if metrics["response/scored_share"] < 0.5 and warning is None:
+            warning = f"only {metrics['response/scored_share']:.0%} of the replies could be scored"
+        if warning and not self._warned:
+            print(f"ppo: {warning}", file=sys.stderr)
+            self._warned = True
+
+    # optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Policy and critic in groups of their own, from explicit lists of what is trained."""
+        if self.optimizer is None:
+            roles = self.model if model is None else model
+            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, roles)
+            critic = {id(one) for one in self.collector.roles.critic_parameters()}
+            decayed = set(self.get_decay_parameter_names(roles))
+            groups: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in roles.named_parameters():
+                if parameter.requires_grad:
+                    rate = self.args.critic_learning_rate if id(parameter) in critic else None
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    groups[rate or self.args.learning_rate, decay].append(parameter)
+            self.optimizer = kind(
+                [{"params": them, "lr": rate, "weight_decay": decay} for (rate, decay), them in groups.items()],
+                **kwargs,
+            )
+        return self.optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Minibatch]) -> dict[str, Minibatch]:
+        return {name: minibatch.to(self.args.device) for name, minibatch in inputs.items()}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Minibatch],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Policy, value and entropy loss of a micro-batch, as its share of the optimizer step's mean.
+
+        DDP averages gradients over processes; as the denominator is global already, the loss is multiplied by their
+        number.
+        """
+        args, batch = self.args, inputs["minibatch"]
+        mask_BT, tokens = batch.mask_BT, batch.tokens
+        outputs = model(batch.folded, args.temperature, args.entropy_coef > 0)
+        policy = policy_loss(
+            outputs.log_probs_BT, batch.log_probs_BT, batch.advantages_BT, mask_BT, args.cliprange, tokens,
+            batch.weights_BT,
+        )  # fmt: skip
+        parts = {"policy/loss": policy.loss, "policy/ratio": policy.ratio, "policy/clipfrac": policy.clipfrac,
+                 "policy/approxkl": policy.approxkl}  # fmt: skip
+        loss = policy.loss * (self._rollout >= args.critic_warmup_rollouts)
+        if outputs.values_BT is not None:
+            value = value_loss(
+                outputs.values_BT, batch.values_BT, batch.returns_BT, mask_BT, args.cliprange_value, tokens
+            )
+            loss = loss + args.vf_coef * value.loss
+            parts |= {"value/loss": value.loss, "value/clipfrac": value.clipfrac}
+        if outputs.entropies_BT is not None:
+            loss = loss + args.entropy_coef * entropy_loss(outputs.entropies_BT, mask_BT, tokens)
+        for name, part in parts.items():
+            self._sums[name] = self._sums[name] + part.detach()
+        loss = loss * args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Minibatch], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch; nothing at all once the rollout's steps were stopped.
+
+        A stopped step counts as a step, so that schedule, checkpoints and the number of rollouts stay as planned; with
+        no gradients the optimizer leaves the weights alone.
+        """
+        if self._stopped:
+            return torch.zeros((), device=self.args.device)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._end_of_step()
+        return loss
+
+    def _end_of_step(self) -> None:
+        """After the last micro-batch of an optimizer step: its metrics, and whether it and the next ones are taken."""
+        names = list(self._sums)
+        sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
+        found = dict(zip(names, sums, strict=True))
+        skipped = found["policy/ratio"] > self.args.max_ratio
+        if skipped:
+            self.model.zero_grad(set_to_none=True)
+            if self.is_world_process_zero():
+                print(
+                    f"ppo: step {self.state.global_step + 1} skipped: the mean probability ratio is "
+                    f"{found['policy/ratio']:.1f} (max_ratio {self.args.max_ratio})",
+                    file=sys.stderr,
+                )
+        target = self.args.target_kl
+        self._stopped = target is not None and found["policy/approxkl"] > target
+        for name, value in {**found, "policy/skipped": float(skipped), "policy/stopped": float(self._stopped)}.items():
+            self._metrics[name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the means of what was gathered since the last time."""
+        logs |= {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        self._metrics.clear()
+        super().log(logs, start_time)
+
+    def _reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over processes."""
+        if self.args.world_size == 1:
+            return tensor
+        return self.accelerator.reduce(tensor.to(self.args.device), "sum").to(tensor.device)
+
+    # checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Everything that is trained, under its own name; frozen weights are where they came from."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        roles = self.collector.roles
+        trained = {name: one.detach().contiguous() for name, one in roles.named_parameters() if one.requires_grad}
+        save_file(trained, folder / WEIGHTS)
+        rewards = self.collector.rewards
+        state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
+                 "history": self.history, "warned": self._warned}  # fmt: skip
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    @torch.no_grad()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        saved = load_file(folder / WEIGHTS)
+        trained = {name: one for name, one in self.collector.roles.named_parameters() if one.requires_grad}
+        if saved.keys() != trained.keys():
+            raise ValueError(f"{folder}: holds other weights than are trained now")
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        rewards = self.collector.rewards
+        self.kl_coef, self.history, self._warned = state["kl_coef"], state["history"], state["warned"]
+        rewards.mean_K = torch.tensor(state["reward_mean"], dtype=torch.float64)
+        rewards.std_K = torch.tensor(state["reward_std"], dtype=torch.float64)
+
+
+class _RolloutLoader:
+    """What the Trainer takes for a data loader: iterating collects a rollout and yields its micro-batches."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer, self.epoch = trainer, 0
+        self.dataset = trainer.prompts
+
+    def __len__(self) -> int:
+        args = self.trainer.args
+        return args.steps_per_rollout * args.gradient_accumulation_steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer's epoch is the number of the rollout."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Minibatch]]:
+        trainer, args = self.trainer, self.trainer.args
+        rollout = trainer.collect(self.epoch)
+        count = len(rollout.prompts)
+        for passing in range(args.num_ppo_epochs):
+            seed = row_seed(args.seed, "minibatches", self.epoch, passing)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+            for begin in range(0, count, count // args.num_mini_batches):
+                rows = rollout.by_length(order[begin : begin + count // args.num_mini_batches])
+                tokens = trainer._reduce(rollout.mask_BT[rows].sum().double()).item()
+                for first in range(0, len(rows), args.per_device_train_batch_size):
+                    chosen = rows[first : first + args.per_device_train_batch_size]
+                    yield {"minibatch": rollout.minibatch(chosen, tokens)}
+
+
+def _sampler(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, model: Any) -> Sampler:
+    return TransformersSampler(
+        model, stop_ids(model, tokenizer), int(tokenizer.pad_token_id), args.max_new_tokens, args.temperature,
+        args.sampling_batch_size,
+    )  # fmt: skip
+
+
+def _whole_rollouts(args: PPOConfig, prompts: int) -> None:
+    """Bring the numbers of steps to whole rollouts, in place."""
+    steps, replies = args.steps_per_rollout, args.replies_per_process * args.world_size
+    episodes = args.total_episodes or args.num_train_epochs * prompts * args.samples_per_prompt
+    rollouts = math.ceil(args.max_steps / steps) if args.max_steps > 0 else max(1, math.ceil(episodes / replies))
+    args.max_steps = rollouts * steps
+    for name in ("save_steps", "logging_steps"):
+        given = getattr(args, name)
+        wanted = given * args.max_steps if given < 1 else given
+        setattr(args, name, max(1, round(wanted / steps)) * steps)

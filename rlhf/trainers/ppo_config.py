@@ -1,0 +1,145 @@
+"""Settings of the ppo stage. Read by the config layer from this source, so annotations stay simple."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Everything of `transformers.TrainingArguments`, and what online training adds.
+
+    A rollout is `per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches × processes` replies. It is
+    gone through `num_ppo_epochs` times; each minibatch is one optimizer step. `max_steps` counts optimizer steps and is
+    rounded up to whole rollouts, `save_steps` and `logging_steps` to the nearest whole number of them.
+    """
+
+    advantage: str = "gae"
+    """`gae` (with a critic), `rloo`, `grpo` or `reinforce` (without)."""
+    rewards: dict[str, float] | None = None
+    """Name: weight. `reward` is the run's own reward model, the others stand under the project's `rewards:`. Without it:
+    the run's reward model if there is one, else all under `rewards:` with weight 1."""
+    normalize_samples: int = 128
+    """Replies of the starting policy by which each reward is brought to mean 0 and standard deviation 1; 0: as it is."""
+    samples_per_prompt: int = 1
+    """Replies to a prompt; the prompt is computed once for all. At least 2 for rloo and grpo."""
+    max_new_tokens: int = 128
+    """Longest reply, in tokens."""
+    max_length: int | None = None
+    """Longest prompt and reply together; prompts that leave no room for `max_new_tokens` are dropped."""
+    temperature: float = 1.0
+    """Sampling temperature; it divides the logits in every log-probability."""
+    sampling_batch_size: int = 64
+    """Replies sampled at once."""
+    total_episodes: int | None = None
+    """Replies in all; without it `num_train_epochs` passes over the prompts."""
+    num_ppo_epochs: int = 4
+    """How often a rollout is gone through."""
+    num_mini_batches: int = 1
+    """Optimizer steps in one pass over a rollout."""
+    gamma: float = 1.0
+    """Discount."""
+    lam: float = 0.95
+    """Trace decay of gae."""
+    cliprange: float = 0.2
+    """Clipping of the policy's ratio."""
+    cliprange_value: float = 0.2
+    """Clipping of the critic's change."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy."""
+    kl_coef: float = 0.05
+    """β: what a nat of KL to the reference costs, in units of the (normalised) score."""
+    kl_estimator: str = "k1"
+    """Estimate of each token's KL in the reward: k1, k2 or k3."""
+    kl_target: float | None = None
+    """KL (nats a reply) at which an adaptive β aims; null keeps β fixed."""
+    kl_horizon: float = 10000.0
+    """Episodes over which an adaptive β adjusts."""
+    truncated: str = "bootstrap"
+    """A reply cut at max_new_tokens: `bootstrap` from the critic's value instead of a score, or `score` it as it stands.
+    Without a critic it is always scored."""
+    missing_eos_penalty: float = 1.0
+    """Taken from the reward of a reply that was cut."""
+    whiten_rewards: bool = False
+    """Scale token rewards to unit variance, their mean kept."""
+    whiten_advantages: bool = True
+    """Bring advantages to mean 0 and variance 1, over all processes."""
+    critic_from: str = "reward"
+    """What the critic starts from: the `reward` model where it shares the policy's architecture and tokenizer, or the
+    `policy` with a head of zeros."""
+    critic_learning_rate: float | None = None
+    """Learning rate of the critic; null: the policy's."""
+    critic_warmup_rollouts: int = 0
+    """Rollouts at the start in which the critic learns alone."""
+    target_kl: float | None = None
+    """Approximate KL (nats a token) to the sampling policy at which the rest of a rollout's steps is skipped."""
+    max_ratio: float = 10.0
+    """Mean probability ratio above which an optimizer step is skipped."""
+    max_importance_weight: float = 2.0
+    """Where another engine samples: cap of the weight π_trainer/π_sampler."""
+    log_completions: int = 4
+    """Replies of each rollout written to rollouts.jsonl."""
+
+    def check(self) -> list[str]:
+        """What is wrong with the settings, a line each, beginning with the field."""
+        problems = []
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                problems.append(f"{name}: expected one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        at_least = {
+            "samples_per_prompt": 2 if self.advantage in ("rloo", "grpo") else 1,
+            "max_new_tokens": 1, "num_ppo_epochs": 1, "num_mini_batches": 1, "sampling_batch_size": 1,
+            "normalize_samples": 0, "critic_warmup_rollouts": 0, "log_completions": 0, "kl_coef": 0, "vf_coef": 0,
+            "missing_eos_penalty": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                why = f" for {self.advantage}" if name == "samples_per_prompt" and least == 2 else ""
+                problems.append(f"{name} must be at least {least}{why}, not {getattr(self, name)}")
+        for name in ("temperature", "cliprange", "cliprange_value", "kl_target", "kl_horizon", "total_episodes",
+                     "target_kl", "max_ratio", "max_importance_weight", "critic_learning_rate"):  # fmt: skip
+            if (value := getattr(self, name)) is not None and not value > 0:
+                problems.append(f"{name} must be above 0, not {value}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        replies = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if not problems and replies % self.samples_per_prompt:
+            problems.append(
+                f"samples_per_prompt: {self.samples_per_prompt} does not divide the {replies} replies of an optimizer "
+                "step (per_device_train_batch_size × gradient_accumulation_steps)"
+            )
+        return problems
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the advantage estimator reads values."""
+        return self.advantage == "gae"
+
+    @property
+    def replies_per_process(self) -> int:
+        """Replies of a rollout that one process samples."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def prompts_per_process(self) -> int:
+        """Prompts of a rollout that one process replies to."""
+        return self.replies_per_process // self.samples_per_prompt
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps on one rollout."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "advantage": ("gae", "rloo", "grpo", "reinforce"),
+    "kl_estimator": ("k1", "k2", "k3"),
+    "truncated": ("bootstrap", "score"),
+    "critic_from": ("reward", "policy"),
+}

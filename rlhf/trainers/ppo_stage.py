@@ -1,0 +1,134 @@
+"""The ppo stage: online training from the parent stage's policy, with PPO, RLOO, GRPO or REINFORCE."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from datasets import Dataset
+
+from rlhf.config import ProjectConfig
+from rlhf.data.records import Encoded, Prompt, Unusable
+from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError
+from rlhf.models.load import check_policy
+from rlhf.models.roles import POLICY, Roles
+from rlhf.rewards.load import OWN, load_rewards
+from rlhf.stages import Metrics, StageContext, rewards_of
+from rlhf.trainers.common import (
+    MetricsFile,
+    Ready,
+    arguments,
+    last_good_checkpoint,
+    prepared_data,
+    run_training,
+    save_model,
+    start,
+)
+from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.ppo_config import PPOConfig
+from rlhf.trainers.ppo_models import build_roles
+from rlhf.trainers.ppo_rollout import PromptRow, Rewards
+
+DEFAULTS: dict[str, Any] = {
+    "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "logging_first_step": False,
+}
+"""Where the stage's YAML is silent."""
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise the prompts, and hold that there is something to maximise."""
+    begun = start(context)
+    check_policy(begun.source, begun.encoder)
+    args: Any = arguments(context, PPOConfig, begun, DEFAULTS)
+    problems = args.check()
+    if args.fp16:
+        problems.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
+    if problems:
+        raise UserError(f"stages.ppo.{problems[0]}")
+    _check_rewards(context.project)
+    room = None if args.max_length is None else args.max_length - args.max_new_tokens
+    if room is not None and room < 1:
+        raise UserError(
+            f"stages.ppo.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {args.max_length} tokens"
+        )
+    codec = Codec(begun.tokenizer, args.max_length)
+
+    def encode(record: Prompt) -> Encoded:
+        ids = codec.prompt(record.prompt)
+        if not ids:
+            raise Unusable("prompt without a token")
+        if room is not None and len(ids) > room:
+            raise Unusable("prompt leaves no room for a reply within max_length")
+        return Encoded({"prompt_ids": ids, "prompt": json.dumps(record.prompt)})
+
+    return Ready(begun, args, prepared_data(context, begun, encode, {"room": room}, keep_columns=True))
+
+
+def train(context: StageContext) -> Metrics:
+    """Train the parent's policy on its own replies."""
+    ready = prepare(context)
+    begun, args = ready.begun, ready.args
+    roles = build_roles(context, begun, args)
+    samples_file = context.directory / "rollouts.jsonl"
+    rows = prompt_rows(ready.data.train)
+    checkpoint = last_good_checkpoint(context.directory / "checkpoints")
+    MetricsFile(context.name, samples_file).keep_through(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
+    trainer = PPOTrainer(
+        roles, args, rows, _rewards(context, roles), begun.tokenizer,
+        Codec(begun.tokenizer).ending(rows[0].prompt), samples_file,
+    )  # fmt: skip
+    metrics = run_training(trainer, context)
+    if roles.shared:
+        roles.policy.set_adapter(POLICY)
+    return {**metrics, **_last(trainer), **save_model(trainer, ready, context, roles.policy)}
+
+
+def prompt_rows(data: Dataset) -> list[PromptRow]:
+    """Prompts with their columns, as `prepare` encoded them."""
+    return [PromptRow(row["prompt_ids"], json.loads(row["prompt"]), json.loads(row["extra"])) for row in data]
+
+
+def _check_rewards(project: ProjectConfig) -> None:
+    """Hold, before anything trains, that the rewards are there; the run's own model may still be to come."""
+    weights = rewards_of(project, "ppo")
+    if not weights:
+        raise UserError(
+            f"{project.path}: stages.ppo has nothing to maximise: add a reward stage, or a function to rewards:"
+        )
+    for name, weight in weights.items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
+            raise UserError(f"stages.ppo.rewards.{name}: expected a weight, not {weight!r}")
+    if OWN in weights and OWN not in project.stages:
+        raise UserError(f"stages.ppo.rewards: there is no {OWN!r} stage in {project.path}")
+    load_rewards(project, names=[name for name in weights if name != OWN])
+
+
+def _rewards(context: StageContext, roles: Roles) -> Rewards:
+    """What is maximised; the run's own reward model from the policy's base where it is there."""
+    weights = rewards_of(context.project, context.name)
+    adapter = OWN in weights and roles.reward_head is not None
+    loaded = load_rewards(
+        context.project, context.parents.get(OWN), [name for name in weights if name != OWN or not adapter]
+    )
+    if OWN in weights and not adapter:
+        print("ppo: the reward model is a model of its own: it does not fit on the policy's base", file=sys.stderr)
+    return Rewards({name: loaded.get(name) for name in weights}, {name: float(one) for name, one in weights.items()})
+
+
+def _last(trainer: PPOTrainer) -> dict[str, Any]:
+    """What the last rollout said, for the stage's record."""
+    rows = [row for row in trainer.state.log_history if "objective/scores" in row]
+    if not rows:
+        return {}
+    names = ("objective/scores", "objective/kl", "response/length", "response/eos_share", "episodes")
+    return {
+        **{name.rpartition("/")[2]: rows[-1][name] for name in names},
+        "scores_first": rows[0]["objective/scores"],
+        "rollouts": len(trainer.history),
+    }

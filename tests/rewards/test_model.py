@@ -1,0 +1,55 @@
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf.errors import UserError
+from rlhf.rewards.model import RewardModel
+from tests.rewards.models import save_classifier
+from tests.runs_by_hand import add_stage
+
+PROMPTS = ["Where is the lamp? ", "Hello "]
+REPLIES = ["It arrives on Monday.", "no"]
+
+
+@pytest.fixture(scope="module")
+def sentiment(tiny_bert, tmp_path_factory):
+    return save_classifier(tiny_bert, tmp_path_factory.mktemp("sentiment"), ("negative", "positive"))
+
+
+def logits_of(folder, text):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return AutoModelForSequenceClassification.from_pretrained(folder)(**tokenizer(text, return_tensors="pt")).logits
+
+
+def test_of_two_labels_the_score_is_the_difference_of_the_logits(sentiment):
+    texts = [prompt + reply for prompt, reply in zip(PROMPTS, REPLIES, strict=True)]
+    wanted = [(logits_of(sentiment, text)[0, 1] - logits_of(sentiment, text)[0, 0]).item() for text in texts]
+    by_name = RewardModel(sentiment, label="positive")(PROMPTS, REPLIES)
+    assert by_name == pytest.approx(wanted, abs=1e-5)
+    assert by_name[0] != pytest.approx(by_name[1])
+    assert RewardModel(sentiment, label=1)(PROMPTS, REPLIES) == by_name
+    opposite = RewardModel(sentiment, label="negative")(PROMPTS, REPLIES)
+    assert opposite == pytest.approx([-score for score in by_name], abs=1e-5)
+
+
+def test_a_classifier_needs_a_label_and_a_reward_model_none(sentiment, tiny_bert, tmp_path):
+    with pytest.raises(UserError, match=r"has 2 labels; say which is wanted with label: 0 \(negative\), 1"):
+        RewardModel(sentiment)
+    single = save_classifier(tiny_bert, tmp_path, ("score",))
+    assert RewardModel(single)(["Hello "], ["no"]) == pytest.approx(logits_of(single, "Hello no")[0].tolist(), abs=1e-5)
+    with pytest.raises(UserError, match="has one label"):
+        RewardModel(single, label="score")
+
+
+def test_a_classifier_whose_labels_do_not_exclude_one_another(tiny_bert, tmp_path):
+    folder = save_classifier(tiny_bert, tmp_path, ("rude", "long"), problem_type="multi_label_classification")
+    wanted = logits_of(folder, "Hello no")[0, 0].item()
+    assert RewardModel(folder, label="rude")(["Hello "], ["no"]) == pytest.approx([wanted], abs=1e-5)
+
+
+def test_the_adapter_of_a_classifier(tiny_llama, tmp_path):
+    add_stage(tmp_path, "sft", tiny_llama, labels=3)
+    scores = [RewardModel(tmp_path / "sft", label=label)(["Hello "], ["no"])[0] for label in range(3)]
+    odds = torch.tensor(scores, dtype=torch.float64).sigmoid()
+    assert odds.sum().item() == pytest.approx(1, abs=1e-5), "they are the odds of one distribution"
