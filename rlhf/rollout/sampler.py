@@ -1,8 +1,8 @@
 """Sampling on transformers models: each prompt computed once, finished replies leave the batch.
 
 What a reply is depends on its seed and its prompt alone (up to rounding): not on which others it is sampled with, nor
-on how many processes there are. Each step of a reply spends one uniform number of its own stream, turned into a token by
-inverting the cumulative distribution.
+on how many processes there are. Each step of a reply spends one uniform number of its own stream, turned into a token
+by inverting the cumulative distribution.
 """
 
 from __future__ import annotations
@@ -100,19 +100,19 @@ class TransformersSampler:
         return results
 
     def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Uniform numbers of each reply's own stream, [B, T], float64."""
+        """Uniform numbers of each reply's own stream, [B, T], float64; on the CPU where the model's device has none."""
         draws = [
             torch.rand(self.max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             for seed in seeds
         ]
-        return torch.stack(draws).to(self.model.device)
+        return torch.stack(draws).to("cpu" if self.model.device.type == "mps" else self.model.device)
 
     def _batch(self, prompts: Sequence[Sequence[int]], samples: int, noise_BT: torch.Tensor) -> list[Completion]:
         """Completions of prompts sorted by length, `samples` for each."""
         cache, logits_BV, lengths_B = self._prefill(prompts, samples)
         replies = [_Running() for _ in range(len(noise_BT))]
         active = torch.arange(len(noise_BT), device=noise_BT.device)
-        stops = torch.tensor(sorted(self.stop_ids), device=noise_BT.device)
+        stops = torch.tensor(sorted(self.stop_ids), device=self.model.device)
         width = int(lengths_B.max())
         for step in range(self.max_new_tokens):
             tokens_B, log_probs_B, entropies_B = self._draw(logits_BV, noise_BT[active, step])
@@ -194,9 +194,9 @@ class TransformersSampler:
         probs_BV = log_probs_BV.exp()
         if self.temperature > 0:
             # in float64, since the rounding of a float32 sum over a large vocabulary would favour its end
-            cumulative = probs_BV.double().cumsum(-1)
+            cumulative = probs_BV.to(noise_B.device).double().cumsum(-1)
             tokens_B = torch.searchsorted(cumulative, noise_B[:, None] * cumulative[:, -1:], right=True).squeeze(1)
-            tokens_B = tokens_B.clamp(max=logits_BV.shape[-1] - 1)
+            tokens_B = tokens_B.clamp(max=logits_BV.shape[-1] - 1).to(logits_BV.device)
         else:
             tokens_B = log_probs_BV.argmax(-1)
         entropies_B = -(probs_BV * log_probs_BV).nan_to_num(0.0).sum(-1)  # 0 · −inf where a token is ruled out

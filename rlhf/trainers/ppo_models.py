@@ -49,7 +49,7 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
     policy = adapted(base, begun, TaskType.CAUSAL_LM, args)
     part = reward_part(folder, begun) if folder is not None else None
     value_head = None
-    from_reward = part is not None and args.critic_from == "reward"
+    from_reward = args.needs_critic and part is not None and args.critic_from == "reward"
     if part is not None:
         add_adapter(policy, REWARD, part.config, part.state)
     if args.needs_critic:

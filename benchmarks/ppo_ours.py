@@ -1,0 +1,105 @@
+"""One run of this project's PPO trainer; started by ppo.py.
+
+usage: python ppo_ours.py FOLDER JOB       JOB: JSON, see `ppo.Job`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+
+from rlhf.models.roles import CRITIC, REWARD, Roles
+from rlhf.rewards.model import score_sequences
+from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.ppo_config import PPOConfig
+from rlhf.trainers.ppo_rollout import PromptRow, Rewards
+from setting import environment, peak_mb, read_prompts
+
+
+def shared_roles(folder: Path) -> Roles:
+    """One frozen base with an adapter each for policy, critic and reward."""
+    base = LlamaForCausalLM.from_pretrained(folder)
+    config = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy = get_peft_model(base, config)
+    policy.add_adapter(CRITIC, config)
+    policy.add_adapter(REWARD, config)
+    width = base.config.hidden_size
+    return Roles(policy, nn.Linear(width, 1), reward_head=nn.Linear(width, 1))
+
+
+def separate_roles(folder: Path) -> Roles:
+    """Policy, reference and critic, each a model of its own."""
+    policy, reference = (LlamaForCausalLM.from_pretrained(folder) for _ in range(2))
+    return Roles(policy, nn.Linear(policy.config.hidden_size, 1), LlamaModel.from_pretrained(folder), reference)
+
+
+def separate_reward(folder: Path, tokenizer: Any, size: int) -> Any:
+    """A reward model of its own, as a function of text: what `rlhf.rewards.model.RewardModel` does behind its loading.
+
+    Args:
+        folder: Where its weights are.
+        tokenizer: Its tokenizer.
+        size: Sequences scored at once.
+    """
+    model = LlamaForSequenceClassification.from_pretrained(folder, num_labels=1).eval().requires_grad_(False)
+
+    def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        rows = tokenizer([one + two for one, two in zip(prompts, completions, strict=True)])["input_ids"]
+        rows = [[*row, tokenizer.eos_token_id] for row in rows]
+        return score_sequences(model, rows, size)
+
+    return reward
+
+
+def make_trainer(folder: Path, job: dict[str, Any]) -> PPOTrainer:
+    """The trainer as the ppo stage would set it up."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    torch.manual_seed(0)
+    roles = shared_roles(folder) if job["lora"] else separate_roles(folder)
+    reward = None if job["lora"] else separate_reward(folder, tokenizer, job["forward"])
+    args = PPOConfig(
+        str(folder / "ours"), per_device_train_batch_size=job["per_device"],
+        gradient_accumulation_steps=job["batch"] // job["per_device"], per_device_eval_batch_size=job["forward"],
+        num_ppo_epochs=4, num_mini_batches=1, max_steps=job["episodes"] // job["batch"] * 4,
+        samples_per_prompt=job["samples"], max_new_tokens=job["reply"], normalize_samples=0, truncated="score",
+        learning_rate=1e-5, report_to="none", use_cpu=True, bf16=False, save_strategy="no", logging_steps=4,
+        seed=job["seed"],
+    )  # fmt: skip
+    assert not args.check(), args.check()
+    prompts = [PromptRow(row["ids"], row["text"], {}) for row in read_prompts(folder, job["samples"])]
+    return PPOTrainer(roles, args, prompts, Rewards({"reward": reward}, {"reward": 1.0}), tokenizer)
+
+
+def main() -> None:
+    """Run, and print one line of JSON last."""
+    folder, job = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    trainer = make_trainer(folder, job)
+    before = peak_mb()
+    start, spent = time.perf_counter(), time.process_time()
+    trainer.train()
+    seconds, spent = time.perf_counter() - start, time.process_time() - spent
+    logs = [log for log in trainer.state.log_history if "response/length" in log]
+    assert len(logs) * job["batch"] == job["episodes"], (len(logs), job)
+    assert logs[-1]["episodes"] == job["episodes"], (logs[-1], job)
+    found = {"seconds": seconds, "cpu_seconds": spent, "peak_mb": peak_mb(), "before_mb": before,
+             "reply_length": sum(log["response/length"] for log in logs) / len(logs),
+             "environment": environment()}  # fmt: skip
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

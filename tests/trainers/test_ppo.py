@@ -1,0 +1,268 @@
+"""The whole loop: what must not change anything, what must move and what must not, and that it learns."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rlhf.models.fold import fold
+from rlhf.rollout.sampler import TransformersSampler
+from rlhf.trainers.ppo import PPOTrainer
+from tests.trainers.ppo_by_hand import make_roles, make_trainer, rollout_rows, wordy
+
+
+def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in trainer.collector.roles.named_parameters()}
+
+
+def gradients(trainer: PPOTrainer, batch) -> tuple[float, dict[str, torch.Tensor]]:
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, {"minibatch": batch})
+    loss.backward()
+    named = trainer.collector.roles.named_parameters()
+    return loss.item(), {name: one.grad.clone() for name, one in named if one.grad is not None}
+
+
+def close(one, other, tolerance=1e-5) -> bool:
+    return one.keys() == other.keys() and all(torch.allclose(one[k], other[k], atol=tolerance) for k in one)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("base", ["tiny_llama", "tiny_gpt2"])
+@pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 4, "temperature": 0.7}])
+def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
+    folder = request.getfixturevalue(base)
+    trainer = make_trainer(tmp_path, folder, make_roles(folder, adapter), **options)
+    if adapter:  # a fresh adapter does nothing: give it something to merge
+        for name, one in trainer.collector.roles.named_parameters():
+            if "lora_B.default" in name:
+                torch.nn.init.normal_(one, std=0.1)
+    rollout = trainer.collect(0)
+    batch = rollout.minibatch(rollout.by_length(range(len(rollout.prompts))), 1.0)
+    with torch.no_grad():
+        now = trainer.model(batch.folded, trainer.args.temperature).log_probs_BT
+    ratio = (now - batch.log_probs_BT).exp()[batch.mask_BT]
+    assert ratio == pytest.approx(torch.ones_like(ratio), abs=1e-5)
+    if adapter:
+        assert trainer.collector.collect(trainer.prompts[:2], [[1], [2]], 0.1).metrics["objective/kl"] != 0
+
+
+@pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"entropy_coef": 0.1}])
+def test_padding_further_changes_nothing(tmp_path, tiny_llama, options):
+    trainer = make_trainer(tmp_path, tiny_llama, **options)
+    rollout = trainer.collect(0)
+    batch = rollout.minibatch(range(8), 17.0)
+    wider = fold([*batch_prompts(rollout), [5] * 40], [*batch_replies(rollout), [[7] * 20]], pad=3)
+    junk = {}
+    for name, value in vars(batch).items():
+        if name.endswith("_BT") and value is not None:
+            more = torch.full((9, 20), False if value.dtype == torch.bool else float("nan"), dtype=value.dtype)
+            more[:8, : value.shape[1]] = value
+            junk[name] = more
+    one, other = gradients(trainer, batch), gradients(trainer, dataclasses.replace(batch, folded=wider, **junk))
+    assert one[0] == pytest.approx(other[0], abs=1e-6)
+    assert close(one[1], other[1])
+
+
+def batch_prompts(rollout):
+    return list(rollout.prompts)
+
+
+def batch_replies(rollout):
+    return list(rollout.replies)
+
+
+@pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"num_mini_batches": 2}])
+def test_eight_micro_batches_of_one_are_one_of_eight(tmp_path, tiny_llama, options):
+    found = []
+    for size in (1, 2, 8):
+        fields = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, **options}
+        if size == 1 and "samples_per_prompt" in options:
+            fields["per_device_eval_batch_size"] = 1
+        trainer = make_trainer(tmp_path, tiny_llama, optim="sgd", learning_rate=1.0, max_grad_norm=0.0, **fields)
+        trainer.train()
+        logs = [{k: v for k, v in row.items() if "runtime" not in k and "second" not in k} for row in
+                trainer.state.log_history]  # fmt: skip
+        found.append((logs, weights(trainer)))
+    for logs, after in found[1:]:
+        for one, other in zip(found[0][0], logs, strict=True):
+            assert one == pytest.approx(other, abs=1e-5, rel=1e-4)
+        assert close(found[0][1], after)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_what_is_trained_moves_and_nothing_else(tmp_path, tiny_llama, adapter):
+    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter))
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    for name, was in before.items():
+        trained = ("lora" in name) if adapter else name.startswith(("policy", "critic"))
+        trained |= name.startswith("value_head")
+        assert torch.equal(was, after[name]) != trained, name
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce"])
+def test_without_a_critic(tmp_path, tiny_llama, advantage):
+    trainer = make_trainer(tmp_path, tiny_llama, advantage=advantage, samples_per_prompt=4)
+    assert not any("critic" in name or "value" in name for name in weights(trainer))
+    before = weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(one, before[name]) for name, one in weights(trainer).items())
+    assert not any(name.startswith("value/") for row in trainer.state.log_history for name in row)
+
+
+def learned(folder, base, **options) -> list[dict[str, float]]:
+    """The rollouts of a run that can learn something in a few seconds: all weights, 32 replies a rollout."""
+    fields = {"max_steps": 160, "kl_coef": 0.0, "num_ppo_epochs": 4, "samples_per_prompt": 4, **options}
+    roles = make_roles(base, adapter=False, critic=fields.get("advantage", "gae") == "gae")
+    trainer = make_trainer(folder, base, roles, per_device_train_batch_size=32, **fields)
+    trainer.train()
+    return rollout_rows(trainer)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"advantage": "rloo"}, {"advantage": "grpo"}, {"advantage": "reinforce", "gamma": 0.9},
+])  # fmt: skip
+def test_it_learns(tmp_path, tiny_llama, options):
+    """To write vowels, from random weights."""
+    scores = [row["objective/scores"] for row in learned(tmp_path, tiny_llama, **options)]
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 0.15
+
+
+def test_a_high_price_of_kl_holds_the_policy(tmp_path, tiny_llama):
+    free, held = (learned(tmp_path, tiny_llama, kl_coef=one)[-1]["objective/kl"] for one in (0.0, 1.0))
+    assert held < free / 2
+
+
+def test_the_coefficient_adapts(tmp_path, tiny_llama):
+    trainer = make_trainer(tmp_path, tiny_llama, max_steps=6, kl_coef=1.0, kl_target=1e6, kl_horizon=100.0)
+    trainer.train()
+    said = [row["objective/kl_coef"] for row in rollout_rows(trainer)]
+    assert said == pytest.approx([1.0, 1 - 0.2 * 8 / 100, (1 - 0.2 * 8 / 100) ** 2])
+
+
+def test_a_reply_without_a_score_takes_no_part(tmp_path, tiny_llama):
+    def picky(prompts, completions, number, **columns):
+        return [None if one in (2, 5) else 1.0 * one for one in number]
+
+    trainer = make_trainer(tmp_path, tiny_llama, function=picky)
+    rollout = trainer.collect(0)
+    assert (~rollout.mask_BT.any(1)).sum() == 2
+    assert (rollout.advantages_BT[~rollout.mask_BT] == 0).all()
+    assert trainer._metrics["response/scored_share"] == [0.75]
+    assert trainer._metrics["objective/scores"] == [pytest.approx((0 + 1 + 3 + 4 + 6 + 7) / 6)]
+
+
+def test_when_nothing_can_be_scored_nothing_moves(tmp_path, tiny_llama, capsys):
+    trainer = make_trainer(tmp_path, tiny_llama, function=lambda prompts, completions, **_: [None] * len(prompts))
+    before = weights(trainer)
+    trainer.train()
+    assert close(before, weights(trainer), tolerance=0)
+    assert "only 0% of the replies could be scored" in capsys.readouterr().err
+
+
+def test_a_step_with_a_wild_ratio_is_skipped(tmp_path, tiny_llama, capsys):
+    trainer = make_trainer(tmp_path, tiny_llama, max_ratio=1e-6)
+    before = weights(trainer)
+    trainer.train()
+    assert close(before, weights(trainer), tolerance=0)
+    assert "step 1 skipped: the mean probability ratio is 1.0" in capsys.readouterr().err
+    assert trainer.state.global_step == 4
+
+
+def test_the_rest_of_a_rollout_is_skipped_at_the_target_kl(tmp_path, tiny_llama):
+    """One step a rollout is left: as if there were one pass."""
+    stopped = make_trainer(tmp_path, tiny_llama, target_kl=1e-30, num_ppo_epochs=3, max_steps=6)
+    single = make_trainer(tmp_path, tiny_llama, num_ppo_epochs=1, max_steps=2)
+    stopped.train()
+    single.train()
+    # the first step's approximate KL is rounding, yet above 1e-30
+    assert close(weights(stopped), weights(single))
+    assert stopped.state.global_step == 6
+
+
+def test_the_critic_can_learn_alone_at_first(tmp_path, tiny_llama):
+    trainer = make_trainer(tmp_path, tiny_llama, critic_warmup_rollouts=2)
+    before = weights(trainer)
+    trainer.train()
+    for name, one in weights(trainer).items():
+        moved = not torch.equal(one, before[name])
+        assert moved == ("critic" in name or name.startswith("value_head")), name
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(tmp_path, tiny_llama):
+    trainer = make_trainer(tmp_path, tiny_llama, critic_learning_rate=0.5)
+    rates = {id(one): group["lr"] for group in trainer.create_optimizer().param_groups for one in group["params"]}
+    for name, one in trainer.collector.roles.named_parameters():
+        if one.requires_grad:
+            assert rates[id(one)] == (0.5 if "critic" in name or name.startswith("value_head") else 1e-2)
+        else:
+            assert id(one) not in rates
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, adapter):
+    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter))
+    rollout = trainer.collect(0)
+    batch = rollout.minibatch(range(8), 17.0)
+    plain = gradients(trainer, batch)
+    trainer.model.train()
+    trainer.model.gradient_checkpointing_enable()
+    again = gradients(trainer, batch)
+    assert close(plain[1], again[1])
+
+
+def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
+    """A sampler whose log-probabilities are off: the trainer's own count, the gap is logged, the weight is capped."""
+
+    def sampler(model):
+        ours = TransformersSampler(model, [0], 1, 8)
+
+        class Other:
+            exact = False
+
+            def __call__(self, prompts, seeds):
+                return [
+                    [dataclasses.replace(one, log_probs=[p - 0.5 * (n % 3) for n, p in enumerate(one.log_probs)])
+                     for one in row] for row in ours(prompts, seeds)
+                ]  # fmt: skip
+
+        return Other()
+
+    trainer = make_trainer(tmp_path, tiny_llama, sampler=sampler, max_importance_weight=2.0)
+    rollout = trainer.collect(0)
+    mask = rollout.mask_BT
+    wanted = torch.tensor([1.0, 1.6487, 2.0]).repeat(3)[: mask.shape[1]].expand(mask.shape)
+    assert rollout.weights_BT[mask] == pytest.approx(wanted[mask], abs=1e-4)
+    batch = rollout.minibatch(range(8), 1.0)
+    with torch.no_grad():
+        now = trainer.model(batch.folded, 1.0).log_probs_BT
+    assert now[mask] == pytest.approx(rollout.log_probs_BT[mask], abs=1e-5)
+    assert trainer._metrics["sampler/gap"][0] > 0.1
+
+
+def test_numbers_of_steps_become_whole_rollouts(tmp_path, tiny_llama):
+    trainer = make_trainer(tmp_path, tiny_llama, max_steps=5, save_steps=3, logging_steps=1)
+    assert (trainer.args.max_steps, trainer.args.save_steps, trainer.args.logging_steps) == (6, 4, 2)
+    by_episodes = make_trainer(tmp_path, tiny_llama, max_steps=-1, total_episodes=20)
+    assert by_episodes.args.max_steps == 3 * 2
+    by_passes = make_trainer(tmp_path, tiny_llama, max_steps=-1, num_train_epochs=2, samples_per_prompt=4)
+    assert by_passes.args.max_steps == 8 * 2
+
+
+def test_rewards_are_brought_to_one_scale_on_the_starting_policy(tmp_path, tiny_llama):
+    trainer = make_trainer(tmp_path, tiny_llama, normalize_samples=64, function=lambda prompts, completions, **_: [
+        1000 + 50 * score for score in wordy(prompts, completions)])  # fmt: skip
+    trainer.train()
+    first = rollout_rows(trainer)[0]
+    assert abs(first["objective/scores"]) < 1.5
+    assert first["reward/wordy"] > 999
+
+
+def test_hacking_is_said(tmp_path, tiny_llama, capsys):
+    trainer = make_trainer(tmp_path, tiny_llama)
+    trainer.history = [{"scores": 0.0, "length": 10.0, "kl": 0.0}] * 5 + [{"scores": 2.0, "length": 30.0, "kl": 40.0}] * 5
+    trainer._rollout = 10
+    trainer._warn({"objective/kl": 40.0, "response/eos_share": 1.0, "response/scored_share": 1.0})
+    assert "signs of reward hacking: the score rose from 0.00 to 2.00" in capsys.readouterr().err
