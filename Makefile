@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint types format check-format env clean
+.PHONY: quickstart test lint types format bench check-format env clean
 
 env: $(READY)
 
@@ -33,6 +33,11 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# TRL_PYTHON: interpreter of an environment with trl 1.12; PAIRS: a file of HH pairs. See benchmarks/README.md.
+bench: $(READY)
+	$(BIN)/python benchmarks/rollout.py $(if $(PAIRS),--pairs $(PAIRS))
+	$(BIN)/python benchmarks/ppo.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
 
 clean:
 	rm -rf runs $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -92,7 +91,7 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Speed, memory and lengths of each row, and how they stand to each row of TRL's: ours above 1 is better for both."""
+    """Speed, memory and lengths of each row, and their ratios to each row of TRL's."""
     grouped: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for one in runs:
         grouped[one["row"]].append(one)
@@ -156,9 +155,8 @@ def main() -> None:
     if left_out:
         print(f"\nLeft out for want of --trl-python: {', '.join(left_out)}")
     environments = {ROWS[one["row"]].side: one.pop("environment") for one in runs}
-    pauses = statistics.median(os.getloadavg()) if hasattr(os, "getloadavg") else None
     write_result(
-        args.out, size, args, environments=environments, load=pauses, left_out=left_out,
+        args.out, size, args, environments=environments, left_out=left_out,
         jobs={name: asdict(job) for name, job in rows.items()}, rows=table, runs=runs,
     )  # fmt: skip
 

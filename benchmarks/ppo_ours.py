@@ -17,6 +17,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
 from peft import LoraConfig, get_peft_model
+from setting import environment, peak_mb, read_prompts
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
@@ -25,7 +26,6 @@ from rlhf.rewards.model import score_sequences
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_rollout import PromptRow, Rewards
-from setting import environment, peak_mb, read_prompts
 
 
 def shared_roles(folder: Path) -> Roles:

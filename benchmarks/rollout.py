@@ -2,9 +2,9 @@
 
 usage: python benchmarks/rollout.py [--pairs FILE] [--repeats 5] [--batch 32] [--limit 64]
 
-Each row writes the replies of one rollout: to as many prompts as replies, and four replies to each of a quarter as many.
-A set of random tokens ends a reply, the same on both sides, so that lengths are nearly geometric as with a trained
-model. What counts is useful tokens a second: up to the end token and with it. See README.md beside this file.
+Each row writes the replies of one rollout: one to each of as many prompts, or four to each of a quarter as many. A set
+of random tokens ends a reply, the same on both sides, so that lengths are nearly geometric as with a trained model.
+What counts is useful tokens a second: up to the end token and with it. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM
-
-from rlhf.rollout.sampler import TransformersSampler, pad_left, row_seed
 from setting import (
     TINY,
     Size,
@@ -40,6 +37,9 @@ from setting import (
     write_result,
     write_setting,
 )
+from transformers import GenerationConfig, LlamaForCausalLM
+
+from rlhf.rollout.sampler import TransformersSampler, pad_left, row_seed
 
 PAD = 1
 """The pad token's id in the benchmark's tokenizer."""
@@ -122,7 +122,7 @@ def measure(side: Side, samples: int, prompts: Sequence[list[int]], seed: int) -
 
 
 def run_all(rows: dict[str, tuple[Side, int]], prompts: list[list[int]], args: argparse.Namespace) -> list[dict]:
-    """All runs, the rows taking turns; each repeat has prompts and seeds of its own. Repeat 0 warms up and is dropped."""
+    """All runs, the rows taking turns; each repeat has its own prompts and seeds. The first warms up and is dropped."""
     runs = []
     for repeat in range(args.repeats + 1):
         drawn = random.Random(repeat).sample(prompts, args.batch)

@@ -68,8 +68,8 @@ def parser(about: str, name: str, repeats: int) -> argparse.ArgumentParser:
 def texts_of(pairs: Path | None) -> list[str]:
     """Prompts as text in HH's form, in the order of the file.
 
-    Those of data/support are one message each; every prompt is put behind up to three whole dialogues before it, so that
-    lengths are as ragged as in real conversations.
+    Those of data/support are one message each; before every one stand up to three whole dialogues, so that lengths are
+    as ragged as in real conversations.
     """
     if pairs is not None:
         with gzip.open(pairs, "rt") if pairs.suffix == ".gz" else pairs.open() as file:

@@ -11,8 +11,9 @@ from tests.projects import write_project
 
 STAGES = {
     name: {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
-    for name in ("sft", "dpo")
+    for name in ("sft", "dpo", "ppo")
 }
+STAGES["ppo"] |= {"max_new_tokens": 8, "num_ppo_epochs": 2, "normalize_samples": 8, "max_steps": 4, "advantage": "gae"}
 
 
 def launched(root, recipe, *arguments) -> None:
@@ -29,7 +30,7 @@ def first_step(folder) -> dict:
     return next(row for row in rows if "loss" in row)
 
 
-def test_sft_and_dpo_on_two_processes_equal_one(tmp_path, tiny_llama, root):
+def test_stages_on_two_processes_equal_one(tmp_path, tiny_llama, root):
     """Two processes with batches of four take the same first step as one with a batch of eight."""
     two, one = tmp_path / "two", tmp_path / "one"
     for folder in (two, one):
@@ -45,12 +46,26 @@ def test_sft_and_dpo_on_two_processes_equal_one(tmp_path, tiny_llama, root):
             [sys.executable, str(root / f"recipes/{stage}.py"), "--config", str(alone)], check=True, capture_output=True
         )
         ours, theirs = (first_step(folder / "runs/tiny" / stage) for folder in (two, one))
-        assert ours["num_tokens"] == theirs["num_tokens"]
+        if stage == "ppo":
+            assert_same_rollouts(*(folder / "runs/tiny/ppo/metrics.jsonl" for folder in (two, one)))
+        else:
+            assert ours["num_tokens"] == theirs["num_tokens"]
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
     record = json.loads((two / "runs/tiny/dpo/stage.json").read_text())
     assert record["metrics"]["steps"] == 2
     assert set(record["parents"]) == {"sft"}
+
+
+def assert_same_rollouts(*files) -> None:
+    """The same prompts, replies, rewards and steps, however many processes share them."""
+    ours, theirs = ([json.loads(line) for line in path.read_text().splitlines()] for path in files)
+    rollouts = [row for row in ours if "objective/scores" in row]
+    assert len(rollouts) == 2
+    for row, other in zip(rollouts, [row for row in theirs if "objective/scores" in row], strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            assert value == pytest.approx(other[name], abs=1e-5, rel=1e-3 if name == "grad_norm" else 1e-5), name
 
 
 def test_a_users_mistake_is_told_once(tmp_path, tiny_llama, root):

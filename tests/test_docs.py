@@ -22,7 +22,9 @@ from rlhf.pipeline.stage import field_overrides
 from tests.hub_server import TOKEN, HubServer
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for room in ("docs", "data", "benchmarks") for page in (ROOT / room).rglob("*.md"))]
+)
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -119,7 +121,7 @@ def test_every_path_of_the_tree_exists():
 def test_every_file_is_in_the_tree():
     """A folder's line stands for its `__init__.py`."""
     named, absent = tree_paths(), []
-    for room in ("rlhf", "recipes", "data", "docs"):
+    for room in ("rlhf", "recipes", "data", "docs", "benchmarks"):
         for path in sorted((ROOT / room).rglob("*")):
             name = path.relative_to(ROOT).as_posix()
             if path.is_dir() or "__pycache__" in path.parts or path.name.startswith("."):
@@ -299,7 +301,8 @@ def test_every_setting_is_documented_and_read():
 def test_no_path_of_a_machine_is_in_any_file():
     own = [re.escape(str(place)) for place in {ROOT, Path.home()} if len(place.parts) > 2]
     somebodys = [rf"/{name}/" for name in ("home", "Users", "root", "work", "tmp")]
-    for room, patterns in (("rlhf", somebodys), ("recipes", somebodys), ("docs", somebodys), ("tests", []), (".", [])):
+    rooms = [(room, somebodys) for room in ("rlhf", "recipes", "docs", "benchmarks")]
+    for room, patterns in (*rooms, ("tests", []), (".", [])):
         for path in (ROOT / room).glob("*" if room == "." else "**/*"):
             if not path.is_file() or path.suffix not in (".py", ".md", ".yaml", ".toml", ".txt", ".html", ".css", ""):
                 continue

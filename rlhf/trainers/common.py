@@ -145,7 +145,7 @@ def adapted(
         whole: New modules, which are trained and saved whole: no base model has their weights.
     """
     if begun.config.adapter is None:
-        return model
+        return model.requires_grad_(True)  # merging a parent's adapter leaves its base frozen
     set_seed(args.seed)
     config = lora_config(begun.config.adapter, task, joined=begun.source.adapter is not None)
     if whole:
@@ -186,12 +186,6 @@ class MetricsFile(TrainerCallback):
     def __init__(self, stage: str, path: Path) -> None:
         self.stage, self.path = stage, path
 
-    def keep_through(self, step: int) -> None:
-        """Drop what an interrupted run logged after the checkpoint from which this one goes on."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
     def on_log(
         self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
@@ -212,6 +206,13 @@ class MetricsFile(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
 
 
+def keep_through(path: Path, step: int) -> None:
+    """Drop from a file, whose lines have a `step`, what an interrupted run wrote after the checkpoint that is resumed."""
+    lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
 class Progress(ProgressCallback):
     """The trainer's own bar with the loss beside it, instead of a dictionary a line."""
 
@@ -223,8 +224,13 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
 
 
-def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
+def run_training(trainer: Trainer, context: StageContext, logs: Sequence[Path] = ()) -> dict[str, Any]:
     """Train, from the last whole checkpoint if there is one, and evaluate before and after on the held-out rows.
+
+    Args:
+        trainer: The trainer.
+        context: The stage.
+        logs: Files that the trainer writes besides `metrics.jsonl`, a `step` in each line.
 
     Returns:
         `loss_before` and the rest of the final evaluation, without the `eval_` prefix; `train_loss`, `steps`,
@@ -239,7 +245,8 @@ def run_training(trainer: Trainer, context: StageContext) -> dict[str, Any]:
     with process_state().main_process_first():
         checkpoint = last_good_checkpoint(context.directory / "checkpoints")
     if trainer.is_world_process_zero():
-        metrics_file.keep_through(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
+        for path in (metrics_file.path, *logs):
+            keep_through(path, int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
     # not by calling evaluate(): before train() it leaves the model without DDP, and no gradient is ever averaged
     trainer.args.eval_on_start = held_out and checkpoint is None
     start = time.perf_counter()

@@ -45,7 +45,7 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
     folder = context.parents.get("reward")
     set_seed(args.seed)
     if begun.config.adapter is None:
-        return _separate_roles(base, begun, args, folder)
+        return _separate_roles(adapted(base, begun, TaskType.CAUSAL_LM, args), begun, args, folder)
     policy = adapted(base, begun, TaskType.CAUSAL_LM, args)
     part = reward_part(folder, begun) if folder is not None else None
     value_head = None

@@ -17,10 +17,8 @@ from rlhf.models.roles import POLICY, Roles
 from rlhf.rewards.load import OWN, load_rewards
 from rlhf.stages import Metrics, StageContext, rewards_of
 from rlhf.trainers.common import (
-    MetricsFile,
     Ready,
     arguments,
-    last_good_checkpoint,
     prepared_data,
     run_training,
     save_model,
@@ -77,13 +75,11 @@ def train(context: StageContext) -> Metrics:
     roles = build_roles(context, begun, args)
     samples_file = context.directory / "rollouts.jsonl"
     rows = prompt_rows(ready.data.train)
-    checkpoint = last_good_checkpoint(context.directory / "checkpoints")
-    MetricsFile(context.name, samples_file).keep_through(int(checkpoint.rpartition("-")[2]) if checkpoint else 0)
     trainer = PPOTrainer(
         roles, args, rows, _rewards(context, roles), begun.tokenizer,
         Codec(begun.tokenizer).ending(rows[0].prompt), samples_file,
     )  # fmt: skip
-    metrics = run_training(trainer, context)
+    metrics = run_training(trainer, context, [samples_file])
     if roles.shared:
         roles.policy.set_adapter(POLICY)
     return {**metrics, **_last(trainer), **save_model(trainer, ready, context, roles.policy)}

@@ -167,10 +167,16 @@ LIKE_LLAMA = {**SMALL, "intermediate_size": 16, "num_key_value_heads": 1}
         (LlamaConfig(**LIKE_LLAMA), None),
         (GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2), None),
         (MistralConfig(**LIKE_LLAMA, sliding_window=None), None),
-        (MistralConfig(**LIKE_LLAMA, sliding_window=8), "sliding"),
+        (MistralConfig(**LIKE_LLAMA, sliding_window=8), "sliding-window attention"),
         (Qwen2Config(**LIKE_LLAMA), None),
-        (Qwen2Config(**LIKE_LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1), "sliding"),
-        (Gemma3TextConfig(**LIKE_LLAMA, head_dim=8, layer_types=["sliding_attention", "full_attention"]), "sliding"),
+        (
+            Qwen2Config(**LIKE_LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            "of type sliding",
+        ),
+        (
+            Gemma3TextConfig(**LIKE_LLAMA, head_dim=8, layer_types=["sliding_attention", "full_attention"]),
+            "of type sliding",
+        ),
         (BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2), "bloom"),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "model_type", None),
@@ -178,6 +184,12 @@ LIKE_LLAMA = {**SMALL, "intermediate_size": 16, "num_key_value_heads": 1}
 def test_who_cannot_share(config, reason):
     found = why_not(AutoModelForCausalLM.from_config(config))
     assert found is None if reason is None else reason in found
+
+
+def test_a_window_that_is_named_and_not_used():
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**LIKE_LLAMA))
+    model.config.sliding_window, model.config.use_sliding_window = 8, False
+    assert why_not(model) is None
 
 
 def test_attention_that_takes_no_mask_of_pairs(tiny_llama):

@@ -113,9 +113,14 @@ def test_values_stand_before_each_token_and_after_the_last(roles):
         torch.testing.assert_close(roles.values(FOLDED), 2 * values - 3)
 
 
-def test_dropout_is_off(tiny_gpt2):
-    model = AutoModelForCausalLM.from_pretrained(tiny_gpt2, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
-    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5)).train()
+@pytest.mark.parametrize("kind", ["modules", "attributes"])
+def test_dropout_is_off(kind, tiny_gpt2, tiny_llama):
+    """GPT-2 has dropout layers, as peft has; Llama's attention reads a number."""
+    if kind == "modules":
+        model = AutoModelForCausalLM.from_pretrained(tiny_gpt2, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5)).train()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(tiny_llama, attention_dropout=0.5).train()
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
     disable_dropout(model)
     assert torch.equal(model(IDS).logits, model(IDS).logits)

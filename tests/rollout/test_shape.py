@@ -58,5 +58,5 @@ def test_the_sentence_has_the_numbers_of_the_first_and_the_last_rollouts():
 
 
 def test_too_few_rollouts_say_nothing():
-    assert hacking_signs(history((1.0, 100, 2), (2.0, 180, 30), each=4)) is None
+    assert hacking_signs(history((1.0, 100, 2), (9.0, 990, 99), each=4)) is None
     assert hacking_signs([]) is None

@@ -262,7 +262,9 @@ def test_rewards_are_brought_to_one_scale_on_the_starting_policy(tmp_path, tiny_
 
 def test_hacking_is_said(tmp_path, tiny_llama, capsys):
     trainer = make_trainer(tmp_path, tiny_llama)
-    trainer.history = [{"scores": 0.0, "length": 10.0, "kl": 0.0}] * 5 + [{"scores": 2.0, "length": 30.0, "kl": 40.0}] * 5
+    trainer.history = [{"scores": 0.0, "length": 10.0, "kl": 0.0}] * 5 + [
+        {"scores": 2.0, "length": 30.0, "kl": 40.0}
+    ] * 5
     trainer._rollout = 10
     trainer._warn({"objective/kl": 40.0, "response/eos_share": 1.0, "response/scored_share": 1.0})
     assert "signs of reward hacking: the score rose from 0.00 to 2.00" in capsys.readouterr().err

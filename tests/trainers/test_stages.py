@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.errors import UserError
@@ -181,3 +182,15 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
     assert last_good_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert last_good_checkpoint(tmp_path / "none") is None
+
+
+def test_all_weights_train_after_a_parent_with_an_adapter(tmp_path, tiny_llama):
+    """Merging an adapter leaves the base frozen; trained as it is, nothing would move."""
+    options = {"max_steps": 2, "learning_rate": 1e-3, "save_strategy": "no"}
+    project = make_project(tmp_path, tiny_llama, stages={"sft": options, "dpo": {**options, "adapter": None}})
+    for stage in ("sft", "dpo"):
+        run_stage(project, stage)
+    base = load_file(tiny_llama / "model.safetensors")
+    after = load_file(project.run_dir / "dpo/model.safetensors")
+    unmoved = [name for name, tensor in after.items() if torch.equal(tensor, base[name])]
+    assert not unmoved

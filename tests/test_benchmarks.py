@@ -1,0 +1,61 @@
+"""The benchmarks run, at a size at which their numbers mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(name, out, *options):
+    """Run a benchmark at its smallest; what it printed, and its result file."""
+    command = [sys.executable, ROOT / f"benchmarks/{name}.py", "--tiny", "--repeats", "1", "--threads", "1"]
+    done = subprocess.run([*command, "--out", out, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = out.read_text(encoding="utf-8")
+    assert str(ROOT) not in text
+    return done.stdout, json.loads(text)
+
+
+def check_environment(found):
+    assert found["torch_threads"] == 1
+    assert found["cpus"] >= 1
+    assert {"torch", "transformers"} <= set(found["versions"])
+
+
+def test_rollout(tmp_path):
+    printed, result = bench("rollout", tmp_path / "new" / "rollout.json")
+    check_environment(result["environment"])
+    assert {"generate", "generate-best", "ours", "generate-4", "generate-best-4", "ours-4"} <= set(result["rows"])
+    assert "| ours-4 " in printed
+    ours = result["rows"]["ours"]
+    assert set(ours["tokens_per_second"]) == {"median", "min", "max"}
+    assert ours["ratio_to_generate"] > 0
+    assert ours["ratio_to_generate-best"] > 0
+    assert "ratio_to_generate" not in result["rows"]["ours-4"]
+    for run in result["runs"]:
+        assert run["tokens"] == run["reply_length"] * result["size"]["batch"]
+        assert run["tokens_per_second"] == pytest.approx(run["tokens"] / run["seconds"])
+
+
+def test_ppo_without_trl(tmp_path):
+    printed, result = bench("ppo", tmp_path / "ppo.json", "--episodes", "8", "--rows", "trl,trl-best,full,lora-4")
+    check_environment(result["environments"]["ours"])
+    assert result["left_out"] == ["trl", "trl-best"]
+    assert "Left out for want of --trl-python: trl, trl-best" in printed
+    assert set(result["rows"]) == {"full", "lora-4"}
+    assert result["jobs"]["lora-4"]["samples"] == 4
+    for run in result["runs"]:
+        assert run["episodes_per_second"] == pytest.approx(8 / run["seconds"])
+        assert run["peak_mb"] >= run["before_mb"] > 0
+        assert 0 < run["reply_length"] <= result["size"]["reply"]
+
+
+def test_a_row_that_is_not_there_is_refused():
+    command = [sys.executable, ROOT / "benchmarks/ppo.py", "--tiny", "--rows", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no row mine; there are " in done.stderr
