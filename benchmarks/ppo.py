@@ -46,11 +46,11 @@ class Job:
 
 ROWS = {
     "trl": Job("trl"),
-    "trl-best": Job("trl", per_device=16, forward=32),
-    "trl-lora": Job("trl", lora=True, per_device=16, forward=32),
-    "full": Job("ours"),
-    "lora": Job("ours", lora=True),
-    "lora-4": Job("ours", lora=True, samples=4),
+    "trl-best": Job("trl", per_device=4),
+    "trl-lora": Job("trl", lora=True, per_device=4),
+    "full": Job("ours", per_device=4),
+    "lora": Job("ours", lora=True, per_device=4),
+    "lora-4": Job("ours", lora=True, samples=4, per_device=4),
 }
 """The rows of the table. README.md says how the sizes were chosen."""
 

@@ -112,7 +112,7 @@ def parents_of(project: ProjectConfig, name: str) -> list[str]:
 
 
 def rewards_of(project: ProjectConfig, name: str) -> dict[str, float]:
-    """The rewards that a stage reads, with their weights: `reward` is the run's own model, the others are under `rewards:`.
+    """The rewards that a stage reads, with weights: `reward` is the run's own model, the others stand under `rewards:`.
 
     Online training reads those that its `rewards:` names; without that the run's reward model alone, since what stands
     beside it measures, or all there are where there is no such model. Evaluation reads all.

@@ -57,7 +57,7 @@ class Codec:
         return self._ids(prompt, generation_prompt=True)
 
     def ending(self, prompt: Text) -> list[int]:
-        """What the template writes behind the EOS of a last reply (some write a line break), to prompts of this kind."""
+        """What the template writes behind a last reply's EOS (some write a line break), for prompts of this kind."""
         if isinstance(prompt, str):
             return []
         ids, _ = self.sequence([{"role": "user", "content": "x"}], [{"role": "assistant", "content": "x"}])

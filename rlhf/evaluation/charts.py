@@ -18,6 +18,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 6, 8, 22
 _STRIP_MARGIN = 3.0  # percent of a strip's width kept free on either side, so that whiskers are not cut
 
 PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("Score of its replies", (("objective/scores", "normalised"),)),
+    ("KL to reference", (("objective/kl", "nats a reply"),)),
+    ("Reply length", (("response/length", "tokens"),)),
+    ("Replies that end", (("response/eos_share", "share"),)),
     ("Loss", (("loss", "training"), ("eval_loss", "held out"))),
     ("Accuracy", (("accuracy", "training"), ("eval_accuracy", "held out"))),
     ("Pairs ranked right", (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held out"))),
@@ -27,6 +31,9 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Reward margin", (("margin", "training"), ("eval_margin", "held out"))),
     ("Log-probability", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
     ("Entropy", (("entropy", "training"),)),
+    ("Entropy", (("policy/entropy", "nats a token"),)),
+    ("Approximate KL of a step", (("policy/approxkl", "nats a token"),)),
+    ("Critic's explained variance", (("value/explained_variance", "of returns"),)),
     ("Gradient norm", (("grad_norm", "training"),)),
     ("Learning rate", (("learning_rate", "training"),)),
 )

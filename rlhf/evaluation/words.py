@@ -21,7 +21,14 @@ _LONGER = 0.25  # growth of the replies over the parent's
 _EOS_LOST = 0.01  # trained rows whose end was cut off
 _DROPPED = 0.1  # rows dropped for a fault
 _NO_FAULT = {"duplicate", "prompt held out", "sampled out"}  # reasons with which nothing is wrong
-_PLURALS = {"reply": "replies", "row": "rows", "prompt": "prompts", "token": "tokens", "pair": "pairs"}
+_PLURALS = {
+    "rollout": "rollouts",
+    "reply": "replies",
+    "row": "rows",
+    "prompt": "prompts",
+    "token": "tokens",
+    "pair": "pairs",
+}
 
 
 class Statement(NamedTuple):
@@ -239,6 +246,8 @@ def _stage_notices(report: Report) -> list[str]:
             if sum(faults.values()) > _DROPPED * rows["read"]:
                 reasons = ", ".join(f"{n:,} {reason}" for reason, n in faults.items())
                 found.append(f"{label(name)}: many of {count(rows['read'], 'row')} of {kind} were dropped: {reasons}.")
+        if metrics.get("warning"):
+            found.append(f"{label(name)}: {metrics['warning']}.")
         before, after = metrics.get("loss_before"), metrics.get("loss")
         if before is not None and after is not None and after >= before:
             found.append(f"{label(name)}: held-out loss did not fall ({number(before, 3)} to {number(after, 3)}).")
@@ -256,6 +265,12 @@ def stage_facts(name: str, metrics: Mapping[str, Any]) -> list[str]:
     if metrics.get("accuracy") is not None:
         pairs = f" of {count(metrics['n'], 'pair')}" if name == "reward" and metrics.get("n") is not None else ""
         facts.append(f"held-out accuracy {percent(metrics['accuracy'], metrics.get('accuracy_ci'))}{pairs}")
+    if metrics.get("rollouts") is not None:
+        facts.append(
+            f"score of its replies {number(metrics['scores'], 2)} (first rollout: "
+            f"{number(metrics['scores_first'], 2)}) after {count(round(metrics['episodes']), 'reply')} in "
+            f"{count(metrics['rollouts'], 'rollout')}"
+        )
     if metrics.get("length_baseline") is not None:
         facts.append(f"by length alone {percent(metrics['length_baseline'], metrics.get('length_baseline_ci'))}")
     return facts

@@ -177,13 +177,15 @@ class Roles(nn.Module):
         if not self.shared:
             yield
             return
-        if name is None:
-            with self.policy.disable_adapter():
+        try:
+            if name is None:
+                with self.policy.disable_adapter():
+                    yield
+            else:
+                self.policy.set_adapter(name)
                 yield
-        else:
-            self.policy.set_adapter(name)
-            yield
-        self._train()
+        finally:
+            self._train()
 
     def _train(self) -> None:
         """Switching adapters flips requires_grad in peft; what is trained stays trained, all else frozen."""
@@ -249,13 +251,12 @@ def merged(model: PeftModel) -> Iterator[None]:
     """
     layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight") and _plain_lora(layer)]
     kept = [layer.get_base_layer().weight.data for layer in layers]
-    for layer, weight in zip(layers, kept, strict=True):
-        active = [name for name in layer.active_adapters if name in layer.lora_A]
-        layer.get_base_layer().weight.data = sum(
-            (layer.get_delta_weight(name).to(weight.dtype) for name in active), weight
-        )
-        layer._disable_adapters = True
     try:
+        for layer, weight in zip(layers, kept, strict=True):
+            active = [name for name in layer.active_adapters if name in layer.lora_A]
+            deltas = (layer.get_delta_weight(name).to(weight.dtype) for name in active)
+            layer.get_base_layer().weight.data = sum(deltas, weight)
+            layer._disable_adapters = True
         yield
     finally:
         for layer, weight in zip(layers, kept, strict=True):

@@ -1,13 +1,14 @@
 """Advantage estimators behind one signature: how much better each token was than expected.
 
-    estimator(rewards_BT, values_BT, mask_BT, gamma, lam, last_values_B=None, group_size=1) -> (advantages_BT, returns_BT)
+    estimator(rewards_BT, values_BT, mask_BT, gamma, lam, last_values_B=None, group_size=1)
+        -> (advantages_BT, returns_BT)
 
     rewards_BT      reward of each token, [B, T]: −β·KL, and the score at the last token
     values_BT       the critic's value before each token, [B, T]; only `gae` reads it, the others take None
     mask_BT         bool, true at the tokens of a reply, which stand at the start of a row; a row that takes no part
                     (its reply could not be scored) is false everywhere
     gamma, lam      discount, and trace decay of `gae`
-    last_values_B   value after the last token of a row that was cut off, 0 of one that finished, [B]; None: all finished
+    last_values_B   value after the last token of a row that was cut off, 0 of one that finished, [B]; None: all did
     group_size      replies to one prompt; rows i·group_size … (i+1)·group_size − 1 answer the same one
 
 Results are float32, [B, T], 0 where the mask is false. `returns_BT` is what a critic should have predicted.
@@ -39,8 +40,8 @@ def gae(
     Raises:
         ValueError: There are no values.
 
-    Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016), eq. 16;
-    bootstrapping at a time limit: Pardo et al., "Time Limits in Reinforcement Learning" (2018).
+    Source: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2016), eq.
+    16; bootstrapping at a time limit: Pardo et al., "Time Limits in Reinforcement Learning" (2018).
     """
     if values_BT is None:
         raise ValueError("gae needs a critic's values")
@@ -77,7 +78,7 @@ def rloo(
     others = (counted_GS.sum(1, keepdim=True) - 1).clamp(min=1)
     baseline = (totals_GS.sum(1, keepdim=True) - totals_GS) / others
     alone = counted_GS.sum(1, keepdim=True) < 2
-    return _spread((totals_GS - baseline).masked_fill(alone | ~counted_GS, 0.0), totals_GS, mask_BT)
+    return _spread((totals_GS - baseline).masked_fill(alone, 0.0), totals_GS, mask_BT)
 
 
 def grpo(

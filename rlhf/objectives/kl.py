@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences: of two distributions, estimated from samples, and the coefficient that holds them down."""
+"""Kullback-Leibler divergences: exact, estimated from samples, and the coefficient that holds them down."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class MetricsFile(TrainerCallback):
 
 
 def keep_through(path: Path, step: int) -> None:
-    """Drop from a file, whose lines have a `step`, what an interrupted run wrote after the checkpoint that is resumed."""
+    """Drop from a file, whose lines have a `step`, what an interrupted run wrote after the resumed checkpoint."""
     lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
     kept = [line for line in lines if json.loads(line)["step"] <= step]
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

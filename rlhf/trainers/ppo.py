@@ -149,8 +149,8 @@ class PPOTrainer(Trainer):
         """Say in plain words what numbers alone would hide; each rollout for KL, once for the others."""
         if metrics["objective/kl"] < -1:
             print(
-                f"ppo: the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
-                "more than chance, the log-probabilities of sampling and of training differ",
+                f"ppo: the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 "
+                "by more than chance, the log-probabilities of sampling and of training differ",
                 file=sys.stderr,
             )
         warning = hacking_signs(self.history)

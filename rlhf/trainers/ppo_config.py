@@ -12,18 +12,18 @@ from transformers import TrainingArguments
 class PPOConfig(TrainingArguments):
     """Everything of `transformers.TrainingArguments`, and what online training adds.
 
-    A rollout is `per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches × processes` replies. It is
-    gone through `num_ppo_epochs` times; each minibatch is one optimizer step. `max_steps` counts optimizer steps and is
-    rounded up to whole rollouts, `save_steps` and `logging_steps` to the nearest whole number of them.
+    A rollout is `per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches × processes` replies. It
+    is gone through `num_ppo_epochs` times; each minibatch is one optimizer step. `max_steps` counts optimizer steps and
+    is rounded up to whole rollouts, `save_steps` and `logging_steps` to the nearest whole number of them.
     """
 
     advantage: str = "gae"
     """`gae` (with a critic), `rloo`, `grpo` or `reinforce` (without)."""
     rewards: dict[str, float] | None = None
-    """Name: weight. `reward` is the run's own reward model, the others stand under the project's `rewards:`. Without it:
-    the run's reward model if there is one, else all under `rewards:` with weight 1."""
+    """Name: weight. `reward` is the run's own reward model, the others stand under the project's `rewards:`. Without
+    it: the run's reward model if there is one, else all under `rewards:` with weight 1."""
     normalize_samples: int = 128
-    """Replies of the starting policy by which each reward is brought to mean 0 and standard deviation 1; 0: as it is."""
+    """Replies of the starting policy by which each reward is brought to mean 0 and std 1; 0 leaves them as they are."""
     samples_per_prompt: int = 1
     """Replies to a prompt; the prompt is computed once for all. At least 2 for rloo and grpo."""
     max_new_tokens: int = 128
@@ -61,8 +61,8 @@ class PPOConfig(TrainingArguments):
     kl_horizon: float = 10000.0
     """Episodes over which an adaptive β adjusts."""
     truncated: str = "bootstrap"
-    """A reply cut at max_new_tokens: `bootstrap` from the critic's value instead of a score, or `score` it as it stands.
-    Without a critic it is always scored."""
+    """A reply cut at max_new_tokens: `bootstrap` from the critic's value instead of a score, or `score` it as it
+    stands. Without a critic it is always scored."""
     missing_eos_penalty: float = 1.0
     """Taken from the reward of a reply that was cut."""
     whiten_rewards: bool = False

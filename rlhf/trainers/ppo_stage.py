@@ -15,6 +15,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import check_policy
 from rlhf.models.roles import POLICY, Roles
 from rlhf.rewards.load import OWN, load_rewards
+from rlhf.rollout.shape import hacking_signs
 from rlhf.stages import Metrics, StageContext, rewards_of
 from rlhf.trainers.common import (
     Ready,
@@ -53,7 +54,8 @@ def prepare(context: StageContext) -> Ready:
     room = None if args.max_length is None else args.max_length - args.max_new_tokens
     if room is not None and room < 1:
         raise UserError(
-            f"stages.ppo.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {args.max_length} tokens"
+            f"stages.ppo.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {args.max_length} "
+            "tokens"
         )
     codec = Codec(begun.tokenizer, args.max_length)
 
@@ -127,4 +129,5 @@ def _last(trainer: PPOTrainer) -> dict[str, Any]:
         **{name.rpartition("/")[2]: rows[-1][name] for name in names},
         "scores_first": rows[0]["objective/scores"],
         "rollouts": len(trainer.history),
+        "warning": hacking_signs(trainer.history),
     }

@@ -54,7 +54,7 @@ def test_each_row_is_its_sequence_alone(roles, batch_size):
     assert measure(roles, PROMPTS, COMPLETIONS, 1, 0.7, batch_size).policy_BT is None
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(None, 5), (6, 3), (3, 0)])
+@pytest.mark.parametrize(("limit", "kept"), [(None, 5), (6, 3), (2, 0)])
 def test_a_score_is_read_behind_the_ending(roles, limit, kept):
     """A reply that ended by itself loses its end token first, so that none stands twice."""
     found = adapter_scores(roles, PROMPTS[1:], COMPLETIONS[1:], 1, [0, 3], 2, limit)

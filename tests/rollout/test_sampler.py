@@ -93,6 +93,15 @@ def test_a_token_that_is_ruled_out_is_never_drawn(model):
     assert all(torch.tensor(one.entropies).isfinite().all() for one in found[0])
 
 
+@pytest.mark.parametrize(("noise", "drawn"), [(0.0, [1, 0]), (0.6, [3, 2]), (1 - 2**-53, [3, 2])])
+def test_nor_at_the_edges_of_the_noise(noise, drawn):
+    out = float("-inf")
+    edges = torch.tensor([[out, 0.0, 1.0, 2.0, out], [0.3, out, 0.3, out, out]])
+    tokens, log_probs, _ = sampler(None)._draw(edges, torch.full((2,), noise, dtype=torch.float64))
+    assert tokens.tolist() == drawn
+    assert log_probs.isfinite().all()
+
+
 def test_a_reply_depends_on_its_seed_and_prompt_alone(model):
     whole = ids(sampler(model)(PROMPTS, SEEDS))
     for batch_size in (1, 4, 7):

@@ -44,9 +44,9 @@ def make_trainer(
     """A trainer whose rollouts are 8 replies of at most 8 tokens, 2 passes each."""
     settings = {
         "output_dir": str(folder), "report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no",
-        "per_device_train_batch_size": 8, "num_ppo_epochs": 2, "max_steps": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-5,
-        "max_new_tokens": 8, "normalize_samples": 0, "truncated": "score", "missing_eos_penalty": 0.0, "logging_steps": 1,
-        "lr_scheduler_type": "constant", **fields,
+        "per_device_train_batch_size": 8, "num_ppo_epochs": 2, "max_steps": 4, "learning_rate": 1e-2,
+        "adam_epsilon": 1e-5, "max_new_tokens": 8, "normalize_samples": 0, "truncated": "score",
+        "missing_eos_penalty": 0.0, "logging_steps": 1, "lr_scheduler_type": "constant", **fields,
     }  # fmt: skip
     args = PPOConfig(**settings)
     tokenizer = AutoTokenizer.from_pretrained(base)

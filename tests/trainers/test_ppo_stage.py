@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rlhf.data.tokenize import Codec
@@ -137,7 +137,7 @@ def test_the_artefact_loads_on_the_original_base(project, tiny_llama, adapter):
 
 
 def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
-    """On the policy's base, from token ids, with the prompt shared: the same scores as the model by itself, from text."""
+    """On the policy's base, from token ids, with the prompt shared: what the model by itself says of the text."""
     made = project(samples_per_prompt=2)
     parents = {name: made.run_dir / name for name in ("sft", "reward")}
     context = StageContext(made, "ppo", made.run_dir / "work", parents)
@@ -168,13 +168,11 @@ def test_a_reward_adapter_that_does_not_fit_is_not_forced(project, tiny_bert):
     made = project()
     begun = ppo_stage.start(StageContext(made, "ppo", made.run_dir / "work", {"sft": made.run_dir / "sft"}))
     assert reward_part(made.run_dir / "reward", begun) is not None
+    other = made.run_dir / "other"
+    shutil.copytree(made.run_dir / "sft", other)
+    state = load_file(other / "adapter_model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in state.items()}, other / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="was not joined with the adapter"):
-        other = made.run_dir / "other"
-        shutil.copytree(made.run_dir / "sft", other)
-        state = load_file(other / "adapter_model.safetensors")
-        from safetensors.torch import save_file
-
-        save_file({name: tensor + 1 for name, tensor in state.items()}, other / "adapter_model.safetensors")
         own_part(made.run_dir / "reward", other)
 
 
