@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -20,17 +20,6 @@ from rlhf.models.fold import Folded, why_not
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""
-
-
-class RoleOutputs(NamedTuple):
-    """What a training step needs of the trained roles."""
-
-    log_probs_BT: torch.Tensor
-    """log π of each reply token, 0 at masked positions."""
-    entropies_BT: torch.Tensor | None
-    """Entropy of the distribution it stands in, nats/token; None where it was not asked for."""
-    values_BT: torch.Tensor | None
-    """The critic's value before each reply token; None without a critic."""
 
 
 class Roles(nn.Module):
@@ -99,18 +88,28 @@ class Roles(nn.Module):
             ):
                 yield parameter
 
-    def forward(self, folded: Folded, temperature: float, entropies: bool = False) -> RoleOutputs:
-        """Policy and critic on the same sequences; gradients flow.
+    def forward(
+        self, role: str, folded: Folded, temperature: float = 1.0, entropies: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A trained role on some sequences; gradients flow.
+
+        Policy and critic share nothing that is trained, so a caller can run one backwards before the other goes
+        forwards, and never holds the activations of both.
 
         Args:
+            role: `policy` or `critic`.
             folded: The sequences.
-            temperature: Divides the logits, as in sampling.
-            entropies: Whether the loss needs them.
+            temperature: Divides the policy's logits, as in sampling.
+            entropies: Whether the loss needs the policy's entropies.
+
+        Returns:
+            Of the policy log π of each reply token and its entropy (None if not asked for), of the critic its value
+            before each reply token and None; [B, T] all, what stands at masked positions means nothing.
         """
+        if role == "critic":
+            return self.values(folded)[:, :-1], None
         with self._adapter(POLICY):
-            log_probs_BT, entropies_BT = reply_log_probs(self.language_model, folded, temperature, entropies)
-        values = self.values(folded)[:, :-1] if self.has_critic else None
-        return RoleOutputs(log_probs_BT, entropies_BT, values)
+            return reply_log_probs(self.language_model, folded, temperature, entropies)
 
     def scale_values(self, scale: float, shift: float) -> None:
         """Make the critic say `scale · V + shift`: a head taken from a reward model, in units of normalised scores."""
@@ -161,15 +160,10 @@ class Roles(nn.Module):
                 self.language_model.train(training)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass, each under the adapter of its forward pass."""
-
-        def contexts() -> tuple[Any, Any]:
-            return contextlib.nullcontext(), self._adapter(self.policy.active_adapter if self.shared else None)
-
-        kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": contexts}
-        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-        if self.critic is not None:
-            self.critic.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        """Recompute activations in the backward pass, which must follow a role's forward before another role's."""
+        for model in (self.language_model, self.critic):
+            if model is not None:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     @contextlib.contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:

@@ -186,65 +186,74 @@ class PPOTrainer(Trainer):
             )
         return self.optimizer
 
-    def _prepare_inputs(self, inputs: dict[str, Minibatch]) -> dict[str, Minibatch]:
-        return {name: minibatch.to(self.args.device) for name, minibatch in inputs.items()}
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Minibatch],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Policy, value and entropy loss of a micro-batch, as its share of the optimizer step's mean.
-
-        DDP averages gradients over processes; as the denominator is global already, the loss is multiplied by their
-        number.
-        """
-        args, batch = self.args, inputs["minibatch"]
-        mask_BT, tokens = batch.mask_BT, batch.tokens
-        outputs = model(batch.folded, args.temperature, args.entropy_coef > 0)
-        policy = policy_loss(
-            outputs.log_probs_BT, batch.log_probs_BT, batch.advantages_BT, mask_BT, args.cliprange, tokens,
-            batch.weights_BT,
-        )  # fmt: skip
-        parts = {"policy/loss": policy.loss, "policy/ratio": policy.ratio, "policy/clipfrac": policy.clipfrac,
-                 "policy/approxkl": policy.approxkl}  # fmt: skip
-        loss = policy.loss * (self._rollout >= args.critic_warmup_rollouts)
-        if outputs.values_BT is not None:
-            value = value_loss(
-                outputs.values_BT, batch.values_BT, batch.returns_BT, mask_BT, args.cliprange_value, tokens
-            )
-            loss = loss + args.vf_coef * value.loss
-            parts |= {"value/loss": value.loss, "value/clipfrac": value.clipfrac}
-        if outputs.entropies_BT is not None:
-            loss = loss + args.entropy_coef * entropy_loss(outputs.entropies_BT, mask_BT, tokens)
-        for name, part in parts.items():
-            self._sums[name] = self._sums[name] + part.detach()
-        loss = loss * args.world_size
-        return (loss, outputs) if return_outputs else loss
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {**inputs, "minibatch": inputs["minibatch"].to(self.args.device)}
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Minibatch], num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of a micro-batch; nothing at all once the rollout's steps were stopped.
+        """Forward and backward of a micro-batch, a role after the other; nothing once the rollout's steps were stopped.
 
         A stopped step counts as a step, so that schedule, checkpoints and the number of rollouts stay as planned; with
         no gradients the optimizer leaves the weights alone.
         """
+        loss = torch.zeros((), device=self.args.device)
         if self._stopped:
-            return torch.zeros((), device=self.args.device)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        for role in self._trained_roles():
+            loss += super().training_step(model, {**inputs, "role": role}, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._end_of_step()
         return loss
+
+    def _trained_roles(self) -> list[str]:
+        """The roles that learn from this rollout."""
+        learns = self._rollout >= self.args.critic_warmup_rollouts
+        return [*(["policy"] if learns else []), *(["critic"] if self.args.needs_critic else [])]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a role on a micro-batch, as its share of the optimizer step's mean.
+
+        DDP averages gradients over processes; as the denominator is global already, the loss is multiplied by their
+        number.
+        """
+        batch, role = inputs["minibatch"], inputs["role"]
+        outputs = model(role, batch.folded, self.args.temperature, self.args.entropy_coef > 0)
+        loss, parts = (self._policy_loss if role == "policy" else self._value_loss)(batch, *outputs)
+        for name, part in parts.items():
+            self._sums[name] = self._sums[name] + part.detach()
+        loss = loss * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def _policy_loss(
+        self, batch: Minibatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        found = policy_loss(
+            log_probs_BT, batch.log_probs_BT, batch.advantages_BT, batch.mask_BT, self.args.cliprange, batch.tokens,
+            batch.weights_BT,
+        )  # fmt: skip
+        loss = found.loss
+        if entropies_BT is not None:
+            loss = loss + self.args.entropy_coef * entropy_loss(entropies_BT, batch.mask_BT, batch.tokens)
+        return loss, {f"policy/{name}": value for name, value in found._asdict().items()}
+
+    def _value_loss(
+        self, batch: Minibatch, values_BT: torch.Tensor, _: None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert batch.values_BT is not None
+        found = value_loss(
+            values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.args.cliprange_value, batch.tokens
+        )
+        return self.args.vf_coef * found.loss, {f"value/{name}": value for name, value in found._asdict().items()}
 
     def _end_of_step(self) -> None:
         """After the last micro-batch of an optimizer step: its metrics, and whether it and the next ones are taken."""
         names = list(self._sums)
         sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
         found = dict(zip(names, sums, strict=True))
-        skipped = found["policy/ratio"] > self.args.max_ratio
+        skipped = found.get("policy/ratio", 1.0) > self.args.max_ratio
         if skipped:
             self.model.zero_grad(set_to_none=True)
             if self.is_world_process_zero():
@@ -254,7 +263,7 @@ class PPOTrainer(Trainer):
                     file=sys.stderr,
                 )
         target = self.args.target_kl
-        self._stopped = target is not None and found["policy/approxkl"] > target
+        self._stopped = target is not None and found.get("policy/approxkl", 0.0) > target
         for name, value in {**found, "policy/skipped": float(skipped), "policy/stopped": float(self._stopped)}.items():
             self._metrics[name].append(value)
 

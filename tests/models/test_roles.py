@@ -60,7 +60,8 @@ def test_switching_roles_keeps_what_is_trained(roles):
     assert any(CRITIC in name for name in expected)
     assert trained() == expected
     for call in (
-        lambda: roles(FOLDED, 1.0),
+        lambda: roles("policy", FOLDED),
+        lambda: roles("critic", FOLDED),
         lambda: roles.values(FOLDED),
         lambda: roles.policy_log_probs(FOLDED, 1.0),
         lambda: roles.reference_log_probs(FOLDED, 1.0),
@@ -96,8 +97,8 @@ def test_each_role_has_its_own_adapter(roles):
         after = all_roles()
         assert [name for name in after if not torch.equal(before[name], after[name])] == [adapter]
         before = after
-    output = roles(FOLDED, 1.0)
-    (output.log_probs_BT.sum() + output.values_BT.sum()).backward()
+    for role in ("policy", "critic"):
+        roles(role, FOLDED)[0].sum().backward()
     for name, parameter in roles.named_parameters():
         moved = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
         assert moved == (f".{POLICY}." in name or f".{CRITIC}." in name or name.startswith("value_head")), name
@@ -108,7 +109,7 @@ def test_values_stand_before_each_token_and_after_the_last(roles):
         values = roles.values(FOLDED)
         assert values.shape == (4, 4)
         torch.testing.assert_close(values[1, 1:], values[1, 1].expand(3))
-        torch.testing.assert_close(roles(FOLDED, 1.0).values_BT, values[:, :-1])
+        torch.testing.assert_close(roles("critic", FOLDED)[0], values[:, :-1])
         roles.scale_values(2.0, -3.0)
         torch.testing.assert_close(roles.values(FOLDED), 2 * values - 3)
 

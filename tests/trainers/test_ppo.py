@@ -17,8 +17,8 @@ def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
 
 def gradients(trainer: PPOTrainer, batch) -> tuple[float, dict[str, torch.Tensor]]:
     trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, {"minibatch": batch})
-    loss.backward()
+    trainer.optimizer = trainer.create_optimizer()
+    loss = trainer.training_step(trainer.model, {"minibatch": batch})
     named = trainer.collector.roles.named_parameters()
     return loss.item(), {name: one.grad.clone() for name, one in named if one.grad is not None}
 
@@ -40,7 +40,7 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
     rollout = trainer.collect(0)
     batch = rollout.minibatch(rollout.by_length(range(len(rollout.prompts))), 1.0)
     with torch.no_grad():
-        now = trainer.model(batch.folded, trainer.args.temperature).log_probs_BT
+        now, _ = trainer.model("policy", batch.folded, trainer.args.temperature)
     ratio = (now - batch.log_probs_BT).exp()[batch.mask_BT]
     assert ratio == pytest.approx(torch.ones_like(ratio), abs=1e-5)
     if adapter:
@@ -237,7 +237,7 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
     assert rollout.weights_BT[mask] == pytest.approx(wanted[mask], abs=1e-4)
     batch = rollout.minibatch(range(8), 1.0)
     with torch.no_grad():
-        now = trainer.model(batch.folded, 1.0).log_probs_BT
+        now, _ = trainer.model("policy", batch.folded)
     assert now[mask] == pytest.approx(rollout.log_probs_BT[mask], abs=1e-5)
     assert trainer._metrics["sampler/gap"][0] > 0.1
 
