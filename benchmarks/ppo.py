@@ -49,7 +49,7 @@ ROWS = {
     "trl-best": Job("trl", per_device=4),
     "trl-lora": Job("trl", lora=True, per_device=4),
     "full": Job("ours", per_device=4),
-    "lora": Job("ours", lora=True, per_device=4),
+    "lora": Job("ours", lora=True, per_device=2),
     "lora-4": Job("ours", lora=True, samples=4, per_device=4),
 }
 """The rows of the table. README.md says how the sizes were chosen."""

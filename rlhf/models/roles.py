@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.models.fold import Folded, why_not
+from rlhf.models.forward import last_hidden, reply_log_probs
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""
@@ -188,55 +189,6 @@ class Roles(nn.Module):
             parameter.requires_grad_(True)
 
 
-def reply_log_probs(
-    model: Any, folded: Folded, temperature: float, entropies: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probability of each reply token and, if wanted, the entropy there; both [B, T], nats, 0 at masked positions.
-
-    The head runs only where a reply token is predicted; logits of prompts are never made.
-
-    Args:
-        model: A causal language model.
-        folded: The sequences.
-        temperature: Divides the logits.
-        entropies: Whether they are wanted: they cost memory in the backward pass.
-    """
-    mask_BT = folded.mask_BT
-    before_K, at_K = folded.states_BS[:, :-1][mask_BT], folded.states_BS[:, 1:][mask_BT]
-    tokens_K = folded.ids_RL.flatten()[at_K]
-    with head_at(model, before_K):
-        logits_KV = model(**_inputs(model, folded)).logits.flatten(0, -2)
-    logits_KV = logits_KV.float() / temperature
-    log_norm_K = logits_KV.logsumexp(-1)
-    log_probs_K = logits_KV.gather(1, tokens_K[:, None]).squeeze(1) - log_norm_K
-    empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
-    log_probs_BT = empty_BT.masked_scatter(mask_BT, log_probs_K)
-    if not entropies:
-        return log_probs_BT, None
-    finite_KV = logits_KV.clamp(min=torch.finfo(torch.float32).min)  # 0 · −inf where a token is ruled out
-    expected_K = ((logits_KV - log_norm_K[:, None]).exp() * finite_KV).sum(-1)
-    return log_probs_BT, empty_BT.masked_scatter(mask_BT, log_norm_K - expected_K)
-
-
-def last_hidden(backbone: Any, folded: Folded) -> torch.Tensor:
-    """Last hidden states, [R, L, d]."""
-    return backbone(**_inputs(backbone, folded)).last_hidden_state
-
-
-@contextlib.contextmanager
-def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[None]:
-    """Within, the model's head sees only these positions of the flattened rows; its logits are [1, K, V].
-
-    A hook in front of the head, so that whatever a model does behind it (caps, scales) stays as it is.
-    """
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[index_K][None], *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @contextlib.contextmanager
 def merged(model: PeftModel) -> Iterator[None]:
     """Within, the active adapter is part of the base weights; afterwards the base is what it was, bit for bit.
@@ -278,7 +230,3 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _inputs(model: Any, folded: Folded) -> dict[str, Any]:
-    return {**folded.inputs(model.config._attn_implementation, next(model.parameters()).dtype), "use_cache": False}

@@ -189,9 +189,7 @@ class PPOTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {**inputs, "minibatch": inputs["minibatch"].to(self.args.device)}
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a micro-batch, a role after the other; nothing once the rollout's steps were stopped.
 
         A stopped step counts as a step, so that schedule, checkpoints and the number of rollouts stay as planned; with

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from rlhf.models.fold import fold, fold_mask, why_not
-from rlhf.models.roles import head_at, last_hidden, reply_log_probs
+from rlhf.models.forward import head_at, last_hidden, reply_log_probs
 from tests.models_by_hand import strong
 
 PROMPTS = [[5, 9, 30, 31], [8, 12, 44, 45, 46, 60, 61], [7], [15, 16]]

@@ -6,7 +6,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from rlhf.models.fold import fold
-from rlhf.models.roles import reply_log_probs
+from rlhf.models.forward import reply_log_probs
 from rlhf.rollout.sampler import TransformersSampler, row_seed
 from tests.models_by_hand import strengthened, strong
 
