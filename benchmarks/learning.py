@@ -1,10 +1,10 @@
-"""Does PPO learn? Three unlike problems, three seeds each: score and KL by rollout, and the paired comparison at the end.
+"""Does PPO learn? Three unlike problems, three seeds each: score and KL by rollout, and a paired comparison at the end.
 
     python benchmarks/learning.py --real FOLDER [--problems quickstart stories bytes] [--seeds 0 1 2]
 
 * quickstart: recipes/quickstart.yaml without DPO; the reward model is the run's own, the true quality is measured.
-* stories: a Llama of 260 thousand parameters, rewarded by a sentiment classifier trained here on film reviews: an encoder
-  with a tokenizer of its own.
+* stories: a Llama of 260 thousand parameters, rewarded by a sentiment classifier trained here on film reviews: an
+  encoder with a tokenizer of its own.
 * bytes: a GPT-2 of a million parameters on bytes (absolute positions), rewarded by a plain function.
 
 FOLDER holds `rt_polarity/train.jsonl` (text, label), `models/stories260K` and `models/atome-vanilla-1M`. Writes
@@ -42,7 +42,8 @@ _OPENINGS = (
 )  # fmt: skip
 _JOY = '''import re
 
-WORDS = re.compile(r"\\b(happ\\w+|joy|smil\\w+|laugh\\w*|fun|play\\w*|lov\\w+|friend\\w*|nice|hug\\w*|danc\\w+|s[ai]ng\\w*)\\b")
+STEMS = "happ smil laugh play lov friend hug danc sang sing".split()
+WORDS = re.compile(rf"\\b(?:joy|fun|nice|(?:{'|'.join(STEMS)})\\w*)\\b")
 
 
 def joy(prompts, completions, **columns):
@@ -109,9 +110,10 @@ def read(run_dir: Path, judge: str) -> dict[str, Any]:
     lines = (run_dir / "ppo/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "objective/scores" in row]
     report = build_report(run_dir)
+    baseline = "sft" if "sft" in report["stages"] else "base"
     (final,) = (
         row for row in report["comparisons"]
-        if (row["policy"], row["judge"]) == ("ppo", judge) and row["baseline"] == ("sft" if "sft" in report["stages"] else "base")
+        if (row["policy"], row["baseline"], row["judge"]) == ("ppo", baseline, judge)
     )  # fmt: skip
     curves = {name: [row[key] for row in rows] for name, key in _CURVES.items()}
     return {"curves": curves, "comparison": {key: final[key] for key in _COMPARED}}

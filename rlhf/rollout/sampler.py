@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from rlhf.models.roles import Roles
 from rlhf.rollout import cache as caches
 
 _PREFILL_TOKENS = 1024
@@ -228,6 +229,26 @@ class _Running:
 def _parameters(kind: type) -> frozenset[str]:
     """Names that a model class's `forward` takes."""
     return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class PolicySampler:
+    """The `Sampler` of training: the policy in this process, its adapter merged while it writes."""
+
+    roles: Roles
+    stop_ids: Sequence[int]
+    pad_id: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    batch_size: int = 64
+    exact: bool = field(default=True, init=False)
+
+    def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
+        """For each prompt one completion a seed, from the policy as it is now."""
+        with self.roles.sampling_model() as model:
+            return TransformersSampler(
+                model, self.stop_ids, self.pad_id, self.max_new_tokens, self.temperature, self.batch_size
+            )(prompts, seeds)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,6 @@ optimizer step each. So whatever the Trainer does between epochs happens between
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import sys
@@ -20,13 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from rlhf.errors import UserError
+from rlhf.models.load import context_length
 from rlhf.models.roles import Roles
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.rollout.rollout import Minibatch, Rollout
 from rlhf.rollout.sample import stop_ids
-from rlhf.rollout.sampler import Sampler, TransformersSampler, row_seed
+from rlhf.rollout.sampler import PolicySampler, Sampler, row_seed
 from rlhf.rollout.shape import hacking_signs
+from rlhf.rollout.vllm import VllmSampler
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_rollout import Collector, PromptRow, Rewards, prompt_numbers
 
@@ -45,8 +47,11 @@ class PPOTrainer(Trainer):
         tokenizer: The policy's.
         ending: What follows the text of a reply (`Codec.ending`), EOS before it.
         samples_file: Where some replies of each rollout are written.
-        sampler: Makes a sampler from the policy; ours on transformers if not given.
+        sampler: What writes; the one that the settings name if not given.
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
+
+    Raises:
+        UserError: It is launched under FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -58,18 +63,20 @@ class PPOTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         ending: Sequence[int] = (),
         samples_file: Path | None = None,
-        sampler: Any = None,
+        sampler: Sampler | None = None,
         **kwargs: Any,
     ) -> None:
         self.prompts, self.samples_file = prompts, samples_file
         _whole_rollouts(args, len(prompts))
         super().__init__(model=model, args=args, train_dataset=prompts, processing_class=tokenizer, **kwargs)  # type: ignore[arg-type]
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("stages.ppo: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
         self.loss_is_scaled_for_ga = True  # every mean has the denominator of the whole optimizer step
         self.kl_coef = args.kl_coef
         self.history: list[dict[str, float]] = []
         self.collector = Collector(
-            model, rewards, tokenizer, args, sampler or functools.partial(_sampler, tokenizer, args),
-            [int(tokenizer.eos_token_id), *ending], args.max_length, self._reduce,
+            model, rewards, tokenizer, args, sampler or make_sampler(model, tokenizer, args),
+            [int(tokenizer.eos_token_id), *ending], context_length(model.config), self._reduce,
         )  # fmt: skip
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
@@ -120,9 +127,8 @@ class PPOTrainer(Trainer):
         count = math.ceil(args.normalize_samples / world) * world
         numbers = prompt_numbers(0, count, len(self.prompts), args.seed)
         rows = [self.prompts[numbers[place]] for place in range(rank, count, world)]
-        completions, _ = self.collector.sample(
-            rows, [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
-        )
+        seeds = [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
+        completions = self.collector.sampler([row.ids for row in rows], seeds)
         scores_BK = self.collector.scores(rows, completions).to(args.device)
         return self.accelerator.gather(scores_BK).cpu()
 
@@ -337,11 +343,15 @@ class _RolloutLoader:
                     yield {"minibatch": rollout.minibatch(chosen, tokens)}
 
 
-def _sampler(tokenizer: PreTrainedTokenizerBase, args: PPOConfig, model: Any) -> Sampler:
-    return TransformersSampler(
-        model, stop_ids(model, tokenizer), int(tokenizer.pad_token_id), args.max_new_tokens, args.temperature,
-        args.sampling_batch_size,
-    )  # fmt: skip
+def make_sampler(roles: Roles, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Sampler:
+    """The sampler that the settings name."""
+    stops = stop_ids(roles.language_model, tokenizer)
+    if args.sampler == "vllm":
+        return VllmSampler(
+            roles, tokenizer, stops, args.max_new_tokens, args.max_length, args.temperature, args.vllm_memory
+        )
+    pad = int(tokenizer.pad_token_id)
+    return PolicySampler(roles, stops, pad, args.max_new_tokens, args.temperature, args.sampling_batch_size)
 
 
 def _whole_rollouts(args: PPOConfig, prompts: int) -> None:

@@ -32,8 +32,12 @@ class PPOConfig(TrainingArguments):
     """Longest prompt and reply together; prompts that leave no room for `max_new_tokens` are dropped."""
     temperature: float = 1.0
     """Sampling temperature; it divides the logits in every log-probability."""
+    sampler: str = "transformers"
+    """What samples: `transformers` in the trainer's process, or `vllm` on the same GPU."""
     sampling_batch_size: int = 64
-    """Replies sampled at once."""
+    """Replies sampled at once by transformers."""
+    vllm_memory: float = 0.3
+    """Share of the GPU's memory for vLLM."""
     total_episodes: int | None = None
     """Replies in all; without it `num_train_epochs` passes over the prompts."""
     num_ppo_epochs: int = 4
@@ -138,6 +142,7 @@ class PPOConfig(TrainingArguments):
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
+    "sampler": ("transformers", "vllm"),
     "advantage": ("gae", "rloo", "grpo", "reinforce"),
     "kl_estimator": ("k1", "k2", "k3"),
     "truncated": ("bootstrap", "score"),

@@ -7,7 +7,7 @@ resumed run sees the prompts and the replies that an uninterrupted one sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,18 +98,12 @@ class Collector:
     rewards: Rewards
     tokenizer: PreTrainedTokenizerBase
     args: PPOConfig
-    sampler: Callable[[Any], Sampler]
-    """Made anew for each rollout from the policy, as its weights have moved."""
+    sampler: Sampler
+    """Writes with the policy as it is when called."""
     ending: list[int]
     """What follows the text of a reply: EOS, and what the template writes behind it."""
     context_length: int | None
     reduce: Reduce
-
-    def sample(self, rows: Sequence[PromptRow], seeds: Sequence[Sequence[int]]) -> tuple[list[list[Completion]], bool]:
-        """Completions of these prompts, and whether their log-probabilities are the trainer's own."""
-        with self.roles.sampling_model() as model:
-            sampler = self.sampler(model)
-            return sampler([row.ids for row in rows], seeds), sampler.exact
 
     def scores(self, rows: Sequence[PromptRow], completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
         """Scores of every reply by every part, [B, K], as the parts give them."""
@@ -135,7 +129,7 @@ class Collector:
     def collect(self, rows: Sequence[PromptRow], seeds: Sequence[Sequence[int]], kl_coef: float) -> Collected:
         """Reply to these prompts and work out the advantages."""
         args = self.args
-        completions, exact = self.sample(rows, seeds)
+        completions, exact = self.sampler([row.ids for row in rows], seeds), self.sampler.exact
         flat = [one for group in completions for one in group]
         scores_BK = self.scores(rows, completions)
         prompts, pad = [row.ids for row in rows], int(self.tokenizer.pad_token_id)
@@ -189,7 +183,6 @@ class Collector:
     ) -> dict[str, float]:
         """Means over the replies of all processes."""
         scored_B = ~scores_B.isnan()
-        entropies_BT = padded([one.entropies for one in flat], replied_BT.shape[1])
         every_B = torch.ones_like(scored_B)
         _, variance = masked_moments(scores_B, scored_B, self.reduce)
         found = {
@@ -197,11 +190,13 @@ class Collector:
             "objective/scores": self._mean(scores_B, scored_B),
             "objective/scores_std": variance.sqrt().item(),
             "objective/rlhf_reward": self._mean(rewards_BT.sum(1), scored_B),
-            "policy/entropy": self._mean(entropies_BT, replied_BT),
             "response/length": self._mean(replied_BT.sum(1), every_B),
             "response/eos_share": self._mean(torch.tensor([float(one.finished) for one in flat]), every_B),
             "response/scored_share": self._mean(scored_B.float(), every_B),
         }
+        if flat[0].entropies:  # not every engine says
+            entropies_BT = padded([one.entropies for one in flat], replied_BT.shape[1])
+            found["policy/entropy"] = self._mean(entropies_BT, replied_BT)
         for name, column_B in zip(self.rewards.parts, scores_BK.T, strict=True):
             found[f"reward/{name}"] = self._mean(column_B, ~column_B.isnan())
         if rollout.values_BT is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.models.fold import fold
-from rlhf.rollout.sampler import TransformersSampler
+from rlhf.rollout.sampler import PolicySampler
 from rlhf.trainers.ppo import PPOTrainer
 from tests.trainers.ppo_by_hand import make_roles, make_trainer, rollout_rows, wordy
 
@@ -215,22 +215,19 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, ad
 
 def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
     """A sampler whose log-probabilities are off: the trainer's own count, the gap is logged, the weight is capped."""
+    roles = make_roles(tiny_llama)
+    ours = PolicySampler(roles, [0], 1, 8)
 
-    def sampler(model):
-        ours = TransformersSampler(model, [0], 1, 8)
+    class Other:
+        exact = False
 
-        class Other:
-            exact = False
+        def __call__(self, prompts, seeds):
+            return [
+                [dataclasses.replace(one, log_probs=[p - 0.5 * (n % 3) for n, p in enumerate(one.log_probs)])
+                 for one in row] for row in ours(prompts, seeds)
+            ]  # fmt: skip
 
-            def __call__(self, prompts, seeds):
-                return [
-                    [dataclasses.replace(one, log_probs=[p - 0.5 * (n % 3) for n, p in enumerate(one.log_probs)])
-                     for one in row] for row in ours(prompts, seeds)
-                ]  # fmt: skip
-
-        return Other()
-
-    trainer = make_trainer(tmp_path, tiny_llama, sampler=sampler, max_importance_weight=2.0)
+    trainer = make_trainer(tmp_path, tiny_llama, roles, sampler=Other(), max_importance_weight=2.0)
     rollout = trainer.collect(0)
     mask = rollout.mask_BT
     wanted = torch.tensor([1.0, 1.6487, 2.0]).repeat(3)[: mask.shape[1]].expand(mask.shape)

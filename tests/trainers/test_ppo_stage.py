@@ -150,7 +150,7 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
         roles, ready.args, rows, ppo_stage._rewards(context, roles), ready.begun.tokenizer,
         Codec(ready.begun.tokenizer).ending(rows[0].prompt),
     )  # fmt: skip
-    completions, _ = trainer.collector.sample(rows, [[n, n + 10] for n in range(4)])
+    completions = trainer.collector.sampler([row.ids for row in rows], [[n, n + 10] for n in range(4)])
     found = trainer.collector.scores(rows, completions)[:, 0].tolist()
     judge = RewardModel(made.run_dir / "reward")
     texts = [[{"role": "assistant", "content": trainer.collector.text(one)}] for group in completions for one in group]
