@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint types format bench check-format env clean
+.PHONY: quickstart test lint types format bench learning env clean
 
 env: $(READY)
 
@@ -38,6 +38,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/rollout.py $(if $(PAIRS),--pairs $(PAIRS))
 	$(BIN)/python benchmarks/ppo.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
+
+# REAL: folder of data and models, see benchmarks/learning.py. About a quarter of an hour.
+learning: $(READY)
+	$(BIN)/python benchmarks/learning.py --real $(REAL)
 
 clean:
 	rm -rf runs $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -42,7 +42,7 @@ _OPENINGS = (
 )  # fmt: skip
 _JOY = '''import re
 
-STEMS = "happ smil laugh play lov friend hug danc sang sing".split()
+STEMS = ("happ", "smil", "laugh", "play", "lov", "friend", "hug", "danc", "sang", "sing")
 WORDS = re.compile(rf"\\b(?:joy|fun|nice|(?:{'|'.join(STEMS)})\\w*)\\b")
 
 
@@ -87,7 +87,7 @@ def projects(real: Path, folder: Path) -> dict[str, dict[str, Any]]:
         "bytes": {
             "model": {"name_or_path": str(real / "models/atome-vanilla-1M"), "eos_token": "Ċ", "adapter": {"r": 16}},
             "data": openings, "rewards": {"joy": {"function": str(folder / "joy.py") + ":joy"}},
-            "stages": {"ppo": {**_PPO, "max_new_tokens": 96}},
+            "stages": {"ppo": {**_PPO, "max_new_tokens": 96, "learning_rate": 5.0e-4}},
             "evaluate": {"prompts": 40, "samples": 4, "max_new_tokens": 96},
         },
     }  # fmt: skip

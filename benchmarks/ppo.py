@@ -46,7 +46,7 @@ class Job:
 
 ROWS = {
     "trl": Job("trl"),
-    "trl-best": Job("trl", per_device=4),
+    "trl-best": Job("trl", per_device=2),
     "trl-lora": Job("trl", lora=True, per_device=4),
     "full": Job("ours", per_device=4),
     "lora": Job("ours", lora=True, per_device=2),

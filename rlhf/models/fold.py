@@ -102,7 +102,8 @@ def fold(
             owners += [segment] * len(one)
         filling = width - len(tokens)
         ids.append(tokens + [pad] * filling)
-        positions.append(places + [0] * filling)
+        # counting on, as transformers takes a restart without a mask for packed sequences, and builds one
+        positions.append(places + (list(range(len(tokens), width)) if len(row) == 1 else [0] * filling))
         segments.append(owners + [_PADDING] * filling)
     return Folded(
         torch.tensor(ids),
