@@ -57,11 +57,17 @@ class Codec:
         return self._ids(prompt, generation_prompt=True)
 
     def ending(self, prompt: Text) -> list[int]:
-        """What the template writes behind a last reply's EOS (some write a line break), for prompts of this kind."""
+        """What follows the text of a last reply, EOS included, after a prompt of this kind.
+
+        A template may end a turn with a token of its own, a line break, or both: what two different replies end in.
+        """
+        eos = [int(self.tokenizer.eos_token_id)]
         if isinstance(prompt, str):
-            return []
-        ids, _ = self.sequence([{"role": "user", "content": "x"}], [{"role": "assistant", "content": "x"}])
-        return ids[_last(ids, self.tokenizer.eos_token_id) + 1 :]
+            return eos
+        question = [{"role": "user", "content": "x"}]
+        one, other = (self.sequence(question, [{"role": "assistant", "content": text}])[0] for text in ("yes", "no"))
+        shared = common_prefix_length(one[::-1], other[::-1])
+        return one[len(one) - shared :] if shared < len(one) else eos
 
     def sequence(self, prompt: Text, completion: Text) -> tuple[list[int], int]:
         """Token ids of prompt and completion, and the index at which the completion starts."""

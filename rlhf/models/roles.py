@@ -125,7 +125,7 @@ class Roles(nn.Module):
         with self._adapter(CRITIC):
             hidden = last_hidden(self.language_model.base_model if self.shared else self.critic, folded)
         states = hidden.flatten(0, 1)[folded.states_BS.flatten()]
-        return self.value_head(states.to(self.value_head.weight.dtype)).float().view(folded.states_BS.shape)
+        return _head(self.value_head, states).view(folded.states_BS.shape)
 
     @torch.no_grad()
     def policy_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
@@ -147,12 +147,16 @@ class Roles(nn.Module):
         with self._adapter(REWARD):
             hidden = last_hidden(self.language_model.base_model, folded)
         last = hidden.flatten(0, 1)[folded.states_BS[:, -1]]
-        return self.reward_head(last.to(self.reward_head.weight.dtype)).float().squeeze(-1)
+        return _head(self.reward_head, last).squeeze(-1)
 
     @contextlib.contextmanager
     def sampling_model(self) -> Iterator[PreTrainedModel]:
-        """The policy, ready to write: its adapter merged for the time being, which spares two products a layer."""
-        with self._adapter(POLICY), merged(self.policy) if self.shared else contextlib.nullcontext():
+        """The policy, ready to write: its adapter merged for the time being, which spares two products a layer.
+
+        Not below float32, where a small update would be rounded away.
+        """
+        merge = self.shared and self.language_model.dtype == torch.float32
+        with self._adapter(POLICY), merged(self.policy) if merge else contextlib.nullcontext():
             training = self.language_model.training
             self.language_model.eval()
             try:
@@ -189,13 +193,21 @@ class Roles(nn.Module):
             parameter.requires_grad_(True)
 
 
+def _head(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """A score in float32, autocast or not: bfloat16 knows no step finer than 1/64 at 3."""
+    with torch.autocast(states.device.type, enabled=False):
+        return layer(states.to(layer.weight.dtype)).float()
+
+
 @contextlib.contextmanager
 def merged(model: PeftModel) -> Iterator[None]:
     """Within, the active adapter is part of the base weights; afterwards the base is what it was, bit for bit.
 
     peft's own unmerging subtracts again, which leaves rounding behind; here the original tensors are put back.
     """
+    embeddings = model.get_base_model().get_input_embeddings().weight  # a head tied to it is left as it is
     layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight") and _plain_lora(layer)]
+    layers = [layer for layer in layers if layer.get_base_layer().weight is not embeddings]
     kept = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer, weight in zip(layers, kept, strict=True):

@@ -49,7 +49,7 @@ KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def adapt_kl_coefficient(coefficient: float, kl: float, target: float, episodes: int, horizon: float) -> float:
-    """β ← β (1 + clip(kl / target − 1, −0.2, 0.2) · episodes / horizon).
+    """β ← β (1 + clip(kl / target − 1, −0.2, 0.2) · min(1, episodes / horizon)).
 
     Args:
         coefficient: β now.
@@ -58,7 +58,8 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, episodes:
         episodes: Replies since the last call.
         horizon: Episodes over which an error of one fifth or more scales β by about e^0.2.
 
-    Source: Ziegler et al., "Fine-Tuning Language Models from Human Preferences" (2019), section 2.2.
+    Source: Ziegler et al., "Fine-Tuning Language Models from Human Preferences" (2019), section 2.2; the minimum is
+    ours, as a rollout larger than the horizon would make β negative.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * episodes / horizon)
+    return coefficient * (1 + error * min(1.0, episodes / horizon))

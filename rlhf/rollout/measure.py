@@ -88,7 +88,7 @@ def adapter_scores(
         prompts: Token ids of each prompt.
         completions: For each prompt its completions.
         pad: Token that fills rows up.
-        ending: What follows the text of a reply: EOS, and what the template writes behind it.
+        ending: What follows the text of a reply (`Codec.ending`).
         batch_size: Sequences a forward pass.
         limit: Most tokens of a sequence; of a longer one the reply's end is cut.
     """
@@ -106,7 +106,10 @@ def adapter_scores(
 
 
 def _closed(completion: Completion, ending: Sequence[int], room: int | None) -> list[int]:
-    text = completion.ids[:-1] if completion.finished else completion.ids
+    text = list(completion.ids)
+    if completion.finished:  # what it wrote of the ending is not written twice
+        written = (size for size in range(len(ending), 0, -1) if text[-size:] == list(ending[:size]))
+        text = text[: -next(written, 1)]
     return [*text[: None if room is None else max(0, room - len(ending))], *ending]
 
 

@@ -72,9 +72,9 @@ def sample(
 
 def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """A reply's tokens as text."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def as_completion(prompt: Text, reply: str) -> Text:
-    """A reply in the form of its prompt: text, or one assistant message."""
-    return reply if isinstance(prompt, str) else [{"role": "assistant", "content": reply}]
+    """A reply in the form of its prompt: text as it is, since it goes on where the prompt ends, or a message."""
+    return reply if isinstance(prompt, str) else [{"role": "assistant", "content": reply.strip()}]

@@ -241,7 +241,12 @@ class PolicySampler:
     max_new_tokens: int
     temperature: float = 1.0
     batch_size: int = 64
-    exact: bool = field(default=True, init=False)
+
+    @property
+    def exact(self) -> bool:
+        """In float32; below it a reply written token by token and one read at once round apart."""
+        kind = self.roles.device.type
+        return self.roles.language_model.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
 
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
         """For each prompt one completion a seed, from the policy as it is now."""

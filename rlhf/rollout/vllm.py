@@ -9,6 +9,7 @@ its own, logs the gap and truncates the importance weight.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ class VllmSampler:
 
     def _hand_over(self) -> Any:
         """Give the engine the policy's weights of now: the adapter alone, or all."""
+        shutil.rmtree(Path(self._folder.name) / f"adapter-{self._updates}", ignore_errors=True)
         self._updates += 1
         if self.roles.shared:
             folder = Path(self._folder.name) / f"adapter-{self._updates}"

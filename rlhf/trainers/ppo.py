@@ -25,15 +25,17 @@ from rlhf.models.roles import Roles
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.rollout.rollout import Minibatch, Rollout
-from rlhf.rollout.sample import stop_ids
-from rlhf.rollout.sampler import PolicySampler, Sampler, row_seed
+from rlhf.rollout.sampler import Sampler, row_seed
 from rlhf.rollout.shape import hacking_signs
-from rlhf.rollout.vllm import VllmSampler
-from rlhf.trainers.ppo_config import PPOConfig
-from rlhf.trainers.ppo_rollout import Collector, PromptRow, Rewards, prompt_numbers
+from rlhf.trainers.ppo_config import PPOConfig, whole_rollouts
+from rlhf.trainers.ppo_rollout import Collector, PromptRow, Rewards, make_sampler, prompt_numbers
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
 """Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
+
+
+_LARGE_STEP = 0.2
+"""Approximate KL of a step's policy to the one that sampled, nats a token, that is warned of; 0.05 is common."""
 
 
 class PPOTrainer(Trainer):
@@ -45,7 +47,7 @@ class PPOTrainer(Trainer):
         prompts: What is replied to.
         rewards: What is maximised.
         tokenizer: The policy's.
-        ending: What follows the text of a reply (`Codec.ending`), EOS before it.
+        ending: What follows the text of a reply (`Codec.ending`); EOS if not given.
         samples_file: Where some replies of each rollout are written.
         sampler: What writes; the one that the settings name if not given.
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
@@ -67,7 +69,8 @@ class PPOTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.prompts, self.samples_file = prompts, samples_file
-        _whole_rollouts(args, len(prompts))
+        args._n_gpu = min(1, args.n_gpu)  # several GPUs are several processes: DataParallel cannot part a rollout
+        whole_rollouts(args, len(prompts))
         super().__init__(model=model, args=args, train_dataset=prompts, processing_class=tokenizer, **kwargs)  # type: ignore[arg-type]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("stages.ppo: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
@@ -76,12 +79,13 @@ class PPOTrainer(Trainer):
         self.history: list[dict[str, float]] = []
         self.collector = Collector(
             model, rewards, tokenizer, args, sampler or make_sampler(model, tokenizer, args),
-            [int(tokenizer.eos_token_id), *ending], context_length(model.config), self._reduce,
+            list(ending) or [int(tokenizer.eos_token_id)], context_length(model.config), self._reduce,
         )  # fmt: skip
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self._rollout = 0
-        self._stopped = self._warned = False
+        self._stopped = False
+        self._said: list[str] = []
 
     # rollouts
 
@@ -113,7 +117,7 @@ class PPOTrainer(Trainer):
         A critic that was a reward model follows, so that its values are in the same units.
         """
         rewards, roles = self.collector.rewards, self.collector.roles
-        if self.history:
+        if self._rollout > 0 or len(rewards.mean_K):
             return
         if self.args.normalize_samples:
             rewards.settle(self._reference_scores())
@@ -130,46 +134,60 @@ class PPOTrainer(Trainer):
         seeds = [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
         completions = self.collector.sampler([row.ids for row in rows], seeds)
         scores_BK = self.collector.scores(rows, completions).to(args.device)
-        return self.accelerator.gather(scores_BK).cpu()
+        every = self.accelerator.gather(scores_BK).cpu()
+        # process r has places r, r + world, …; what was sampled only to give all of them as many is left out
+        place = torch.arange(count).view(-1, world).T.flatten()
+        return every[place < args.normalize_samples]
 
     def _after(self, number: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         """Log a rollout, look for signs of trouble, adapt the KL coefficient."""
         episodes = self.args.replies_per_process * self.args.world_size
         for name, value in {**metrics, "episodes": float(episodes * (number + 1))}.items():
             self._metrics[name].append(value)
+        if "objective/kl" not in metrics:  # only what is finite is there
+            raise self._diverged(f"the KL of rollout {number}")
         names = {"objective/scores": "scores", "response/length": "length", "objective/kl": "kl"}
-        self.history.append({short: metrics.get(name, math.nan) for name, short in names.items()})
-        if self.is_world_process_zero():
-            self._warn(metrics)
-            if self.samples_file is not None:
-                with self.samples_file.open("a", encoding="utf-8") as file:
-                    for row in samples:
-                        row = {"step": (number + 1) * self.args.steps_per_rollout, "rollout": number, **row}
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if all(name in metrics for name in names):
+            self.history.append({short: metrics[name] for name, short in names.items()})
+        self._warn(metrics)
+        if self.is_world_process_zero() and self.samples_file is not None:
+            with self.samples_file.open("a", encoding="utf-8") as file:
+                for row in samples:
+                    row = {"step": (number + 1) * self.args.steps_per_rollout, "rollout": number, **row}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if self.args.kl_target is not None:
             self.kl_coef = adapt_kl_coefficient(
                 self.kl_coef, metrics["objective/kl"], self.args.kl_target, episodes, self.args.kl_horizon
             )
 
     def _warn(self, metrics: dict[str, float]) -> None:
-        """Say in plain words what numbers alone would hide; each rollout for KL, once for the others."""
+        """Say in plain words what numbers alone would hide."""
+        args, cut = self.args, 1 - metrics["response/eos_share"]
         if metrics["objective/kl"] < -1:
-            print(
-                f"ppo: the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 "
-                "by more than chance, the log-probabilities of sampling and of training differ",
-                file=sys.stderr,
+            self._say(
+                "kl",
+                f"the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
+                "more than chance, the log-probabilities of sampling and of training differ",
             )
-        warning = hacking_signs(self.history)
-        if self._rollout == 0 and metrics["response/eos_share"] < 0.5 and self.args.truncated == "bootstrap":
-            warning = (
-                f"{1 - metrics['response/eos_share']:.0%} of the replies hit max_new_tokens "
-                f"({self.args.max_new_tokens}) and get no score of their own: raise it, or set truncated: score"
+        if self._rollout == 0 and cut > 0.5 and args.truncated == "bootstrap" and args.needs_critic:
+            self._say(
+                "cut",
+                f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
+                "raise it, or set truncated: score",
             )
-        if metrics["response/scored_share"] < 0.5 and warning is None:
-            warning = f"only {metrics['response/scored_share']:.0%} of the replies could be scored"
-        if warning and not self._warned:
-            print(f"ppo: {warning}", file=sys.stderr)
-            self._warned = True
+        if metrics["response/scored_share"] < 0.5:
+            self._say("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")
+        if signs := hacking_signs(self.history):
+            self._say("hacking", signs)
+
+    def _say(self, kind: str, message: str) -> None:
+        """Warn on the main process, once for each kind."""
+        if self.is_world_process_zero() and kind not in self._said:
+            print(f"ppo: {message}", file=sys.stderr)
+        self._said = sorted({*self._said, kind})
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(f"stages.ppo: {what} is not finite: the run has diverged; lower learning_rate")
 
     # optimisation
 
@@ -203,17 +221,20 @@ class PPOTrainer(Trainer):
         """
         loss = torch.zeros((), device=self.args.device)
         if self._stopped:
+            if self.accelerator.sync_gradients:
+                self._metrics["policy/stopped"].append(1.0)
             return loss
         for role in self._trained_roles():
             loss += super().training_step(model, {**inputs, "role": role}, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._end_of_step()
-        return loss
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; what is not finite is told there
 
     def _trained_roles(self) -> list[str]:
         """The roles that learn from this rollout."""
-        learns = self._rollout >= self.args.critic_warmup_rollouts
-        return [*(["policy"] if learns else []), *(["critic"] if self.args.needs_critic else [])]
+        if not self.args.needs_critic:
+            return ["policy"]
+        return ["critic"] if self._rollout < self.args.critic_warmup_rollouts else ["policy", "critic"]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -257,23 +278,35 @@ class PPOTrainer(Trainer):
         names = list(self._sums)
         sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
         found = dict(zip(names, sums, strict=True))
-        skipped = found.get("policy/ratio", 1.0) > self.args.max_ratio
+        step = self.state.global_step + 1
+        ratio, moved = found.get("policy/ratio", 1.0), found.get("policy/approxkl", 0.0)
+        skipped = ratio > self.args.max_ratio
         if skipped:
             self.model.zero_grad(set_to_none=True)
             if self.is_world_process_zero():
                 print(
-                    f"ppo: step {self.state.global_step + 1} skipped: the mean probability ratio is "
-                    f"{found['policy/ratio']:.1f} (max_ratio {self.args.max_ratio})",
+                    f"ppo: step {step} skipped: the mean probability ratio is {ratio:.1f} (max_ratio "
+                    f"{self.args.max_ratio})",
                     file=sys.stderr,
                 )
-        target = self.args.target_kl
-        self._stopped = target is not None and found.get("policy/approxkl", 0.0) > target
-        for name, value in {**found, "policy/skipped": float(skipped), "policy/stopped": float(self._stopped)}.items():
+        elif broken := [name for name, value in found.items() if not math.isfinite(value)]:
+            raise self._diverged(f"{broken[0]} of step {step}")
+        if moved > _LARGE_STEP:
+            self._say(
+                "step",
+                f"step {step} finds the policy {moved:.2f} nats a token from where it sampled: too far to learn from; "
+                "lower learning_rate, or set target_kl",
+            )
+        self._stopped = self.args.target_kl is not None and moved > self.args.target_kl
+        taken = {} if skipped else found
+        for name, value in {**taken, "policy/skipped": float(skipped), "policy/stopped": 0.0}.items():
             self._metrics[name].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the means of what was gathered since the last time."""
         logs |= {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        if "episodes" in logs:
+            logs["episodes"] = self._metrics["episodes"][-1]
         self._metrics.clear()
         super().log(logs, start_time)
 
@@ -294,7 +327,7 @@ class PPOTrainer(Trainer):
         save_file(trained, folder / WEIGHTS)
         rewards = self.collector.rewards
         state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
-                 "history": self.history, "warned": self._warned}  # fmt: skip
+                 "history": self.history, "said": self._said}  # fmt: skip
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     @torch.no_grad()
@@ -308,7 +341,7 @@ class PPOTrainer(Trainer):
             parameter.copy_(saved[name])
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         rewards = self.collector.rewards
-        self.kl_coef, self.history, self._warned = state["kl_coef"], state["history"], state["warned"]
+        self.kl_coef, self.history, self._said = state["kl_coef"], state["history"], state["said"]
         rewards.mean_K = torch.tensor(state["reward_mean"], dtype=torch.float64)
         rewards.std_K = torch.tensor(state["reward_std"], dtype=torch.float64)
 
@@ -341,26 +374,3 @@ class _RolloutLoader:
                 for first in range(0, len(rows), args.per_device_train_batch_size):
                     chosen = rows[first : first + args.per_device_train_batch_size]
                     yield {"minibatch": rollout.minibatch(chosen, tokens)}
-
-
-def make_sampler(roles: Roles, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Sampler:
-    """The sampler that the settings name."""
-    stops = stop_ids(roles.language_model, tokenizer)
-    if args.sampler == "vllm":
-        return VllmSampler(
-            roles, tokenizer, stops, args.max_new_tokens, args.max_length, args.temperature, args.vllm_memory
-        )
-    pad = int(tokenizer.pad_token_id)
-    return PolicySampler(roles, stops, pad, args.max_new_tokens, args.temperature, args.sampling_batch_size)
-
-
-def _whole_rollouts(args: PPOConfig, prompts: int) -> None:
-    """Bring the numbers of steps to whole rollouts, in place."""
-    steps, replies = args.steps_per_rollout, args.replies_per_process * args.world_size
-    episodes = args.total_episodes or args.num_train_epochs * prompts * args.samples_per_prompt
-    rollouts = math.ceil(args.max_steps / steps) if args.max_steps > 0 else max(1, math.ceil(episodes / replies))
-    args.max_steps = rollouts * steps
-    for name in ("save_steps", "logging_steps"):
-        given = getattr(args, name)
-        wanted = given * args.max_steps if given < 1 else given
-        setattr(args, name, max(1, round(wanted / steps)) * steps)

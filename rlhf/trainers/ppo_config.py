@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ class PPOConfig(TrainingArguments):
             if getattr(self, name) not in choices:
                 problems.append(f"{name}: expected one of {', '.join(choices)}, not {getattr(self, name)!r}")
         at_least = {
-            "samples_per_prompt": 2 if self.advantage in ("rloo", "grpo") else 1,
+            "samples_per_prompt": 2 if self.advantage in ("rloo", "grpo") else 1, "gradient_accumulation_steps": 1,
             "max_new_tokens": 1, "num_ppo_epochs": 1, "num_mini_batches": 1, "sampling_batch_size": 1,
             "normalize_samples": 0, "critic_warmup_rollouts": 0, "log_completions": 0, "kl_coef": 0, "vf_coef": 0,
             "missing_eos_penalty": 0,
@@ -106,7 +107,8 @@ class PPOConfig(TrainingArguments):
                 why = f" for {self.advantage}" if name == "samples_per_prompt" and least == 2 else ""
                 problems.append(f"{name} must be at least {least}{why}, not {getattr(self, name)}")
         for name in ("temperature", "cliprange", "cliprange_value", "kl_target", "kl_horizon", "total_episodes",
-                     "target_kl", "max_ratio", "max_importance_weight", "critic_learning_rate"):  # fmt: skip
+                     "target_kl", "max_ratio", "vllm_memory", "max_importance_weight",
+                     "critic_learning_rate"):  # fmt: skip
             if (value := getattr(self, name)) is not None and not value > 0:
                 problems.append(f"{name} must be above 0, not {value}")
         for name in ("gamma", "lam"):
@@ -148,3 +150,20 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "truncated": ("bootstrap", "score"),
     "critic_from": ("reward", "policy"),
 }
+
+
+def whole_rollouts(args: PPOConfig, prompts: int) -> None:
+    """Bring the numbers of steps to whole rollouts, in place."""
+    steps, replies = args.steps_per_rollout, args.replies_per_process * args.world_size
+    episodes = args.total_episodes or args.num_train_epochs * prompts * args.samples_per_prompt
+    rollouts = math.ceil(args.max_steps / steps) if args.max_steps > 0 else max(1, math.ceil(episodes / replies))
+    args.max_steps = rollouts * steps
+    unit = steps
+    for name in (
+        "logging_steps",
+        "save_steps",
+    ):  # no checkpoint between two lines of the log: it would lose half of one
+        given = getattr(args, name)
+        wanted = given * args.max_steps if given < 1 else given
+        unit *= max(1, round(wanted / unit))
+        setattr(args, name, unit)

@@ -22,7 +22,8 @@ from rlhf.models.heads import score_head
 from rlhf.models.load import load_policy, load_scorer, model_config, source_of
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
-from rlhf.stages import StageContext
+from rlhf.rewards.load import OWN
+from rlhf.stages import StageContext, rewards_of
 from rlhf.trainers.common import Start, adapted, starting_policy
 from rlhf.trainers.ppo_config import PPOConfig
 
@@ -42,7 +43,8 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
         UserError: A model cannot be loaded, or is not what its stage left.
     """
     base = starting_policy(context, begun)
-    folder = context.parents.get("reward")
+    maximised = OWN in rewards_of(context.project, context.name)
+    folder = context.parents.get(OWN) if maximised else None  # another reward's critic must not start as this one
     set_seed(args.seed)
     if begun.config.adapter is None:
         return _separate_roles(adapted(base, begun, TaskType.CAUSAL_LM, args), begun, args, folder)
@@ -82,9 +84,11 @@ def reward_part(folder: Path, begun: Start) -> RewardPart | None:
     except ValueError:
         return None
     head = {name: state.pop(name) for name in list(state) if ".lora_" not in name}
+    if len({name.rpartition(".")[0] for name in head}) != 1:
+        return None
     weights = [tensor for name, tensor in head.items() if name.endswith(".weight")]
     biases = [tensor for name, tensor in head.items() if name.endswith(".bias")]
-    if len(weights) != 1 or weights[0].shape[0] != 1 or len(weights) + len(biases) != len(head):
+    if len(weights) != 1 or weights[0].shape[0] != 1:
         return None
     layer = nn.Linear(weights[0].shape[1], 1, bias=bool(biases))
     layer.load_state_dict({"weight": weights[0].float(), **({"bias": biases[0].float()} if biases else {})})
@@ -124,7 +128,8 @@ def _like_the_policy(folder: Path, begun: Start) -> PreTrainedModel | None:
     config = ModelConfig(name_or_path=str(folder), adapter=None)
     source = source_of(config)
     record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    same = model_config(source).model_type == model_config(begun.source).model_type
+    theirs, ours = (model_config(one).get_text_config() for one in (source, begun.source))
+    same = all(getattr(theirs, name, None) == getattr(ours, name, None) for name in ("model_type", "hidden_size"))
     if not same or record.get("tokenizer") != tokenizer_record(begun.tokenizer):
         return None
     return load_scorer(source, config, begun.tokenizer).model

@@ -23,9 +23,10 @@ from rlhf.rewards import RewardFunction
 from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
 from rlhf.rollout.measure import adapter_scores, measure
 from rlhf.rollout.rollout import Rollout, padded
-from rlhf.rollout.sample import as_completion, text_of
-from rlhf.rollout.sampler import Completion, Sampler, row_seed
+from rlhf.rollout.sample import as_completion, stop_ids, text_of
+from rlhf.rollout.sampler import Completion, PolicySampler, Sampler, row_seed
 from rlhf.rollout.shape import token_rewards
+from rlhf.rollout.vllm import VllmSampler
 from rlhf.trainers.ppo_config import PPOConfig
 
 
@@ -101,7 +102,7 @@ class Collector:
     sampler: Sampler
     """Writes with the policy as it is when called."""
     ending: list[int]
-    """What follows the text of a reply: EOS, and what the template writes behind it."""
+    """What follows the text of a reply (`Codec.ending`)."""
     context_length: int | None
     reduce: Reduce
 
@@ -147,6 +148,7 @@ class Collector:
         bootstrap = args.truncated == "bootstrap" and args.needs_critic
         kl_BT = KL_ESTIMATORS[args.kl_estimator](log_probs_BT, measured.reference_BT)
         rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, kl_coef, cut_B, args.missing_eos_penalty, bootstrap)
+        paid_B = rewards_BT.sum(1)
         if args.whiten_rewards:
             rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False, reduce=self.reduce)
         values_BT = last_B = None
@@ -165,7 +167,7 @@ class Collector:
             returns_BT, values_BT, weights_BT, pad, bool(self.roles.unfolded),
         )  # fmt: skip
         kl_B = (k1(log_probs_BT, measured.reference_BT) * replied_BT).sum(1)
-        metrics = self._metrics(rollout, flat, scores_BK, scores_B, kl_B, rewards_BT, replied_BT)
+        metrics = self._metrics(rollout, flat, scores_BK, scores_B, kl_B, paid_B, replied_BT)
         metrics["objective/kl_coef"] = kl_coef
         if not exact:
             metrics["sampler/gap"] = self._mean((log_probs_BT - sampled_BT).abs(), replied_BT)
@@ -178,7 +180,7 @@ class Collector:
         scores_BK: torch.Tensor,
         scores_B: torch.Tensor,
         kl_B: torch.Tensor,
-        rewards_BT: torch.Tensor,
+        paid_B: torch.Tensor,
         replied_BT: torch.Tensor,
     ) -> dict[str, float]:
         """Means over the replies of all processes."""
@@ -189,7 +191,7 @@ class Collector:
             "objective/kl": self._mean(kl_B, every_B),
             "objective/scores": self._mean(scores_B, scored_B),
             "objective/scores_std": variance.sqrt().item(),
-            "objective/rlhf_reward": self._mean(rewards_BT.sum(1), scored_B),
+            "objective/rlhf_reward": self._mean(paid_B, scored_B),
             "response/length": self._mean(replied_BT.sum(1), every_B),
             "response/eos_share": self._mean(torch.tensor([float(one.finished) for one in flat]), every_B),
             "response/scored_share": self._mean(scored_B.float(), every_B),
@@ -237,6 +239,17 @@ class Collector:
             }
             for row in chosen
         ]
+
+
+def make_sampler(roles: Roles, tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> Sampler:
+    """The sampler that the settings name."""
+    stops = stop_ids(roles.language_model, tokenizer)
+    if args.sampler == "vllm":
+        return VllmSampler(
+            roles, tokenizer, stops, args.max_new_tokens, args.max_length, args.temperature, args.vllm_memory
+        )
+    pad = int(tokenizer.pad_token_id)
+    return PolicySampler(roles, stops, pad, args.max_new_tokens, args.temperature, args.sampling_batch_size)
 
 
 def prompt_numbers(rollout: int, count: int, prompts: int, seed: int) -> list[int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import os
 import sys
 from typing import Any
 
@@ -39,16 +42,15 @@ DEFAULTS: dict[str, Any] = {
 }
 """Where the stage's YAML is silent."""
 
+_UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_end", "label_smoothing_factor")
+
 
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and hold that there is something to maximise."""
     begun = start(context)
     check_policy(begun.source, begun.encoder)
     args: Any = arguments(context, PPOConfig, begun, DEFAULTS)
-    problems = args.check()
-    if args.fp16:
-        problems.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
-    if problems:
+    if problems := [*args.check(), *_unfit(args, begun.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
     _check_rewards(context.project)
     room = None if args.max_length is None else args.max_length - args.max_new_tokens
@@ -92,15 +94,33 @@ def prompt_rows(data: Dataset) -> list[PromptRow]:
     return [PromptRow(row["prompt_ids"], json.loads(row["prompt"]), json.loads(row["extra"])) for row in data]
 
 
+def _unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
+    """Settings that mean nothing here, or that several roles on one base cannot have."""
+    found = [f"{name}: online training has no use for it" for name in _UNUSED if getattr(args, name)]
+    if args.eval_strategy != "no":
+        found.append("eval_strategy: there is no held-out loss online; the evaluate stage compares replies")
+    if args.fp16:
+        found.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
+    if (adapter or {}).get("bias", "none") != "none":
+        found.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
+        found.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
+    if args.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+        found.append("sampler: vllm is not installed (pip install vllm)")
+    return found
+
+
 def _check_rewards(project: ProjectConfig) -> None:
     """Hold, before anything trains, that the rewards are there; the run's own model may still be to come."""
     weights = rewards_of(project, "ppo")
+    if not isinstance(weights, dict):
+        raise UserError(f"stages.ppo.rewards: expected {{name: weight}}, not {weights!r}")
     if not weights:
         raise UserError(
             f"{project.path}: stages.ppo has nothing to maximise: add a reward stage, or a function to rewards:"
         )
     for name, weight in weights.items():
-        if not isinstance(weight, int | float) or isinstance(weight, bool):
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not math.isfinite(weight):
             raise UserError(f"stages.ppo.rewards.{name}: expected a weight, not {weight!r}")
     if OWN in weights and OWN not in project.stages:
         raise UserError(f"stages.ppo.rewards: there is no {OWN!r} stage in {project.path}")

@@ -1,5 +1,7 @@
 """Masks, EOS and limits, on a tokenizer whose tokens are easy to count: every byte is one."""
 
+import copy
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -186,3 +188,15 @@ def test_an_encoder_frames_the_text_itself(tiny_bert):
     assert one.labelled(Labelled("lamp", 1)).columns["labels"] == 1
     with pytest.raises(UserError, match="an encoder learns from `text` and `label`"):
         one.labelled(Demonstration("a", "b"))
+
+
+def test_what_follows_a_reply(tiny_tokenizer):
+    """EOS alone; or the template's own mark, a line break and EOS, where the template writes these."""
+    eos = tiny_tokenizer.eos_token_id
+    chat = [{"role": "user", "content": "Hello"}]
+    assert Codec(tiny_tokenizer).ending("Hello") == [eos]
+    assert Codec(tiny_tokenizer).ending(chat) == [eos]
+    other = copy.deepcopy(tiny_tokenizer)
+    other.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '##\n' }}{% endfor %}"
+    mark = other("##\n")["input_ids"]
+    assert Codec(other).ending(chat) == [*mark, eos]

@@ -76,3 +76,8 @@ def test_what_is_expected_of_the_estimates():
 )
 def test_the_coefficient_follows_the_target(kl, episodes, expected):
     assert adapt_kl_coefficient(0.15, kl, 6.0, episodes, 10_000) == pytest.approx(expected)
+
+
+def test_a_rollout_larger_than_the_horizon_moves_the_coefficient_by_a_fifth_at_most():
+    assert adapt_kl_coefficient(1.0, 0.0, 6.0, 1000, 100.0) == pytest.approx(0.8)
+    assert adapt_kl_coefficient(1.0, 60.0, 6.0, 1000, 100.0) == pytest.approx(1.2)

@@ -4,7 +4,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from rlhf.models.roles import CRITIC, REWARD, Roles
-from rlhf.rollout.measure import adapter_scores, measure
+from rlhf.rollout.measure import _closed, adapter_scores, measure
 from rlhf.rollout.sampler import Completion
 from tests.models_by_hand import strong
 
@@ -65,3 +65,12 @@ def test_a_score_is_read_behind_the_ending(roles, limit, kept):
         assert found[number] == pytest.approx(roles.reward_head(last).item(), abs=1e-5)
         if number == 0:
             assert len(text[:room]) == kept
+
+
+@pytest.mark.parametrize(("ids", "finished", "closed"), [
+    ([7, 8], False, [7, 8, 4, 5, 2]), ([7, 8, 2], True, [7, 8, 4, 5, 2]), ([7, 8, 4], True, [7, 8, 4, 5, 2]),
+    ([7, 8, 4, 5, 2], True, [7, 8, 4, 5, 2]), ([2], True, [4, 5, 2]),
+])  # fmt: skip
+def test_a_reply_ends_as_in_the_reward_models_training(ids, finished, closed):
+    """Whatever part of the ending 4 5 2 it wrote, and whichever token stopped it."""
+    assert _closed(Completion(ids, finished, [], []), [4, 5, 2], None) == closed

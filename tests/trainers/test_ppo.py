@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, set_seed
 
 from rlhf.models.fold import fold
+from rlhf.models.roles import Roles
 from rlhf.rollout.sampler import PolicySampler
 from rlhf.trainers.ppo import PPOTrainer
 from tests.trainers.ppo_by_hand import make_roles, make_trainer, rollout_rows, wordy
@@ -237,6 +240,35 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
         now, _ = trainer.model("policy", batch.folded)
     assert now[mask] == pytest.approx(rollout.log_probs_BT[mask], abs=1e-5)
     assert trainer._metrics["sampler/gap"][0] > 0.1
+
+
+def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
+    """Merging it would change the embeddings too: it stays as it is while the others are merged."""
+    set_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config)
+    for name, one in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(one, std=0.1)
+    trainer = make_trainer(tmp_path, tiny_llama, Roles(policy), advantage="reinforce")
+    batch = (rollout := trainer.collect(0)).minibatch(range(len(rollout.prompts)), 1.0)
+    with torch.no_grad():
+        now, _ = trainer.model("policy", batch.folded)
+    assert now[batch.mask_BT] == pytest.approx(batch.log_probs_BT[batch.mask_BT], abs=1e-5)
+
+
+def test_below_float32_sampling_and_training_are_told_apart(tmp_path, tiny_llama):
+    trainer = make_trainer(tmp_path, tiny_llama, bf16=True)
+    rollout = trainer.collect(0)
+    assert rollout.weights_BT is not None
+    assert trainer._metrics["sampler/gap"][0] > 0
+    assert make_trainer(tmp_path, tiny_llama).collect(0).weights_BT is None
+
+
+def test_a_step_too_far_is_said(tmp_path, tiny_llama, capsys):
+    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter=False), learning_rate=0.3)
+    trainer.train()
+    assert "too far to learn from; lower learning_rate" in capsys.readouterr().err
 
 
 def test_numbers_of_steps_become_whole_rollouts(tmp_path, tiny_llama):

@@ -218,6 +218,12 @@ def test_several_rewards_by_name_and_weight(tmp_path, tiny_llama):
         ({"rewards": {"nobody": 1.0}}, "there is no 'nobody'"),
         ({"rewards": {"long": "much"}}, "stages.ppo.rewards.long: expected a weight, not 'much'"),
         ({"fp16": True}, "stages.ppo.*fp16"),
+        ({"eval_strategy": "epoch"}, "stages.ppo.eval_strategy: there is no held-out loss online"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"neftune_noise_alpha": 5}, "stages.ppo.neftune_noise_alpha: online training has no use for it"),
+        ({"rewards": ["long"]}, "stages.ppo.rewards: expected {name: weight}, not"),
+        ({"rewards": {"long": float("nan")}}, "stages.ppo.rewards.long: expected a weight, not nan"),
+        ({"sampler": "vllm"}, "stages.ppo.sampler: vllm is not installed"),
         ({"max_length": 20}, r"every row of data.rollouts was dropped: \d+ × prompt leaves no room for a reply"),
     ],
 )
@@ -238,8 +244,21 @@ def test_there_must_be_something_to_maximise(tmp_path, tiny_llama, tiny_bert):
         prepare_stage(made, "ppo")
 
 
-def test_a_run_that_diverges_is_stopped(project):
-    made = project(learning_rate=1e30, max_grad_norm=0, optim="sgd", max_ratio=1e30)
+def test_a_critic_does_not_start_as_a_reward_that_is_not_maximised(project):
+    made = project(rewards={"long": 1.0})
+    context = StageContext(
+        made, "ppo", made.run_dir / "work", {name: made.run_dir / name for name in ("sft", "reward")}
+    )
+    ready = ppo_stage.prepare(context)
+    roles = build_roles(context, ready.begun, ready.args)
+    assert roles.reward_head is None
+    assert not roles.critic_scores
+    assert not roles.value_head.weight.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"logging_steps": 100}])
+def test_a_run_that_diverges_is_stopped(project, options):
+    made = project(learning_rate=1e30, max_grad_norm=0, optim="sgd", max_ratio=1e30, **options)
     with pytest.raises(UserError, match="the run has diverged"):
         run_stage(made, "ppo")
     assert not (made.run_dir / "ppo").exists()
