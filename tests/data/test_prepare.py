@@ -167,7 +167,7 @@ def test_evaluation_prompts_come_from_held_out_rows_and_do_not_depend_on_their_o
     assert evaluation_prompts(only, 5)
     with pytest.raises(UserError, match=r"no prompts to evaluate on: data.demonstrations holds none out"):
         evaluation_prompts(project(demonstrations=write("d.jsonl", rows(50)), holdout=0.0), 5)
-    with pytest.raises(UserError, match="no prompts to evaluate on"):
+    with pytest.raises(UserError, match=r"data.prompts \(or rollouts, preferences, demonstrations\) is missing"):
         evaluation_prompts(project(), 5)
 
 
