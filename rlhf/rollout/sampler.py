@@ -76,7 +76,6 @@ class TransformersSampler:
     """Replies sampled at once."""
     label: str | None = None
     """Words before a progress bar; None shows none."""
-    exact: bool = field(default=True, init=False)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
