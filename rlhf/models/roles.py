@@ -84,9 +84,8 @@ class Roles(nn.Module):
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """What the critic trains."""
         for name, parameter in self.named_parameters():
-            if (parameter.requires_grad and not name.startswith("policy.")) or (
-                parameter.requires_grad and self.shared and f".{CRITIC}." in name
-            ):
+            own = not name.startswith("policy.") or (self.shared and f".{CRITIC}." in name)
+            if own and parameter.requires_grad:
                 yield parameter
 
     def forward(

@@ -46,9 +46,9 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
     maximised = OWN in rewards_of(context.project, context.name)
     folder = context.parents.get(OWN) if maximised else None  # another reward's critic must not start as this one
     set_seed(args.seed)
-    if begun.config.adapter is None:
-        return _separate_roles(adapted(base, begun, TaskType.CAUSAL_LM, args), begun, args, folder)
     policy = adapted(base, begun, TaskType.CAUSAL_LM, args)
+    if begun.config.adapter is None:
+        return _separate_roles(policy, begun, args, folder)
     part = reward_part(folder, begun) if folder is not None else None
     value_head = None
     from_reward = args.needs_critic and part is not None and args.critic_from == "reward"
