@@ -7,8 +7,6 @@ takes are those of its trainer's config class; their names are read from the ins
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +16,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rlhf import schema
-from rlhf.errors import UserError
+from rlhf.config_checks import check
+from rlhf.errors import UserError, unknown_name
 from rlhf.yaml_loader import Loader, parse_value
 
 _STRICT = ConfigDict(extra="forbid")
@@ -157,6 +156,8 @@ class StageConfig:
     """The stage (or `base`) to start from, where it is not the usual one."""
     adapter: dict[str, Any] | Literal["inherit"] | None = "inherit"
     """As `model.adapter`, for this stage alone."""
+    fold: bool = True
+    """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""
     trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the trainer's config class."""
 
@@ -211,13 +212,6 @@ class ProjectConfig:
         given = Path(path).expanduser()
         beside = self.path.parent / given
         return given if given.exists() or not beside.exists() else beside
-
-
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """The words that follow an unknown name: the nearest known one, or all of them where none is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:12])}"
 
 
 def apply_override(tree: dict[str, Any], assignment: str) -> None:
@@ -280,7 +274,7 @@ def _build(tree: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> Proj
         project = TypeAdapter(ProjectConfig).validate_python({**tree, "path": path, "overrides": overrides})
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from None
-    _check(project)
+    check(project)
     return project
 
 
@@ -352,48 +346,3 @@ def _owner(steps: list[str]) -> Any:
     }  # fmt: skip
     found = [by_section[step] for step in steps if step in by_section]
     return found[-1] if found else ProjectConfig
-
-
-def _check(project: ProjectConfig) -> None:
-    """What types cannot say: names, shares and the model's origin."""
-    where = project.path
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", project.name):
-        raise UserError(f"{where}: name: {project.name!r} must be letters, digits, '.', '_' or '-' (it names a folder)")
-    if not 0 <= project.holdout < 1:
-        raise UserError(f"{where}: data: holdout must be at least 0 and below 1, not {project.holdout}")
-    if (project.model.name_or_path is None) == (project.model.scratch is None):
-        raise UserError(f"{where}: model: give one of name_or_path and scratch")
-    for name, reward in project.rewards.items():
-        if problem := _reward_problem(reward):
-            raise UserError(f"{where}: rewards.{name}: {problem}")
-        if name in project.stages:
-            raise UserError(f"{where}: rewards.{name}: {name!r} is a stage; give the judge another name")
-    for name, stage in project.stages.items():
-        if stage.model is not None and stage.model.name_or_path is None:
-            raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")
-        if stage.parent not in (None, "base") and stage.parent not in project.stages:
-            hint = unknown_name(str(stage.parent), {"base", *project.stages} - {name})
-            raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
-    for key in ("prompts", "samples", "max_new_tokens", "batch_size"):
-        if (value := getattr(project.evaluate, key)) < 1:
-            raise UserError(f"{where}: evaluate.{key} must be at least 1, not {value}")
-    for key, number in (("evaluate.temperature", project.evaluate.temperature), ("seed", project.seed)):
-        if not number >= 0:
-            raise UserError(f"{where}: {key} must be at least 0, not {number}")
-
-
-def _reward_problem(reward: RewardConfig) -> str | None:
-    """What is wrong with the settings of a reward, if anything."""
-    if (reward.function is None) == (reward.model is None):
-        return "give one of function and model"
-    if reward.arguments and reward.function is None:
-        return "arguments belong to a function, not to a model"
-    if reward.label is not None and reward.model is None:
-        return "label belongs to a model, not to a function"
-    if isinstance(reward.model, list) and len(reward.model) < 2:
-        return "an ensemble needs at least two models"
-    if reward.std_weight is not None and not isinstance(reward.model, list):
-        return "std_weight belongs to an ensemble: give a list of models"
-    if reward.std_weight is not None and not 0 <= reward.std_weight < float("inf"):
-        return f"std_weight must be finite and at least 0, not {reward.std_weight}"
-    return None

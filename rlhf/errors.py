@@ -1,5 +1,10 @@
 """The one exception that a user sees as a line of text."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in what the user gave us: config, data, model or folder.
@@ -7,3 +12,10 @@ class UserError(Exception):
     The message is one line that names the file, line, column or key concerned. The command line prints it without a
     traceback and exits with code 2; in Python it is an ordinary exception.
     """
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """The words that follow an unknown name: the nearest known one, or all of them where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:12])}"

@@ -1,144 +1,301 @@
-"""Replies to one prompt as one row: the prompt stands once, and is computed once.
+"""Sequences that begin alike are computed as one row, under any trainer: the backbone's forward pass is replaced.
 
-    separate rows          one row
+    a group of rows        one row
     P P P a a              P P P a a b b b
     P P P b b b
 
-Positions restart behind the prompt for each reply, and a 4-D mask lets a reply see the prompt and itself. Every hidden
-state is then what it would be in a row of its own. Rows are padded on the right, so that a batch without shared prompts
-is plain causal attention and needs no mask at all.
+Whoever calls the model does not see it: hidden states come back in the rows that were asked for, equal to those of the
+plain forward pass up to rounding, and so do all gradients. What is above the backbone, heads and losses, is as it was.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import PretrainedConfig
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
-_PADDING = -1
-_SHARED = 0
+from rlhf.models import foldable
+from rlhf.models.cost import Cost
+from rlhf.models.layout import lay_out
+
+
+@dataclass(eq=False)
+class Fold:
+    """A fold in place: a context manager that takes it off at the end, or `remove()`."""
+
+    model: PreTrainedModel
+    """What was folded, without peft's wrapping."""
+    group_size: int
+    """Sequences of a group."""
+    by_length: bool
+    """Whether rows of like length are run together, to save padding."""
+    reason: str | None = None
+    """Why the model is never folded, if it is not."""
+    said: set[str] = field(default_factory=set)
+    """Reasons that were given already."""
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head."""
+        return self.model.base_model
+
+    def __enter__(self) -> Fold:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Put the plain forward pass back."""
+        state = vars(self.backbone).pop("_fold", None)
+        if state is None:
+            return
+        del self.backbone.forward
+        if state.before is not None:
+            self.backbone.forward = state.before
+
+    def say(self, reason: str) -> None:
+        """Say once why rows are not folded."""
+        if reason not in self.said:
+            self.said.add(reason)
+            print(f"fold: {type(self.model).__name__} runs unfolded: {reason}", file=sys.stderr)
+
+
+@dataclass(eq=False)
+class _State:
+    """What a folded backbone knows; a copy of the model has a copy of it."""
+
+    fold: Fold
+    before: MethodType | None
+    """A forward pass that was set on the backbone itself, by whatever else wraps it."""
+    cost: Cost
+    rotary: bool
+    """Whether only distances matter, so that positions may be shifted."""
+    dropout: str | None = None
 
 
 @dataclass(frozen=True)
-class Folded:
-    """B sequences in R rows of L tokens."""
+class _Rows:
+    """The rows of a call."""
 
-    ids_RL: torch.Tensor
-    """Tokens, right-padded."""
-    positions_RL: torch.Tensor
-    """Position of each token in its own sequence."""
-    segments_RL: torch.Tensor
-    """0 in the prompt, k in the k-th reply of the row, −1 in the padding."""
-    states_BS: torch.Tensor
-    """Where sequence b's hidden states stand in the flattened rows, S = T + 1: before each reply token, and after the
-    last (repeated to the end of the row)."""
-    mask_BT: torch.Tensor
-    """Bool, true at the tokens of a reply."""
+    ids: list[list[int]]
+    """Tokens of each sequence, without padding."""
+    starts: list[int]
+    """Column of each sequence's first token."""
+    positions: list[int]
+    """Position of each sequence's first token."""
+    shape: tuple[int, int]
+    rest: dict[str, Any]
+    """The call's other arguments."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One row to compute: a shared part, and the sequences' own."""
+
+    prompt: list[int]
+    tails: list[list[int]]
+    members: list[int]
+    """Rows of the call."""
+    position: int
 
     @property
-    def shares(self) -> bool:
-        """Whether any row holds more than one reply."""
-        return bool((self.segments_RL > 1).any())
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.prompt) + sum(map(len, self.tails))
 
-    def to(self, device: torch.device) -> Folded:
-        """The same on a device."""
-        return Folded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-    def inputs(self, attention: str | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """What a transformers model is called with.
-
-        Args:
-            attention: Its `_attn_implementation`: eager attention adds the mask, the others take it as bool.
-            dtype: Type of its weights.
-        """
-        inputs = {"input_ids": self.ids_RL, "position_ids": self.positions_RL}
-        if self.shares:
-            visible = fold_mask(self.segments_RL)
-            if attention == "eager":
-                visible = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-            inputs["attention_mask"] = visible
-        return inputs
+    @property
+    def shared(self) -> bool:
+        """Whether a mask is needed to keep sequences apart."""
+        return sum(map(bool, self.tails)) > 1
 
 
-def fold(
-    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[Sequence[int]]], pad: int, separate: bool = False
-) -> Folded:
-    """Lay out prompts and their replies.
+def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: bool = True) -> Fold:
+    """Compute what the sequences of a group share once, from now on or within a `with` block.
+
+    Of a batch of R rows, i, i + R/G, i + 2R/G … (G = `group_size`) are a group: for preference pairs TRL's layout, all
+    chosen, then all rejected. Their longest common beginning stands once, whatever it is; groups that share little are
+    run as separate rows. Calls that cannot be folded run as they always did: generation, other outputs than the last
+    states, numbers of rows that are no multiple of G.
 
     Args:
-        prompts: Token ids of each prompt, at least one token.
-        replies: For each prompt the token ids of its replies.
-        pad: Token that fills rows up.
-        separate: A row for each reply, for models that cannot share (see `why_not`).
+        model: Any decoder of transformers with full causal attention, with whatever head; peft's wrapping too.
+        group_size: Sequences of a group; 1 shares nothing, and only saves padding.
+        by_length: Run rows of like length together: a batch is cut into several where that costs less than its padding.
 
     Returns:
-        The layout; its sequences are the replies in order.
+        The fold; its `reason` says why this model runs unfolded, if it does.
 
     Raises:
-        ValueError: A prompt is empty: nothing would predict the first token.
+        ValueError: `group_size` is below 1, or the model is folded already.
+
+    Deviation: none; the result is the plain one, to rounding (1e-6 relative in float64, 1e-5 in float32).
     """
-    if not all(map(len, prompts)):
-        raise ValueError("an empty prompt has no state that predicts the first token")
-    rows = [(prompt, [one]) for prompt, row in zip(prompts, replies, strict=True) for one in row]
-    if not separate:
-        rows = list(zip(prompts, [list(row) for row in replies], strict=True))
-    width = max(len(prompt) + sum(map(len, row)) for prompt, row in rows)
-    longest = max(len(one) for _, row in rows for one in row)
-    ids, positions, segments = [], [], []
-    states: list[list[int]] = []
-    lengths: list[int] = []
-    for number, (prompt, row) in enumerate(rows):
-        tokens, places, owners = list(prompt), list(range(len(prompt))), [_SHARED] * len(prompt)
-        for segment, one in enumerate(row, start=1):
-            first, begin = number * width + len(prompt) - 1, number * width + len(tokens)
-            before = [first, *range(begin, begin + len(one))]
-            states.append(before + before[-1:] * (longest - len(one)))
-            lengths.append(len(one))
-            tokens += one
-            places += range(len(prompt), len(prompt) + len(one))
-            owners += [segment] * len(one)
-        filling = width - len(tokens)
-        ids.append(tokens + [pad] * filling)
-        # counting on, as transformers takes a restart without a mask for packed sequences, and builds one
-        positions.append(places + (list(range(len(tokens), width)) if len(row) == 1 else [0] * filling))
-        segments.append(owners + [_PADDING] * filling)
-    return Folded(
-        torch.tensor(ids),
-        torch.tensor(positions),
-        torch.tensor(segments),
-        torch.tensor(states),
-        torch.arange(longest)[None] < torch.tensor(lengths)[:, None],
-    )
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, not {group_size}")
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    made = Fold(whole, group_size, by_length)
+    backbone = made.backbone
+    if "_fold" in vars(backbone):
+        raise ValueError(f"{type(whole).__name__} is folded already")
+    made.reason = _prompt_learning(model) or foldable.why_not(backbone, longest=0) or _trial(backbone)
+    if made.reason is not None:
+        made.say(made.reason)
+        return made
+    rotary = any("rotary" in type(module).__name__.lower() for module in backbone.modules())
+    backbone._fold = _State(made, vars(backbone).get("forward"), Cost.of(backbone), rotary)
+    backbone.forward = MethodType(_forward, backbone)
+    return made
 
 
-def fold_mask(segments_RL: torch.Tensor) -> torch.Tensor:
-    """Which token sees which: [R, 1, L, L], true where query (third axis) sees key (last axis).
-
-    A key is visible if it stands no later and belongs to the prompt or to the query's own reply. Padding sees itself:
-    a row that sees nothing would be NaN.
-    """
-    length = segments_RL.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments_RL.device).tril()
-    query, key = segments_RL[:, :, None], segments_RL[:, None, :]
-    return (causal & ((key == _SHARED) | (key == query)))[:, None]
-
-
-def why_not(model: nn.Module) -> str | None:
-    """Why a model cannot share prompts, or None where it can.
-
-    Sharing needs layers whose attention is full, causal, and takes a mask.
-    """
-    config: PretrainedConfig = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if other := kinds - {"full_attention"}:
-        return f"layers of type {', '.join(sorted(other))}"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "sliding-window attention"
-    if (attention := config._attn_implementation) not in ("eager", "sdpa"):
-        return f"attention implementation {attention}, which takes no mask of pairs"
-    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt", "falcon_mamba", "mamba", "mamba2"):
-        return f"{config.model_type}: positions or states that a mask does not govern"
+def _prompt_learning(model: nn.Module) -> str | None:
+    if isinstance(model, PeftModel) and any(one.is_prompt_learning for one in model.peft_config.values()):
+        return "an adapter that learns a prompt, which every row has before it"
     return None
+
+
+def _trial(backbone: nn.Module) -> str | None:
+    weight = next(backbone.parameters())
+    return None if weight.is_meta or _sharded(weight) else foldable.trial(backbone)
+
+
+def _sharded(weight: torch.Tensor) -> bool:
+    """Whether the weights are spread over processes, which must then all make the same number of calls."""
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a folded backbone does when it is called."""
+    state: _State = self._fold
+    plain = state.before or functools.partial(type(self).forward, self)
+    rows = _read(self, state, args, kwargs)
+    if rows is None:
+        return plain(*args, **kwargs)
+    reason = foldable.why_not(self, max(map(len, rows.ids))) or (_dropout(self, state) if self.training else None)
+    if reason is not None:
+        state.fold.say(reason)
+        return plain(*args, **kwargs)
+    return _run(self, plain, rows, _batches(self, state, _items(rows, state)))
+
+
+def _dropout(backbone: nn.Module, state: _State) -> str | None:
+    """Looked for once: before the first step, when trainers have switched off what they switch off."""
+    if state.dropout is None:
+        state.dropout = foldable.dropout(backbone) or ""
+    return state.dropout or None
+
+
+def _read(backbone: Any, state: _State, args: Sequence[Any], kwargs: dict[str, Any]) -> _Rows | None:
+    """The rows of a call, or None where it is none that can be folded."""
+    names = list(inspect.signature(type(backbone).forward).parameters)[1:]
+    given = {name: value for name, value in (*zip(names, args, strict=False), *kwargs.items()) if value is not None}
+    ids, mask, positions = (given.pop(name, None) for name in ("input_ids", "attention_mask", "position_ids"))
+    if ids is None or ids.dim() != 2 or len(ids) % state.fold.group_size or (mask is not None and mask.dim() != 2):
+        return None
+    if given.get("return_dict") is False or "past_key_values" in given:
+        return None
+    asked = ("use_cache", "output_hidden_states", "output_attentions", "output_router_logits")
+    if any(given.get(name) for name in asked) or any(isinstance(value, torch.Tensor) for value in given.values()):
+        return None
+    rest = {"use_cache": False, **given}
+    width = ids.shape[1]
+    if mask is None:
+        starts, lengths = [0] * len(ids), [width] * len(ids)
+    else:
+        real = mask.bool().cpu()
+        starts, lengths = real.int().argmax(1).tolist(), real.sum(1).tolist()
+        columns = torch.arange(width)
+        spans = (columns >= real.int().argmax(1)[:, None]) & (columns < (real.int().argmax(1) + real.sum(1))[:, None])
+        if not torch.equal(real, spans):
+            return None  # holes in the mask
+    if positions is not None:
+        positions = positions.cpu().expand(len(ids), -1)
+        first = positions.gather(1, torch.tensor(starts)[:, None])[:, 0]
+        expected = first[:, None] + torch.arange(width) - torch.tensor(starts)[:, None]
+        if mask is None and not torch.equal(positions, expected):
+            return None  # packed rows
+        if mask is not None and not torch.equal(positions[real], expected[real]):
+            return None
+        begins = first.tolist()
+    elif state.rotary or not any(starts):
+        begins = [0] * len(ids)
+    else:
+        return None  # the model makes positions of its own, which padding on the left shifts
+    rows = [
+        row[start : start + max(1, length)] for row, start, length in zip(ids.tolist(), starts, lengths, strict=True)
+    ]
+    return _Rows(rows, starts, begins, tuple(ids.shape), rest)
+
+
+def _items(rows: _Rows, state: _State) -> list[_Item]:
+    """The rows to compute: one for a group that shares enough, else one for each sequence."""
+    items = []
+    count = len(rows.ids) // state.fold.group_size
+    for first in range(count):
+        members = list(range(first, len(rows.ids), count))
+        single = [_Item(rows.ids[one][:1], [rows.ids[one][1:]], [one], rows.positions[one]) for one in members]
+        shared = common_prefix([rows.ids[one] for one in members])
+        if shared == 0 or len({rows.positions[one] for one in members}) > 1:
+            items += single
+            continue
+        tails = [rows.ids[one][shared:] for one in members]
+        whole = _Item(rows.ids[first][:shared], tails, members, rows.positions[first])
+        apart = sum(state.cost.rows(1, one.length, shared=False) for one in single)
+        items += [whole] if state.cost.rows(1, whole.length, whole.shared) <= apart else single
+    return items
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    if len(sequences) == 1:
+        return len(sequences[0])
+    low, high = min(sequences), max(sequences)  # of all, these two part first
+    return next((at for at, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
+
+
+def _batches(backbone: nn.Module, state: _State, items: list[_Item]) -> list[list[_Item]]:
+    """The batches in which the rows are run: one, or several of like length."""
+    if not state.fold.by_length or _sharded(next(backbone.parameters())):
+        return [items]
+    batches = []
+    for shared in (False, True):
+        kind = [item for item in items if item.shared is shared]
+        cut = state.cost.cut([item.length for item in kind], shared)
+        batches += [[kind[at] for at in batch] for batch in cut]
+    return batches
+
+
+def _run(backbone: Any, plain: Any, rows: _Rows, batches: list[list[_Item]]) -> Any:
+    """Run the batches, and put the states back where the caller expects them: [R, L, d]."""
+    weight = next(backbone.parameters())
+    states, where, offset = [], torch.zeros(rows.shape, dtype=torch.long), 0
+    for items in batches:
+        folded = lay_out([item.prompt for item in items], [item.tails for item in items], pad=0)
+        width = folded.ids_RL.shape[1]
+        if any(item.position for item in items):
+            folded.positions_RL.add_(torch.tensor([[item.position] for item in items]))
+        sequence = 0
+        for row, item in enumerate(items):
+            for member in item.members:
+                begin, shared, length = rows.starts[member], len(item.prompt), len(rows.ids[member])
+                own = folded.states_BS[sequence, : length - shared + 1]
+                where[member, begin : begin + shared] = torch.arange(shared) + row * width + offset
+                where[member, begin + shared : begin + length] = own[1:] + offset
+                where[member, begin + length :] = own[-1] + offset
+                sequence += 1
+        inputs = folded.to(weight.device).inputs(backbone.config._attn_implementation, weight.dtype)
+        output = plain(**inputs, **rows.rest)
+        states.append(output.last_hidden_state.flatten(0, 1))
+        offset += folded.ids_RL.numel()
+    found = torch.cat(states)[where.flatten().to(weight.device)]
+    return type(output)(last_hidden_state=found.view(*rows.shape, -1))

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models.fold import Folded
+from rlhf.models.layout import Folded
 
 
 def reply_log_probs(
@@ -49,12 +50,15 @@ def last_hidden(backbone: Any, folded: Folded) -> torch.Tensor:
 
 @contextlib.contextmanager
 def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[None]:
-    """Within, the model's head sees only these positions of the flattened rows; its logits are [1, K, V].
+    """Within, whatever is above the backbone sees only these positions of the flattened rows, as one row of K.
 
-    A hook in front of the head, so that whatever a model does behind it (caps, scales) stays as it is.
+    A hook behind the backbone, so that whatever a model does with its states (heads, caps, scales) stays as it is.
     """
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[index_K][None], *args[1:]))
+
+    def chosen(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return type(output)(last_hidden_state=output.last_hidden_state.flatten(0, 1)[index_K][None])
+
+    handle = model.base_model.register_forward_hook(chosen)
     try:
         yield
     finally:

@@ -16,8 +16,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models.fold import Folded, why_not
+from rlhf.models.foldable import why_not
 from rlhf.models.forward import last_hidden, reply_log_probs
+from rlhf.models.layout import Folded
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf import network
-from rlhf.config import ModelConfig, unknown_name
+from rlhf.config import ModelConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
-from rlhf.errors import UserError
+from rlhf.errors import UserError, unknown_name
 
 ADDED_PAD = "<|pad|>"
 _SPARE_PADS = (ADDED_PAD, "<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]")

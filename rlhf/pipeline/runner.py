@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import ProjectConfig, unknown_name
+from rlhf.config import ProjectConfig
 from rlhf.data.checks import Ledger
-from rlhf.errors import UserError
+from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract, folder
 from rlhf.pipeline.stage import guarded, prepare_stage, quiet_environment, run_stage
 from rlhf.stages import STAGES, parents_of, planned

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf.config import load_project, unknown_name
-from rlhf.errors import UserError
+from rlhf.config import load_project
+from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import OWNER
 from rlhf.stages import STAGES

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rlhf import schema
-from rlhf.config import ProjectConfig, load_project, unknown_name
-from rlhf.errors import UserError
+from rlhf.config import ProjectConfig, load_project
+from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract, folder
 from rlhf.stages import STAGES, StageContext, parents_of
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf.config import ProjectConfig, unknown_name
-from rlhf.errors import UserError
+from rlhf.config import ProjectConfig
+from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
 
 BUILT_IN = "rlhf.rewards."

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from rlhf.config import unknown_name
-from rlhf.errors import UserError
+from rlhf.errors import UserError, unknown_name
 from rlhf.models.load import Source, model_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

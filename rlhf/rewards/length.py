@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.config import unknown_name
 from rlhf.data.records import Text
-from rlhf.errors import UserError
+from rlhf.errors import UserError, unknown_name
 from rlhf.rewards.text import text_of
 
 _UNITS = {"words": lambda text: len(text.split()), "characters": len}

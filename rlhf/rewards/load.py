@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlhf.config import ProjectConfig, RewardConfig, unknown_name
-from rlhf.errors import UserError
+from rlhf.config import ProjectConfig, RewardConfig
+from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.ensemble import Ensemble
 from rlhf.rewards.function import load_function

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.config import unknown_name
 from rlhf.data.records import Text
-from rlhf.errors import UserError
+from rlhf.errors import UserError, unknown_name
 from rlhf.rewards.text import references, text_of
 
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")

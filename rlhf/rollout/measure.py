@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from rlhf.models.fold import fold
+from rlhf.models.layout import lay_out
 from rlhf.models.roles import Roles
 from rlhf.rollout.sampler import Completion
 
@@ -56,7 +56,7 @@ def measure(
     replies = [[one.ids for one in row] for row in completions]
     for chosen in _batches(prompts, replies, max(1, batch_size // samples)):
         rows = torch.tensor([p * samples + s for p in chosen for s in range(samples)])
-        folded = fold([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, bool(roles.unfolded))
+        folded = lay_out([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, bool(roles.unfolded))
         folded = folded.to(roles.device)
         width = folded.mask_BT.shape[1]
         reference_BT[rows, :width] = roles.reference_log_probs(folded, temperature).cpu()
@@ -100,7 +100,7 @@ def adapter_scores(
     ]
     for chosen in _batches(prompts, replies, max(1, batch_size // samples)):
         rows = torch.tensor([p * samples + s for p in chosen for s in range(samples)])
-        folded = fold([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, bool(roles.unfolded))
+        folded = lay_out([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, bool(roles.unfolded))
         scores[rows] = roles.scores(folded.to(roles.device)).cpu()
     return scores.tolist()
 

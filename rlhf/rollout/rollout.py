@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf.models.fold import Folded, fold
+from rlhf.models.layout import Folded, lay_out
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Rollout:
                 replies.append([])
                 last = group
             replies[-1].append(self.replies[group][sample])
-        folded = fold(prompts, replies, self.pad, self.separate)
+        folded = lay_out(prompts, replies, self.pad, self.separate)
         chosen = {
             name: value[list(rows), : folded.mask_BT.shape[1]]
             for name, value in vars(self).items()

@@ -17,8 +17,8 @@ from rlhf.config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import lora_config, own_part
-from rlhf.models.fold import fold
 from rlhf.models.heads import score_head
+from rlhf.models.layout import lay_out
 from rlhf.models.load import load_policy, load_scorer, model_config, source_of
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
@@ -161,7 +161,7 @@ def _check_scores(roles: Roles, folder: Path, pad: int) -> None:
         return
     allowed = probe.TOLERANCE.get(stored["dtype"], 0.1)
     for ids, was in zip(stored["ids"], stored["outputs"], strict=True):
-        now = roles.scores(fold([ids[:-1]], [[ids[-1:]]], pad).to(roles.device)).item()
+        now = roles.scores(lay_out([ids[:-1]], [[ids[-1:]]], pad).to(roles.device)).item()
         if not math.isclose(was, now, rel_tol=allowed, abs_tol=allowed):
             raise UserError(
                 f"{folder}: on the policy's base the reward adapter scores {now:.4f}; saved, it scored {was:.4f}"

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import trl
 from peft import TaskType
 from transformers import set_seed
-from trl import RewardConfig, RewardTrainer
+from trl import RewardConfig
 
 from rlhf.data.tokenize import Codec
 from rlhf.evaluation.reward_model import held_out_accuracy
 from rlhf.models.load import load_scorer
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import Ready, adapted, arguments, prepared_data, run_training, save_model, start
+from rlhf.trainers.lean import LeanTrainer, levers
+
+
+class RewardTrainer(LeanTrainer, trl.RewardTrainer):
+    """TRL's trainer, which computes what the two sides of a pair share once."""
+
+    group_size = 2
+    fused_head = False
 
 
 def prepare(context: StageContext) -> Ready:
@@ -35,6 +44,7 @@ def train(context: StageContext) -> Metrics:
         train_dataset=ready.data.train,
         eval_dataset=ready.eval_rows,
         processing_class=begun.tokenizer,
+        levers=levers(context),
     )
     metrics = run_training(trainer, context)
     if ready.eval_rows is not None:

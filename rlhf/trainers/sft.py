@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import trl
 from peft import TaskType
 from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from rlhf.data.tokenize import Codec
 from rlhf.models.load import load_scorer
@@ -21,6 +22,13 @@ from rlhf.trainers.common import (
     start,
     starting_policy,
 )
+from rlhf.trainers.lean import LeanTrainer, levers
+
+
+class SFTTrainer(LeanTrainer, trl.SFTTrainer):
+    """TRL's trainer, whose head runs only where a label is, and which runs rows of like length together."""
+
+    token_loss = True
 
 
 def prepare(context: StageContext) -> Ready:
@@ -50,6 +58,7 @@ def _imitator(context: StageContext, ready: Ready) -> SFTTrainer:
         train_dataset=ready.data.train,
         eval_dataset=ready.eval_rows,
         processing_class=begun.tokenizer,
+        levers=levers(context),
     )
 
 

@@ -5,8 +5,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from rlhf.models.fold import fold
 from rlhf.models.forward import reply_log_probs
+from rlhf.models.layout import lay_out
 from rlhf.rollout.sampler import TransformersSampler, row_seed
 from tests.models_by_hand import strengthened, strong
 
@@ -50,7 +50,7 @@ def test_greedy_is_generate(model, batch_size):
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_log_probs_and_entropies_are_those_of_a_full_forward_pass(model, temperature):
     completions = sampler(model, temperature=temperature, batch_size=9)(PROMPTS, SEEDS)
-    folded = fold(PROMPTS, ids(completions), PAD)
+    folded = lay_out(PROMPTS, ids(completions), PAD)
     with torch.no_grad():
         log_probs, entropies = reply_log_probs(model, folded, temperature, entropies=True)
     flat = [one for row in completions for one in row]

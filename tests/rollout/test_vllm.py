@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.errors import UserError
-from rlhf.models.fold import fold
+from rlhf.models.layout import lay_out
 from rlhf.rollout.vllm import VllmSampler
 from tests.trainers.ppo_by_hand import make_roles
 
@@ -66,7 +66,7 @@ def test_the_engine_gets_the_policy_after_every_update(vllm, tiny_llama, adapter
                 if "lora_B.default" in name or (not adapter and name.startswith("policy")):
                     one.add_(0.05 * torch.randn_like(one))
         found = sampler(prompts, seeds)
-        folded = fold(prompts, [[one.ids for one in row] for row in found], pad=1)
+        folded = lay_out(prompts, [[one.ids for one in row] for row in found], pad=1)
         wanted = roles.policy_log_probs(folded, 0.7)
         said = torch.tensor([one.log_probs for row in found for one in row])
         assert said == pytest.approx(wanted, abs=1e-5)

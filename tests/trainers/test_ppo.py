@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from rlhf.models.fold import fold
+from rlhf.models.layout import lay_out
 from rlhf.models.roles import Roles
 from rlhf.rollout.sampler import PolicySampler
 from rlhf.trainers.ppo import PPOTrainer
@@ -55,7 +55,7 @@ def test_padding_further_changes_nothing(tmp_path, tiny_llama, options):
     trainer = make_trainer(tmp_path, tiny_llama, **options)
     rollout = trainer.collect(0)
     batch = rollout.minibatch(range(8), 17.0)
-    wider = fold([*batch_prompts(rollout), [5] * 40], [*batch_replies(rollout), [[7] * 20]], pad=3)
+    wider = lay_out([*batch_prompts(rollout), [5] * 40], [*batch_replies(rollout), [[7] * 20]], pad=3)
     junk = {}
     for name, value in vars(batch).items():
         if name.endswith("_BT") and value is not None:

@@ -1,0 +1,106 @@
+"""Which models can share prompts: those whose layers have full causal attention, and take a mask of pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from rlhf.models.layout import lay_out
+
+_TAKE_A_MASK = ("eager", "sdpa", "flex_attention")
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotary embeddings whose angles depend on how long the longest row is."""
+
+_PROMPT, _REPLIES = [13, 29, 5, 17], [[23, 41, 3], [7, 31]]
+"""What `trial` reads, modulo the vocabulary."""
+
+
+def why_not(model: nn.Module, longest: int | None = None) -> str | None:
+    """Why a model's settings do not let it share prompts, or None where they do.
+
+    Args:
+        model: A transformers model.
+        longest: Tokens of the longest sequence; None if it is not known. A window that is no shorter hides nothing.
+    """
+    config: PretrainedConfig = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
+        return "attention that is not causal"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "bidirectional attention"
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        return "attention that is not causal"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = _window(config, kinds)
+    if window is not None and (longest is None or longest > window):
+        return f"sliding-window attention over {window} tokens"
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        return f"layers of type {', '.join(sorted(other))}"
+    if (attention := config._attn_implementation) not in _TAKE_A_MASK:
+        return f"attention implementation {attention}, which takes no mask of pairs"
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return f"{config.model_type}: positions that are part of the mask"
+    for kind, limit in _rotations(config):
+        if kind in _LENGTH_DEPENDENT and (longest is None or limit is None or longest > limit):
+            return f"rotary embedding of type {kind}, which depends on the length of the row"
+    if getattr(config, "output_router_logits", False):
+        return "router losses, which count every token of every row"
+    return None
+
+
+def dropout(model: nn.Module) -> str | None:
+    """Why a model cannot share prompts while it trains: dropout draws for each row by itself."""
+    config: PretrainedConfig = model.config.get_text_config()
+    if getattr(config, "attention_dropout", 0) or any(
+        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
+    ):
+        return "dropout, which draws for each row by itself"
+    return None
+
+
+@torch.no_grad()
+def trial(backbone: Any) -> str | None:
+    """Why a backbone cannot share prompts, found by trying: two short sequences by themselves and as one row.
+
+    What settings do not tell shows here: positions that the model makes by itself, states beside attention, a mask that
+    is ignored. Costs two forward passes of some ten tokens.
+    """
+    size = backbone.config.get_text_config().vocab_size
+    prompt, replies = [one % size for one in _PROMPT], [[one % size for one in reply] for reply in _REPLIES]
+    weight = next(backbone.parameters())
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.autocast(weight.device.type, enabled=False):
+            together, apart = (_states(backbone, prompt, replies, separate) for separate in (False, True))
+    except Exception as error:  # another architecture may raise anything
+        return f"{type(backbone).__name__} does not take a mask of pairs ({type(error).__name__}: {error})"
+    finally:
+        backbone.train(training)
+    difference = float((together - apart).abs().max() / apart.abs().max())
+    if difference <= (1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.05):
+        return None
+    return f"{type(backbone).__name__}, whose states change by {difference:.0%} when sequences share a row"
+
+
+def _states(backbone: Any, prompt: list[int], replies: list[list[int]], separate: bool) -> torch.Tensor:
+    weight = next(backbone.parameters())
+    folded = lay_out([prompt], [replies], pad=0, separate=separate).to(weight.device)
+    inputs = folded.inputs(backbone.config._attn_implementation, weight.dtype)
+    return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BS].float()
+
+
+def _window(config: PretrainedConfig, kinds: set[str]) -> int | None:
+    """The sliding window of any layer."""
+    used = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if used else None
+
+
+def _rotations(config: PretrainedConfig) -> list[tuple[str | None, int | None]]:
+    """Type of each rotary embedding, and up to how many tokens it is the plain one."""
+    given = getattr(config, "rope_parameters", None) or {}
+    each = [given] if "rope_type" in given else [one for one in given.values() if isinstance(one, dict)]
+    known = getattr(config, "original_max_position_embeddings", None)
+    return [(one.get("rope_type"), one.get("original_max_position_embeddings", known)) for one in each]

@@ -1,0 +1,124 @@
+"""Replies to one prompt as one row: the prompt stands once, and is computed once.
+
+    separate rows          one row
+    P P P a a              P P P a a b b b
+    P P P b b b
+
+Positions restart behind the prompt for each reply, and a 4-D mask lets a reply see the prompt and itself. Every hidden
+state is then what it would be in a row of its own. Rows are padded on the right, so that a batch without shared prompts
+is plain causal attention and needs no mask at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+_PADDING = -1
+_SHARED = 0
+
+
+@dataclass(frozen=True)
+class Folded:
+    """B sequences in R rows of L tokens."""
+
+    ids_RL: torch.Tensor
+    """Tokens, right-padded."""
+    positions_RL: torch.Tensor
+    """Position of each token in its own sequence."""
+    segments_RL: torch.Tensor
+    """0 in the prompt, k in the k-th reply of the row, −1 in the padding."""
+    states_BS: torch.Tensor
+    """Where sequence b's hidden states stand in the flattened rows, S = T + 1: before each reply token, and after the
+    last (repeated to the end of the row)."""
+    mask_BT: torch.Tensor
+    """Bool, true at the tokens of a reply."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether any row holds more than one reply."""
+        return bool((self.segments_RL > 1).any())
+
+    def to(self, device: torch.device) -> Folded:
+        """The same on a device."""
+        return Folded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def inputs(self, attention: str | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What a transformers model is called with.
+
+        Args:
+            attention: Its `_attn_implementation`: eager attention adds the mask, the others take it as bool.
+            dtype: Type of its weights.
+        """
+        inputs = {"input_ids": self.ids_RL, "position_ids": self.positions_RL}
+        if self.shares:
+            visible = visible_pairs(self.segments_RL)
+            if attention == "eager":
+                visible = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+            inputs["attention_mask"] = visible
+        return inputs
+
+
+def lay_out(
+    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[Sequence[int]]], pad: int, separate: bool = False
+) -> Folded:
+    """Lay out prompts and their replies.
+
+    Args:
+        prompts: Token ids of each prompt, at least one token.
+        replies: For each prompt the token ids of its replies.
+        pad: Token that fills rows up.
+        separate: A row for each reply, for models that cannot share (see `foldable.why_not`).
+
+    Returns:
+        The layout; its sequences are the replies in order.
+
+    Raises:
+        ValueError: A prompt is empty: nothing would predict the first token.
+    """
+    if not all(map(len, prompts)):
+        raise ValueError("an empty prompt has no state that predicts the first token")
+    rows = [(prompt, [one]) for prompt, row in zip(prompts, replies, strict=True) for one in row]
+    if not separate:
+        rows = list(zip(prompts, [list(row) for row in replies], strict=True))
+    width = max(len(prompt) + sum(map(len, row)) for prompt, row in rows)
+    longest = max(len(one) for _, row in rows for one in row)
+    ids, positions, segments = [], [], []
+    states: list[list[int]] = []
+    lengths: list[int] = []
+    for number, (prompt, row) in enumerate(rows):
+        tokens, places, owners = list(prompt), list(range(len(prompt))), [_SHARED] * len(prompt)
+        for segment, one in enumerate(row, start=1):
+            first, begin = number * width + len(prompt) - 1, number * width + len(tokens)
+            before = [first, *range(begin, begin + len(one))]
+            states.append(before + before[-1:] * (longest - len(one)))
+            lengths.append(len(one))
+            tokens += one
+            places += range(len(prompt), len(prompt) + len(one))
+            owners += [segment] * len(one)
+        filling = width - len(tokens)
+        ids.append(tokens + [pad] * filling)
+        # counting on, as transformers takes a restart without a mask for packed sequences, and builds one
+        positions.append(places + (list(range(len(tokens), width)) if len(row) == 1 else [0] * filling))
+        segments.append(owners + [_PADDING] * filling)
+    return Folded(
+        torch.tensor(ids),
+        torch.tensor(positions),
+        torch.tensor(segments),
+        torch.tensor(states),
+        torch.arange(longest)[None] < torch.tensor(lengths)[:, None],
+    )
+
+
+def visible_pairs(segments_RL: torch.Tensor) -> torch.Tensor:
+    """Which token sees which: [R, 1, L, L], true where query (third axis) sees key (last axis).
+
+    A key is visible if it stands no later and belongs to the prompt or to the query's own reply. Padding sees itself:
+    a row that sees nothing would be NaN.
+    """
+    length = segments_RL.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments_RL.device).tril()
+    query, key = segments_RL[:, :, None], segments_RL[:, None, :]
+    return (causal & ((key == _SHARED) | (key == query)))[:, None]

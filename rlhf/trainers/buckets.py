@@ -1,0 +1,105 @@
+"""Which rows make a step, and which of them go through the model together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+
+class StepBuckets(BatchRebalanceSampler):
+    """Batches of about as many tokens each, cut from the rows of a step in order of length.
+
+    The rows of each step are those of plain shuffling with the same seed, so nothing that is learned changes: a step's
+    rows are sorted by length and cut into `accumulation` buckets, whose budget is their share of the step's tokens.
+    Long rows come few at a time and short ones many, which bounds memory; in a bucket every process gets as many rows,
+    of like lengths, so that none waits for another. The order is a function of seed and epoch alone: each epoch is
+    shuffled anew, a resumed run goes on where it stopped, and a step's rows are the same over any number of processes.
+
+    Transformers' own sampler, which this replaces, gives processes different numbers of rows, and TRL's trainers gather
+    metrics row by row; its `Trainer` takes a batch sampler of this class alone.
+
+    Args:
+        lengths: Tokens of each row.
+        step_rows: Rows of a step, over all processes.
+        processes: How many there are.
+        accumulation: Batches of a step on each process.
+        seed: Of the shuffling.
+        rank: This process.
+        drop_last: Whether a last step with fewer rows is left out.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        step_rows: int,
+        processes: int = 1,
+        accumulation: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(
+            list(lengths), step_rows, dp_size=processes, grad_accum=accumulation, seed=seed, rank=rank,
+            drop_last=drop_last,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for begin in range(0, len(order), self.effective_batch_size):
+            rows = order[begin : begin + self.effective_batch_size]
+            if len(rows) < self.effective_batch_size and self.drop_last:
+                return
+            fill = -len(rows) % self.dp_size
+            yield from self.batches([*rows, *(order * fill)[:fill]])
+
+    def __len__(self) -> int:
+        tail = 0 if self.drop_last else self._slots(self.remainder)
+        return self.num_full_batches * self.grad_accum + tail
+
+    def batches(self, rows: Sequence[int]) -> list[list[int]]:
+        """What one process does of a step, one list of rows for each batch, long rows first.
+
+        Args:
+            rows: The step's rows, a multiple of the number of processes.
+        """
+        ordered = sorted(rows, key=lambda row: (-self.lengths[row], row))
+        ranks = self.dp_size
+        rounds = [ordered[at : at + ranks] for at in range(0, len(ordered), ranks)]
+        # back and forth, so that not the same process has the longer row each time
+        mine = [one[self.rank] if number % 2 == 0 else one[-1 - self.rank] for number, one in enumerate(rounds)]
+        tokens = [sum(self.lengths[row] for row in one) for one in rounds]
+        ends = _cuts(tokens, self._slots(len(rows)))
+        return [mine[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def _slots(self, rows: int) -> int:
+        """Batches of a step of so many rows."""
+        return min(self.grad_accum, -(-rows // self.dp_size))
+
+
+def _cuts(tokens: Sequence[int], parts: int) -> list[int]:
+    """Where to cut a list into parts, none empty, whose sums are near their share: the end of each part."""
+    ends, done, left = [], 0, sum(tokens)
+    for part in range(parts, 0, -1):
+        last = len(tokens) - part + 1  # the parts to come need one each
+        end, taken = done + 1, tokens[done]
+        while end < last and taken + tokens[end] / 2 <= left / part:
+            taken += tokens[end]
+            end += 1
+        end = len(tokens) if part == 1 else end
+        ends.append(end)
+        left -= sum(tokens[done:end])
+        done = end
+    return ends
+
+
+def row_lengths(rows: Dataset) -> list[int]:
+    """Tokens of each row: of all its columns of token ids together."""
+    table = rows.with_format("arrow")[:]
+    columns = [name for name in table.column_names if name.endswith("_ids")]
+    lengths = [pc.list_value_length(table[name]).to_pylist() for name in columns]
+    return [sum(row) for row in zip(*lengths, strict=True)]

@@ -1,0 +1,122 @@
+"""Models that cannot share prompts are recognised, each by its reason."""
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+)
+
+from rlhf.models.foldable import dropout, trial, why_not
+from tests.families import FAMILIES, causal
+from tests.models_by_hand import strong
+
+SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+LIKE_LLAMA = {**SMALL, "intermediate_size": 16, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (LlamaConfig(**LIKE_LLAMA), None),
+        (GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2), None),
+        (MistralConfig(**LIKE_LLAMA, sliding_window=None), None),
+        (MistralConfig(**LIKE_LLAMA, sliding_window=8), "sliding-window attention over 8 tokens"),
+        (Qwen2Config(**LIKE_LLAMA), None),
+        (
+            Qwen2Config(**LIKE_LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            "sliding-window attention over 8 tokens",
+        ),
+        (
+            Gemma3TextConfig(
+                **LIKE_LLAMA, head_dim=8, layer_types=["sliding_attention", "full_attention"], sliding_window=8
+            ),
+            "sliding-window attention over 8 tokens",
+        ),
+        (BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2), "bloom"),
+        (MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, state_size=4), "of type linear_attention"),
+        (
+            LlamaConfig(**LIKE_LLAMA, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            "type dynamic",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "model_type", None),
+)
+def test_who_cannot_share(config, reason):
+    found = why_not(AutoModelForCausalLM.from_config(config))
+    assert found is None if reason is None else reason in found
+
+
+def test_a_window_that_is_named_and_not_used():
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**LIKE_LLAMA))
+    model.config.sliding_window, model.config.use_sliding_window = 8, False
+    assert why_not(model) is None
+
+
+def test_attention_that_takes_no_mask_of_pairs(tiny_llama):
+    model = strong(tiny_llama)
+    assert why_not(model) is None
+    model.config._attn_implementation = "flash_attention_2"
+    assert "flash_attention_2" in why_not(model)
+
+
+def test_a_window_hides_nothing_from_shorter_rows():
+    model = AutoModelForCausalLM.from_config(MistralConfig(**LIKE_LLAMA, sliding_window=8))
+    assert why_not(model, longest=8) is None
+    assert "over 8 tokens" in why_not(model, longest=9)
+
+
+def test_a_rotation_that_depends_on_length_is_plain_up_to_its_limit():
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 1e4}
+    config = Phi3Config(
+        **LIKE_LLAMA, rope_parameters=factors, original_max_position_embeddings=16, max_position_embeddings=64,
+        pad_token_id=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    assert why_not(model, longest=16) is None
+    assert "type longrope" in why_not(model, longest=17)
+
+
+def test_an_encoder_is_not_causal():
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert why_not(BertForSequenceClassification(BertConfig(**sizes, intermediate_size=16))) == (
+        "attention that is not causal"
+    )
+
+
+def test_dropout_of_any_kind(tiny_llama):
+    model = strong(tiny_llama)
+    assert dropout(model) is None
+    model.config.attention_dropout = 0.1
+    assert "dropout" in dropout(model)
+    assert "dropout" in dropout(AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=1, n_head=2)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trial_passes_whom_settings_pass(family):
+    backbone = causal(family).base_model
+    assert trial(backbone) is None
+    assert backbone.training
+
+
+def test_a_trial_finds_positions_of_the_models_own(tiny_gpt2):
+    """Whatever positions it is given, this one counts columns."""
+    backbone = strong(tiny_gpt2).base_model
+    plain = backbone.forward
+    backbone.forward = lambda *args, position_ids=None, **kwargs: plain(*args, **kwargs)
+    assert "states change by" in trial(backbone)
+
+
+def test_a_trial_finds_what_raises():
+    backbone = AutoModelForCausalLM.from_config(
+        BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)
+    ).base_model
+    assert "does not take a mask of pairs" in trial(backbone) or "states change" in trial(backbone)

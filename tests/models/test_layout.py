@@ -1,0 +1,148 @@
+import pytest
+import torch
+
+from rlhf.models.forward import head_at, last_hidden, reply_log_probs
+from rlhf.models.layout import lay_out, visible_pairs
+from tests.models_by_hand import strong
+
+PROMPTS = [[5, 9, 30, 31], [8, 12, 44, 45, 46, 60, 61], [7], [15, 16]]
+REPLIES = [
+    [[31, 32, 33], [40], [50, 51, 52, 53, 54]],
+    [[60]],
+    [[70, 71], [72, 73, 74, 75, 76, 77], [78], [79, 80, 81]],
+    [[90, 91, 92], [90, 91, 93]],
+]
+PAD = 1
+
+
+@pytest.fixture(scope="module", params=["tiny_llama-sdpa", "tiny_llama-eager", "tiny_gpt2-sdpa", "tiny_gpt2-eager"])
+def model(request):
+    name, attention = request.param.split("-")
+    return strong(request.getfixturevalue(name), attention)
+
+
+def each_alone():
+    """Prompt and reply of every sequence, in order."""
+    return [(prompt, reply) for prompt, row in zip(PROMPTS, REPLIES, strict=True) for reply in row]
+
+
+def plainly(model, prompt, reply):
+    """Log-probabilities of a reply, and the hidden states before each of its tokens and after the last."""
+    output = model(torch.tensor([[*prompt, *reply]]), output_hidden_states=True)
+    log_probs = output.logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return log_probs.gather(1, torch.tensor(reply)[:, None])[:, 0], output.hidden_states[-1][0, len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_fold_is_each_sequence_by_itself(model, separate):
+    folded = lay_out(PROMPTS, REPLIES, PAD, separate)
+    assert len(folded.ids_RL) == (10 if separate else 4)
+    assert folded.shares is not separate
+    with torch.no_grad():
+        log_probs, entropies = reply_log_probs(model, folded, 1.0, entropies=True)
+        states = last_hidden(model.base_model, folded).flatten(0, 1)[folded.states_BS]
+        for row, (prompt, reply) in enumerate(each_alone()):
+            expected, hidden = plainly(model, prompt, reply)
+            end = len(reply)
+            torch.testing.assert_close(log_probs[row, :end], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(states[row, : end + 1], hidden, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(states[row, end:], states[row, end].expand_as(states[row, end:]))
+            assert folded.mask_BT[row].tolist() == [True] * end + [False] * (6 - end)
+    assert (log_probs[~folded.mask_BT] == 0).all()
+    assert (entropies[~folded.mask_BT] == 0).all()
+
+
+def test_gradients_of_a_fold_are_those_of_the_sequences(model):
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    together, _ = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD), 1.0)
+    found = torch.autograd.grad(together.sum(), weights)
+    expected = torch.autograd.grad(sum(plainly(model, *one)[0].sum() for one in each_alone()), weights)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()), rtol=1e-4)
+
+
+def test_padding_and_companions_do_no_harm(model):
+    with torch.no_grad():
+        alone, _ = reply_log_probs(model, lay_out(PROMPTS[:1], REPLIES[:1], PAD), 1.0)
+        for pad in (PAD, 99):
+            companions = [[30] * 40, [31] * 3]
+            folded = lay_out([PROMPTS[0], *companions], [REPLIES[0], [[5], [6], [7]], [[5], [6], [8] * 20]], pad)
+            found, _ = reply_log_probs(model, folded, 1.0)
+            assert found.isfinite().all()
+            torch.testing.assert_close(found[:3, :5], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_temperature_and_entropy(model):
+    """At a high temperature every token is as likely as any other; at a low one the likeliest is certain."""
+    folded = lay_out(PROMPTS, REPLIES, PAD)
+    uniform = torch.tensor(float(model.config.vocab_size)).log()
+    with torch.no_grad():
+        log_probs, entropies = reply_log_probs(model, folded, 1e6, entropies=True)
+        torch.testing.assert_close(-log_probs[folded.mask_BT], uniform.expand(folded.mask_BT.sum()), atol=1e-4, rtol=0)
+        torch.testing.assert_close(entropies[folded.mask_BT], -log_probs[folded.mask_BT], atol=1e-4, rtol=0)
+        cold = reply_log_probs(model, folded, 1e-4, entropies=True)[1]
+        assert cold[folded.mask_BT].abs().max() < 0.05
+        prompt, reply = each_alone()[4]
+        logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+        found = reply_log_probs(model, folded, 0.7, entropies=True)[1][4, : len(reply)]
+        expected = torch.distributions.Categorical(logits=logits / 0.7).entropy()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_runs_only_where_it_is_asked(model):
+    ids, index = torch.tensor([PROMPTS[0], [60, 61, 62, 63]]), torch.tensor([6, 0, 3, 3])
+    with torch.no_grad():
+        full = model(ids).logits
+        with head_at(model, index):
+            some = model(ids).logits
+        assert some.shape == (1, 4, full.shape[-1])
+        torch.testing.assert_close(some[0], full.flatten(0, 1)[index], atol=1e-5, rtol=1e-5)
+        assert torch.equal(model(ids).logits, full)  # the hook is gone
+
+
+def test_a_token_that_is_ruled_out_leaves_the_entropy_finite(tiny_llama):
+    model = strong(tiny_llama)
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: output.index_fill(-1, torch.tensor([2, 3]), float("-inf"))
+    )
+    entropies = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD), 1.0, entropies=True)[1]
+    assert entropies.isfinite().all()
+    entropies.sum().backward()
+    assert all(one.grad.isfinite().all() for one in model.parameters())
+
+
+def test_layout_by_hand():
+    folded = lay_out([[5, 6], [7]], [[[10, 11], [12]], [[13], [14]]], PAD)
+    assert folded.ids_RL.tolist() == [[5, 6, 10, 11, 12], [7, 13, 14, 1, 1]]
+    assert folded.positions_RL.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
+    assert folded.segments_RL.tolist() == [[0, 0, 1, 1, 2], [0, 1, 2, -1, -1]]
+    assert folded.states_BS.tolist() == [[1, 2, 3], [1, 4, 4], [5, 6, 6], [5, 7, 7]]
+    assert folded.mask_BT.tolist() == [[True, True], [True, False], [True, False], [True, False]]
+
+
+def test_mask_by_hand():
+    """Prompt of two, replies of two and of one, one place of padding."""
+    visible = visible_pairs(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    assert visible.shape == (1, 1, 6, 6)
+    assert visible[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+
+
+def test_a_mask_is_given_only_where_prompts_are_shared():
+    shared, apart = (lay_out(PROMPTS[:1], REPLIES[:1], PAD, separate) for separate in (False, True))
+    assert "attention_mask" not in apart.inputs("sdpa", torch.float32)
+    assert shared.inputs("sdpa", torch.float32)["attention_mask"].dtype == torch.bool
+    added = shared.inputs("eager", torch.bfloat16)["attention_mask"]
+    assert added.dtype == torch.bfloat16
+    assert sorted(added.unique().tolist()) == [torch.finfo(torch.bfloat16).min, 0]
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="empty prompt"):
+        lay_out([[5], []], [[[1]], [[2]]], PAD)
