@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from rlhf.models.roles import CRITIC, REWARD, Roles
-from rlhf.rewards.model import score_sequences
+from rlhf.rewards.model import score_groups
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_rollout import PromptRow, Rewards
@@ -58,7 +58,7 @@ def separate_reward(folder: Path, tokenizer: Any, size: int) -> Any:
     def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         rows = tokenizer([one + two for one, two in zip(prompts, completions, strict=True)])["input_ids"]
         rows = [[*row, tokenizer.eos_token_id] for row in rows]
-        return score_sequences(model, rows, size)
+        return [score for (score,) in score_groups(model, [[row] for row in rows], size)]
 
     return reward
 

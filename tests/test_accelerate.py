@@ -11,8 +11,14 @@ from tests.projects import write_project
 
 STAGES = {
     name: {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
-    for name in ("sft", "dpo", "ppo")
+    for name in ("sft", "reward", "dpo", "ppo")
 }
+for name in (
+    "sft",
+    "reward",
+    "dpo",
+):  # batches of a step, as many rows of one on each process
+    STAGES[name] |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 STAGES["ppo"] |= {"max_new_tokens": 8, "num_ppo_epochs": 2, "normalize_samples": 8, "max_steps": 4, "advantage": "gae"}
 
 
@@ -31,16 +37,15 @@ def first_step(folder) -> dict:
 
 
 def test_stages_on_two_processes_equal_one(tmp_path, tiny_llama, root):
-    """Two processes with batches of four take the same first step as one with a batch of eight."""
+    """Two processes with four rows each, in one batch or two, take the same first step as one with a batch of eight."""
     two, one = tmp_path / "two", tmp_path / "one"
     for folder in (two, one):
         folder.mkdir()
     path = write_project(two, tiny_llama, stages=STAGES)
     for stage in STAGES:
         launched(root, [str(root / f"recipes/{stage}.py")], "--config", path)
-    alone = write_project(
-        one, tiny_llama, stages={name: {**stage, "per_device_train_batch_size": 8} for name, stage in STAGES.items()}
-    )
+    whole = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    alone = write_project(one, tiny_llama, stages={name: {**stage, **whole} for name, stage in STAGES.items()})
     for stage in STAGES:
         subprocess.run(
             [sys.executable, str(root / f"recipes/{stage}.py"), "--config", str(alone)], check=True, capture_output=True

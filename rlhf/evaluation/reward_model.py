@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import Trainer
 
 from rlhf.evaluation.stats import wilson_interval
-from rlhf.rewards.model import score_sequences
+from rlhf.rewards.model import score_groups
 
 
 def held_out_accuracy(trainer: Trainer, train: Dataset, held_out: Dataset) -> dict[str, Any]:
@@ -26,9 +26,9 @@ def held_out_accuracy(trainer: Trainer, train: Dataset, held_out: Dataset) -> di
         deviation of the scores. Ties count one half.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    rows = [*held_out["chosen_ids"], *held_out["rejected_ids"]]
-    scores = np.array(score_sequences(model, rows, trainer.args.per_device_eval_batch_size))
-    chosen, rejected = scores[: len(held_out)], scores[len(held_out) :]
+    pairs = list(zip(held_out["chosen_ids"], held_out["rejected_ids"], strict=True))
+    scores = np.array(score_groups(model, pairs, trainer.args.per_device_eval_batch_size))
+    chosen, rejected = scores.T
     wins = float(_wins(chosen - rejected).sum())
     ruler = float(length_baseline(_length_difference(train), _length_difference(held_out)).sum())
     count = len(held_out)

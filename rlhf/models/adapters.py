@@ -184,3 +184,8 @@ def _join_layer(
 def _scaling(config: dict[str, Any]) -> float:
     rank = config["r"]
     return config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model of transformers itself, adapters in its layers included."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

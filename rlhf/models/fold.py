@@ -25,7 +25,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rlhf.models import foldable
+from rlhf.models.adapters import without_peft
 from rlhf.models.cost import Cost
+from rlhf.models.device import process_state
 from rlhf.models.layout import lay_out
 
 
@@ -66,9 +68,9 @@ class Fold:
 
     def say(self, reason: str) -> None:
         """Say once why rows are not folded."""
-        if reason not in self.said:
-            self.said.add(reason)
+        if reason not in self.said and process_state().is_main_process:
             print(f"fold: {type(self.model).__name__} runs unfolded: {reason}", file=sys.stderr)
+        self.said.add(reason)
 
 
 @dataclass(eq=False)
@@ -143,10 +145,10 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, not {group_size}")
-    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole = without_peft(model)
     made = Fold(whole, group_size, by_length)
     backbone = made.backbone
-    if "_fold" in vars(backbone):
+    if is_folded(whole):
         raise ValueError(f"{type(whole).__name__} is folded already")
     made.reason = _prompt_learning(model) or foldable.why_not(backbone, longest=0) or _trial(backbone)
     if made.reason is not None:
@@ -156,6 +158,11 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     backbone._fold = _State(made, vars(backbone).get("forward"), Cost.of(backbone), rotary)
     backbone.forward = MethodType(_forward, backbone)
     return made
+
+
+def is_folded(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether a fold is in place."""
+    return "_fold" in vars(without_peft(model).base_model)
 
 
 def _prompt_learning(model: nn.Module) -> str | None:

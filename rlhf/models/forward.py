@@ -27,11 +27,8 @@ def reply_log_probs(
         entropies: Whether they are wanted: they cost memory in the backward pass.
     """
     mask_BT = folded.mask_BT
-    before_K, at_K = folded.states_BS[:, :-1][mask_BT], folded.states_BS[:, 1:][mask_BT]
-    tokens_K = folded.ids_RL.flatten()[at_K]
-    with head_at(model, before_K):
-        logits_KV = model(**_inputs(model, folded)).logits.flatten(0, -2)
-    logits_KV = logits_KV.float() / temperature
+    tokens_K = folded.ids_RL.flatten()[folded.states_BS[:, 1:][mask_BT]]
+    logits_KV = reply_logits(model, folded) / temperature
     log_norm_K = logits_KV.logsumexp(-1)
     log_probs_K = logits_KV.gather(1, tokens_K[:, None]).squeeze(1) - log_norm_K
     empty_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
@@ -41,6 +38,12 @@ def reply_log_probs(
     finite_KV = logits_KV.clamp(min=torch.finfo(torch.float32).min)  # 0 · −inf where a token is ruled out
     expected_K = ((logits_KV - log_norm_K[:, None]).exp() * finite_KV).sum(-1)
     return log_probs_BT, empty_BT.masked_scatter(mask_BT, log_norm_K - expected_K)
+
+
+def reply_logits(model: Any, folded: Folded) -> torch.Tensor:
+    """Logits before each reply token, in the order of the mask's true places: [K, V], float32."""
+    with head_at(model, folded.states_BS[:, :-1][folded.mask_BT]):
+        return model(**_inputs(model, folded)).logits.flatten(0, -2).float()
 
 
 def last_hidden(backbone: Any, folded: Folded) -> torch.Tensor:

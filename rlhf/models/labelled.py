@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from rlhf.models.adapters import without_peft
 from rlhf.models.forward import head_at
 
 IGNORED = -100
@@ -29,7 +30,7 @@ def head_where_labelled(model: PreTrainedModel | PeftModel) -> None:
     Raises:
         ValueError: It has no fused head.
     """
-    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole = without_peft(model)
     fused = vars(whole).get("forward")
     if fused is None:
         raise ValueError(f"{type(whole).__name__} has no fused head of TRL's")

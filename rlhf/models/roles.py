@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models.foldable import why_not
+from rlhf.models.foldable import trial, why_not
 from rlhf.models.forward import last_hidden, reply_log_probs
 from rlhf.models.layout import Folded
 
@@ -53,8 +53,8 @@ class Roles(nn.Module):
             if frozen is not None:
                 frozen.requires_grad_(False)
         self.shared = isinstance(policy, PeftModel)
-        self.unfolded = why_not(self.language_model)
         disable_dropout(self)
+        self.unfolded = why_not(self.language_model) or trial(self.language_model.base_model)
         self._trained: list[nn.Parameter] = []
         if self.shared:
             named = policy.named_parameters()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
 from rlhf.models import probe
 from rlhf.models.device import device
+from rlhf.models.fold import fold, is_folded
+from rlhf.models.foldable import why_not
 from rlhf.models.load import context_length, is_encoder, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rewards.labels import label_names, label_number, log_odds
@@ -52,38 +56,50 @@ class RewardModel:
         """One score a reply, in the reward model's own units, or in nats where it is a label's log odds."""
         rows = [self.codec.sequence(prompt, reply)[0] for prompt, reply in zip(prompts, completions, strict=True)]
         rows = [row[-self.limit :] if self.limit else row for row in rows]
-        return list(score_sequences(self.model, rows, self.batch_size, self.label))
+        each = itertools.groupby(range(len(rows)), key=lambda row: prompts[row])
+        groups = [[rows[row] for row in members] for _, members in each]
+        return list(itertools.chain(*score_groups(self.model, groups, self.batch_size, self.label)))
 
 
 @torch.no_grad()
-def score_sequences(
-    model: Any, rows: Sequence[Sequence[int]], batch_size: int = 32, label: int | None = None
-) -> list[float]:
-    """Scores of token sequences from a sequence classifier, longest first so that batches pad little.
+def score_groups(
+    model: Any, groups: Sequence[Sequence[Sequence[int]]], batch_size: int = 32, label: int | None = None
+) -> list[list[float]]:
+    """Scores of token sequences from a sequence classifier; what those of a group begin with is computed once.
 
     Args:
         model: The classifier; its config names the pad token.
-        rows: Token ids of each sequence.
+        groups: Token ids of the sequences of each group: replies to one prompt, the sides of a pair.
         batch_size: Sequences a batch.
         label: The class whose log odds are the score; None for a model with one output, which is the score.
     """
     training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    pad = model.config.get_text_config().pad_token_id
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    scores = [0.0] * len(rows)
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        ids = pad_sequence([torch.tensor(rows[index]) for index in chosen], batch_first=True, padding_value=pad)
-        lengths = torch.tensor([len(rows[index]) for index in chosen])
-        mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
-        values = logits.squeeze(-1) if label is None else log_odds(logits, label, _multi_label(model))
-        for index, score in zip(chosen, values.tolist(), strict=True):
-            scores[index] = score
+    scores: list[list[float]] = [[] for _ in groups]
+    for size in sorted({len(group) for group in groups} - {0}):
+        numbers = [number for number, group in enumerate(groups) if len(group) == size]
+        numbers.sort(key=lambda number: -max(map(len, groups[number])))
+        share = size > 1 and not is_folded(model) and why_not(model, longest=0) is None
+        with fold(model, size) if share else contextlib.nullcontext():
+            for begin in range(0, len(numbers), step := max(1, batch_size // size)):
+                chosen = numbers[begin : begin + step]
+                found = _scores(model, [groups[number][at] for at in range(size) for number in chosen], label)
+                for at, number in enumerate(chosen):
+                    scores[number] = found[at :: len(chosen)]
     model.train(training)
     return scores
+
+
+def _scores(model: Any, rows: Sequence[Sequence[int]], label: int | None) -> list[float]:
+    """Scores of one batch."""
+    device = next(model.parameters()).device
+    pad = model.config.get_text_config().pad_token_id
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+    values = logits.squeeze(-1) if label is None else log_odds(logits, label, _multi_label(model))
+    return list(values.tolist())
 
 
 def _multi_label(model: Any) -> bool:

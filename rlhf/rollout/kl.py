@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from rlhf.models.foldable import why_not
+from rlhf.models.forward import reply_logits
+from rlhf.models.layout import lay_out
 from rlhf.objectives.kl import token_kl
 from rlhf.rollout.sample import Reply
 
@@ -33,20 +36,12 @@ def sequence_kl(
         temperature: The sampling temperature, which divides the logits of both.
     """
     results = []
+    device = next(policy.parameters()).device
+    separate = any(why_not(model) is not None for model in (policy, reference))
     for prompt, row in zip(prompts, replies, strict=True):
-        width = max(len(reply.ids) for reply in row)
-        device = next(policy.parameters()).device
-        ids_BT = torch.zeros(len(row), len(prompt) + width, dtype=torch.long, device=device)
-        mask_BT = torch.zeros_like(ids_BT)
-        for index, reply in enumerate(row):
-            full = [*prompt, *reply.ids]
-            ids_BT[index, : len(full)] = torch.tensor(full, device=device)
-            mask_BT[index, : len(full)] = 1
-        span = slice(len(prompt) - 1, -1)
-        logits = [
-            model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, span].float() / temperature
-            for model in (policy, reference)
-        ]
-        kl_BT = token_kl(logits[0], logits[1][..., : logits[0].shape[-1]])
-        results.append((kl_BT * mask_BT[:, len(prompt) :]).sum(-1).tolist())
+        folded = lay_out([prompt], [[reply.ids for reply in row]], pad=0, separate=separate).to(device)
+        ours_KV, theirs_KV = (reply_logits(model, folded) / temperature for model in (policy, reference))
+        kl_K = token_kl(ours_KV, theirs_KV[:, : ours_KV.shape[1]])
+        kl_BT = torch.zeros(folded.mask_BT.shape, device=device).masked_scatter(folded.mask_BT, kl_K)
+        results.append(kl_BT.sum(-1).tolist())
     return results

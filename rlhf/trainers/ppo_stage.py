@@ -15,6 +15,7 @@ from rlhf.config import ProjectConfig
 from rlhf.data.records import Encoded, Prompt, Unusable
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
+from rlhf.models.device import process_state
 from rlhf.models.load import check_policy
 from rlhf.models.roles import POLICY, Roles
 from rlhf.rewards.load import OWN, load_rewards
@@ -77,6 +78,10 @@ def train(context: StageContext) -> Metrics:
     ready = prepare(context)
     begun, args = ready.begun, ready.args
     roles = build_roles(context, begun, args)
+    if not context.project.stages[context.name].fold:
+        roles.unfolded = "fold is off"
+    elif roles.unfolded is not None and process_state().is_main_process:
+        print(f"ppo: each reply has its prompt to itself: {roles.unfolded}", file=sys.stderr)
     samples_file = context.directory / "rollouts.jsonl"
     rows = prompt_rows(ready.data.train)
     trainer = PPOTrainer(
