@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -68,5 +69,7 @@ def scorer(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def _made(kind: Any, config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
     set_seed(0)
-    model = kind.from_config(config, dtype=dtype, **({"attn_implementation": attention} if attention else {}))
+    model = kind.from_config(
+        copy.deepcopy(config), dtype=dtype, **({"attn_implementation": attention} if attention else {})
+    )
     return strengthened(model.train(), 4.0)

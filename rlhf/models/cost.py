@@ -9,9 +9,16 @@ import numpy as np
 from torch import nn
 from transformers import PretrainedConfig
 
-_START = {"cpu": 5e7, "cuda": 5e10}
-"""What one more pass through a layer costs besides its tokens, in the products that the device does meanwhile: calls on
-a CPU, measured with two threads; kernel launches on a GPU, by estimate."""
+_CALLS = {"cpu": 2.5e7}
+"""What one more pass through a layer costs besides its tokens, in products that the device does meanwhile: half a
+millisecond of calls, measured on two cores."""
+_GRADIENTS = {"cpu": 40}
+"""Tokens whose products take as long as adding once more to the gradients of all weights, measured on two cores."""
+_PAIRS = {"cpu": 4}
+"""Products of a masked pair, in units of the states' width; unmasked, half of the pairs are left out."""
+_ELSEWHERE = {"calls": 5e10, "gradients": 250, "pairs": 8}
+"""The same on a GPU, by estimate: a dozen kernels a layer at 5 µs, a bandwidth of 3 TB/s, an attention kernel that is
+half as fast with a mask."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,12 @@ class Cost:
     """Of a layer's matrices."""
     width: int
     """Of its states."""
-    start: float
+    calls: float
     """Of a pass however short."""
+    gradients: float
+    """Of a backward pass however short."""
+    pairs: float
+    """Of two tokens that a mask keeps apart or together, in units of the width."""
 
     @classmethod
     def of(cls, backbone: nn.Module) -> Cost:
@@ -32,8 +43,12 @@ class Cost:
         embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
         matrices = [one for one in backbone.parameters() if one.dim() > 1 and id(one) not in embeddings]
         parameters = sum(one.numel() for one in matrices) / config.num_hidden_layers
-        start = _START.get(next(backbone.parameters()).device.type, _START["cuda"])
-        return cls(parameters, config.hidden_size, start)
+        trained = sum(one.numel() for one in matrices if one.requires_grad) / config.num_hidden_layers
+        kind = next(backbone.parameters()).device.type
+        return cls(
+            parameters, config.hidden_size, _CALLS.get(kind, _ELSEWHERE["calls"]),
+            2 * trained * _GRADIENTS.get(kind, _ELSEWHERE["gradients"]), _PAIRS.get(kind, _ELSEWHERE["pairs"]),
+        )  # fmt: skip
 
     def rows(self, number: int, length: int, shared: bool) -> float:
         """So many rows padded to a length: 2 · parameters a token, and attention among its pairs.
@@ -43,10 +58,10 @@ class Cost:
             length: Tokens of the longest.
             shared: Whether a mask is needed: then both halves of the square are computed.
         """
-        pairs = (4 if shared else 2) * self.width * length
+        pairs = (self.pairs if shared else 2) * self.width * length
         return number * length * (2 * self.parameters + pairs)
 
-    def cut(self, lengths: Sequence[int], shared: bool) -> list[list[int]]:
+    def cut(self, lengths: Sequence[int], shared: bool, backward: bool) -> list[list[int]]:
         """Rows of like length together, so that padding and starts cost least.
 
         c(n) = min over k < n of c(k) + start + rows(n − k, length of the n-th), rows from short to long.
@@ -54,15 +69,17 @@ class Cost:
         Args:
             lengths: Tokens of each row.
             shared: Whether the rows need a mask.
+            backward: Whether there will be a backward pass.
 
         Returns:
             Indices of the rows of each batch.
         """
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        start = self.calls + (self.gradients if backward else 0.0)
         best, begin = np.zeros(len(order) + 1), [0] * (len(order) + 1)
         for end in range(1, len(order) + 1):
             a_row = self.rows(1, lengths[order[end - 1]], shared)
-            costs = best[:end] + self.start + a_row * np.arange(end, 0, -1)
+            costs = best[:end] + start + a_row * np.arange(end, 0, -1)
             begin[end] = int(costs.argmin())
             best[end] = costs[begin[end]]
         batches, end = [], len(order)

@@ -277,7 +277,7 @@ def _batches(backbone: nn.Module, state: _State, items: list[_Item]) -> list[lis
     batches = []
     for shared in (False, True):
         kind = [item for item in items if item.shared is shared]
-        cut = state.cost.cut([item.length for item in kind], shared)
+        cut = state.cost.cut([item.length for item in kind], shared, torch.is_grad_enabled())
         batches += [[kind[at] for at in batch] for batch in cut]
     return batches
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,13 +62,22 @@ def dropout(model: nn.Module) -> str | None:
     return None
 
 
-@torch.no_grad()
 def trial(backbone: Any) -> str | None:
     """Why a backbone cannot share prompts, found by trying: two short sequences by themselves and as one row.
 
     What settings do not tell shows here: positions that the model makes by itself, states beside attention, a mask that
     is ignored. Costs two forward passes of some ten tokens.
     """
+    return _tried(backbone, _folded)
+
+
+def packing_trial(backbone: Any) -> str | None:
+    """Why a backbone cannot take several sequences in a row whose positions restart: they would see one another."""
+    return _tried(backbone, _packed)
+
+
+@torch.no_grad()
+def _tried(backbone: Any, together: Callable[..., torch.Tensor]) -> str | None:
     size = backbone.config.get_text_config().vocab_size
     prompt, replies = [one % size for one in _PROMPT], [[one % size for one in reply] for reply in _REPLIES]
     weight = next(backbone.parameters())
@@ -74,22 +85,37 @@ def trial(backbone: Any) -> str | None:
     backbone.eval()
     try:
         with torch.autocast(weight.device.type, enabled=False):
-            together, apart = (_states(backbone, prompt, replies, separate) for separate in (False, True))
+            found, apart = together(backbone, prompt, replies), _folded(backbone, prompt, replies, separate=True)
     except Exception as error:  # another architecture may raise anything
-        return f"{type(backbone).__name__} does not take a mask of pairs ({type(error).__name__}: {error})"
+        return f"{type(backbone).__name__} does not take several sequences in a row ({type(error).__name__}: {error})"
     finally:
         backbone.train(training)
-    difference = float((together - apart).abs().max() / apart.abs().max())
+    difference = float((found - apart).abs().max() / apart.abs().max())
     if difference <= (1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.05):
         return None
     return f"{type(backbone).__name__}, whose states change by {difference:.0%} when sequences share a row"
 
 
-def _states(backbone: Any, prompt: list[int], replies: list[list[int]], separate: bool) -> torch.Tensor:
+def _packed(backbone: Any, prompt: list[int], replies: list[list[int]]) -> torch.Tensor:
+    rows = [[*prompt, *reply] for reply in replies]
+    device = next(backbone.parameters()).device
+    ids = torch.tensor([[token for row in rows for token in row]], device=device)
+    positions = torch.tensor([[at for row in rows for at in range(len(row))]], device=device)
+    states = backbone(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
+    ends = list(itertools.accumulate(map(len, rows)))
+    longest = max(map(len, replies))
+    own = [  # as `Folded.states_BS` has them: from the prompt's last token, the last one repeated
+        min(end - len(reply) - 1 + step, end - 1)
+        for end, reply in zip(ends, replies, strict=True) for step in range(longest + 1)
+    ]  # fmt: skip
+    return states[own].float()
+
+
+def _folded(backbone: Any, prompt: list[int], replies: list[list[int]], separate: bool = False) -> torch.Tensor:
     weight = next(backbone.parameters())
     folded = lay_out([prompt], [replies], pad=0, separate=separate).to(weight.device)
     inputs = folded.inputs(backbone.config._attn_implementation, weight.dtype)
-    return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BS].float()
+    return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BS.flatten()].float()
 
 
 def _window(config: PretrainedConfig, kinds: set[str]) -> int | None:

@@ -10,6 +10,8 @@ from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, set_s
 from trl import SFTConfig
 
 from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError
+from rlhf.models.foldable import packing_trial
 from rlhf.models.load import load_scorer
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import (
@@ -52,8 +54,11 @@ def train(context: StageContext) -> Metrics:
 
 def _imitator(context: StageContext, ready: Ready) -> SFTTrainer:
     begun = ready.begun
+    policy = starting_policy(context, begun)
+    if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
+        raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
     return SFTTrainer(
-        adapted(starting_policy(context, begun), begun, TaskType.CAUSAL_LM, ready.args),
+        adapted(policy, begun, TaskType.CAUSAL_LM, ready.args),
         args=ready.args,
         train_dataset=ready.data.train,
         eval_dataset=ready.eval_rows,

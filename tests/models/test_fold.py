@@ -132,7 +132,7 @@ def test_rows_of_like_length_run_together():
     rows = [[5] * length for length in (3, 50, 4, 52)]
     expected = outcome(model, batch(rows))
     with fold(model, group_size=1):
-        model.base_model._fold.cost = Cost(parameters=1e4, width=32, start=2e5)
+        model.base_model._fold.cost = Cost(parameters=1e4, width=32, calls=2e5, gradients=0, pairs=4)
         seen = Seen(model)
         assert_same(outcome(model, batch(rows)), expected, 1e-5)
     assert sorted(seen.shapes) == [(2, 4), (2, 52)]

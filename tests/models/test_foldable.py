@@ -15,9 +15,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from rlhf.models.foldable import dropout, trial, why_not
+from rlhf.models.foldable import dropout, packing_trial, trial, why_not
 from tests.families import FAMILIES, causal
-from tests.models_by_hand import strong
+from tests.models_by_hand import strengthened, strong
 
 SMALL = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LIKE_LLAMA = {**SMALL, "intermediate_size": 16, "num_key_value_heads": 1}
@@ -104,6 +104,7 @@ def test_dropout_of_any_kind(tiny_llama):
 def test_a_trial_passes_whom_settings_pass(family):
     backbone = causal(family).base_model
     assert trial(backbone) is None
+    assert packing_trial(backbone) is None
     assert backbone.training
 
 
@@ -113,10 +114,17 @@ def test_a_trial_finds_positions_of_the_models_own(tiny_gpt2):
     plain = backbone.forward
     backbone.forward = lambda *args, position_ids=None, **kwargs: plain(*args, **kwargs)
     assert "states change by" in trial(backbone)
+    assert "states change by" in packing_trial(backbone)
+
+
+def test_states_that_run_through_a_row_cannot_be_packed():
+    config = MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = strengthened(AutoModelForCausalLM.from_config(config))
+    assert packing_trial(model.base_model) is not None
 
 
 def test_a_trial_finds_what_raises():
     backbone = AutoModelForCausalLM.from_config(
         BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)
     ).base_model
-    assert "does not take a mask of pairs" in trial(backbone) or "states change" in trial(backbone)
+    assert "does not take several sequences in a row" in trial(backbone) or "states change" in trial(backbone)

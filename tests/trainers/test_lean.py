@@ -4,7 +4,9 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from rlhf.trainers.dpo import LOSSES, DPOTrainer
@@ -255,3 +257,21 @@ def test_stored_reference_log_probs(tmp_path, tokenizer):
     alpha = make(DPOTrainer, ld_alpha=0.5)
     assert files() == 2
     assert_logs(logs(alpha), logs(make(Tokenised, precompute_ref_log_probs=False, ld_alpha=0.5)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_packed_demonstrations_do_not_see_one_another(tmp_path, family):
+    """All rows in one step: packed into rows of 40 tokens, loss and gradient are those of each by itself."""
+    words = Tokenizer(WordLevel({f"t{number}": number for number in range(60)}, unk_token="t0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t2", pad_token="t1")
+    fields = common(tmp_path, max_steps=2, per_device_train_batch_size=20, max_length=40)
+    found = [
+        logs(SFTTrainer(
+            causal(family), args=SFTConfig(**fields, packing=packing),
+            train_dataset=Dataset.from_list(demonstrations(rows(20))), processing_class=tokenizer,
+        ))
+        for packing in (True, False)
+    ]  # fmt: skip
+    for one, other in zip(*found, strict=True):
+        for key in ("loss", "grad_norm", "num_tokens"):
+            assert one[key] == pytest.approx(other[key], rel=1e-5)
