@@ -107,19 +107,10 @@ def write_setting(folder: Path, pairs: Path | None, size: Size, prompts: int) ->
         size: How large all is.
         prompts: How many prompts.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     texts = texts_of(pairs)
     tokenizer = make_tokenizer(texts, size.vocabulary)
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.heads,
-        max_position_embeddings=2048, eos_token_id=0, pad_token_id=1, bos_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    make_model(size).save_pretrained(folder)
     rows = []
     for text in texts[:prompts]:
         ids = tokenizer(text)["input_ids"][-size.prompt :]
@@ -127,6 +118,20 @@ def write_setting(folder: Path, pairs: Path | None, size: Size, prompts: int) ->
     if len(rows) < prompts:
         raise SystemExit(f"{prompts} prompts wanted, {len(rows)} there")
     (folder / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def make_model(size: Size) -> Any:
+    """A Llama of this size, its weights drawn from one seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.heads,
+        max_position_embeddings=2048, eos_token_id=0, pad_token_id=1, bos_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
 def read_prompts(folder: Path, samples: int = 1) -> list[dict[str, Any]]:

@@ -59,3 +59,28 @@ def test_a_row_that_is_not_there_is_refused():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no row mine; there are " in done.stderr
+
+
+def test_preference(tmp_path):
+    rows = "dpo:trl,dpo:off,dpo:ours,reward:trl-best,reward:ours"
+    printed, result = bench("preference", tmp_path / "preference.json", "--count", "8", "--rows", rows)
+    check_environment(result["environment"])
+    assert result["environment"]["versions"]["trl"].startswith("1.16")
+    assert "| dpo:ours " in printed
+    mine = result["rows"]["dpo:ours"]
+    times = {name: result["rows"][name]["seconds"]["median"] for name in ("dpo:trl", "dpo:ours")}
+    assert mine["speed_to_trl"] == pytest.approx(times["dpo:trl"] / times["dpo:ours"])
+    assert mine["loss_difference"] < 1e-5
+    assert "speed_to_trl" not in result["rows"]["reward:ours"]
+    assert result["jobs"]["dpo:ours"]["fold"]
+    assert not result["jobs"]["dpo:off"]["fold"]
+    for run in result["runs"]:
+        assert run["peak_mb"] >= run["before_mb"] > 0
+        assert len(run["losses"]) == 1
+
+
+def test_preference_at_a_ratio(tmp_path):
+    options = ("--count", "8", "--rows", "reward:trl,reward:ours", "--ratio", "2", "--bf16", "--lora")
+    _, result = bench("preference", tmp_path / "ratio.json", *options)
+    assert result["options"]["ratio"] == 2
+    assert result["jobs"]["reward:trl"]["bf16"]

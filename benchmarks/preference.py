@@ -1,0 +1,234 @@
+"""DPO and reward models of this project against TRL 1.16: speed and memory, and what each lever alone gives.
+
+usage: python benchmarks/preference.py [--pairs FILE] [--count 40] [--repeats 3] [--rows dpo:trl,dpo:ours] [--ratio 2]
+
+Every run is a process of its own, so that its peak of resident memory is that row's alone; the rows take turns. What is
+timed is `trainer.train()`, one epoch. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from setting import (
+    SUPPORT,
+    TINY,
+    Size,
+    chosen_rows,
+    make_model,
+    make_tokenizer,
+    parser,
+    print_table,
+    show,
+    spread,
+    write_result,
+)
+
+_HERE = Path(__file__).resolve().parent
+_ANSWER = "\n\nAssistant:"
+_COMPLETION = 96
+"""Tokens of a completion where the ratio of prompt to completion is given."""
+TRL = ("trl", "trl-best")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is told."""
+
+    kind: str = "dpo"
+    """`dpo` or `reward`."""
+    ours: bool = False
+    fold: bool = False
+    head: bool = False
+    buckets: bool = False
+    per_device: int = 8
+    """Pairs of a micro-batch; accumulation makes up the rest of the step."""
+    step: int = 8
+    """Pairs of a step."""
+    lora: bool = False
+    bf16: bool = False
+    checkpointing: bool = False
+    max_length: int = 1024
+    threads: int | None = None
+
+
+_LEVERS = {
+    "trl": Job(),
+    "trl-best": Job(per_device=1),
+    "off": Job(ours=True),
+    "fold": Job(ours=True, fold=True),
+    "head": Job(ours=True, head=True),
+    "buckets": Job(ours=True, buckets=True),
+    "fold+head": Job(ours=True, fold=True, head=True),
+    "ours": Job(ours=True, fold=True, head=True, buckets=True),
+}
+ROWS = {
+    f"{kind}:{name}": replace(job, kind=kind)
+    for kind in ("dpo", "reward")
+    for name, job in _LEVERS.items()
+    if kind == "dpo" or "head" not in name
+}
+"""The rows of the table."""
+
+
+def read_pairs(path: Path | None) -> list[dict[str, str]]:
+    """Pairs whose sides differ after the last turn of the user's, in the order of the file."""
+    found = []
+    if path is None:
+        for row in map(json.loads, SUPPORT.read_text(encoding="utf-8").splitlines()):
+            prompt, chosen, rejected = (row[key][0]["content"] for key in ("prompt", "chosen", "rejected"))
+            found.append(
+                {"prompt": f"\n\nHuman: {prompt}{_ANSWER}", "chosen": f" {chosen}", "rejected": f" {rejected}"}
+            )
+        return found
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        for row in map(json.loads, file):
+            cut = row["chosen"].rfind(_ANSWER) + len(_ANSWER)
+            prompt, chosen, rejected = row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:]
+            if row["rejected"].startswith(prompt) and chosen.strip() and rejected.strip() and chosen != rejected:
+                found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return found
+
+
+def at_ratio(
+    pairs: list[dict[str, str]], tokenizer: Any, ratio: float, count: int, completion: int
+) -> list[dict[str, str]]:
+    """Pairs of equal lengths, the prompt `ratio` times as long as a completion, cut from the text of all pairs."""
+    text = "".join(one["prompt"] + one["chosen"] + one["rejected"] for one in pairs[: 40 * count])
+    stream = tokenizer(text)["input_ids"]
+    sizes = (round(ratio * completion), completion, completion)
+    if len(stream) < count * sum(sizes):
+        raise SystemExit(f"{count} pairs of {sum(sizes)} tokens wanted, {len(stream)} tokens there")
+    made = []
+    for number in range(count):
+        begin, row = number * sum(sizes), []
+        for size in sizes:
+            row.append(tokenizer.decode(stream[begin : begin + size]))
+            begin += size
+        made.append(dict(zip(("prompt", "chosen", "rejected"), row, strict=True)))
+    return made
+
+
+def write_setting(folder: Path, args: argparse.Namespace, size: Size) -> None:
+    """Write model, tokenizer and pairs, once for all runs."""
+    pairs = read_pairs(args.pairs)
+    tokenizer = make_tokenizer([one["prompt"] + one["chosen"] for one in pairs], size.vocabulary)
+    tokenizer.save_pretrained(folder)
+    make_model(size).save_pretrained(folder)
+    if args.ratio is not None:
+        pairs = at_ratio(pairs, tokenizer, args.ratio, args.count, min(_COMPLETION, 2 * size.reply))
+    if len(pairs) < args.count:
+        raise SystemExit(f"{args.count} pairs wanted, {len(pairs)} there")
+    (folder / "pairs.json").write_text(json.dumps(pairs[: args.count]), encoding="utf-8")
+
+
+def run(name: str, job: Job, folder: Path) -> dict[str, Any]:
+    """One run of a row.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    done = subprocess.run(
+        [sys.executable, str(_HERE / "preference_run.py"), str(folder), json.dumps(asdict(job))],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+    return {"row": name, **json.loads(done.stdout.strip().splitlines()[-1])}
+
+
+def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[dict[str, Any]]:
+    """All runs, the rows taking turns."""
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_setting(Path(folder), args, size)
+        for repeat in range(args.repeats):
+            for name, job in rows.items():
+                found = run(name, job, Path(folder)) | {"repeat": repeat}
+                runs.append(found)
+                print(
+                    f"{repeat + 1}/{args.repeats} {name}: {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB, "
+                    f"last loss {found['losses'][-1]:.5f}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+    return runs
+
+
+def summarise(runs: list[dict[str, Any]], count: int) -> dict[str, dict[str, Any]]:
+    """Speed and memory of each row, their ratios to TRL's rows of the same kind, and how far losses are from TRL's."""
+    grouped: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for one in runs:
+        grouped[one["row"]].append(one)
+    table: dict[str, dict[str, Any]] = {}
+    for name, them in grouped.items():
+        table[name] = {key: spread([one[key] for one in them]) for key in ("seconds", "cpu_seconds", "peak_mb")}
+        table[name]["pairs_per_second"] = spread([count / one["seconds"] for one in them])
+    for name, mine in table.items():
+        kind = name.partition(":")[0]
+        for other in (other for other in TRL if f"{kind}:{other}" in table):
+            theirs = table[f"{kind}:{other}"]
+            mine[f"speed_to_{other}"] = theirs["seconds"]["median"] / mine["seconds"]["median"]
+            mine[f"memory_to_{other}"] = mine["peak_mb"]["median"] / theirs["peak_mb"]["median"]
+        if f"{kind}:trl" in grouped:
+            both = zip(grouped[name][0]["losses"], grouped[f"{kind}:trl"][0]["losses"], strict=True)
+            mine["loss_difference"] = max(abs(one - two) for one, two in both)
+    return table
+
+
+def print_summary(table: dict[str, dict[str, Any]]) -> None:
+    """The table, in Markdown."""
+    found = [name for name in TRL if any(row.endswith(f":{name}") for row in table)]
+    header = ["row", "pairs/s [min–max]", *(f"× {name}" for name in found), "peak MB [min–max]",
+              *(f"of {name}" for name in found), "loss − TRL's"]  # fmt: skip
+    rows = []
+    for name, mine in table.items():
+        speeds = [f"{mine.get(f'speed_to_{other}', float('nan')):.2f}" for other in found]
+        shares = [f"{mine.get(f'memory_to_{other}', float('nan')):.2f}" for other in found]
+        off = f"{mine['loss_difference']:.0e}" if "loss_difference" in mine else ""
+        rows.append([name, show(mine["pairs_per_second"]), *speeds, show(mine["peak_mb"], 0), *shares, off])
+    print_table(header, rows)
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
+    made = parser("DPO and reward models against TRL 1.16, in turns, each run a process of its own.", "preference", 3)
+    made.add_argument("--count", type=int, default=40, help="pairs of a run (default: %(default)s)")
+    made.add_argument(
+        "--ratio", type=float, help="pairs of equal lengths, prompt so many times as long as a completion"
+    )
+    made.add_argument("--bf16", action="store_true", help="autocast to bfloat16 on both sides")
+    made.add_argument("--lora", action="store_true", help="train LoRA r=16 on both sides")
+    made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
+    return made.parse_args()
+
+
+def main() -> None:
+    """Run, print, write."""
+    args = options()
+    size = TINY if args.tiny else Size()
+    rows = {
+        name: replace(
+            ROWS[name], bf16=args.bf16, lora=args.lora, checkpointing=args.checkpointing, threads=args.threads
+        )
+        for name in chosen_rows(args.rows, ROWS)
+    }
+    runs = run_all(rows, args, size)
+    table = summarise(runs, args.count)
+    print_summary(table)
+    environment = [one.pop("environment") for one in runs][-1]
+    jobs = {name: asdict(job) for name, job in rows.items()}
+    write_result(args.out, size, args, environment=environment, jobs=jobs, rows=table, runs=runs)
+
+
+if __name__ == "__main__":
+    main()
