@@ -20,6 +20,7 @@ from rlhf.data.formats import find, formats
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import field_overrides
 from tests.hub_server import TOKEN, HubServer
+from tests.projects import pairs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -111,6 +112,22 @@ def tree_paths() -> set[str]:
             found.add("".join(folders[:depth]) + name)
         folders[depth:] = [names[-1]]
     return found
+
+
+def test_the_python_of_the_folding_page_runs(tmp_path, tiny_llama, monkeypatch, capfd):
+    """TRL's own trainer, with a model and pairs at hand."""
+    from datasets import Dataset
+
+    from rlhf.models.fold import is_folded
+
+    ((_, code),) = blocks("docs/folding.md", "python")
+    monkeypatch.chdir(tmp_path)
+    names = {"pairs": Dataset.from_list(pairs(8))}
+    exec(code.replace("Qwen/Qwen2.5-0.5B-Instruct", str(tiny_llama)), names)
+    trainer = names["trainer"]
+    assert trainer.state.global_step == 3
+    assert is_folded(trainer.model)
+    assert "unfolded" not in capfd.readouterr().err
 
 
 def test_every_path_of_the_tree_exists():
@@ -253,7 +270,7 @@ def test_accelerate_reads_its_files(file):
     assert set(yaml.safe_load(file.read_text())) <= {field.name for field in dataclasses.fields(read)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/recipes.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/recipes.md", "docs/folding.md", "CONTRIBUTING.md"])
 def test_every_project_shown_loads(page, tmp_path):
     for number, (_, content) in enumerate(blocks(page, "yaml")):
         tree = yaml.safe_load(content)

@@ -14,8 +14,10 @@ _CALLS = {"cpu": 2.5e7}
 millisecond of calls, measured on two cores."""
 _GRADIENTS = {"cpu": 40}
 """Tokens whose products take as long as adding once more to the gradients of all weights, measured on two cores."""
+_CAUSAL = 2
+"""Products of a pair of tokens, in units of the states' width, where an attention kernel leaves out what comes later."""
 _PAIRS = {"cpu": 4}
-"""Products of a masked pair, in units of the states' width; unmasked, half of the pairs are left out."""
+"""The same under a mask: all pairs are computed."""
 _ELSEWHERE = {"calls": 5e10, "gradients": 250, "pairs": 8}
 """The same on a GPU, by estimate: a dozen kernels a layer at 5 µs, a bandwidth of 3 TB/s, an attention kernel that is
 half as fast with a mask."""
@@ -42,12 +44,16 @@ class Cost:
         config: PretrainedConfig = backbone.config.get_text_config()
         embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
         matrices = [one for one in backbone.parameters() if one.dim() > 1 and id(one) not in embeddings]
-        parameters = sum(one.numel() for one in matrices) / config.num_hidden_layers
-        trained = sum(one.numel() for one in matrices if one.requires_grad) / config.num_hidden_layers
+        sizes = [getattr(one, "ds_numel", one.numel()) for one in matrices]  # DeepSpeed leaves empty tensors behind
+        parameters = sum(sizes) / config.num_hidden_layers
+        trained = sum(size for one, size in zip(matrices, sizes, strict=True) if one.requires_grad)
+        trained /= config.num_hidden_layers
         kind = next(backbone.parameters()).device.type
+        blocks = config._attn_implementation == "flex_attention"  # leaves out what a mask hides
         return cls(
             parameters, config.hidden_size, _CALLS.get(kind, _ELSEWHERE["calls"]),
-            2 * trained * _GRADIENTS.get(kind, _ELSEWHERE["gradients"]), _PAIRS.get(kind, _ELSEWHERE["pairs"]),
+            2 * trained * _GRADIENTS.get(kind, _ELSEWHERE["gradients"]),
+            _CAUSAL if blocks else _PAIRS.get(kind, _ELSEWHERE["pairs"]),
         )  # fmt: skip
 
     def rows(self, number: int, length: int, shared: bool) -> float:
@@ -58,7 +64,7 @@ class Cost:
             length: Tokens of the longest.
             shared: Whether a mask is needed: then both halves of the square are computed.
         """
-        pairs = (self.pairs if shared else 2) * self.width * length
+        pairs = (self.pairs if shared else _CAUSAL) * self.width * length
         return number * length * (2 * self.parameters + pairs)
 
     def cut(self, lengths: Sequence[int], shared: bool, backward: bool) -> list[list[int]]:

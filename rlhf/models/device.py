@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import PartialState
+from torch.distributed.tensor import DTensor
 
 
 def process_state() -> PartialState:
@@ -12,6 +15,17 @@ def process_state() -> PartialState:
     accelerate forms a group of CPU processes only when told at the first call; so this is that call everywhere.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def sharded(weight: torch.Tensor | None = None) -> bool:
+    """Whether weights are spread over processes, which must then all make the same calls of a model.
+
+    Args:
+        weight: One of them; without it, whether this launch will spread them.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return True
+    return weight is not None and (isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
 
 
 def device() -> torch.device:

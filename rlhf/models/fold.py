@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from rlhf.models import foldable
 from rlhf.models.adapters import without_peft
 from rlhf.models.cost import Cost
-from rlhf.models.device import process_state
+from rlhf.models.device import process_state, sharded
+from rlhf.models.forward import replace_forward
 from rlhf.models.layout import lay_out
 
 
@@ -59,10 +60,10 @@ class Fold:
 
     def remove(self) -> None:
         """Put the plain forward pass back."""
-        state = vars(self.backbone).pop("_fold", None)
-        if state is None:
+        state = vars(self.backbone).get("_fold")
+        if state is None or state.fold is not self:
             return
-        del self.backbone.forward
+        del self.backbone._fold, self.backbone.forward
         if state.before is not None:
             self.backbone.forward = state.before
 
@@ -156,7 +157,7 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
         return made
     rotary = any("rotary" in type(module).__name__.lower() for module in backbone.modules())
     backbone._fold = _State(made, vars(backbone).get("forward"), Cost.of(backbone), rotary)
-    backbone.forward = MethodType(_forward, backbone)
+    replace_forward(backbone, _forward)
     return made
 
 
@@ -173,12 +174,8 @@ def _prompt_learning(model: nn.Module) -> str | None:
 
 def _trial(backbone: nn.Module) -> str | None:
     weight = next(backbone.parameters())
-    return None if weight.is_meta or _sharded(weight) else foldable.trial(backbone)
-
-
-def _sharded(weight: torch.Tensor) -> bool:
-    """Whether the weights are spread over processes, which must then all make the same number of calls."""
-    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+    whole = not (weight.is_meta or isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
+    return foldable.trial(backbone) if whole else None
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +185,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     rows = _read(self, state, args, kwargs)
     if rows is None:
         return plain(*args, **kwargs)
-    reason = foldable.why_not(self, max(map(len, rows.ids))) or (_dropout(self, state) if self.training else None)
+    reason = foldable.why_not(self, rows.shape[1]) or (_dropout(self, state) if self.training else None)
     if reason is not None:
         state.fold.say(reason)
         return plain(*args, **kwargs)
@@ -214,34 +211,22 @@ def _read(backbone: Any, state: _State, args: Sequence[Any], kwargs: dict[str, A
     asked = ("use_cache", "output_hidden_states", "output_attentions", "output_router_logits")
     if any(given.get(name) for name in asked) or any(isinstance(value, torch.Tensor) for value in given.values()):
         return None
-    rest = {"use_cache": False, **given}
-    width = ids.shape[1]
-    if mask is None:
-        starts, lengths = [0] * len(ids), [width] * len(ids)
+    real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    start_R, length_R, at_L = real.int().argmax(1), real.sum(1), torch.arange(ids.shape[1])
+    if not torch.equal(real, (at_L >= start_R[:, None]) & (at_L < (start_R + length_R)[:, None])):
+        return None  # holes in the mask
+    if positions is None:
+        if start_R.any() and not state.rotary:
+            return None  # the model makes positions of its own, which padding on the left shifts
+        first_R = torch.zeros_like(start_R)
     else:
-        real = mask.bool().cpu()
-        starts, lengths = real.int().argmax(1).tolist(), real.sum(1).tolist()
-        columns = torch.arange(width)
-        spans = (columns >= real.int().argmax(1)[:, None]) & (columns < (real.int().argmax(1) + real.sum(1))[:, None])
-        if not torch.equal(real, spans):
-            return None  # holes in the mask
-    if positions is not None:
         positions = positions.cpu().expand(len(ids), -1)
-        first = positions.gather(1, torch.tensor(starts)[:, None])[:, 0]
-        expected = first[:, None] + torch.arange(width) - torch.tensor(starts)[:, None]
-        if mask is None and not torch.equal(positions, expected):
+        first_R = positions.gather(1, start_R[:, None])[:, 0]
+        if not torch.equal(positions[real], (first_R[:, None] + at_L - start_R[:, None])[real]):
             return None  # packed rows
-        if mask is not None and not torch.equal(positions[real], expected[real]):
-            return None
-        begins = first.tolist()
-    elif state.rotary or not any(starts):
-        begins = [0] * len(ids)
-    else:
-        return None  # the model makes positions of its own, which padding on the left shifts
-    rows = [
-        row[start : start + max(1, length)] for row, start, length in zip(ids.tolist(), starts, lengths, strict=True)
-    ]
-    return _Rows(rows, starts, begins, tuple(ids.shape), rest)
+    spans = zip(ids.tolist(), start_R.tolist(), length_R.tolist(), strict=True)
+    rows = [row[start : start + max(1, length)] for row, start, length in spans]
+    return _Rows(rows, start_R.tolist(), first_R.tolist(), tuple(ids.shape), {"use_cache": False, **given})
 
 
 def _items(rows: _Rows, state: _State) -> list[_Item]:
@@ -272,7 +257,7 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 def _batches(backbone: nn.Module, state: _State, items: list[_Item]) -> list[list[_Item]]:
     """The batches in which the rows are run: one, or several of like length."""
-    if not state.fold.by_length or _sharded(next(backbone.parameters())):
+    if not state.fold.by_length or sharded(next(backbone.parameters())):
         return [items]
     batches = []
     for shared in (False, True):

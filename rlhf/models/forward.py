@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -66,6 +68,20 @@ def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Set a module's forward method, to be called with the module first; its signature stays what it was.
+
+    The function must keep what it needs on the module. A closure would, in a copy of the module, refer to the original.
+    Transformers looks at signatures to decide what to pass: positions, for one, in generation.
+    """
+
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    method.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
+    module.forward = MethodType(method, module)
 
 
 def _inputs(model: Any, folded: Folded) -> dict[str, Any]:

@@ -7,7 +7,6 @@ padding too, which are most of them.
 from __future__ import annotations
 
 import dataclasses
-from types import MethodType
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from trl.kernels import chunked_logprob
 
 from rlhf.models.adapters import without_peft
-from rlhf.models.forward import head_at
+from rlhf.models.forward import head_at, replace_forward
 
 IGNORED = -100
 
@@ -42,7 +41,7 @@ def head_where_labelled(model: PreTrainedModel | PeftModel) -> None:
     if next(whole.parameters()).device.type == "cpu":
         chunked_logprob.TOKEN_CHUNK_SIZE = _TILE
     whole._fused_forward = fused
-    whole.forward = MethodType(_forward, whole)
+    replace_forward(whole, _forward)
 
 
 def _forward(

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 _PADDING = -1
 _SHARED = 0
@@ -29,7 +31,7 @@ class Folded:
     positions_RL: torch.Tensor
     """Position of each token in its own sequence."""
     segments_RL: torch.Tensor
-    """0 in the prompt, k in the k-th reply of the row, −1 in the padding."""
+    """0 in the prompt, k in the k-th reply of the row that has tokens, −1 in the padding."""
     states_BS: torch.Tensor
     """Where sequence b's hidden states stand in the flattened rows, S = T + 1: before each reply token, and after the
     last (repeated to the end of the row)."""
@@ -38,22 +40,25 @@ class Folded:
 
     @property
     def shares(self) -> bool:
-        """Whether any row holds more than one reply."""
+        """Whether any row holds more than one reply, so that a mask must part them."""
         return bool((self.segments_RL > 1).any())
 
     def to(self, device: torch.device) -> Folded:
         """The same on a device."""
         return Folded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-    def inputs(self, attention: str | None, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def inputs(self, attention: str | None, dtype: torch.dtype) -> dict[str, Any]:
         """What a transformers model is called with.
 
         Args:
-            attention: Its `_attn_implementation`: eager attention adds the mask, the others take it as bool.
+            attention: Its `_attn_implementation`: eager attention adds the mask, SDPA takes it as bool, FlexAttention
+                in blocks.
             dtype: Type of its weights.
         """
-        inputs = {"input_ids": self.ids_RL, "position_ids": self.positions_RL}
-        if self.shares:
+        inputs: dict[str, Any] = {"input_ids": self.ids_RL, "position_ids": self.positions_RL}
+        if self.shares and attention == "flex_attention":
+            inputs["attention_mask"] = block_mask(self.segments_RL)
+        elif self.shares:
             visible = visible_pairs(self.segments_RL)
             if attention == "eager":
                 visible = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
@@ -90,7 +95,9 @@ def lay_out(
     lengths: list[int] = []
     for number, (prompt, row) in enumerate(rows):
         tokens, places, owners = list(prompt), list(range(len(prompt))), [_SHARED] * len(prompt)
-        for segment, one in enumerate(row, start=1):
+        segment = 0
+        for one in row:
+            segment += bool(one)
             first, begin = number * width + len(prompt) - 1, number * width + len(tokens)
             before = [first, *range(begin, begin + len(one))]
             states.append(before + before[-1:] * (longest - len(one)))
@@ -101,7 +108,7 @@ def lay_out(
         filling = width - len(tokens)
         ids.append(tokens + [pad] * filling)
         # counting on, as transformers takes a restart without a mask for packed sequences, and builds one
-        positions.append(places + (list(range(len(tokens), width)) if len(row) == 1 else [0] * filling))
+        positions.append(places + (list(range(len(tokens), width)) if segment <= 1 else [0] * filling))
         segments.append(owners + [_PADDING] * filling)
     return Folded(
         torch.tensor(ids),
@@ -118,7 +125,23 @@ def visible_pairs(segments_RL: torch.Tensor) -> torch.Tensor:
     A key is visible if it stands no later and belongs to the prompt or to the query's own reply. Padding sees itself:
     a row that sees nothing would be NaN.
     """
-    length = segments_RL.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments_RL.device).tril()
-    query, key = segments_RL[:, :, None], segments_RL[:, None, :]
-    return (causal & ((key == _SHARED) | (key == query)))[:, None]
+    at_L = torch.arange(segments_RL.shape[1], device=segments_RL.device)
+    return _sees(at_L[:, None], at_L, segments_RL[:, :, None], segments_RL[:, None, :])[:, None]
+
+
+def block_mask(segments_RL: torch.Tensor) -> BlockMask:
+    """The same for FlexAttention, which leaves out blocks in which nothing is visible, and never holds all pairs."""
+
+    def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return _sees(query, key, segments_RL[row, query], segments_RL[row, key])
+
+    rows, length = segments_RL.shape
+    return create_block_mask(
+        sees, rows, None, length, length, device=str(segments_RL.device), _compile=segments_RL.is_cuda
+    )
+
+
+def _sees(
+    query_at: torch.Tensor, key_at: torch.Tensor, query_segment: torch.Tensor, key_segment: torch.Tensor
+) -> torch.Tensor:
+    return (query_at >= key_at) & ((key_segment == _SHARED) | (key_segment == query_segment))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 import trl
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from peft import PeftModel, TaskType
@@ -16,7 +15,7 @@ from trl import DPOConfig
 
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError, unknown_name
-from rlhf.models.device import process_state
+from rlhf.models.device import sharded
 from rlhf.models.load import check_policy, load_policy
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import (
@@ -114,7 +113,7 @@ def _worth_storing(args: Any, rows: int, second: bool) -> bool:
         rows: Rows of training.
         second: Whether all weights are trained.
     """
-    if args.sync_ref_model or process_state().distributed_type == DistributedType.FSDP:
+    if args.sync_ref_model or sharded():
         return False
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs

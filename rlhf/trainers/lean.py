@@ -60,7 +60,7 @@ class LeanTrainer(_Base):
     def __init__(self, *args: Any, levers: Levers = Levers(), **kwargs: Any) -> None:  # frozen
         self.levers = levers
         self._eased = False
-        self._rows_a_batch = 1.0
+        self._rows_a_batch: float | None = None
         self._weights: defaultdict[str, list[int]] = defaultdict(list)
         super().__init__(*args, **kwargs)
         self.ease()
@@ -108,7 +108,7 @@ class LeanTrainer(_Base):
         rows = len(inputs["input_ids"])
         found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         self._weights["train" if self.model.training else "eval"].append(rows)
-        if self.token_loss or not self.model.training:
+        if self.token_loss or not self.model.training or self._rows_a_batch is None:
             return found
         weight = rows / self._rows_a_batch
         return (found[0] * weight, found[1]) if return_outputs else found * weight

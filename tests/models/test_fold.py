@@ -1,6 +1,10 @@
 """A folded model gives the states and gradients of the same model unfolded."""
 
 import copy
+import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -219,6 +223,14 @@ def test_generation_and_other_outputs_are_as_they_were():
         assert model(ids[:1]).logits.shape == (1, 7, VOCABULARY)  # no pair: as it is
 
 
+def test_the_signature_stays():
+    """Generation asks it whether a model takes positions."""
+    model = causal("llama")
+    signature = inspect.signature(model.base_model.forward)
+    with fold(model):
+        assert inspect.signature(model.base_model.forward) == signature
+
+
 def test_a_copy_is_folded_by_itself():
     """A copy computes with its own weights: a replaced method must not be bound to the original."""
     model = causal("llama")
@@ -292,3 +304,13 @@ def test_common_prefix():
     assert common_prefix([[1, 2], [1, 2]]) == 2
     assert common_prefix([[1], [2]]) == 0
     assert common_prefix([[1, 2, 3]]) == 3
+
+
+def test_weights_spread_over_processes(root):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(root / "tests/models/sharded_by_hand.py")], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal") == 2

@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 import torch
 
 from rlhf.models.forward import head_at, last_hidden, reply_log_probs
-from rlhf.models.layout import lay_out, visible_pairs
+from rlhf.models.layout import block_mask, lay_out, visible_pairs
 from tests.models_by_hand import strong
 
 PROMPTS = [[5, 9, 30, 31], [8, 12, 44, 45, 46, 60, 61], [7], [15, 16]]
@@ -141,6 +143,24 @@ def test_a_mask_is_given_only_where_prompts_are_shared():
     added = shared.inputs("eager", torch.bfloat16)["attention_mask"]
     assert added.dtype == torch.bfloat16
     assert sorted(added.unique().tolist()) == [torch.finfo(torch.bfloat16).min, 0]
+
+
+def test_blocks_hide_what_the_mask_hides():
+    """Two hundred tokens of a prompt, replies of ninety and of eighty: blocks of 128."""
+    folded = lay_out([[5] * 200, [6]], [[[7] * 90, [8] * 80], [[9]]], PAD)
+    blocks = block_mask(folded.segments_RL)
+    seen = torch.zeros(2, 3, 3, dtype=torch.bool)
+    for row, query, key in visible_pairs(folded.segments_RL)[:, 0].nonzero().tolist():
+        seen[row, query // 128, key // 128] = True
+    assert torch.equal(blocks.to_dense()[:, 0].bool(), seen)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled")
+def test_flex_attention(tiny_llama):
+    folded = lay_out(PROMPTS, REPLIES, PAD)
+    with torch.no_grad():
+        found, expected = (reply_log_probs(strong(tiny_llama, kind), folded, 1.0)[0] for kind in ("flex_attention", "sdpa"))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_empty_prompt_is_refused():

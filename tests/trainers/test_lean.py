@@ -1,12 +1,15 @@
 """Trainers that compute nothing twice log what TRL's log, step for step."""
 
+import inspect
+
 import pytest
 import torch
 import trl
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from rlhf.trainers.dpo import LOSSES, DPOTrainer
@@ -105,6 +108,31 @@ def test_dpo(tmp_path, tokenizer, variant):
     assert_logs(found, logs(dpo(Tokenised, tmp_path, tokenizer, rows(20), **fields)))
     assert len(found) == STEPS
     assert found[0]["loss"] != found[-1]["loss"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dpo_with_an_adapter(tmp_path, tokenizer, checkpointing):
+    """The reference is the model without its adapter: one fold serves both."""
+    found = []
+    for kind in (DPOTrainer, Tokenised):
+        set_seed(0)
+        found.append(logs(kind(
+            causal("qwen3"), args=DPOConfig(**common(tmp_path, gradient_checkpointing=checkpointing, learning_rate=1e-2)),
+            train_dataset=Dataset.from_list(rows(20)), processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
+        )))  # fmt: skip
+    assert_logs(*found)
+    assert found[0][0]["loss"] != found[0][-1]["loss"]
+
+
+def test_bf16(tmp_path, tokenizer):
+    """Rounding differs between a row of its own and a shared one, by no more than bf16 rounds."""
+    fields = {"bf16": True, "max_steps": 4}
+    found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(20), **fields))
+    expected = logs(dpo(Tokenised, tmp_path, tokenizer, rows(20), **fields))
+    for one, other in zip(found, expected, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=0.01)
+        assert one["logps/chosen"] == pytest.approx(other["logps/chosen"], rel=0.01)
 
 
 def reward(kind, folder, tokenizer, pairs, levers=None, **fields):
@@ -218,8 +246,10 @@ def test_evaluation_and_generation_are_as_without(tmp_path, tokenizer):
     for key in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen", "eval_entropy"):
         assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5)
     model, plain = dpo(DPOTrainer, tmp_path, tokenizer, rows(8), max_steps=1).model.eval(), causal("llama").eval()
+    assert inspect.signature(model.forward) == inspect.signature(plain.forward)
+    ids, mask = torch.tensor([[1, 1, *PROMPTS[1]], [5, 9, 30, 31]]), torch.tensor([[0, 0, 1, 1], [1] * 4])
     one, other = (
-        each.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, do_sample=False) for each in (model, plain)
+        each.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for each in (model, plain)
     )
     assert torch.equal(one, other)
 

@@ -37,6 +37,50 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
         assert record_of(project, "dpo")["metrics"]["steps"] == 1
 
 
+@pytest.mark.parametrize("adapter", [None, {"r": 4}])
+def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, adapter):
+    """Over two epochs for either; over one where all weights are trained. Numbers are those of not storing them."""
+    found = {}
+    for name, options in {
+        "one": {"num_train_epochs": 1},
+        "two": {"num_train_epochs": 2},
+        "few": {"max_steps": 1},
+        "not": {"num_train_epochs": 2, "precompute_ref_log_probs": False},
+        "plain": {"num_train_epochs": 2, "precompute_ref_log_probs": False, "fold": False},
+    }.items():
+        stage = {"adapter": adapter, "save_strategy": "no", "learning_rate": 1e-3, **options}
+        project = make_project(tmp_path, tiny_llama, name=name, stages={"dpo": stage})
+        run_stage(project, "dpo")
+        stored = list((project.run_dir / "dpo").rglob("cache-*.arrow"))
+        found[name] = (len(stored), record_of(project, "dpo")["metrics"])
+    assert {name: count for name, (count, _) in found.items()} == {
+        "one": 2 if adapter is None else 0, "two": 2, "few": 0, "not": 0, "plain": 0,
+    }  # fmt: skip
+    for name in ("not", "plain"):
+        for key in ("loss", "train_loss", "margin", "accuracy", "loss_before"):
+            assert found["two"][1][key] == pytest.approx(found[name][1][key], abs=1e-5), key
+
+
+def test_a_stage_that_cannot_fold_says_so_once(tmp_path, tiny_bert, tiny_llama, capfd):
+    stages = {"reward": {"model": {"name_or_path": str(tiny_bert), "adapter": None}, "max_steps": 2}}
+    run_stage(make_project(tmp_path, tiny_llama, stages=stages), "reward")
+    assert capfd.readouterr().err.count("runs unfolded: attention that is not causal") == 1
+
+
+def test_packing_where_sequences_would_mix(tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.setattr("rlhf.trainers.sft.packing_trial", lambda backbone: "states that run through")
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {"packing": True, "max_steps": 1}})
+    with pytest.raises(UserError, match=r"stages.sft.packing: .* would see one another: states that run through"):
+        run_stage(project, "sft")
+
+
+def test_packing(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {"packing": True, "max_length": 128}})
+    run_stage(project, "sft")
+    metrics = record_of(project, "sft")["metrics"]
+    assert metrics["loss"] < metrics["loss_before"]
+
+
 def test_an_encoder_learns_labels(tmp_path, tiny_bert):
     rows = [{"text": f"{NAMES[n % 10]} is {'happy' if n % 2 else 'sad'} {n}", "label": n % 2} for n in range(40)]
     data = {"demonstrations": {"source": str(write_rows(tmp_path / "labels.jsonl", rows)), "holdout": 0.3}}
