@@ -270,7 +270,9 @@ def test_accelerate_reads_its_files(file):
     assert set(yaml.safe_load(file.read_text())) <= {field.name for field in dataclasses.fields(read)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/recipes.md", "docs/folding.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/recipes.md", "docs/folding.md", "CONTRIBUTING.md"]
+)
 def test_every_project_shown_loads(page, tmp_path):
     for number, (_, content) in enumerate(blocks(page, "yaml")):
         tree = yaml.safe_load(content)

@@ -15,7 +15,7 @@ millisecond of calls, measured on two cores."""
 _GRADIENTS = {"cpu": 40}
 """Tokens whose products take as long as adding once more to the gradients of all weights, measured on two cores."""
 _CAUSAL = 2
-"""Products of a pair of tokens, in units of the states' width, where an attention kernel leaves out what comes later."""
+"""Products of a pair of tokens, in units of the states' width, where attention leaves out what comes later."""
 _PAIRS = {"cpu": 4}
 """The same under a mask: all pairs are computed."""
 _ELSEWHERE = {"calls": 5e10, "gradients": 250, "pairs": 8}

@@ -309,7 +309,7 @@ def test_common_prefix():
 def test_weights_spread_over_processes(root):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(root / "tests/models/sharded_by_hand.py")], capture_output=True, text=True, timeout=120, check=False,
+        [*command, str(root / "tests/models/sharded_by_hand.py")], capture_output=True, text=True, timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -159,7 +159,9 @@ def test_blocks_hide_what_the_mask_hides():
 def test_flex_attention(tiny_llama):
     folded = lay_out(PROMPTS, REPLIES, PAD)
     with torch.no_grad():
-        found, expected = (reply_log_probs(strong(tiny_llama, kind), folded, 1.0)[0] for kind in ("flex_attention", "sdpa"))
+        found, expected = (
+            reply_log_probs(strong(tiny_llama, kind), folded, 1.0)[0] for kind in ("flex_attention", "sdpa")
+        )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -114,10 +114,11 @@ def test_dpo(tmp_path, tokenizer, variant):
 def test_dpo_with_an_adapter(tmp_path, tokenizer, checkpointing):
     """The reference is the model without its adapter: one fold serves both."""
     found = []
+    fields = {"gradient_checkpointing": checkpointing, "learning_rate": 1e-2}
     for kind in (DPOTrainer, Tokenised):
         set_seed(0)
         found.append(logs(kind(
-            causal("qwen3"), args=DPOConfig(**common(tmp_path, gradient_checkpointing=checkpointing, learning_rate=1e-2)),
+            causal("qwen3"), args=DPOConfig(**common(tmp_path, **fields)),
             train_dataset=Dataset.from_list(rows(20)), processing_class=tokenizer,
             peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
         )))  # fmt: skip
@@ -248,9 +249,7 @@ def test_evaluation_and_generation_are_as_without(tmp_path, tokenizer):
     model, plain = dpo(DPOTrainer, tmp_path, tokenizer, rows(8), max_steps=1).model.eval(), causal("llama").eval()
     assert inspect.signature(model.forward) == inspect.signature(plain.forward)
     ids, mask = torch.tensor([[1, 1, *PROMPTS[1]], [5, 9, 30, 31]]), torch.tensor([[0, 0, 1, 1], [1] * 4])
-    one, other = (
-        each.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for each in (model, plain)
-    )
+    one, other = (each.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False) for each in (model, plain))
     assert torch.equal(one, other)
 
 
