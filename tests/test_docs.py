@@ -123,7 +123,8 @@ def test_the_python_of_the_folding_page_runs(tmp_path, tiny_llama, monkeypatch, 
     ((_, code),) = blocks("docs/folding.md", "python")
     monkeypatch.chdir(tmp_path)
     names = {"pairs": Dataset.from_list(pairs(8))}
-    exec(code.replace("Qwen/Qwen2.5-0.5B-Instruct", str(tiny_llama)), names)
+    code = code.replace("Qwen/Qwen2.5-0.5B-Instruct", str(tiny_llama))
+    exec(code.replace('DPOConfig("out")', 'DPOConfig("out", use_cpu=True, bf16=False)'), names)
     trainer = names["trainer"]
     assert trainer.state.global_step == 3
     assert is_folded(trainer.model)

@@ -38,9 +38,12 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
 
 
 @pytest.mark.parametrize("adapter", [None, {"r": 4}])
-def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, adapter):
+def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, adapter, monkeypatch):
     """Over two epochs for either; over one where all weights are trained. Numbers are those of not storing them."""
-    found = {}
+    found, trainers, plainly = {}, [], dpo.run_training
+    monkeypatch.setattr(
+        dpo, "run_training", lambda trainer, context: trainers.append(trainer) or plainly(trainer, context)
+    )
     for name, options in {
         "one": {"num_train_epochs": 1},
         "two": {"num_train_epochs": 2},
@@ -51,10 +54,13 @@ def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, ad
         stage = {"adapter": adapter, "save_strategy": "no", "learning_rate": 1e-3, **options}
         project = make_project(tmp_path, tiny_llama, name=name, stages={"dpo": stage})
         run_stage(project, "dpo")
-        stored = list((project.run_dir / "dpo").rglob("cache-*.arrow"))
-        found[name] = (len(stored), record_of(project, "dpo")["metrics"])
-    assert {name: count for name, (count, _) in found.items()} == {
-        "one": 2 if adapter is None else 0, "two": 2, "few": 0, "not": 0, "plain": 0,
+        found[name] = (
+            "ref_chosen_logps" in trainers[-1].train_dataset.column_names,
+            record_of(project, "dpo")["metrics"],
+        )
+        assert (trainers[-1].ref_model is None) is (adapter is not None or found[name][0])
+    assert {name: stored for name, (stored, _) in found.items()} == {
+        "one": adapter is None, "two": True, "few": False, "not": False, "plain": False,
     }  # fmt: skip
     for name in ("not", "plain"):
         for key in ("loss", "train_loss", "margin", "accuracy", "loss_before"):
