@@ -23,6 +23,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from trl.data_utils import common_prefix_length
 
 from rlhf.models import foldable
 from rlhf.models.adapters import without_peft
@@ -249,10 +250,7 @@ def _items(rows: _Rows, state: _State) -> list[_Item]:
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with."""
-    if len(sequences) == 1:
-        return len(sequences[0])
-    low, high = min(sequences), max(sequences)  # of all, these two part first
-    return next((at for at, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
+    return int(common_prefix_length(min(sequences), max(sequences)))  # of all, these two part first
 
 
 def _batches(backbone: nn.Module, state: _State, items: list[_Item]) -> list[list[_Item]]:

@@ -14,10 +14,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl.kernels import chunked_logprob
 
+from rlhf.data.tokenize import IGNORED
 from rlhf.models.adapters import without_peft
 from rlhf.models.forward import head_at, replace_forward
-
-IGNORED = -100
 
 _TILE = 256
 """Positions that the head projects at once on a CPU. TRL's 4096 are a GPU's: there a tile of 1000 positions and 8000
