@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -19,9 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from setting import TINY, Size, chosen_rows, parser, print_table, show, spread, write_result, write_setting
-
-_HERE = Path(__file__).resolve().parent
+from setting import TINY, Size, chosen_rows, parser, print_table, run_program, show, spread, write_result, write_setting
 
 
 @dataclass(frozen=True)
@@ -55,22 +51,6 @@ ROWS = {
 """The rows of the table. README.md says how the sizes were chosen."""
 
 
-def run(name: str, job: Job, folder: Path, interpreter: str) -> dict[str, Any]:
-    """One run of a row.
-
-    Raises:
-        SystemExit: It failed.
-    """
-    program = str(_HERE / f"ppo_{job.side}.py")
-    done = subprocess.run(
-        [interpreter, program, str(folder), json.dumps(asdict(job))],
-        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
-    return {"row": name, **json.loads(done.stdout.strip().splitlines()[-1])}
-
-
 def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[dict[str, Any]]:
     """All runs, the rows taking turns."""
     runs = []
@@ -79,7 +59,8 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
         for repeat in range(args.repeats):
             for name, job in rows.items():
                 interpreter = args.trl_python if job.side == "trl" else sys.executable
-                found = run(name, replace(job, seed=repeat), Path(folder), interpreter)
+                told = json.dumps(asdict(replace(job, seed=repeat)))
+                found = run_program(name, f"ppo_{job.side}.py", folder, told, interpreter=interpreter)
                 found |= {"repeat": repeat, "episodes_per_second": args.episodes / found["seconds"]}
                 runs.append(found)
                 print(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
 from peft import LoraConfig, get_peft_model
-from setting import environment, peak_mb, read_prompts
+from setting import read_prompts, timed_training
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
@@ -88,17 +87,11 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     trainer = make_trainer(folder, job)
-    before = peak_mb()
-    start, spent = time.perf_counter(), time.process_time()
-    trainer.train()
-    seconds, spent = time.perf_counter() - start, time.process_time() - spent
+    found = timed_training(trainer)
     logs = [log for log in trainer.state.log_history if "response/length" in log]
     assert len(logs) * job["batch"] == job["episodes"], (len(logs), job)
     assert logs[-1]["episodes"] == job["episodes"], (logs[-1], job)
-    found = {"seconds": seconds, "cpu_seconds": spent, "peak_mb": peak_mb(), "before_mb": before,
-             "reply_length": sum(log["response/length"] for log in logs) / len(logs),
-             "environment": environment()}  # fmt: skip
-    print(json.dumps(found))
+    print(json.dumps(found | {"reply_length": sum(log["response/length"] for log in logs) / len(logs)}))
 
 
 if __name__ == "__main__":

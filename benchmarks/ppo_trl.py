@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
 
-from setting import environment, peak_mb, read_prompts
+from setting import read_prompts, timed_training
 
 
 def make_trainer(folder: Path, job: dict[str, Any]) -> Any:
@@ -68,14 +67,9 @@ def main() -> None:
     trainer = make_trainer(folder, job)
     lengths: list[int] = []
     count_replies(lengths)
-    before = peak_mb()
-    start, spent = time.perf_counter(), time.process_time()
-    trainer.train()
-    seconds, spent = time.perf_counter() - start, time.process_time() - spent
+    found = timed_training(trainer)
     assert len(lengths) == job["episodes"], (len(lengths), job)
-    found = {"seconds": seconds, "cpu_seconds": spent, "peak_mb": peak_mb(), "before_mb": before,
-             "reply_length": sum(lengths) / len(lengths), "environment": environment()}  # fmt: skip
-    print(json.dumps(found))
+    print(json.dumps(found | {"reply_length": sum(lengths) / len(lengths)}))
 
 
 if __name__ == "__main__":

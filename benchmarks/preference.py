@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -29,12 +27,12 @@ from setting import (
     make_tokenizer,
     parser,
     print_table,
+    run_program,
     show,
     spread,
     write_result,
 )
 
-_HERE = Path(__file__).resolve().parent
 _ANSWER = "\n\nAssistant:"
 _COMPLETION = 96
 """Tokens of a completion where the ratio of prompt to completion is given."""
@@ -132,21 +130,6 @@ def write_setting(folder: Path, args: argparse.Namespace, size: Size) -> None:
     (folder / "pairs.json").write_text(json.dumps(pairs[: args.count]), encoding="utf-8")
 
 
-def run(name: str, job: Job, folder: Path) -> dict[str, Any]:
-    """One run of a row.
-
-    Raises:
-        SystemExit: It failed.
-    """
-    done = subprocess.run(
-        [sys.executable, str(_HERE / "preference_run.py"), str(folder), json.dumps(asdict(job))],
-        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
-    return {"row": name, **json.loads(done.stdout.strip().splitlines()[-1])}
-
-
 def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[dict[str, Any]]:
     """All runs, the rows taking turns."""
     runs = []
@@ -154,7 +137,7 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
         write_setting(Path(folder), args, size)
         for repeat in range(args.repeats):
             for name, job in rows.items():
-                found = run(name, job, Path(folder)) | {"repeat": repeat}
+                found = run_program(name, "preference_run.py", folder, json.dumps(asdict(job))) | {"repeat": repeat}
                 runs.append(found)
                 print(
                     f"{repeat + 1}/{args.repeats} {name}: {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB, "

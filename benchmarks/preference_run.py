@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from setting import environment, peak_mb
+from setting import timed_training
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, set_seed
 
 
@@ -60,15 +59,10 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     trainer = make_trainer(folder, job)
-    before = peak_mb()
-    start, spent = time.perf_counter(), time.process_time()
-    trainer.train()
-    seconds, spent = time.perf_counter() - start, time.process_time() - spent
+    found = timed_training(trainer)
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     tokens = [log["num_tokens"] for log in trainer.state.log_history if "num_tokens" in log]
-    found = {"seconds": seconds, "cpu_seconds": spent, "peak_mb": peak_mb(), "before_mb": before, "losses": losses,
-             "tokens": max(tokens), "environment": environment()}  # fmt: skip
-    print(json.dumps(found))
+    print(json.dumps(found | {"losses": losses, "tokens": max(tokens)}))
 
 
 if __name__ == "__main__":

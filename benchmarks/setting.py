@@ -13,6 +13,9 @@ import platform
 import random
 import resource
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -144,6 +147,37 @@ def read_prompts(folder: Path, samples: int = 1) -> list[dict[str, Any]]:
     """
     rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     return sorted(rows, key=lambda row: len(row["ids"]))[samples // 2 :: samples] if samples > 1 else rows
+
+
+def run_program(name: str, program: str, *arguments: str, interpreter: str = sys.executable) -> dict[str, Any]:
+    """One run of a row in a process of its own.
+
+    Args:
+        name: The row.
+        program: File beside this one; the last line that it prints is JSON.
+        arguments: What it is given.
+        interpreter: What runs it.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    done = subprocess.run(
+        [interpreter, str(Path(__file__).with_name(program)), *arguments],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+    return {"row": name, **json.loads(done.stdout.strip().splitlines()[-1])}
+
+
+def timed_training(trainer: Any) -> dict[str, Any]:
+    """Train, and tell seconds, processor seconds, and this process's peak of memory before and after."""
+    before = peak_mb()
+    start, spent = time.perf_counter(), time.process_time()
+    trainer.train()
+    seconds, spent = time.perf_counter() - start, time.process_time() - spent
+    return {"seconds": seconds, "cpu_seconds": spent, "peak_mb": peak_mb(), "before_mb": before,
+            "environment": environment()}  # fmt: skip
 
 
 def peak_mb() -> float:
