@@ -12,157 +12,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rlhf import schema
 from rlhf.config_checks import check
 from rlhf.errors import UserError, unknown_name
+from rlhf.sections import (
+    STRICT,
+    DataConfig,
+    DatasetConfig,
+    EvaluateConfig,
+    LimitsConfig,
+    ModelConfig,
+    PublishConfig,
+    RetainConfig,
+    RewardConfig,
+    SourceConfig,
+    StageConfig,
+)
 from rlhf.yaml_loader import Loader, parse_value
 
-_STRICT = ConfigDict(extra="forbid")
+__all__ = [
+    "DataConfig", "DatasetConfig", "EvaluateConfig", "LimitsConfig", "ModelConfig", "ProjectConfig", "PublishConfig",
+    "RetainConfig", "RewardConfig", "SourceConfig", "StageConfig", "apply_override", "load_project",
+]  # fmt: skip
+
 _UNSAID = {"sources", "dict[str,any]", "dict[str,Any]", "list[str]", "str", "int"}
 """Steps in pydantic's path to an error that are no keys of the YAML."""
 
 
-@dataclass(frozen=True, config=_STRICT)
-class ModelConfig:
-    """A model to start from."""
-
-    name_or_path: str | None = None
-    """Hub id or local folder."""
-    revision: str | None = None
-    """Commit, tag or branch on the hub."""
-    scratch: dict[str, Any] | None = None
-    """Train from nothing: `architecture`, `tokenizer` (a folder or `{vocab_size: N}`), that config's own fields."""
-    tokenizer: str | None = None
-    """Tokenizer, where it is not the model's own."""
-    adapter: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"r": 16})
-    """Fields of `peft.LoraConfig`; null trains all weights."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type the weights are loaded in."""
-    attn_implementation: str | None = None
-    """`sdpa`, `eager`, `flash_attention_2`; null lets transformers choose."""
-    chat_template: str | None = None
-    """A Jinja file that replaces the tokenizer's chat template."""
-    eos_token: str | None = None
-    """End-of-sequence token, where the tokenizer names none or the wrong one."""
-    pad_token: str | None = None
-    """Padding token, where the tokenizer names none or the same as EOS."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class SourceConfig:
-    """Where rows come from."""
-
-    source: str
-    """A file (jsonl, json, csv, tsv, parquet; gzip too), a folder of them, or a hub id."""
-    format: str | None = None
-    """Name of a format of `rlhf.data.formats`; null looks at the columns."""
-    weight: float = 1.0
-    """How often each training row is used: 2 repeats all, 0.5 keeps half."""
-    split: str | None = None
-    """Split of a hub dataset (`train` if not named)."""
-    streaming: bool = False
-    """Read a hub dataset row by row instead of downloading it first."""
-    limit: int | None = None
-    """Stop after so many rows."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Our column name: the file's column name."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class DatasetConfig:
-    """A dataset: one source or a mixture."""
-
-    sources: tuple[SourceConfig, ...]
-    """The sources, each with its weight."""
-    holdout: float | None = None
-    """Share of prompts kept out of training; the largest of a project holds for all its sets (0.1 if none is given)."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class DataConfig:
-    """The sets of a project, by what they are for."""
-
-    demonstrations: DatasetConfig | None = None
-    """What SFT imitates."""
-    preferences: DatasetConfig | None = None
-    """What the reward model and DPO learn from."""
-    prompts: DatasetConfig | None = None
-    """Prompts for evaluation; held-out prompts of the other sets if not given."""
-    rollouts: DatasetConfig | None = None
-    """Prompts that online training replies to; those of the preferences, else of the demonstrations, if not given."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class RewardConfig:
-    """What "better" means: a judge in evaluation, a reward in online training. One of the two."""
-
-    function: str | None = None
-    """`package.module:function` or `path/to/file.py:function`, called as `f(prompts, completions, **columns)`."""
-    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of the function, by name; a column of the data does not replace them."""
-    model: str | list[str] | None = None
-    """Folder or hub id of a sequence classifier of any architecture; a list of them is an ensemble."""
-    label: int | str | None = None
-    """Number or name of the class whose log odds are the score, where a model has more than one label."""
-    std_weight: float | None = None
-    """k of an ensemble's score, mean - k * std; null is 1."""
-
-    @property
-    def models(self) -> list[str]:
-        """The models, of which there are several in an ensemble and none for a function."""
-        return self.model if isinstance(self.model, list) else [] if self.model is None else [self.model]
-
-
-@dataclass(frozen=True, config=_STRICT)
-class EvaluateConfig:
-    """How policies are compared; `evaluate: false` leaves the comparison out."""
-
-    enabled: bool = True
-    """Whether policies are compared at all: a classifier has no replies to judge."""
-    prompts: int = 200
-    """Most prompts used."""
-    samples: int = 4
-    """Replies a prompt from each policy."""
-    max_new_tokens: int = 128
-    """Longest reply, in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature; 0 is greedy."""
-    batch_size: int = 64
-    """Replies generated at once."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class PublishConfig:
-    """Where `rlhf publish` pushes to; nothing else ever pushes."""
-
-    to: str | None = None
-    """Hub id, `user/name`."""
-    merge: bool = False
-    """Publish merged weights instead of the adapter."""
-    private: bool = True
-    """Create the repository as private."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class StageConfig:
-    """One stage of a project: our few fields, and the fields of its trainer's config class."""
-
-    model: ModelConfig | None = None
-    """Start from this model instead of the parent stage (an encoder reward model, say)."""
-    parent: str | None = None
-    """The stage (or `base`) to start from, where it is not the usual one."""
-    adapter: dict[str, Any] | Literal["inherit"] | None = "inherit"
-    """As `model.adapter`, for this stage alone."""
-    fold: bool = True
-    """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""
-    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of the trainer's config class."""
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ProjectConfig:
     """A whole project, as one YAML file describes it."""
 
@@ -184,6 +64,8 @@ class ProjectConfig:
     """How policies are compared."""
     publish: PublishConfig = dataclasses.field(default_factory=PublishConfig)
     """Where to publish, when asked."""
+    gate: Literal["stop", "warn"] = "stop"
+    """Whether online training waits for its reward models to pass the gate, or goes on and the report says so."""
     path: Path = Path("project.yaml")
     """The file this was read from; set by `load_project`."""
     overrides: tuple[str, ...] = ()
@@ -200,6 +82,10 @@ class ProjectConfig:
         sets = (self.data.demonstrations, self.data.preferences, self.data.rollouts)
         given = [one.holdout for one in sets if one is not None and one.holdout is not None]
         return max(given, default=0.1)
+
+    def stage_seed(self, stage: str) -> int:
+        """The seed a stage is trained with: the project's, and one more for each repetition (`dpo@1`, `dpo@2`)."""
+        return self.seed + int(stage.partition("@")[2] or 0)
 
     def stage_model(self, stage: str) -> ModelConfig:
         """The model a stage starts from when it starts from no other stage, with the stage's own adapter setting."""
@@ -287,6 +173,9 @@ def _datasets(section: Any, path: Path) -> Any:
         rows = value if isinstance(value, list) else [value]
         if value is None:
             continue
+        if name == "limits":
+            result[name] = value
+            continue
         if not all(isinstance(row, dict) for row in rows):
             raise UserError(f"{path}: data.{name}: expected {{source: FILE_OR_HUB_ID}} or a list of these")
         holdouts = [row["holdout"] for row in rows if "holdout" in row]
@@ -321,6 +210,8 @@ def _stages(section: Any, path: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: stages.{name}.{key}: {problem}")
         trainer = {key: value for key, value in options.items() if key not in own}
         result[name] = {**{key: value for key, value in options.items() if key in own}, "trainer": trainer}
+        seeds = options.get("seeds", 1)
+        result |= {f"{name}@{number}": result[name] for number in range(1, seeds if isinstance(seeds, int) else 1)}
     return result
 
 
@@ -342,7 +233,8 @@ def _owner(steps: list[str]) -> Any:
     """The dataclass in which the last of these keys stands."""
     by_section: Mapping[str, Any] = {
         "model": ModelConfig, "data": DataConfig, "rewards": RewardConfig, "evaluate": EvaluateConfig,
-        "publish": PublishConfig, "stages": StageConfig, "sources": SourceConfig,
+        "publish": PublishConfig, "stages": StageConfig, "sources": SourceConfig, "retain": RetainConfig,
+        "limits": LimitsConfig,
     }  # fmt: skip
     found = [by_section[step] for step in steps if step in by_section]
     return found[-1] if found else ProjectConfig

@@ -46,6 +46,38 @@ def test_a_reward_is_a_function_with_arguments_a_model_or_several(path):
     assert [project.rewards[name].models for name in ("gold", "one", "two")] == [[], ["x"], ["x", "y"]]
 
 
+JUDGE = "rewards.j={endpoint: 'https://x.org/v1', judge_model: y}"
+
+
+def test_a_judge_behind_an_endpoint(path):
+    local = "{endpoint: 'http://%s:8000/v1', judge_model: y, api_key_env: KEY}"
+    hosts = ["127.0.0.1", "localhost", "10.1.2.3", "[::1]", "gpu-box", "judge.localhost"]
+    project = load_project(path, [JUDGE, *(f"rewards.j{i}={local % host}" for i, host in enumerate(hosts))])
+    assert project.rewards["j"].judge_model == "y"
+    for host in ("8.8.8.8", "134744072", "x.org"):
+        with pytest.raises(UserError, match="not sent over plain http"):
+            load_project(path, [f"rewards.j={local % host}"])
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["rewards.j.api_key=sk-s3cret", "rewards.j.api_key_env=sk-s3cret", "rewards.j.api_key_env=hf_s3cret",
+     "rewards.j.endpoint=https://me:s3cret@x.org/v1", "rewards.j.endpoint=https://x.org/v1?key=s3cret"],
+)  # fmt: skip
+def test_a_key_in_the_project_is_refused_and_not_repeated(path, secret):
+    with pytest.raises(UserError, match="api_key_env") as error:
+        load_project(path, [JUDGE, secret])
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_judge_that_compares_is_no_reward_to_train_on(path):
+    assert load_project(path, [JUDGE, "stages.reward={}", "stages.ppo={}"]).stages["ppo"]
+    assert load_project(path, [JUDGE, "stages.ppo.rewards={gold: 1}"]).stages["ppo"]
+    for given in (["stages.ppo.rewards={j: 1}"], ["stages.ppo={}"]):
+        with pytest.raises(UserError, match=r"stages\.ppo\.rewards: 'j' compares two replies and scores none"):
+            load_project(path, [JUDGE, *given])
+
+
 def test_words_that_yaml_once_took_for_booleans_are_words(path):
     project = load_project(path, ["stages.dpo.save_strategy=no", "stages.dpo.bf16=false"])
     assert project.stages["dpo"].trainer == {"save_strategy": "no", "bf16": False}
@@ -80,7 +112,26 @@ def test_overrides_come_last(path):
         ("evaluate.samples=0", "evaluate.samples must be at least 1, not 0"),
         ("evaluate.samples=many", "evaluate.samples: input should be a valid integer"),
         ("rewards.gold=null", "rewards.gold"),
-        ("rewards.gold.model=x", "rewards.gold: give one of function and model"),
+        ("rewards.gold.model=x", "rewards.gold: give one of function, model and endpoint, not function and model"),
+        ("rewards.gold={}", "rewards.gold: give one of function, model and endpoint, not none"),
+        ("rewards.gold.endpoint=http://x/v1", "one of function, model and endpoint, not function and endpoint"),
+        ("rewards.gold.criteria=kind", "rewards.gold: criteria belongs to an endpoint, not to a function"),
+        ("rewards.gold={model: x, judge_model: y}", "judge_model belongs to an endpoint, not to a model"),
+        ("rewards.gold={model: x, api_key_env: Y}", "api_key_env belongs to an endpoint, not to a model"),
+        ("rewards.j={endpoint: 'http://x/v1'}", "rewards.j: judge_model is missing"),
+        (
+            "rewards.j={endpoint: 'http://x/v1', judge_model: y, label: 1}",
+            "label belongs to a model, not to an endpoint",
+        ),
+        ("rewards.j={endpoint: x, judge_model: y, std_weight: 1}", "rewards.j: std_weight belongs to an ensemble"),
+        ("rewards.j={endpoint: x, judge_model: y, criteria: ''}", "rewards.j: criteria is empty"),
+        ("rewards.j={endpoint: 127.0.0.1/v1, judge_model: y}", "rewards.j: endpoint: expected a base URL such as"),
+        ("rewards.j={endpoint: 'http://x:port/v1', judge_model: y}", "rewards.j: endpoint: not a URL"),
+        (
+            "rewards.j={endpoint: 'http://x.org/v1', judge_model: y, api_key_env: K}",
+            "is not sent over plain http to x.org",
+        ),
+        ("rewards.j.api_key=x", "unknown key 'rewards.j.api_key'; did you mean 'api_key_env'?"),
         ("rewards.gold.label=1", "rewards.gold: label belongs to a model, not to a function"),
         ("rewards.gold.std_weight=1", "rewards.gold: std_weight belongs to an ensemble: give a list of models"),
         ("rewards.gold.argument.k=1", "unknown key 'rewards.gold.argument'; did you mean 'arguments'?"),

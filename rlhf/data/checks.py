@@ -7,18 +7,29 @@ import json
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.data.records import Demonstration, Feedback, Labelled, Record, Text
 from rlhf.data.splits import canonical, completions
+from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.config import LimitsConfig
+    from rlhf.data.findings import Findings
 
 LEDGER_FILE = "ledger.json"
 DROPPED_FILE = "dropped.jsonl"
 
 SAMPLED_OUT = "sampled out"
 """Reason of rows that a weight below 1 leaves out: nothing is wrong with them, so they are counted and not kept."""
+OTHER_HALF = "of the other half"
+"""Reason of pairs that the gold judge trains on and the others do not, or the other way round; likewise."""
 DUPLICATE = "duplicate"
+IDENTICAL = "identical"
+NEGATIVE = "negative feedback"
 HELD_OUT = "prompt held out"
+NO_FAULT = frozenset({DUPLICATE, HELD_OUT, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
+"""Reasons of rows left out with which nothing is wrong."""
 
 _COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")
 
@@ -75,7 +86,7 @@ class Ledger:
         """Count a row as dropped, and keep it aside with its reason."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
-        if self.directory is not None and reason != SAMPLED_OUT:
+        if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF):
             json.dump({"origin": origin, "reason": reason, "row": row}, self._file, default=str)
             self._file.write("\n")
 
@@ -131,6 +142,70 @@ class Ledger:
         return ledger
 
 
+def check_left(role: str, ledger: Ledger, holdout: float) -> None:
+    """Refuse a set without a row to train on (or, of prompts, to reply to), and say what became of its rows.
+
+    Args:
+        role: The key of the set in `data:`.
+        ledger: What became of its rows.
+        holdout: Share of prompts that the project holds out.
+
+    Raises:
+        UserError: No row is left.
+    """
+    if ledger.trained or (role == "prompts" and ledger.evaluated):
+        return
+    reasons = [f"{count} × {reason} (first: {ledger.first[reason]})" for reason, count in ledger.dropped.most_common(3)]
+    if ledger.evaluated:
+        reasons.insert(0, f"{ledger.evaluated} held out (holdout {holdout})")
+        raise UserError(f"no row of data.{role} is left to train on: {', '.join(reasons)}")
+    raise UserError(f"every row of data.{role} was dropped: {', '.join(reasons)}")
+
+
+def check_limits(limits: LimitsConfig, role: str, ledger: Ledger, findings: Findings) -> None:
+    """Refuse a set with which more is wrong than `data.limits` allows.
+
+    Args:
+        limits: The shares allowed.
+        role: The key of the set in `data:`.
+        ledger: What became of its rows.
+        findings: What was found in them.
+
+    Raises:
+        UserError: A share is above its limit; the message has each such share, its limit and the first rows.
+    """
+    faults = {reason: count for reason, count in ledger.dropped.most_common() if reason not in NO_FAULT}
+    reasons = ", ".join(f"{reason} {count:,}, first {ledger.first[reason]}" for reason, count in faults.items())
+    repeats = f"first {ledger.first[DUPLICATE]}" if DUPLICATE in ledger.first else ""
+    problems = []
+    for key, limit, count, what in (
+        ("dropped", limits.dropped, sum(faults.values()), f"were dropped ({reasons})"),
+        ("truncated", limits.truncated, ledger.truncated, "were cut to the length limit"),
+        ("eos_lost", limits.eos_lost, ledger.eos_lost, "lost their end-of-sequence token to the length limit"),
+        ("duplicates", limits.duplicates, ledger.dropped[DUPLICATE], f"are duplicates ({repeats})"),
+    ):
+        if limit is not None and count > limit * ledger.read:
+            problems.append(f"{count / ledger.read:.1%} of {ledger.read:,} rows {what}, {_allows(key, limit)}")
+    for key, limit in (
+        ("near_duplicates", limits.near_duplicates),
+        ("contradictory", limits.contradictory),
+        ("conflicting", limits.conflicting),
+        ("leaked", limits.leaked),
+        ("markers", limits.markers),
+        ("undecodable", limits.undecodable),
+        ("other_language", limits.other_language),
+    ):
+        found = findings.get(key)
+        if limit is not None and found is not None and found.share > limit:
+            problems.append(f"{found.line()}, {_allows(key, limit)}")
+    if problems:
+        raise UserError(f"data.{role}: {'; '.join(problems)}")
+
+
+def _allows(key: str, limit: float) -> str:
+    return f"data.limits.{key} allows {100 * limit:g}%"
+
+
 def fault(record: Record) -> str | None:
     """Why nothing can be learned from a record as it stands, or None.
 
@@ -144,7 +219,7 @@ def fault(record: Record) -> str | None:
     if any(map(_empty_reply, replies)):
         return "empty side"
     if len(replies) == 2 and canonical(replies[0]) == canonical(replies[1]):
-        return "identical"
+        return IDENTICAL
     if not isinstance(record, Demonstration) and _empty_prompt(record.prompt):
         return "empty prompt"
     return next((reason for text in (record.prompt, *replies) if (reason := _broken(text))), None)

@@ -1,6 +1,6 @@
 """From a project's set to what a stage trains on: rows -> format -> role -> checks -> split -> encoded rows on disk.
 
-Rows pass through one at a time; memory holds sixteen bytes for each, to find duplicates. Everything is decided by the
+Rows pass through one at a time; what must be remembered of them lies on disk (`index`). Everything is decided by the
 content of a row, the project's seed and its `holdout`, so that two stages, or two processes, decide alike.
 """
 
@@ -14,15 +14,33 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rlhf import __version__
 from rlhf.config import DatasetConfig, ProjectConfig
-from rlhf.data.checks import DROPPED_FILE, DUPLICATE, HELD_OUT, LEDGER_FILE, SAMPLED_OUT, Ledger, fault, row_key
+from rlhf.data.arrow import ArrowFile
+from rlhf.data.checks import (
+    DROPPED_FILE,
+    DUPLICATE,
+    HELD_OUT,
+    IDENTICAL,
+    LEDGER_FILE,
+    OTHER_HALF,
+    SAMPLED_OUT,
+    Ledger,
+    check_left,
+    check_limits,
+    fault,
+    row_key,
+)
+from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.data.formats import find
-from rlhf.data.records import Encoded, Prompt, Record, Unusable, as_role
+from rlhf.data.index import Index
+from rlhf.data.inspector import Inspector
+from rlhf.data.records import Encoded, Prompt, Record, Text, Unusable, as_role
 from rlhf.data.sources import fingerprint, read_rows
-from rlhf.data.splits import Side, canonical, contexts, copies, side
+from rlhf.data.splits import Side, canonical, contexts, copies, half_of, side
+from rlhf.data.stream import progress, worked_ahead
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +48,10 @@ if TYPE_CHECKING:
 
 _SIDES: tuple[Side, Side] = ("train", "eval")
 _KEY_FILE = "prepared.json"
-_BATCH = 1000
-_T = TypeVar("_T")
+_INDEX_FILE = "index.partial"
+_FILES = (LEDGER_FILE, DROPPED_FILE, FINDINGS_FILE)
+_LAYOUT = 2
+"""Number of what a prepared folder holds; one made otherwise is made again."""
 _SERVED_BY = {
     "prompts": ("prompts", "rollouts", "preferences", "demonstrations"),
     "rollouts": ("rollouts", "preferences", "demonstrations"),
@@ -49,6 +69,8 @@ class Prepared:
     """The same of the held-out rows; may be empty."""
     ledger: Ledger
     """What became of every row."""
+    findings: Findings
+    """What misleads training in rows that can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,8 @@ def prepare(
     directory: Path,
     keep_columns: bool = False,
     key: str | None = None,
+    ahead: Callable[[list[Record]], None] | None = None,
+    half: int | None = None,
 ) -> Prepared:
     """Prepare a set for a stage, or reuse what an identical earlier call prepared in this folder.
 
@@ -75,42 +99,64 @@ def prepare(
         project: The project; `project.data` has the sets.
         role: demonstrations, preferences or prompts.
         encode: Record to columns; raises Unusable for rows that cannot be used. Its columns keep their names and types.
-        directory: Gets `train/`, `eval/`, `ledger.json` and `dropped.jsonl`, all complete or none.
+        directory: Gets `train/`, `eval/`, `ledger.json`, `dropped.jsonl` and `findings.json`, all complete or none.
         keep_columns: Add the column `extra`, the row's other columns as a JSON object.
         key: What identifies `encode` (tokenizer, limits); with it, an earlier preparation of the same data is reused.
+        ahead: Does what it can for records that `encode` will be given soon, on a thread of its own (`Codec.ahead`).
+        half: 0 or 1 trains on one half of the prompts alone; `key` must tell the two apart.
 
     Raises:
-        UserError: The set is missing or malformed, or nothing is left to train on.
+        UserError: The set is missing or malformed, nothing is left to train on, or more is wrong with it than
+            `data.limits` allows. In the last case the folder is complete and can be looked into; every later call
+            looks at the limits again.
     """
     identity = _identity(project, role, keep_columns, key) if key is not None else None
     key_file = directory / _KEY_FILE
-    if identity is not None and _read_key(key_file) == identity:
-        return load_prepared(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in (
-        _KEY_FILE,
-        LEDGER_FILE,
-        DROPPED_FILE,
-    ):  # what is there no longer holds, and must not be taken for whole
+    if identity is None or _read_key(key_file) != identity:
+        directory.mkdir(parents=True, exist_ok=True)
+        _prepare(project, role, encode, directory, keep_columns, ahead, half)
+        key_file.write_text(json.dumps({"key": identity}), encoding="utf-8")
+    prepared = load_prepared(directory)
+    check_limits(project.data.limits, role, prepared.ledger, prepared.findings)
+    return prepared
+
+
+def _prepare(
+    project: ProjectConfig,
+    role: str,
+    encode: Callable[[Any], Encoded],
+    directory: Path,
+    keep_columns: bool,
+    ahead: Callable[[list[Record]], None] | None,
+    half: int | None,
+) -> None:
+    """Write the files of a prepared folder; nothing of an earlier one stays, nor of this one if it fails."""
+    for name in (_KEY_FILE, *_FILES):  # what is there no longer holds, and must not be taken for whole
         (directory / name).unlink(missing_ok=True)
-    files = {name: _ArrowFile(directory / name / "data.arrow") for name in _SIDES}
+    files = {name: ArrowFile(directory / name / "data.arrow") for name in _SIDES}
     try:
-        with Ledger(role, directory) as ledger:
-            for item in _sorted_rows(project, role, ledger):
-                _encode(item, encode, keep_columns, files, ledger)
-            _something_left(project, role, ledger)
+        with Ledger(role, directory) as ledger, Index(directory / _INDEX_FILE) as index:
+            inspector = Inspector(role, index)
+            items = _sorted_rows(project, role, ledger, index, inspector)
+            if half is not None:
+                items = _of_half(items, half, project.seed, ledger)
+            if ahead is not None:
+                items = worked_ahead(items, lambda batch: ahead([item.record for item in batch]))
+            for item in items:
+                _encode(item, encode, keep_columns, files, ledger, inspector)
+            check_left(role, ledger, project.holdout)
             schema = files["train"].flush() or files["eval"].flush()
             for file in files.values():
                 file.finish(schema)
+            inspector.findings().save(directory)
     except BaseException:
         for file in files.values():
             file.discard()
+        (directory / FINDINGS_FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             directory.rmdir()  # if nothing else is in it
         raise
-    key_file.write_text(json.dumps({"key": identity}), encoding="utf-8")
     print(ledger.line(), file=sys.stderr)
-    return load_prepared(directory)
 
 
 def load_prepared(directory: Path) -> Prepared:
@@ -122,11 +168,11 @@ def load_prepared(directory: Path) -> Prepared:
     from datasets import Dataset
 
     paths = [directory / name / "data.arrow" for name in _SIDES]
-    for path in (*paths, directory / LEDGER_FILE, directory / DROPPED_FILE):
+    for path in (*paths, *(directory / name for name in _FILES)):
         if not path.is_file():
             raise UserError(f"{directory}: no prepared data here ({path.relative_to(directory)} is missing)")
     train, held_out = (Dataset.from_file(str(path)) for path in paths)
-    return Prepared(train, held_out, Ledger.load(directory))
+    return Prepared(train, held_out, Ledger.load(directory), Findings.load(directory))
 
 
 def iter_records(project: ProjectConfig, role: str, ledger: Ledger | None = None) -> Iterator[tuple[Record, Side]]:
@@ -138,9 +184,10 @@ def iter_records(project: ProjectConfig, role: str, ledger: Ledger | None = None
         ledger: Counts what became of the rows.
     """
     ledger = ledger or Ledger(role)
-    for item in _sorted_rows(project, role, ledger):
-        _count_used(item, ledger)
-        yield item.record, item.side
+    with Index() as index:
+        for item in _sorted_rows(project, role, ledger, index):
+            _count_used(item, ledger)
+            yield item.record, item.side
 
 
 def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None = None) -> list[Prompt]:
@@ -158,20 +205,19 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
         UserError: There is none.
     """
     role = source_set(project, "prompts")
-    seen: set[bytes] = set()
     chosen: list[tuple[int, int, Prompt]] = []  # a heap whose smallest entry is the largest hash: the next to go
-    for number, (record, where) in enumerate(iter_records(project, role, ledger)):
-        digest = _prompt_key(contexts(record)[0])
-        if where == "train" or digest in seen:
-            continue
-        seen.add(digest)
-        prompt = as_role(record, "prompts")
-        assert isinstance(prompt, Prompt)
-        entry = (-int.from_bytes(digest, "big"), number, prompt)
-        if len(chosen) < limit:
-            heapq.heappush(chosen, entry)
-        else:
-            heapq.heappushpop(chosen, entry)
+    with Index() as seen:
+        for number, (record, where) in enumerate(iter_records(project, role, ledger)):
+            digest = _prompt_key(contexts(record)[0])
+            if where == "train" or not seen.add(digest):
+                continue
+            prompt = as_role(record, "prompts")
+            assert isinstance(prompt, Prompt)
+            entry = (-int.from_bytes(digest, "big"), number, prompt)
+            if len(chosen) < limit:
+                heapq.heappush(chosen, entry)
+            else:
+                heapq.heappushpop(chosen, entry)
     if not chosen:
         raise UserError(
             f"{project.path}: no prompts to evaluate on: data.{role} holds none out (holdout {project.holdout}); "
@@ -217,31 +263,36 @@ def dataset(project: ProjectConfig, role: str) -> DatasetConfig:
     return getattr(project.data, source_set(project, role))
 
 
-def _sorted_rows(project: ProjectConfig, role: str, ledger: Ledger) -> Iterator[_Sorted]:
-    """Rows of a set that passed the checks; the others are dropped in the ledger."""
-    held_out = _held_out_prompts(project) if role != "prompts" else set()
-    seen: set[bytes] = set()
-    for record, row, weight in _progress(_records(project, role, ledger), role):
+def _sorted_rows(
+    project: ProjectConfig, role: str, ledger: Ledger, index: Index, inspector: Inspector | None = None
+) -> Iterator[_Sorted]:
+    """Rows of a set that passed the checks, shown to the inspector; the others are dropped in the ledger."""
+    held_out = role != "prompts" and _hold_out_prompts(project, index, inspector)
+    for record, row, weight in progress(_records(project, role, ledger, inspector), role):
         digest = row_key(record)
-        if digest in seen:
+        if not index.add(digest):
             ledger.drop(DUPLICATE, record.origin, row)
             continue
-        seen.add(digest)
         prompts = contexts(record)
         where = "eval" if role == "prompts" else side(prompts[0], project.holdout, project.seed)
+        if where == "train" and held_out and any(_held_out_key(prompt) in index for prompt in prompts):
+            ledger.held_out += 1
+            ledger.drop(HELD_OUT, record.origin, row)
+            continue
+        if inspector is not None:
+            inspector.keep(record, where)
         if where == "eval":
             ledger.held_out += 1
             yield _Sorted(record, row, "eval", 1)
-        elif held_out and any(_prompt_key(prompt) in held_out for prompt in prompts):
-            ledger.held_out += 1
-            ledger.drop(HELD_OUT, record.origin, row)
         elif times := copies(digest, weight, project.seed):
             yield _Sorted(record, row, "train", times)
         else:
             ledger.drop(SAMPLED_OUT, record.origin, row)
 
 
-def _records(project: ProjectConfig, role: str, ledger: Ledger) -> Iterator[tuple[Record, dict[str, Any], float]]:
+def _records(
+    project: ProjectConfig, role: str, ledger: Ledger, inspector: Inspector | None = None
+) -> Iterator[tuple[Record, dict[str, Any], float]]:
     """Records of a set in the role's form, without a fault; with the row and the weight of its source."""
     for source in dataset(project, role).sources:
         layout = None
@@ -250,7 +301,10 @@ def _records(project: ProjectConfig, role: str, ledger: Ledger) -> Iterator[tupl
             layout = layout or find(source.format, row, origin)
             try:
                 record = as_role(layout.parse(row, origin), role)
-                if reason := fault(record):
+                reason = fault(record)
+                if inspector is not None and reason in (None, IDENTICAL):
+                    inspector.read(record)
+                if reason is not None:
                     raise Unusable(reason)
             except Unusable as error:
                 ledger.drop(error.reason, origin, row)
@@ -258,16 +312,23 @@ def _records(project: ProjectConfig, role: str, ledger: Ledger) -> Iterator[tupl
             yield record, row, source.weight
 
 
-def _held_out_prompts(project: ProjectConfig) -> set[bytes]:
-    """Keys of the prompts of `data.prompts`, which nothing may train on."""
+def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector | None) -> bool:
+    """Remember the prompts of `data.prompts`, which nothing may train on; whether there are any."""
     if project.data.prompts is None:
-        return set()
-    records = _records(project, "prompts", Ledger("prompts"))
-    return {_prompt_key(contexts(record)[0]) for record, _, _ in records}
+        return False
+    for record, _, _ in _records(project, "prompts", Ledger("prompts")):
+        index.add(_held_out_key(contexts(record)[0]))
+        if inspector is not None:
+            inspector.hold_out(record)
+    return True
 
 
-def _prompt_key(prompt: Any) -> bytes:
+def _prompt_key(prompt: Text) -> bytes:
     return hashlib.blake2b(canonical(prompt).encode(), digest_size=16).digest()
+
+
+def _held_out_key(prompt: Text) -> bytes:
+    return b"held out" + _prompt_key(prompt)
 
 
 def _count_used(item: _Sorted, ledger: Ledger) -> None:
@@ -278,12 +339,22 @@ def _count_used(item: _Sorted, ledger: Ledger) -> None:
         ledger.evaluated += 1
 
 
+def _of_half(items: Iterator[_Sorted], half: int, seed: int, ledger: Ledger) -> Iterator[_Sorted]:
+    """The held-out rows, and those to train on of one half of the prompts."""
+    for item in items:
+        if item.side == "train" and half_of(contexts(item.record)[0], seed) != half:
+            ledger.drop(OTHER_HALF, item.record.origin, item.row)
+        else:
+            yield item
+
+
 def _encode(
     item: _Sorted,
     encode: Callable[[Any], Encoded],
     keep_columns: bool,
-    files: dict[Side, _ArrowFile],
+    files: dict[Side, ArrowFile],
     ledger: Ledger,
+    inspector: Inspector,
 ) -> None:
     try:
         encoded = encode(item.record)
@@ -295,25 +366,16 @@ def _encode(
     ledger.eos_lost += encoded.eos_lost
     ledger.prompt_trimmed += encoded.prompt_trimmed
     columns = encoded.columns
+    if not encoded.truncated:
+        inspector.encoded(columns)
     if keep_columns:
         columns = {**columns, "extra": json.dumps(item.record.extra, default=str)}
     for _ in range(item.copies):
         files[item.side].add(columns)
 
 
-def _something_left(project: ProjectConfig, role: str, ledger: Ledger) -> None:
-    """Refuse a set without a row to train on (or, of prompts, to reply to), and say what became of its rows."""
-    if ledger.trained or (role == "prompts" and ledger.evaluated):
-        return
-    reasons = [f"{count} × {reason} (first: {ledger.first[reason]})" for reason, count in ledger.dropped.most_common(3)]
-    if ledger.evaluated:
-        reasons.insert(0, f"{ledger.evaluated} held out (holdout {project.holdout})")
-        raise UserError(f"no row of data.{role} is left to train on: {', '.join(reasons)}")
-    raise UserError(f"every row of data.{role} was dropped: {', '.join(reasons)}")
-
-
 def _identity(project: ProjectConfig, role: str, keep_columns: bool, key: str) -> str:
-    parts = [__version__, fingerprints(project, role), role, keep_columns, key]
+    parts = [__version__, _LAYOUT, fingerprints(project, role), role, keep_columns, key]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -322,59 +384,3 @@ def _read_key(path: Path) -> str | None:
         return json.loads(path.read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _progress(rows: Iterator[_T], role: str) -> Iterator[_T]:
-    """A progress bar on a terminal, once it takes longer than two seconds."""
-    from tqdm import tqdm
-
-    yield from tqdm(rows, desc=role, unit=" rows", delay=2, disable=None, leave=False)
-
-
-class _ArrowFile:
-    """Rows to an Arrow stream that `datasets` maps into memory, a batch at a time; the first batch sets the types."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, path.with_name(path.name + ".partial")
-        self._rows: list[dict[str, Any]] = []
-        self._writer: Any = None
-        self._schema: Any = None
-
-    def add(self, columns: dict[str, Any]) -> None:
-        """Append a row."""
-        self._rows.append(columns)
-        if len(self._rows) >= _BATCH:
-            self.flush()
-
-    def flush(self) -> Any:
-        """Write the rows that are waiting; returns the schema, None if there never was a row."""
-        import pyarrow
-
-        if self._rows:
-            table = pyarrow.Table.from_pylist(self._rows, schema=self._schema)
-            self._open(table.schema)
-            self._writer.write_table(table)
-            self._rows.clear()
-        return self._schema
-
-    def _open(self, schema: Any) -> None:
-        import pyarrow
-
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._schema, self._writer = schema, pyarrow.ipc.new_stream(str(self._partial), schema)
-
-    def finish(self, schema: Any) -> None:
-        """Put the file in its place; one without rows gets the schema of the other side."""
-        self.flush()
-        self._open(schema)
-        self._writer.close()
-        self._partial.replace(self.path)
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        if self._writer is not None:
-            self._writer.close()
-        self._partial.unlink(missing_ok=True)
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()

@@ -37,6 +37,11 @@ def side(prompt: Text, holdout: float, seed: int) -> Side:
     return "eval" if _uniform("split", seed, canonical(_opening(prompt))) < holdout else "train"
 
 
+def half_of(prompt: Text, seed: int) -> int:
+    """Which half of the prompts one belongs to, 0 or 1; of a conversation, how it opens decides, as for `side`."""
+    return int(_uniform("half", seed, canonical(_opening(prompt))) < 0.5)
+
+
 def copies(key: bytes, weight: float, seed: int) -> int:
     """How often a training row is used: `weight` times on average, its fraction decided by the row's hash.
 

@@ -6,11 +6,12 @@ the two token sequences part (TRL does the same). Token ids, not text, get the E
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from trl.data_utils import common_prefix_length
 
-from rlhf.data.records import Demonstration, Encoded, Labelled, Preference, Text, Unusable
+from rlhf.data.records import Demonstration, Encoded, Labelled, Message, Preference, Record, Text, Unusable
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Codec:
         if keep not in ("keep_start", "keep_end"):
             raise UserError(f"truncation_mode: expected keep_start or keep_end, not {keep!r}")
         self.tokenizer, self.max_length, self.keep, self.encoder = tokenizer, max_length, keep, encoder
+        self._last_prompt: tuple[Text, list[int]] = ("", [])
+        self._ready: dict[str, list[int]] = {}
 
     def prompt(self, prompt: Text) -> list[int]:
         """Token ids of a prompt, ready for the model to reply to."""
@@ -71,17 +74,33 @@ class Codec:
 
     def sequence(self, prompt: Text, completion: Text) -> tuple[list[int], int]:
         """Token ids of prompt and completion, and the index at which the completion starts."""
-        full = self._ids(prompt + completion)  # type: ignore[operator]  # both text or both messages
-        if self.encoder:
+        full = self._whole(prompt, completion)
+        if self.encoder or not prompt:
             return full, 0
-        self._end(full)
-        return full, common_prefix_length(self.prompt(prompt), full) if prompt else 0
+        if self._last_prompt[0] is not prompt:  # the two sides of a pair have one
+            self._last_prompt = (prompt, self.prompt(prompt))
+        return full, common_prefix_length(self._last_prompt[1], full)
+
+    def ahead(self, records: Iterable[Record], prompts: bool = True) -> None:
+        """Tokenise in one call most of what encoding these records will ask for; the results stay the same.
+
+        A second thread can do this while the first reads on: the tokenizer's own work needs no interpreter lock. What
+        was tokenised ahead before is forgotten.
+
+        Args:
+            records: Preferences and demonstrations whose texts are conversations; of others nothing is done ahead.
+            prompts: Whether prompts are asked for by themselves; `scored_pair` does not.
+        """
+        texts = {} if self.encoder else {text: None for record in records for text in self._asked(record, prompts)}
+        if texts:
+            ids = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            self._ready = dict(zip(texts, ids, strict=True))
 
     def demonstration(self, record: Demonstration | Labelled) -> Encoded:
         """`input_ids` and `labels`: loss on the assistant's turns alone, each with its end token.
 
         Raises:
-            Unusable: No token is left to learn from within the limit.
+            Unusable: There is no token to learn from, or none is left within the limit.
             UserError: It is a labelled text, which a causal model cannot imitate.
         """
         if isinstance(record, Labelled):
@@ -90,6 +109,8 @@ class Codec:
         labels = [IGNORED] * start + ids[start:]
         if isinstance(record.completion, list):
             self._mask_other_turns(record, ids, labels)
+        if all(label == IGNORED for label in labels):
+            raise Unusable("no token to learn from")
         kept, length = self._window(len(ids), start)
         labels = labels[kept]
         if all(label == IGNORED for label in labels):
@@ -136,7 +157,7 @@ class Codec:
         Raises:
             Unusable: A side is longer than the limit: cut, it would be scored at a token that ends nothing.
         """
-        sides = [self.sequence(record.prompt, side)[0] for side in (record.chosen, record.rejected)]
+        sides = [self._whole(record.prompt, side) for side in (record.chosen, record.rejected)]
         if self.max_length is not None and max(map(len, sides)) > self.max_length:
             raise Unusable("longer than max_length")
         if sides[0] == sides[1]:
@@ -155,19 +176,47 @@ class Codec:
         kept, length = self._window(len(ids), 0)
         return Encoded({"input_ids": ids[kept], "labels": record.label}, truncated=len(ids[kept]) < length)
 
-    def _ids(self, text: Text, generation_prompt: bool = False) -> list[int]:
-        from jinja2 import TemplateError
+    def _whole(self, prompt: Text, completion: Text) -> list[int]:
+        """Token ids of prompt and completion, ended."""
+        full = self._ids(prompt + completion)  # type: ignore[operator]  # both text or both messages
+        if not self.encoder:
+            self._end(full)
+        return full
 
+    def _ids(self, text: Text, generation_prompt: bool = False) -> list[int]:
         if isinstance(text, str):
             return list(self.tokenizer(text)["input_ids"])
-        rendered: Any
+        rendered = self._rendered(text, generation_prompt)
+        if self.encoder:
+            return list(self.tokenizer(rendered.strip())["input_ids"])
+        ready = self._ready.pop(rendered, None)
+        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"]) if ready is None else ready
+
+    def _rendered(self, messages: list[Message], generation_prompt: bool = False) -> str:
+        """A conversation as the chat template writes it."""
+        from jinja2 import TemplateError
+
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                text, tokenize=not self.encoder, return_dict=False, add_generation_prompt=generation_prompt
+            return str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
             )
         except TemplateError as error:
             raise Unusable(f"the chat template refuses it: {error}") from None
-        return list(self.tokenizer(rendered.strip())["input_ids"] if self.encoder else rendered)
+
+    def _asked(self, record: Record, prompts: bool) -> list[str]:
+        """The rendered texts that encoding a record will ask for; none where the template refuses it."""
+        match record:
+            case Preference(prompt=[*prompt], chosen=[*chosen], rejected=[*rejected]):
+                replies = [chosen, rejected]
+            case Demonstration(prompt=[*prompt], completion=[*completion]):
+                replies = [completion]
+            case _:
+                return []
+        try:
+            alone = [self._rendered(prompt, generation_prompt=True)] if prompts else []
+            return alone + [self._rendered(prompt + reply) for reply in replies]
+        except Unusable:
+            return []
 
     def _end(self, ids: list[int]) -> None:
         """End a sequence with EOS exactly once; a template may write white space after its own."""

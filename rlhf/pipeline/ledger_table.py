@@ -1,12 +1,16 @@
-"""What became of every row, as a table in the terminal."""
+"""What became of every row, and what was found in those that are used, for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from rlhf.data.checks import Ledger
+from rlhf.data.findings import Findings
 
 
 def ledger_table(ledgers: Mapping[str, Ledger]) -> Table:
@@ -27,3 +31,17 @@ def ledger_table(ledgers: Mapping[str, Ledger]) -> Table:
             table.add_row(*head, f"{count:,}", f"{label} (first: {first})" if first else label)
         table.add_section()
     return table
+
+
+def findings_lines(findings: Mapping[str, Findings]) -> Group:
+    """One block a stage: what misleads training in its set, a line each, most severe first; no block where nothing was.
+
+    Args:
+        findings: Stage name: what was found in its set.
+    """
+    blocks: list[Text | Padding] = []
+    for stage, found in findings.items():
+        if lines := found.lines():
+            blocks.append(Text.assemble((stage, "bold"), f" {found.name}"))
+            blocks += [Padding(Text(f"• {line}"), (0, 0, 0, 2)) for line in lines]
+    return Group(*([Text("What misleads training or evaluation", "bold italic"), *blocks] if blocks else []))

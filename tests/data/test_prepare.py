@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 import json
 import random
 
 import pytest
 
+from rlhf.config import LimitsConfig
 from rlhf.data.checks import Ledger
 from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, source_set
 from rlhf.data.records import Encoded, Unusable
@@ -52,7 +54,7 @@ def test_every_row_goes_somewhere_and_the_sides_share_no_prompt(write, project, 
         ("201", "duplicate"), ("203", "empty side"), ("204", "prompt longer than max_length")
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "dropped.jsonl", "eval", "ledger.json", "prepared.json", "train"
+        "dropped.jsonl", "eval", "findings.json", "ledger.json", "prepared.json", "train"
     ]  # fmt: skip
 
 
@@ -199,6 +201,74 @@ def test_an_identical_preparation_is_reused(write, project, tmp_path, capsys):
     assert again(key="other", seed=1, keep_columns=True)[0]
     assert again(key=None)[0]
     assert again(key=None)[0]
+
+
+def test_limits_are_held_on_every_call_and_leave_a_folder_to_look_into(write, project, tmp_path):
+    content = [*rows(18), {"prompt": "x", "completion": ""}, {"prompt": "y", "completion": " "}]
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.0)
+
+    def limited(**limits):
+        return dataclasses.replace(made, data=dataclasses.replace(made.data, limits=LimitsConfig(**limits)))
+
+    for _ in range(2):  # prepared, and used again
+        with pytest.raises(
+            UserError, match=r"^data.demonstrations: 10.0% of 20 rows were dropped \(empty side 2, first "
+        ):
+            prepare(limited(dropped=0.09), "demonstrations", encode, tmp_path / "out", key="k")
+    dropped = (tmp_path / "out/dropped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in dropped] == ["empty side"] * 2
+    refuse = None  # the folder is whole: nothing is encoded again
+    assert len(prepare(limited(dropped=0.1), "demonstrations", refuse, tmp_path / "out", key="k").train) == 18
+
+
+def test_work_ahead_changes_nothing_but_when_it_is_done(write, project, tmp_path):
+    content = [*rows(600), {"prompt": "p1", "completion": "r1"}, {"prompt": "long", "completion": "r"}]
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.2)
+    had = []
+
+    def look(record):
+        assert record.prompt in had
+        return encode(record)
+
+    first = prepare(made, "demonstrations", encode, tmp_path / "one")
+    second = prepare(
+        made, "demonstrations", look, tmp_path / "two", ahead=lambda records: had.extend(one.prompt for one in records)
+    )
+    assert len(had) == 601
+    assert second.ledger.as_dict() == first.ledger.as_dict()
+    assert second.findings == first.findings
+    assert list(second.train) == list(first.train)
+    assert list(second.eval) == list(first.eval)
+
+    def fail(records):
+        raise UserError("no")
+
+    with pytest.raises(UserError, match=r"^no$"):
+        prepare(made, "demonstrations", encode, tmp_path / "three", ahead=fail)
+    assert not (tmp_path / "three").exists()
+
+
+def test_what_is_remembered_of_rows_lies_on_disk_and_goes(write, project, tmp_path):
+    seen = []
+
+    def look(record):
+        seen.append({path.name for path in (tmp_path / "out").iterdir()})
+        return encode(record)
+
+    made = project(demonstrations=write("a.jsonl", rows(20)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/index.partial").write_bytes(b"left by a killed process")
+    prepare(made, "demonstrations", look, tmp_path / "out")
+    assert all("index.partial" in names for names in seen)
+    assert not (tmp_path / "out/index.partial").exists()
+
+
+def test_a_folder_without_findings_is_not_whole(write, project, tmp_path):
+    made = project(demonstrations=write("a.jsonl", rows(20)))
+    prepare(made, "demonstrations", encode, tmp_path / "out", key="k")
+    (tmp_path / "out/findings.json").unlink()
+    with pytest.raises(UserError, match=r"no prepared data here \(findings.json is missing\)"):
+        load_prepared(tmp_path / "out")
 
 
 def test_other_columns_are_kept_where_asked_for(write, project, tmp_path):

@@ -47,6 +47,54 @@ def test_hh(real, project, tmp_path, name):
     assert not prompts["demonstrations"]["eval"] & prompts["preferences"]["train"]
 
 
+# pairs with text on both sides, those whose chosen reply is longer; the share quoted of these files, in percent
+LONGER = {
+    "helpful-base": (1904, 1139, 59.9),
+    "harmless-base": (1822, 810, 44.3),
+    "helpful-online": (916, 386, 42.0),
+    "helpful-rejection-sampled": (2149, 1197, 55.7),
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_length_bias_of_hh(real, project, tmp_path, name):
+    """The share quoted takes what follows the last "Assistant:" for the reply.
+
+    Four replies hold a second "Assistant:" and are read whole here, and two rows of helpful-online end without a reply:
+    nothing else parts the two counts.
+    """
+    path = real / f"hh/{name}.jsonl.gz"
+    made = project(preferences=path, holdout=0.3)
+    found = prepare(made, "preferences", lambda record: Encoded({"n": 1}), tmp_path / "out").findings.get("length")
+    n, longer, quoted = LONGER[name]
+    assert (found.n, found.count) == (n, longer)
+    assert found.said
+    assert found.ci[0] < quoted / 100 < found.ci[1]
+    assert 100 * found.share == pytest.approx(quoted, abs=0.2)
+    ends = [
+        [row[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")]
+        for row in map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+    ]
+    lengths = [(len(chosen), len(rejected)) for chosen, rejected in ends if chosen and rejected]
+    assert round(100 * sum(chosen > rejected for chosen, rejected in lengths) / len(lengths), 1) == quoted
+    assert abs(sum(chosen > rejected for chosen, rejected in lengths) - longer) <= 2
+
+
+def test_what_else_is_found_in_hh(real, project, tmp_path):
+    """Entities and letters that were decoded wrongly, a turn inside a reply, prompts that are nearly others."""
+    counts = {}
+    for name in HH:
+        made = project(preferences=real / f"hh/{name}.jsonl.gz")
+        findings = prepare(made, "preferences", lambda record: Encoded({"n": 1}), tmp_path / name).findings
+        counts[name] = {entry.kind: entry.count for entry in findings.entries if entry.count and entry.kind != "length"}
+    assert counts == {
+        "helpful-base": {"leaked": 4, "near_duplicates": 18},
+        "harmless-base": {"markers": 1, "near_duplicates": 6},
+        "helpful-online": {"undecodable": 2},
+        "helpful-rejection-sampled": {"undecodable": 1, "near_duplicates": 20},
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "count"),
     [

@@ -200,3 +200,74 @@ def test_what_follows_a_reply(tiny_tokenizer):
     other.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '##\n' }}{% endfor %}"
     mark = other("##\n")["input_ids"]
     assert Codec(other).ending(chat) == [*mark, eos]
+
+
+def test_the_prompt_of_a_pair_is_tokenised_once(byte_tokenizer, monkeypatch):
+    made = codec(byte_tokenizer, CHATML, "<|im_end|>")
+    asked = []
+    whole_prompt = made.prompt
+    monkeypatch.setattr(made, "prompt", lambda prompt: asked.append(prompt) or whole_prompt(prompt))
+    first, second = ([turn("user", text)] for text in ("one", "two"))
+    sides = [turn("assistant", "a")], [turn("assistant", "b")]
+    rows = [made.pair(Preference(prompt, *sides)) for prompt in (first, second, first)]
+    assert asked == [first, second, first]
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_a_row_without_a_token_to_learn_from_is_refused(byte_tokenizer):
+    """A template that shows no reply leaves nothing that the loss could be on."""
+    silent = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}<end>"
+    row = Demonstration([turn("user", "Ask.")], [turn("assistant", "Answer.")])
+    with pytest.raises(Unusable, match=r"^no token to learn from$"):
+        codec(byte_tokenizer, silent).demonstration(row)
+
+
+TALK = [turn("user", "one"), turn("assistant", "two"), turn("user", "three")]
+ANSWERS = [turn("assistant", "four")], [turn("assistant", "five")]
+
+
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, CHATML, NO_END, FORGETFUL])
+def test_what_is_tokenised_ahead_is_the_same(byte_tokenizer, template):
+    records = [
+        Preference(TALK, *ANSWERS),
+        Preference(TALK[:1], *ANSWERS),
+        Preference("Ask.", " a", " b"),
+        Demonstration(TALK[:1], [*TALK[1:], *ANSWERS[0]]),
+        Demonstration("Ask.", " a"),
+    ]
+    made = codec(byte_tokenizer, template)
+    encoders = {Preference: [made.pair, made.scored_pair], Demonstration: [made.demonstration]}
+    expected = [encode(record) for record in records for encode in encoders[type(record)]]
+    for _ in range(2):
+        made.ahead(records)
+        assert [encode(record) for record in records for encode in encoders[type(record)]] == expected
+
+
+def test_nothing_that_was_tokenised_ahead_is_tokenised_again(byte_tokenizer, monkeypatch):
+    made = codec(byte_tokenizer, CHATML, "<|im_end|>")
+    records = [Preference([turn("user", text)], *ANSWERS) for text in ("one", "two")]
+    made.ahead(records)
+    calls = []
+    tokenise = type(byte_tokenizer).__call__
+    monkeypatch.setattr(
+        type(byte_tokenizer), "__call__", lambda *given, **options: calls.append(given) or tokenise(*given, **options)
+    )
+    for record in records:
+        made.pair(record)
+    assert not calls
+    made.pair(records[0])  # asked for a second time
+    assert len(calls) == 3
+    made.ahead(records, prompts=False)
+    calls.clear()
+    made.scored_pair(records[0])
+    assert not calls
+    made.pair(records[1])
+    assert [given[1] for given in calls] == ["<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"]
+
+
+def test_a_conversation_that_the_template_refuses_is_refused_later(byte_tokenizer):
+    picky = "{{ raise_exception('no') if messages|length > 2 }}x"
+    made = codec(byte_tokenizer, picky)
+    made.ahead([Preference(TALK, *ANSWERS)])
+    with pytest.raises(Unusable, match="the chat template refuses it: no"):
+        made.pair(Preference(TALK, *ANSWERS))

@@ -1,0 +1,128 @@
+"""What was found in a set that misleads training or evaluation although every row of it can be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FINDINGS_FILE = "findings.json"
+
+KINDS = (
+    "contradictory",
+    "leaked",
+    "markers",
+    "undecodable",
+    "other_language",
+    "conflicting",
+    "near_duplicates",
+    "length",
+    "length_tokens",
+)
+"""What is looked for, most severe first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    kind: str
+    """One of KINDS."""
+    count: int
+    """How often it is so."""
+    n: int
+    """Of how many rows, pairs or prompts."""
+    text: str
+    """What it is and what it does, as the rest of a sentence that begins with the count."""
+    examples: tuple[tuple[str, ...], ...] = ()
+    """Origins of the first; of two rows that match, both."""
+    ci: tuple[float, float] | None = None
+    """95% interval of the share, where the share stands for more than these rows."""
+    values: dict[str, float] = field(default_factory=dict)
+    """Further numbers, by name."""
+    said: bool = True
+    """Whether it is worth telling."""
+
+    @property
+    def share(self) -> float:
+        """The count as a share of n, in [0, 1]; 0 of none."""
+        return self.count / self.n if self.n else 0.0
+
+    def line(self) -> str:
+        """One sentence."""
+        interval = f" [{_percent(self.ci[0])}, {_percent(self.ci[1])}]" if self.ci else ""
+        examples = f" (first: {' and '.join(self.examples[0])})" if self.examples else ""
+        return f"{self.count:,} of {self.n:,} ({_percent(self.share)}{interval}) {self.text}{examples}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields and the share, to be written as JSON."""
+        return {
+            "kind": self.kind,
+            "count": self.count,
+            "n": self.n,
+            "share": self.share,
+            "ci": list(self.ci) if self.ci else None,
+            "values": self.values,
+            "examples": [list(example) for example in self.examples],
+            "said": self.said,
+            "text": self.text,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Finding:
+        """The finding that `as_dict` wrote."""
+        return cls(
+            entry["kind"],
+            entry["count"],
+            entry["n"],
+            entry["text"],
+            tuple(tuple(example) for example in entry["examples"]),
+            tuple(entry["ci"]) if entry["ci"] else None,  # type: ignore[arg-type]  # two numbers
+            entry["values"],
+            entry["said"],
+        )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was looked for in a set, found or not."""
+
+    name: str
+    """The set: demonstrations, preferences or prompts."""
+    entries: tuple[Finding, ...] = ()
+    """One of each kind that applies to the set, most severe first."""
+
+    def get(self, kind: str) -> Finding | None:
+        """The finding of a kind; None where it does not apply to the set."""
+        return next((entry for entry in self.entries if entry.kind == kind), None)
+
+    def lines(self) -> list[str]:
+        """A sentence for each that is worth telling, most severe first."""
+        return [entry.line() for entry in self.entries if entry.said and entry.count]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `findings.json` has."""
+        return {"set": self.name, "findings": [entry.as_dict() for entry in self.entries]}
+
+    def save(self, directory: Path) -> None:
+        """Write `findings.json`, whole or not at all."""
+        partial = directory / f"{FINDINGS_FILE}.partial"
+        partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        partial.replace(directory / FINDINGS_FILE)
+
+    @classmethod
+    def load(cls, directory: Path) -> Findings:
+        """The findings of a folder."""
+        written = json.loads((directory / FINDINGS_FILE).read_text(encoding="utf-8"))
+        return cls(written["set"], tuple(Finding.from_dict(entry) for entry in written["findings"]))
+
+
+def ordered(name: str, entries: Iterable[Finding]) -> Findings:
+    """Findings of a set, put in the order of KINDS."""
+    return Findings(name, tuple(sorted(entries, key=lambda entry: KINDS.index(entry.kind))))
+
+
+def _percent(share: float) -> str:
+    return "<0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%"

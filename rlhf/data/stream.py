@@ -1,0 +1,30 @@
+"""Rows on their way: with a progress bar, and worked on ahead of their turn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_AHEAD = 256
+_T = TypeVar("_T")
+
+
+def worked_ahead(items: Iterator[_T], ahead: Callable[[list[_T]], None]) -> Iterator[_T]:
+    """The same items, each after `ahead` had it; the next batch is read while `ahead` works on this one."""
+    with ThreadPoolExecutor(1) as worker:
+        batch = list(itertools.islice(items, _AHEAD))
+        while batch:
+            working = worker.submit(ahead, batch)
+            following = list(itertools.islice(items, _AHEAD))
+            working.result()
+            yield from batch
+            batch = following
+
+
+def progress(rows: Iterator[_T], role: str) -> Iterator[_T]:
+    """A progress bar on a terminal, once it takes longer than two seconds."""
+    from tqdm import tqdm
+
+    yield from tqdm(rows, desc=role, unit=" rows", delay=2, disable=None, leave=False)
