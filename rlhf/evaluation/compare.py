@@ -2,17 +2,31 @@
 
 A row is one line of `evaluate/samples.jsonl`: a prompt and, for each policy, its replies with their scores. Nothing
 here depends on which rows these are, so a comparison within a group of prompts is the same call on fewer rows.
+
+A judge either scores each reply (`replies[policy][s]["scores"][judge]`) or is asked which of two replies is better
+(`preferences[judge]["POLICY vs BASELINE"][s]`: the share, 0 to 1, of its answers in which the policy's sample s beat
+the baseline's sample s; null where it gave none). From `judged` on both are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
-from rlhf.evaluation.stats import Floats, bootstrap_ci, mean_per_prompt, win_rate
+from rlhf.evaluation.diversity import distinct_n, repetition
+from rlhf.evaluation.stats import (
+    Floats,
+    bootstrap_ci,
+    holm,
+    length_controlled_win_rate,
+    mean_per_prompt,
+    pair_differences,
+    pair_wins,
+    paired_p_value,
+)
 
 Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "no difference"]
@@ -20,6 +34,10 @@ Verdict = Literal["better", "worse", "no difference"]
 MIN_PROMPTS = 6
 """Fewest prompts a difference can be shown on. With five, all of one sign is still chance at 6% (2 * 0.5**5), while a
 bootstrap, which cannot see beyond its few values, would call it certain."""
+ALPHA = 0.05
+"""Chance of one false difference or more among the comparisons that are read together, where there is none."""
+OTHER = "other"
+"""The group of the prompts whose own is too small, or that have none."""
 
 
 class Comparison(TypedDict):
@@ -32,17 +50,27 @@ class Comparison(TypedDict):
     baseline: str
     judge: str
     policy_mean: float | None
-    """Mean score of the policy's replies, over the prompts that count."""
+    """Mean score of the policy's replies, over the prompts that count; null for a judge of pairs."""
     baseline_mean: float | None
     """The same of the baseline."""
     mean_difference: float | None
-    """policy_mean - baseline_mean."""
+    """policy_mean - baseline_mean; for a judge of pairs 2 win_rate - 1, wins less losses as a share."""
     difference_ci: list[float] | None
     """Its 95% interval, low and high."""
     win_rate: float | None
     """Share of reply pairs the policy wins, ties half."""
     win_rate_ci: list[float] | None
     """Its 95% interval."""
+    win_rate_length_controlled: float | None
+    """The win rate at equal length, by a model (`stats.length_controlled_win_rate`)."""
+    win_rate_length_controlled_ci: list[float] | None
+    """Its 95% interval."""
+    p_value: float | None
+    """Of the mean difference, two-sided, by flipping signs of prompts (`stats.paired_p_value`)."""
+    p_adjusted: float | None
+    """The same after Holm's correction for `n_comparisons`."""
+    n_comparisons: int
+    """Comparisons read together that have a p-value: all judges and pairs of one call of `compare_policies`."""
     kl: float | None
     """Mean KL of the policy to its reference, nats a reply."""
     mean_length: float | None
@@ -54,7 +82,19 @@ class Comparison(TypedDict):
     left_out: int
     """Prompts that do not."""
     verdict: Verdict
-    """From the interval of the mean difference."""
+    """A difference where the interval of the mean difference excludes zero, and p_adjusted is below `ALPHA`."""
+    corrected: bool
+    """The interval alone would have shown a difference, p_adjusted does not: with so many comparisons it may be
+    chance."""
+
+
+class GroupComparison(Comparison):
+    """A comparison within one group of prompts; an entry of `groups` in report.json."""
+
+    group: str
+
+
+C = TypeVar("C", bound=Comparison)
 
 
 class Summary(TypedDict):
@@ -69,6 +109,12 @@ class Summary(TypedDict):
     """Share of replies that ended by themselves."""
     kl: dict[str, Any]
     """Nats a reply, to `kl_reference`."""
+    distinct_1: dict[str, Any]
+    """Distinct words over all words of the replies to one prompt; `all`: of all replies taken together."""
+    distinct_2: dict[str, Any]
+    """The same of pairs of words."""
+    repetition: dict[str, Any]
+    """Share of a reply's runs of four words that stood in it before."""
     kl_reference: str | None
 
 
@@ -96,6 +142,55 @@ def reply_values(rows: Sequence[Row], policy: str, field: str, judge: str | None
     return values_PS
 
 
+class Judged(NamedTuple):
+    """What one judge says of two policies; NaN where it says nothing. K pairs of replies to a prompt."""
+
+    difference_P: Floats
+    """Policy minus baseline: of their mean scores, or wins less losses as a share."""
+    wins_PK: Floats
+    """1 where the policy's reply is better, 0 where it is worse, 0.5 for a tie, or a share between."""
+    longer_PK: Floats
+    """By how many tokens the policy's reply is longer."""
+    policy_P: Floats
+    """Mean score of the policy; NaN for a judge of pairs."""
+    baseline_P: Floats
+
+
+def judged(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judged:
+    """What a judge, of replies or of pairs, says of two policies on each prompt.
+
+    A judge is one of pairs where a row has `preferences` of it. It then compared sample s with sample s; a judge of
+    replies compares every sample with every sample. Preferences that were noted as "BASELINE vs POLICY" are turned.
+    """
+    tokens = [reply_values(rows, name, "tokens") for name in (policy, baseline)]
+    if not any(judge in (row.get("preferences") or {}) for row in rows):
+        ours_PS, theirs_PS = (reply_values(rows, name, "scores", judge) for name in (policy, baseline))
+        ours_P, theirs_P = mean_per_prompt(ours_PS), mean_per_prompt(theirs_PS)
+        wins_PK = pair_wins(ours_PS, theirs_PS)
+        return Judged(ours_P - theirs_P, wins_PK, pair_differences(*tokens), ours_P, theirs_P)
+    wins_PK = _preferences(rows, policy, baseline, judge)
+    longer_PK = np.full_like(wins_PK, np.nan)
+    shared = min(wins_PK.shape[1], *(values_PS.shape[1] for values_PS in tokens))
+    longer_PK[:, :shared] = tokens[0][:, :shared] - tokens[1][:, :shared]
+    no_scores_P = np.full(len(rows), np.nan)
+    return Judged(2 * mean_per_prompt(wins_PK) - 1, wins_PK, longer_PK, no_scores_P, no_scores_P)
+
+
+def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Floats:
+    """Shares in which the policy's sample beat the baseline's, as an array (P, K)."""
+    found = []
+    for row in rows:
+        pairs = (row.get("preferences") or {}).get(judge) or {}
+        shares = pairs.get(f"{policy} vs {baseline}")
+        if shares is None:
+            shares = [None if p is None else 1 - p for p in pairs.get(f"{baseline} vs {policy}", [])]
+        found.append([math.nan if p is None else p for p in shares])
+    wins_PK = np.full((len(rows), max(map(len, found), default=0)), np.nan)
+    for p, shares in enumerate(found):
+        wins_PK[p, : len(shares)] = shares
+    return wins_PK
+
+
 def comparison_pairs(policies: Sequence[str], parents: Mapping[str, str]) -> list[tuple[str, str]]:
     """(policy, baseline): every policy against its parent, then against `base`, each pair once."""
     pairs = [(policy, baseline) for policy in policies for baseline in (parents.get(policy), "base")]
@@ -112,67 +207,151 @@ def verdict_of(interval: Sequence[float] | None, n: int) -> Verdict:
 
 
 def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comparison:
-    """Compare two policies on the same prompts by one judge.
+    """Compare two policies on the same prompts by one judge, as the only comparison there is.
 
     The difference of a prompt is between the two means over its samples; a prompt on which one side has no scored
-    reply is left out and counted. Intervals are by bootstrap over prompts (`stats.bootstrap_ci`).
+    reply is left out and counted. Intervals are by bootstrap over prompts (`stats.bootstrap_ci`). Comparisons that are
+    read together belong through `correct`, as `compare_policies` does.
     """
-    ours_PS, theirs_PS = (reply_values(rows, name, "scores", judge) for name in (policy, baseline))
-    ours_P, theirs_P = mean_per_prompt(ours_PS), mean_per_prompt(theirs_PS)
-    kept_P = np.isfinite(ours_P) & np.isfinite(theirs_P)
-    difference_P = (ours_P - theirs_P)[kept_P]
-    wins_P = win_rate(ours_PS, theirs_PS)[kept_P]
-    interval = _interval(difference_P)
-    return Comparison(
+    found = judged(rows, policy, baseline, judge)
+    kept_P = np.isfinite(found.difference_P)
+    difference_P, wins_PK = found.difference_P[kept_P], found.wins_PK[kept_P]
+    controlled, controlled_ci = length_controlled_win_rate(wins_PK, found.longer_PK[kept_P])
+    wins_P = mean_per_prompt(wins_PK)
+    comparison = Comparison(
         policy=policy,
         baseline=baseline,
         judge=judge,
-        policy_mean=_mean(ours_P[kept_P]),
-        baseline_mean=_mean(theirs_P[kept_P]),
+        policy_mean=_mean(found.policy_P[kept_P]),
+        baseline_mean=_mean(found.baseline_P[kept_P]),
         mean_difference=_mean(difference_P),
-        difference_ci=interval,
+        difference_ci=_interval(difference_P),
         win_rate=_mean(wins_P),
         win_rate_ci=_interval(wins_P),
+        win_rate_length_controlled=_known(controlled),
+        win_rate_length_controlled_ci=None if math.isnan(controlled_ci[0]) else list(controlled_ci),
+        p_value=_known(paired_p_value(difference_P)),
+        p_adjusted=None,
+        n_comparisons=0,
         kl=_mean(mean_per_prompt(reply_values(rows, policy, "kl"))),
         mean_length=_mean(mean_per_prompt(reply_values(rows, policy, "tokens"))),
         baseline_mean_length=_mean(mean_per_prompt(reply_values(rows, baseline, "tokens"))),
         n=int(kept_P.sum()),
         left_out=int((~kept_P).sum()),
-        verdict=verdict_of(interval, int(kept_P.sum())),
+        verdict="no difference",
+        corrected=False,
     )
+    return correct([comparison])[0]
+
+
+def correct(comparisons: Sequence[C]) -> list[C]:
+    """Decide comparisons that are read together, with Holm's correction for how many they are.
+
+    Returns:
+        Copies with `p_adjusted`, `n_comparisons`, `verdict` and `corrected` set; those without a p-value do not count.
+    """
+    adjusted = holm(np.array([math.nan if row["p_value"] is None else row["p_value"] for row in comparisons]))
+    decided = []
+    for given, p in zip(comparisons, adjusted, strict=True):
+        row = given.copy()
+        alone = verdict_of(row["difference_ci"], row["n"])
+        row["p_adjusted"], row["n_comparisons"] = _known(p), int(np.isfinite(adjusted).sum())
+        row["corrected"] = alone != "no difference" and not p < ALPHA
+        row["verdict"] = "no difference" if row["corrected"] else alone
+        decided.append(row)
+    return decided
 
 
 def compare_policies(
     rows: Sequence[Row], policies: Sequence[str], judges: Sequence[str], parents: Mapping[str, str]
 ) -> list[Comparison]:
-    """Every policy against its parent and against the base, by every judge.
+    """Every policy against its parent and against the base, by every judge; corrected for how many these are.
 
     Args:
         rows: Lines of samples.jsonl.
         policies: Names as in the rows' `replies`.
-        judges: Names as in the replies' `scores`.
+        judges: Names as in the replies' `scores` or the rows' `preferences`.
         parents: Policy -> the policy it was trained from.
     """
     pairs = comparison_pairs(policies, parents)
-    return [compare(rows, policy, baseline, judge) for policy, baseline in pairs for judge in judges]
+    return correct([compare(rows, policy, baseline, judge) for policy, baseline in pairs for judge in judges])
+
+
+def compare_groups(
+    rows: Sequence[Row],
+    policies: Sequence[str],
+    judges: Sequence[str],
+    parents: Mapping[str, str],
+    group_of: Callable[[Row], Any],
+) -> list[GroupComparison]:
+    """The comparisons of `compare_policies` within each group of prompts; corrected for all groups together.
+
+    They are a family of their own: the comparisons over all prompts are not corrected for having been looked into.
+
+    Args:
+        rows: Lines of samples.jsonl.
+        policies: Names as in the rows' `replies`.
+        judges: Names as in the replies' `scores` or the rows' `preferences`.
+        parents: Policy -> the policy it was trained from.
+        group_of: Group of a row, written as text; None puts it into `OTHER`, as does a group of fewer than
+            `MIN_PROMPTS` prompts. `lambda row: row["columns"].get("topic")` groups by a column.
+
+    Returns:
+        Largest group first, `OTHER` last; nothing where all prompts are one group.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        group = group_of(row)
+        groups.setdefault(OTHER if group is None else str(group), []).append(row)
+    rest = [name for name, members in groups.items() if len(members) < MIN_PROMPTS and name != OTHER]
+    for name in rest:
+        groups.setdefault(OTHER, []).extend(groups.pop(name))
+    if len(groups) < 2:
+        return []
+    found = [
+        GroupComparison(group=name, **compare(members, policy, baseline, judge))
+        for name, members in sorted(groups.items(), key=lambda item: (item[0] == OTHER, -len(item[1])))
+        for policy, baseline in comparison_pairs(policies, parents)
+        for judge in judges
+    ]
+    return correct(found)
 
 
 def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_reference: str | None = None) -> Summary:
-    """Mean and interval, over prompts, of a policy's scores, lengths, endings and KL."""
+    """Mean and interval, over prompts, of a policy's scores, lengths, endings, KL and variety.
+
+    Diversity is over the samples of a prompt, so with one sample it only sees repetition within a reply.
+    """
+    texts = [[sample.get("text") or "" for sample in row["replies"].get(policy, [])] for row in rows]
 
     def quantity(field: str, judge: str | None = None) -> dict[str, Any]:
-        means_P = mean_per_prompt(reply_values(rows, policy, field, judge))
-        means_P = means_P[np.isfinite(means_P)]
-        return {"mean": _mean(means_P), "ci": _interval(means_P), "n": len(means_P)}
+        return _quantity(mean_per_prompt(reply_values(rows, policy, field, judge)))
 
+    def distinct(n: int) -> dict[str, Any]:
+        together = distinct_n([text for samples in texts for text in samples], n)
+        return {**_quantity(np.array([distinct_n(samples, n) for samples in texts])), "all": _known(together)}
+
+    repeated = [np.array([repetition(text) for text in samples]) for samples in texts]
     return Summary(
         policy=policy,
         scores={judge: quantity("scores", judge) for judge in judges},
         length=quantity("tokens"),
         finished=quantity("finished"),
         kl=quantity("kl"),
+        distinct_1=distinct(1),
+        distinct_2=distinct(2),
+        repetition=_quantity(np.array([_mean(values_S) for values_S in repeated], dtype=np.float64)),
         kl_reference=kl_reference,
     )
+
+
+def _quantity(values_P: Floats) -> dict[str, Any]:
+    values_P = values_P[np.isfinite(values_P)]
+    return {"mean": _mean(values_P), "ci": _interval(values_P), "n": len(values_P)}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _mean(values: Floats) -> float | None:

@@ -29,12 +29,12 @@ def held_out_accuracy(trainer: Trainer, train: Dataset, held_out: Dataset) -> di
     pairs = list(zip(held_out["chosen_ids"], held_out["rejected_ids"], strict=True))
     scores = np.array(score_groups(model, pairs, trainer.args.per_device_eval_batch_size))
     chosen, rejected = scores.T
-    wins = float(_wins(chosen - rejected).sum())
+    right = float(wins(chosen - rejected).sum())
     ruler = float(length_baseline(_length_difference(train), _length_difference(held_out)).sum())
     count = len(held_out)
     return {
-        "accuracy": wins / count,
-        "accuracy_ci": list(wilson_interval(wins, count)),
+        "accuracy": right / count,
+        "accuracy_ci": list(wilson_interval(right, count)),
         "length_baseline": ruler / count,
         "length_baseline_ci": list(wilson_interval(ruler, count)),
         "n": count,
@@ -53,11 +53,12 @@ def length_baseline(train_N: NDArray[np.float64], held_out_M: NDArray[np.float64
     Returns:
         1 where it is right, 0 where wrong, 0.5 where both are as long.
     """
-    sign = 1.0 if _wins(train_N).mean() >= 0.5 else -1.0
-    return _wins(sign * held_out_M)
+    sign = 1.0 if wins(train_N).mean() >= 0.5 else -1.0
+    return wins(sign * held_out_M)
 
 
-def _wins(difference_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def wins(difference_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 where a difference is above 0, 0 below, one half at 0."""
     return np.where(difference_N > 0, 1.0, np.where(difference_N < 0, 0.0, 0.5))
 
 

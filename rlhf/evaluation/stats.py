@@ -1,21 +1,32 @@
-"""Intervals and win rates. Pure functions on NumPy arrays.
+"""Intervals, p-values and win rates. Pure functions on NumPy arrays.
 
-Axes: P prompts, S samples of one prompt, N values. A value that is not finite (NaN, infinity) is "no score" throughout.
+Axes: P prompts, S samples of one prompt, K pairs of replies to one prompt, N values, R resamples, U distinct values.
+A value that is not finite (NaN, infinity) is "no score" throughout.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy import stats as scipy_stats
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 _BATCH_VALUES = 4_000_000  # resampled values held at once: 32 MB, whatever the number of prompts
+_EXACT = 14  # values up to which all 2^N signs are tried: 16,384
+_ROUNDING = 1e-12  # share of the sum of sizes within which two sums are equal
+# Penalties of the length model, where a prompt's likelihood weighs one. At 0.1, a judge that only reads length is left
+# with a rate of 0.52 to 0.78, depending on how lengths lie; at 0.001 with 0.50 to 0.56; 0.5 is right. The intercept's
+# only keeps the fit finite where one side wins everything.
+_SLOPE_RIDGE = 1e-3
+_INTERCEPT_RIDGE = 1e-7
+_NEWTON_STEPS = 60
 
 
 def bootstrap_ci(
@@ -33,6 +44,11 @@ def bootstrap_ci(
     Student's; so its level is raised to that of +/- sqrt(N / (N - 1)) t standard errors (Hesterberg 2015, "What
     Teachers Should Know about the Bootstrap", section 5.3). At N = 200 this turns 95% into 95.2%, at N = 10 into 98.3%.
 
+    How often a 95% interval of a mean holds the truth (2,000 simulations each): 94 to 96% at N = 50 and 200 for normal,
+    mildly skewed (gamma, skewness 1) and win-or-loss values. Below that for heavy skew, where the tail is not among
+    the values seen: exponential 93% at N = 50 and 90% at N = 10, log-normal 90% and 85%; for N = 6 (normal 93%); and
+    for shares near 0 or 1 of few values (0.9 at N = 20: 88%), where `wilson_interval` is right.
+
     Args:
         values_N: The observations; those that are not finite are left out.
         statistic: Vectorised: takes the array and `axis`.
@@ -48,11 +64,10 @@ def bootstrap_ci(
     count = len(values_N)
     if count < 2:
         return math.nan, math.nan
-    spread = scipy_stats.t.ppf((1 + level) / 2, count - 1) * math.sqrt(count / (count - 1))
     result = scipy_stats.bootstrap(
         (values_N,),
         statistic,
-        confidence_level=1 - 2 * scipy_stats.norm.sf(spread),
+        confidence_level=_expanded_level(level, count),
         n_resamples=resamples,
         batch=max(1, _BATCH_VALUES // count),
         vectorized=True,
@@ -60,6 +75,72 @@ def bootstrap_ci(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _expanded_level(level: float, count: int) -> float:
+    """The level at which a percentile interval of `count` values is as wide as Student's at `level`."""
+    spread = scipy_stats.t.ppf((1 + level) / 2, count - 1) * math.sqrt(count / (count - 1))
+    return float(1 - 2 * scipy_stats.norm.sf(spread))
+
+
+def paired_p_value(difference_N: Floats, resamples: int = 20_000, seed: int = 0) -> float:
+    """Two-sided p-value of a mean difference of pairs by the sign-flip permutation test (Fisher 1935).
+
+    Were there no difference, each d_i could as well be -d_i. p is the share of sign patterns with |sum s_i d_i| >=
+    |sum d_i|: of all 2^N of them up to N = 14, else (1 + hits) / (1 + R) of R random ones, which is never zero
+    (Phipson & Smyth 2010). The same number as `scipy.stats.permutation_test` with `permutation_type="samples"`, which
+    permutes each pair by itself and takes thirty times as long as the matrix product here for half the patterns.
+
+    Args:
+        difference_N: One difference a prompt; those that are not finite are left out.
+        resamples: Random sign patterns R, used above N = 14.
+        seed: Of the patterns.
+
+    Returns:
+        p in (0, 1]; NaN where no value is left.
+    """
+    difference_N = np.asarray(difference_N, dtype=np.float64)
+    difference_N = difference_N[np.isfinite(difference_N)]
+    count = len(difference_N)
+    if not count:
+        return math.nan
+    total = difference_N.sum()
+    bound = abs(total) - _ROUNDING * np.abs(difference_N).sum()
+    exact = count <= _EXACT
+    patterns = 2**count if exact else resamples
+    rng = np.random.default_rng(seed)
+    batch, hits = max(1, _BATCH_VALUES // count), 0
+    for start in range(0, patterns, batch):
+        size = min(batch, patterns - start)
+        flips_RN: NDArray[Any]
+        if exact:
+            flips_RN = np.arange(start, start + size)[:, None] >> np.arange(count) & 1
+        else:
+            flips_RN = np.unpackbits(rng.integers(0, 256, (size, -(-count // 8)), np.uint8), axis=1, count=count)
+        sums_R = total - 2 * (flips_RN.astype(np.float64) @ difference_N)
+        hits += int((np.abs(sums_R) >= bound).sum())
+    return hits / patterns if exact else (1 + hits) / (1 + patterns)
+
+
+def holm(p_N: Floats) -> Floats:
+    """p-values adjusted for how many there are, by Holm's step-down method (Holm 1979).
+
+    Of M p-values in rising order, the adjusted i-th is the largest of min(1, (M - j + 1) p_j) over j <= i. Calling
+    what is then below a level a difference makes one false call or more with at most that probability, however the
+    tests depend on each other.
+
+    Args:
+        p_N: p-values; one that is NaN was no test: it is not counted and stays NaN.
+
+    Returns:
+        Array of N adjusted p-values, each at least its own.
+    """
+    p_N = np.asarray(p_N, dtype=np.float64)
+    adjusted_N = np.full(len(p_N), np.nan)
+    order_M = np.argsort(p_N)[: np.isfinite(p_N).sum()]  # NaN is sorted last
+    factors_M = np.arange(len(order_M), 0, -1)
+    adjusted_N[order_M] = np.minimum(1.0, np.maximum.accumulate(factors_M * p_N[order_M]))
+    return adjusted_N
 
 
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
@@ -104,11 +185,29 @@ def mean_per_prompt(values_PS: Floats) -> Floats:
     return np.divide(total_P, count_P, out=np.full(len(count_P), np.nan), where=count_P > 0)
 
 
-def win_rate(a_PS: Floats, b_PS: Floats) -> Floats:
-    """Share of pairs (a sample of A, a sample of B, same prompt) in which A scores higher; a tie counts half.
+def pair_wins(a_PS: Floats, b_PS: Floats) -> Floats:
+    """Who scores higher in each pair (a sample of A, a sample of B, same prompt): A 1, B 0, a tie 0.5.
 
-    All S x S' pairs of a prompt are compared, since which sample met which is chance. Pairs in which one side has no
-    score are left out.
+    All S x S' pairs of a prompt are compared, since which sample met which is chance.
+
+    Args:
+        a_PS: Scores of policy A, one row a prompt.
+        b_PS: Scores of policy B for the same prompts; the number of samples may differ.
+
+    Returns:
+        Array (P, S * S'), all pairs of A's first sample first; NaN where one side has no score.
+    """
+    a_PS, b_PS = (np.where(np.isfinite(scores), scores, np.nan) for scores in (a_PS, b_PS))
+    return (np.sign(pair_differences(a_PS, b_PS)) + 1) / 2
+
+
+def pair_differences(a_PS: Floats, b_PS: Floats) -> Floats:
+    """Differences a - b of all pairs of a prompt's samples, in the order of `pair_wins`: array (P, S * S')."""
+    return (a_PS[:, :, None] - b_PS[:, None, :]).reshape(len(a_PS), a_PS.shape[1] * b_PS.shape[1])
+
+
+def win_rate(a_PS: Floats, b_PS: Floats) -> Floats:
+    """Share of a prompt's pairs (see `pair_wins`) in which A scores higher; a tie counts half.
 
     Args:
         a_PS: Scores of policy A, one row a prompt.
@@ -117,6 +216,97 @@ def win_rate(a_PS: Floats, b_PS: Floats) -> Floats:
     Returns:
         Array of P shares between 0 and 1; NaN for a prompt without a scored pair.
     """
-    a_PS, b_PS = (np.where(np.isfinite(scores), scores, np.nan) for scores in (a_PS, b_PS))
-    wins_PSS = (np.sign(a_PS[:, :, None] - b_PS[:, None, :]) + 1) / 2
-    return mean_per_prompt(wins_PSS.reshape(len(wins_PSS), a_PS.shape[1] * b_PS.shape[1]))
+    return mean_per_prompt(pair_wins(a_PS, b_PS))
+
+
+def length_controlled_win_rate(
+    wins_PK: Floats, longer_PK: Floats, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, Interval]:
+    """Win rate there would be if replies were as long as the other side's.
+
+    The logistic model sigmoid(a + b x), with x = tanh(longer / root mean square of longer), is fitted to the wins, and
+    read at x = 0: sigmoid(a). Every prompt has the same weight. After Dubois et al. 2024, "Length-Controlled
+    AlpacaEval", with these deviations: no term for how hard an instruction is; the differences are scaled by their
+    root mean square, not their standard deviation, which is zero where one side is always longer by as much; instead
+    of a cross-validated penalty b has a very weak one, which decides where length separates wins from losses, or never
+    varies (then nothing is put down to it). Like any such model, it takes the part of quality that goes with length
+    for length.
+
+    The interval is the percentile interval of refits to prompts drawn with replacement, at the level of `bootstrap_ci`.
+
+    Args:
+        wins_PK: 1 a win, 0 a loss, 0.5 a tie, or a share between; NaN for a pair without a judgement.
+        longer_PK: Length of the one reply minus that of the other, any unit; NaN where it is unknown.
+        level: Confidence, between 0 and 1.
+        resamples: Number of refits.
+        seed: Of the draws.
+
+    Returns:
+        The rate and its interval; NaN where no pair is known, (nan, nan) where fewer than two prompts have one.
+    """
+    total_PU, won_PU, longer_U = _by_length(wins_PK, longer_PK)
+    count = len(total_PU)
+    if not count:
+        return math.nan, (math.nan, math.nan)
+    scale = math.sqrt((total_PU.sum(axis=0) * longer_U**2).sum() / count)
+    x_U = np.tanh(longer_U / (scale or 1.0))
+    fit_12 = _logistic_fits(total_PU.sum(axis=0)[None], won_PU.sum(axis=0)[None], x_U, np.zeros((1, 2)))
+    rate = float(special.expit(fit_12[0, 0]))
+    if count < 2:
+        return rate, (math.nan, math.nan)
+    drawn_RP = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
+    fits_R2 = _logistic_fits(drawn_RP @ total_PU, drawn_RP @ won_PU, x_U, np.repeat(fit_12, resamples, axis=0))
+    tail = (1 - _expanded_level(level, count)) / 2
+    low, high = np.quantile(special.expit(fits_R2[:, 0]), [tail, 1 - tail])
+    return rate, (float(low), float(high))
+
+
+def _by_length(wins_PK: Floats, longer_PK: Floats) -> tuple[Floats, Floats, Floats]:
+    """Weight of the pairs at each difference in length, that of the wins among them, and the differences.
+
+    Lengths are whole numbers: pairs of a prompt with the same difference are one term of the likelihood, so that a fit
+    costs by the number of distinct differences and not of pairs. The weights of a prompt sum to one; prompts without
+    a known pair are left out.
+    """
+    known_PK = np.isfinite(wins_PK) & np.isfinite(longer_PK)
+    kept_P = known_PK.any(axis=1)
+    wins_PK, longer_PK, known_PK = wins_PK[kept_P], longer_PK[kept_P], known_PK[kept_P]
+    weight_PK = known_PK / known_PK.sum(axis=1, keepdims=True)
+    longer_U, place_N = np.unique(longer_PK[known_PK], return_inverse=True)
+    cell_N = np.nonzero(known_PK)[0] * len(longer_U) + place_N
+    size = len(known_PK) * len(longer_U)
+    total_PU, won_PU = (
+        np.bincount(cell_N, values_PK[known_PK], size).reshape(len(known_PK), len(longer_U)).astype(np.float64)
+        for values_PK in (weight_PK, weight_PK * np.where(known_PK, wins_PK, 0.0))
+    )
+    return total_PU, won_PU, longer_U
+
+
+def _logistic_fits(total_RU: Floats, won_RU: Floats, x_U: Floats, start_R2: Floats) -> Floats:
+    """Intercept and slope of R logistic regressions with a ridge, by Newton's method.
+
+    Args:
+        total_RU: Weight of the pairs at each x.
+        won_RU: Weight of those that are won.
+        x_U: The regressor.
+        start_R2: Where the search starts.
+    """
+    fits_R2 = start_R2.copy()
+    left_A = np.arange(len(fits_R2))  # fits that still move: a few take many times the steps of the others
+    for _ in range(_NEWTON_STEPS):
+        a_A, b_A = fits_R2[left_A].T
+        share_AU = special.expit(a_A[:, None] + b_A[:, None] * x_U)
+        residual_AU = won_RU[left_A] - total_RU[left_A] * share_AU
+        curvature_AU = total_RU[left_A] * share_AU * (1 - share_AU)
+        slope_a, slope_b = residual_AU.sum(axis=1) - _INTERCEPT_RIDGE * a_A, residual_AU @ x_U - _SLOPE_RIDGE * b_A
+        h_aa = curvature_AU.sum(axis=1) + _INTERCEPT_RIDGE
+        h_ab, h_bb = curvature_AU @ x_U, curvature_AU @ x_U**2 + _SLOPE_RIDGE
+        step_A2 = np.stack([h_bb * slope_a - h_ab * slope_b, h_aa * slope_b - h_ab * slope_a], axis=1)
+        step_A2 /= (h_aa * h_bb - h_ab**2)[:, None]
+        length_A = np.abs(step_A2).max(axis=1)
+        # Where all is nearly decided the curvature is nearly nothing, and a full step would leap over the optimum.
+        fits_R2[left_A] += step_A2 / np.maximum(1.0, length_A / 2)[:, None]
+        left_A = left_A[length_A > 1e-3]  # what is left after such a step is its square
+        if not len(left_A):
+            break
+    return fits_R2

@@ -36,6 +36,13 @@ def make_row(index: int, judge: str = "gold", **scores: list[float | None]) -> d
     return {"index": index, "prompt": f"prompt {index}", "columns": {}, "replies": replies}
 
 
+def preference_row(index: int, shares: list[float | None], pair: str = "sft vs base", judge: str = "pairs") -> dict:
+    """A row in which a judge of pairs compared sample s of one policy with sample s of another."""
+    policy, baseline = pair.split(" vs ")
+    row = make_row(index, **{name: [None] * len(shares) for name in (policy, baseline)})
+    return {**row, "preferences": {judge: {pair: shares}}}
+
+
 def _support_reply(policy: str, name: str, product: str, order: str, draw: random.Random) -> dict[str, Any]:
     right = f"Hello {name}, I am sorry about the trouble with your {product}. "
     step = f"I have sent a replacement for order {order}; it leaves our warehouse tomorrow."
@@ -158,3 +165,107 @@ def make_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), row
                   "truncated": 4, "eos_lost": 1, "prompt_trimmed": 3, "dropped": dropped, "duplicates": 41}  # fmt: skip
         write_json(directory / name / "ledger.json", {"sets": {kind: {**counts, "rows": rows_lost}}})
     return directory
+
+
+def tracked_points(turn: float = 6.0) -> list[dict[str, Any]]:
+    """Checkpoints of a stage whose gold score turns down at a KL of `turn` while its reward goes on rising."""
+    points = []
+    for step, kl in enumerate((0.0, 1.1, 3.0, 5.8, 9.5, 15.2)):
+        gold, proxy = 0.55 + 0.25 * (2 * math.sqrt(kl / turn) - kl / turn), 1.3 * math.sqrt(kl)
+        intervals = {"gold_ci": [gold - 0.03, gold + 0.03], "proxy_ci": [proxy - 0.2, proxy + 0.2]}
+        points.append({"step": 20 * step, "kl": kl, "length": 24 + kl, "gold": gold, "proxy": proxy, **intervals})
+    return points
+
+
+def gate_metrics(accuracy_shift: float = 1.0, pairs: int = 350) -> dict[str, Any]:
+    """Metrics of the gate stage, measured as the stage does on fabricated scores."""
+    import numpy as np
+
+    from rlhf.evaluation.gate import Pairs, distribution, examine
+    from rlhf.evaluation.gate_verdict import verdict
+
+    draw = np.random.default_rng(0)
+    length_M = draw.normal(12, 80, pairs).round()
+    scores_M2 = np.stack([draw.normal(accuracy_shift, 1, pairs), draw.normal(0, 1, pairs)], 1)
+    found = examine(scores_M2, Pairs([], length_M, length_M))
+    found["invariance"] = {"batch": 0.0004, "eos": 0.61}
+    policy_N = draw.normal(accuracy_shift + 0.4, 0.8, 64)
+    found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
+    found |= verdict(found)
+    return {"passed": found["passed"], "models": {"reward": found}, "policy": "sft"}
+
+
+FINDINGS = {
+    "set": "preferences",
+    "findings": [
+        {"kind": "contradictory", "count": 12, "n": 3000, "share": 0.004, "ci": None, "values": {}, "said": True,
+         "examples": [["preferences.jsonl:7", "preferences.jsonl:91"]], "text": "pairs also stand in the other order"},
+        {"kind": "length", "count": 1797, "n": 3000, "share": 0.599, "ci": [0.581, 0.616], "said": True,
+         "values": {"shorter": 1100.0}, "examples": [], "text": "pairs prefer the reply that is longer in characters"},
+    ],
+}  # fmt: skip
+
+
+OVEROPTIMISED = (
+    "over-optimised: the gold score turned down after step 60 (KL 5.8 nats), 0.80 to 0.71 at the last, while what was "
+    "maximised rose from 3.13 to 5.07"
+)
+
+
+def make_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 120, samples: int = 4) -> Path:
+    """A run that has everything a report can show: seeds, groups, a gate, tracked checkpoints, losses, findings."""
+    rows = sample_rows(prompts, samples)
+    draw = random.Random(3)
+    for row in rows:
+        row["columns"]["topic"] = ("delivery", "refund", "account")[row["index"] % 3]
+        replies = row["replies"]
+        for name, shift in (("dpo@1", 0.02), ("dpo@2", -0.03), ("ppo", -0.1 if row["index"] % 3 else 0.06)):
+            replies[name] = [
+                {**one, "scores": {judge: score and score + shift * (-3 if judge == "reward" and name == "ppo" else 1)
+                                   for judge, score in one["scores"].items()}}
+                for one in replies["dpo"]
+            ]  # fmt: skip
+        row["preferences"] = {
+            "claude <judge>": {
+                f"{policy} vs {baseline}": [draw.choice((0.0, 0.5, 1.0, 1.0)) for _ in replies["base"]]
+                for policy in ("sft", "dpo", "dpo@1", "dpo@2", "ppo")
+                for baseline in ("sft", "base")
+                if policy != baseline
+            }
+        }
+    make_run(directory, rows=rows)
+    for name, wall in (("ppo", 310.0), ("dpo@1", 70.0), ("dpo@2", 71.0)):
+        metrics: dict[str, Any] = {"loss": 0.42, "accuracy": 0.84}
+        if name == "ppo":
+            metrics = {"rollouts": 40, "scores": 1.31, "scores_first": -0.2, "episodes": 2560, "selected_step": 60,
+                       "tracked": tracked_points(), "overoptimised": OVEROPTIMISED}  # fmt: skip
+        write_json(directory / name / "stage.json", _stage(name, metrics, {"sft": "3fa0c1"}, wall))
+        write_jsonl(directory / name / "metrics.jsonl", _curve(name))
+    gate = gate_metrics(accuracy_shift)
+    write_json(directory / "gate" / "stage.json", _stage("gate", gate, {"sft": "3fa0c1", "reward": "77ab01"}, 9.1))
+    for name in ("reward", "dpo"):
+        write_json(directory / name / "findings.json", FINDINGS)
+    record = json.loads((directory / "evaluate" / "stage.json").read_text(encoding="utf-8"))
+    parents = {"sft": "base", "dpo": "sft", "dpo@1": "sft", "dpo@2": "sft", "ppo": "sft"}
+    record["metrics"] |= {
+        "policies": ["base", *parents], "judges": ["reward", "gold", "claude <judge>"], "parents": parents,
+        "references": parents, "group_by": "topic", "comparing": {"claude <judge>": JUDGE_REPORT},
+    }  # fmt: skip
+    write_json(directory / "evaluate" / "stage.json", record)
+    kept = [(name, measure, draw.gauss(mean, 0.2)) for name, measure, mean in
+            (("general", "log-likelihood", -2.1), ("sums", "score", 0.6)) for _ in range(60)]  # fmt: skip
+    lost = {"base": 0.0, "sft": 0.5, "dpo": 0.51, "dpo@1": 0.5, "dpo@2": 0.52, "ppo": 0.62}
+    write_jsonl(directory / "evaluate" / "retained.jsonl", [
+        {"set": name, "measure": measure, "origin": f"{name}.jsonl:{place}",
+         "values": {policy: value - (by if measure == "log-likelihood" else 0) + draw.gauss(0, 0.05)
+                    for policy, by in lost.items()}}
+        for place, (name, measure, value) in enumerate(kept)
+    ])  # fmt: skip
+    return directory
+
+
+JUDGE_REPORT = {
+    "endpoint": "http://127.0.0.1:8000/v1", "model": "judge-70b", "pairs": 1920, "identical": 12, "unjudged": 7,
+    "both_orders": 1901, "disagree": 456, "first_shown": 301, "position_bias": 0.24, "questions": 3816, "cached": 40,
+    "failed": 3, "unreadable": 4, "requests": 3790, "prompt_tokens": 2_101_334, "completion_tokens": 14_002,
+}  # fmt: skip

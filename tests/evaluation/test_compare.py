@@ -8,14 +8,19 @@ import pytest
 
 from rlhf.evaluation.compare import (
     Comparison,
+    GroupComparison,
+    Summary,
     compare,
+    compare_groups,
     compare_policies,
     comparison_pairs,
+    correct,
+    judged,
     reply_values,
     summarise,
     verdict_of,
 )
-from tests.evaluation.fabricated import make_row, reply, sample_rows
+from tests.evaluation.fabricated import make_row, preference_row, reply, sample_rows
 
 
 def test_pairs_are_parent_then_base_each_once():
@@ -53,6 +58,9 @@ def test_comparison_by_hand():
     assert result["difference_ci"] == [1.0, 1.0]
     assert result["win_rate"] == 0.875  # 3 beats both, 2 beats one and ties one
     assert (result["n"], result["left_out"], result["verdict"]) == (8, 0, "better")
+    assert (result["p_value"], result["p_adjusted"], result["n_comparisons"]) == (2 / 256, 2 / 256, 1)
+    assert result["win_rate_length_controlled"] == pytest.approx(0.875, abs=1e-4)  # all replies are as long
+    assert result["corrected"] is False
     assert set(result) == set(get_type_hints(Comparison))
 
 
@@ -143,3 +151,140 @@ def test_summary():
     assert summary["finished"] == {"mean": 1.0, "ci": [1.0, 1.0], "n": 9}
     assert summary["kl"] == {"mean": None, "ci": None, "n": 0}
     assert summary["kl_reference"] == "base"
+    assert set(summary) == set(get_type_hints(Summary))
+
+
+def test_summary_says_how_varied_replies_are():
+    texts = [["a b", "a b"], ["c d e f", "c d c d c d"], ["", ""]]
+    rows = [
+        {"index": i, "prompt": "p", "columns": {}, "replies": {"sft": [reply(text=text) for text in samples]}}
+        for i, samples in enumerate(texts)
+    ]
+    summary = summarise(rows, "sft", [])
+    assert (summary["distinct_1"]["mean"], summary["distinct_1"]["n"]) == ((2 / 4 + 4 / 10) / 2, 2)
+    assert summary["distinct_1"]["all"] == pytest.approx(6 / 14)  # a to f, of all words
+    assert summary["distinct_2"]["mean"] == pytest.approx((1 / 2 + 4 / 8) / 2)  # cd, de, ef, dc
+    assert summary["repetition"] == {"mean": pytest.approx((0 + 1 / 3) / 2), "ci": None, "n": 1}
+    assert summarise(rows, "dpo", [])["distinct_1"] == {"mean": None, "ci": None, "n": 0, "all": None}
+
+
+def test_a_difference_that_may_be_chance_among_so_many_is_corrected():
+    """At p = 0.03 it is a difference by itself and none among twenty comparisons of which the others show nothing."""
+    one = compare([make_row(i, base=[0.0], sft=[1.0]) for i in range(6)], "sft", "base", "gold")
+    assert (one["p_value"], one["verdict"], one["corrected"]) == (2 / 64, "better", False)
+    none = {**one, "p_value": 0.9, "difference_ci": [-1.0, 1.0]}
+    first, *others = correct([one] + [none] * 19)
+    assert (first["p_adjusted"], first["verdict"], first["corrected"]) == (0.625, "no difference", True)
+    assert all((row["verdict"], row["corrected"]) == ("no difference", False) for row in others)
+    assert first["n_comparisons"] == 20
+    assert one["verdict"] == "better"  # the given one is left as it was
+    clear = {**one, "p_value": 0.001}
+    assert correct([clear] + [none] * 19)[0]["verdict"] == "better"
+
+
+def test_a_comparison_without_scores_is_not_counted():
+    rows = [make_row(i, base=[0.0], sft=[1.0], dpo=[None]) for i in range(6)]
+    found = compare_policies(rows, ["base", "sft", "dpo"], ["gold", "nobody"], {"sft": "base", "dpo": "sft"})
+    assert {row["n_comparisons"] for row in found} == {1}
+    assert [row["verdict"] for row in found] == ["better"] + ["no difference"] * 5
+    assert found[-1]["p_value"] is found[-1]["p_adjusted"] is None
+
+
+def test_false_differences_are_rare_however_many_are_compared():
+    """Ten comparisons, none with a difference: a report that calls one has to be rare."""
+    draw, wrong, alone = np.random.default_rng(0), 0, 0
+    for _ in range(20):
+        comparisons = []
+        for _ in range(10):
+            rows = [make_row(i, base=[a], sft=[b]) for i, (a, b) in enumerate(draw.normal(size=(25, 2)).tolist())]
+            comparisons.append(compare(rows, "sft", "base", "gold"))
+        wrong += any(row["verdict"] != "no difference" for row in correct(comparisons))
+        alone += any(row["verdict"] != "no difference" for row in comparisons)
+    assert wrong <= 3  # 1 expected
+    assert alone >= 4  # 8 expected
+
+
+def test_writing_samples_down_twice_shows_nothing_more():
+    rows = sample_rows(prompts=30, samples=2)
+    twice = [{**row, "replies": {policy: samples * 2 for policy, samples in row["replies"].items()}} for row in rows]
+    once, again = (compare(given, "dpo", "sft", "gold") for given in (rows, twice))
+    for field in ("difference_ci", "win_rate_ci", "p_value", "win_rate_length_controlled_ci"):
+        assert again[field] == pytest.approx(once[field], abs=1e-4)
+
+
+def test_a_judge_that_likes_length_is_controlled_for():
+    draw = np.random.default_rng(1)
+    rows = []
+    for i in range(150):
+        lengths = {"base": draw.integers(20, 60, 3), "sft": draw.integers(30, 70, 3)}
+        replies = {name: [reply(tokens=int(n), ruler=float(n)) for n in lengths[name]] for name in lengths}
+        rows.append({"index": i, "prompt": "p", "columns": {}, "replies": replies})
+    result = compare(rows, "sft", "base", "ruler")
+    assert result["win_rate"] > 0.65
+    low, high = result["win_rate_length_controlled_ci"]
+    assert low < 0.5 < high
+    assert high < result["win_rate_ci"][0]
+
+
+def test_a_judge_of_pairs_by_hand():
+    rows = [preference_row(i, [1.0, 0.5]) for i in range(7)] + [
+        preference_row(7, [0.0, None]),
+        preference_row(8, [None]),
+    ]
+    result = compare(rows, "sft", "base", "pairs")
+    assert result["win_rate"] == pytest.approx((7 * 0.75 + 0) / 8)
+    assert result["mean_difference"] == pytest.approx((7 * 0.5 - 1) / 8)  # 2 p - 1
+    assert (result["policy_mean"], result["baseline_mean"]) == (None, None)
+    assert (result["n"], result["left_out"]) == (8, 1)
+    assert result["difference_ci"] == pytest.approx([2 * end - 1 for end in result["win_rate_ci"]])
+    assert result["win_rate_length_controlled"] == pytest.approx(result["win_rate"], abs=1e-4)
+
+
+def test_a_judge_of_pairs_turned_around():
+    rows = [preference_row(i, [1.0, 0.5, None]) for i in range(8)]
+    turned = compare(rows, "base", "sft", "pairs")
+    assert (turned["win_rate"], turned["mean_difference"], turned["verdict"]) == (0.25, -0.5, "worse")
+    assert compare(rows, "sft", "base", "pairs")["verdict"] == "better"
+    other = compare(rows, "dpo", "base", "pairs")
+    assert (other["n"], other["left_out"], other["win_rate"], other["p_value"]) == (0, 8, None, None)
+
+
+def test_both_kinds_of_judges_agree_on_the_same_wins():
+    """One sample a policy: whether a judge gives scores or says which is better, the wins are the same."""
+    draw = np.random.default_rng(2)
+    rows = []
+    for i, (a, b) in enumerate(draw.integers(0, 4, (40, 2)).tolist()):
+        replies = {"base": [reply(tokens=10 + a, gold=b)], "sft": [reply(tokens=14 - b, gold=a)]}
+        share = 1.0 if a > b else 0.0 if a < b else 0.5
+        rows.append({"index": i, "prompt": "p", "columns": {}, "replies": replies,
+                     "preferences": {"pairs": {"sft vs base": [share]}}})  # fmt: skip
+    scored, asked = (compare(rows, "sft", "base", judge) for judge in ("gold", "pairs"))
+    for field in ("win_rate", "win_rate_ci", "win_rate_length_controlled", "win_rate_length_controlled_ci", "n"):
+        assert asked[field] == scored[field]
+    np.testing.assert_array_equal(
+        judged(rows, "sft", "base", "pairs").longer_PK, judged(rows, "sft", "base", "gold").longer_PK
+    )
+
+
+def test_groups_are_compared_apart_and_small_ones_together():
+    def row(index, topic, value):
+        return {**make_row(index, base=[0.0], sft=[value]), "columns": {"topic": topic}}
+
+    rows = [row(i, "billing", 1.0) for i in range(6)] + [row(i, "bug", -1.0) for i in range(6, 15)]
+    rows += [row(i, "rare", 1.0) for i in range(15, 20)] + [row(20, None, 1.0), row(21, 7, 1.0)]
+    found = compare_groups(rows, ["base", "sft"], ["gold"], {"sft": "base"}, lambda row: row["columns"].get("topic"))
+    assert [(entry["group"], entry["n"], entry["verdict"]) for entry in found] == [
+        ("bug", 9, "worse"), ("billing", 6, "better"), ("other", 7, "better"),
+    ]  # fmt: skip
+    assert all(set(entry) == set(get_type_hints(GroupComparison)) for entry in found)
+    assert [entry["p_adjusted"] for entry in found] == [3 * 2 / 512, 1 * 2 / 64, 2 * 2 / 128]
+    overall = compare_policies(rows, ["base", "sft"], ["gold"], {"sft": "base"})
+    assert [entry["n_comparisons"] for entry in overall] == [1]  # not corrected for the groups
+
+
+def test_one_group_is_no_grouping():
+    rows = sample_rows(prompts=10, samples=1)
+    parents = {"sft": "base"}
+    assert compare_groups(rows, ["base", "sft"], ["gold"], parents, lambda row: "all") == []
+    assert compare_groups(rows, ["base", "sft"], ["gold"], parents, lambda row: row["index"]) == []
+    assert compare_groups([], ["base", "sft"], ["gold"], parents, lambda row: None) == []

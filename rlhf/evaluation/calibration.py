@@ -1,0 +1,147 @@
+"""Whether a reward model is as right as it is sure, and where. Pure functions on the margins of held-out pairs.
+
+A margin is the score of the chosen reply minus that of the rejected one; under the Bradley-Terry model the model gives
+the chosen reply the probability sigmoid(margin). Axis: N pairs. A margin that is not finite is left out.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from scipy.special import expit
+
+from rlhf.evaluation.stats import Floats, wilson_interval
+
+
+class CalibrationBin(TypedDict):
+    """The pairs of which a model is about equally sure."""
+
+    low: float
+    """Confidence at which the bin begins, included."""
+    high: float
+    """Where it ends: excluded, but for the last."""
+    confidence: float
+    """Mean probability of the reply the model prefers."""
+    accuracy: float
+    """Share of the pairs in which that is the chosen one; a tie counts half."""
+    ci: list[float]
+    """95% Wilson interval of the accuracy."""
+    n: int
+
+
+class LengthBucket(TypedDict):
+    """The pairs whose chosen reply is longer by about as much."""
+
+    low: float
+    """Smallest difference chosen - rejected of the bucket, included."""
+    high: float
+    """Where it ends: excluded, but for the last."""
+    accuracy: float
+    """Share of the pairs with a margin above zero; a tie counts half."""
+    ci: list[float]
+    """Its 95% Wilson interval."""
+    n: int
+
+
+def calibration_curve(margins_N: Floats, bins: int = 10) -> list[CalibrationBin]:
+    """Confidence of a reward model against its accuracy, in bins of equal width over [0.5, 1].
+
+    All pairs have the label 1 in the direction chosen - rejected, so what is calibrated is the confidence in the
+    preferred reply, max(p, 1 - p) with p = sigmoid(margin), against how often that reply is the chosen one. Equal width
+    as in Guo et al. 2017, "On Calibration of Modern Neural Networks", so that bins mean the same for every model; a
+    thin bin shows by its interval.
+
+    Args:
+        margins_N: Score of chosen minus score of rejected.
+        bins: Number of bins.
+
+    Returns:
+        The bins that hold a pair, least sure first.
+
+    Raises:
+        ValueError: `bins` is below 1.
+    """
+    if bins < 1:
+        raise ValueError(f"{bins} bins")
+    margins_N = np.asarray(margins_N, dtype=np.float64)
+    margins_N = margins_N[np.isfinite(margins_N)]
+    confidence_N, correct_N = expit(np.abs(margins_N)), _correct(margins_N)
+    edges = 0.5 + 0.5 * np.arange(bins + 1) / bins
+    place_N = np.clip(np.searchsorted(edges, confidence_N, side="right") - 1, 0, bins - 1)
+    curve = []
+    for place in np.unique(place_N):
+        inside_N = place_N == place
+        curve.append(
+            CalibrationBin(
+                low=float(edges[place]),
+                high=float(edges[place + 1]),
+                confidence=float(confidence_N[inside_N].mean()),
+                accuracy=float(correct_N[inside_N].mean()),
+                ci=list(wilson_interval(float(correct_N[inside_N].sum()), int(inside_N.sum()))),
+                n=int(inside_N.sum()),
+            )
+        )
+    return curve
+
+
+def expected_calibration_error(margins_N: Floats, bins: int = 10) -> float | None:
+    """Mean distance of accuracy from confidence: ECE = sum over bins of n_b / N |accuracy_b - confidence_b|.
+
+    Guo et al. 2017, equation 3, on the bins of `calibration_curve`. Chance alone makes it positive: a perfectly
+    calibrated model has about sqrt(bins / N) / 3 on N pairs.
+
+    Args:
+        margins_N: Score of chosen minus score of rejected.
+        bins: Number of bins.
+
+    Returns:
+        Between 0 and 1; None where there is no pair.
+    """
+    curve = calibration_curve(margins_N, bins)
+    if not curve:
+        return None
+    return sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / sum(b["n"] for b in curve)
+
+
+def accuracy_by_length(margins_N: Floats, length_difference_N: Floats, buckets: int = 4) -> list[LengthBucket]:
+    """Accuracy of a reward model among pairs with like differences of length, in buckets of about equal size.
+
+    A model that only likes length is right where the chosen reply is longer and wrong where it is shorter. Buckets
+    begin at quantiles of the differences; equal differences stay together, so there may be fewer buckets than asked.
+
+    Args:
+        margins_N: Score of chosen minus score of rejected.
+        length_difference_N: Length of chosen minus length of rejected, of the same pairs, any unit.
+        buckets: Most buckets.
+
+    Returns:
+        The buckets, from chosen much shorter to chosen much longer.
+
+    Raises:
+        ValueError: `buckets` is below 1.
+    """
+    if buckets < 1:
+        raise ValueError(f"{buckets} buckets")
+    margins_N, length_N = (np.asarray(values, dtype=np.float64) for values in (margins_N, length_difference_N))
+    known_N = np.isfinite(margins_N) & np.isfinite(length_N)
+    correct_N, length_N = _correct(margins_N[known_N]), length_N[known_N]
+    if not len(length_N):
+        return []
+    # Starts are values that occur, so no bucket is empty; the last quantile, the maximum, starts none.
+    shares = np.arange(buckets) / buckets
+    starts = np.unique(np.quantile(length_N, shares, method="higher"))
+    place_N = np.searchsorted(starts, length_N, side="right") - 1
+    ends = [*starts[1:], length_N.max()]
+    found = []
+    for place, (low, high) in enumerate(zip(starts, ends, strict=True)):
+        inside_N = place_N == place
+        wins, n = float(correct_N[inside_N].sum()), int(inside_N.sum())
+        found.append(
+            LengthBucket(low=float(low), high=float(high), accuracy=wins / n, ci=list(wilson_interval(wins, n)), n=n)
+        )
+    return found
+
+
+def _correct(margins_N: Floats) -> Floats:
+    return (np.sign(margins_N) + 1) / 2
