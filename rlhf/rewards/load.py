@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rlhf.config import ProjectConfig, RewardConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
+from rlhf.rewards.endpoint import EndpointJudge, load_judge
 from rlhf.rewards.ensemble import Ensemble
 from rlhf.rewards.function import load_function
 from rlhf.rewards.model import RewardModel
+from rlhf.stages import LEARNED
 
 OWN = "reward"
 """Name of the run's own reward model: that of the stage that trains it."""
+
+ANSWERS = "judges"
+"""Folder of a run in which judges keep what they were answered."""
 
 
 def load_reward(reward: RewardConfig, project: ProjectConfig) -> RewardFunction:
@@ -31,27 +36,39 @@ def load_reward(reward: RewardConfig, project: ProjectConfig) -> RewardFunction:
 
 
 def load_rewards(
-    project: ProjectConfig, reward_stage: Path | None = None, names: Iterable[str] | None = None
+    project: ProjectConfig, parents: Mapping[str, Path] | None = None, names: Iterable[str] | None = None
 ) -> dict[str, RewardFunction]:
-    """The run's own reward model, under the name `reward`, and whatever stands under `rewards:`.
+    """The run's own reward models, by their stages' names, and whatever under `rewards:` scores a reply by itself.
 
     Args:
         project: The project.
-        reward_stage: The finished reward stage's folder, if there is one.
+        parents: Finished stages by name; those that train a reward model count.
         names: Those wanted, in this order; None for all.
 
     Raises:
         UserError: A name is unknown, or a reward cannot be loaded.
     """
-    known = [*([OWN] if reward_stage is not None else []), *project.rewards]
+    scoring = [name for name, reward in project.rewards.items() if reward.endpoint is None]
+    own = {name: folder for name, folder in (parents or {}).items() if name in LEARNED}
+    known = [*own, *scoring]
     wanted = known if names is None else list(names)
     for name in wanted:
         if name not in known:
             raise UserError(f"{project.path}: rewards: there is no {name!r}; {unknown_name(name, known)}")
-    return {name: _load(name, project, reward_stage) for name in wanted}
+    return {
+        name: RewardModel(own[name]) if name in own else load_reward(project.rewards[name], project) for name in wanted
+    }
 
 
-def _load(name: str, project: ProjectConfig, reward_stage: Path | None) -> RewardFunction:
-    if name == OWN and reward_stage is not None:
-        return RewardModel(reward_stage)
-    return load_reward(project.rewards[name], project)
+def load_judges(project: ProjectConfig) -> dict[str, EndpointJudge]:
+    """The judges under `rewards:` that compare two replies; their answers are kept in the run's folder.
+
+    Raises:
+        UserError: A judge cannot be asked.
+    """
+    folder = project.run_dir / ANSWERS
+    return {
+        name: load_judge(name, reward, folder / name)
+        for name, reward in project.rewards.items()
+        if reward.endpoint is not None
+    }

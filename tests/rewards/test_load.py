@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from rlhf.config import RewardConfig
@@ -26,16 +28,16 @@ def project(tmp_path, tiny_llama):
     return make_project(tmp_path, tiny_llama, rewards=REWARDS)
 
 
-def test_all_of_them_or_those_that_are_named(project, models):
+def test_all_of_them_or_those_that_are_named(project, models, tmp_path):
     loaded = load_rewards(project)
     assert list(loaded) == ["polite", "short"]
     assert loaded["polite"](*ASKED) == [1.0, 0.0]
     assert loaded["short"](*ASKED) == [-0.5, 0.0]
     own = RewardModel(models[0])(*ASKED)
-    with_own = load_rewards(project, models[0], names=["short", "reward"])
+    with_own = load_rewards(project, {"reward": Path(models[0])}, names=["short", "reward"])
     assert list(with_own) == ["short", "reward"]
     assert with_own["reward"](*ASKED) == own
-    assert list(load_rewards(project, models[0])) == ["reward", "polite", "short"]
+    assert list(load_rewards(project, {"sft": tmp_path, "reward": Path(models[0])})) == ["reward", "polite", "short"]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(project):

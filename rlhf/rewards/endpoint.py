@@ -1,0 +1,380 @@
+"""A language model as a judge: which of two replies is better, asked of any OpenAI-compatible endpoint.
+
+The judge compares, it does not score: it belongs into evaluation, and is no reward to train on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, cast
+from urllib.parse import urlsplit
+
+import httpx2
+from tqdm.auto import tqdm
+
+from rlhf.config import RewardConfig
+from rlhf.config_checks import endpoint_problem
+from rlhf.data.records import Message, Text
+from rlhf.errors import UserError
+from rlhf.rewards.judge_cache import JudgeCache, request_key
+from rlhf.rewards.pairwise import CRITERIA, REMINDER, Verdict, preference, question, read_verdict, writable
+from rlhf.rewards.text import text_of
+
+_ASKED_AT_MOST = 2  # once, and once more with a reminder of the format
+_LONGEST_WAIT = 120.0  # seconds between two tries, whatever a server asks for
+
+
+class JudgeReport(TypedDict):
+    """What a judge has done so far: how far it can be trusted, and what it cost."""
+
+    endpoint: str
+    model: str
+    pairs: int
+    """Pairs given to `prefer`."""
+    identical: int
+    """Of these, pairs of equal replies: ties, without asking."""
+    unjudged: int
+    """Pairs without a readable answer in one of the orders."""
+    both_orders: int
+    """Pairs with a readable answer in both orders."""
+    disagree: int
+    """Of these, pairs whose two orders say different things."""
+    first_shown: int
+    """Of these again, pairs in which the reply shown first won both times."""
+    position_bias: float | None
+    """disagree / both_orders; null where no pair was asked."""
+    questions: int
+    """Different questions, two a pair."""
+    cached: int
+    """Questions answered from the file."""
+    failed: int
+    """Questions to which the endpoint gave no answer."""
+    unreadable: int
+    """Questions whose answers held no verdict."""
+    requests: int
+    """HTTP requests sent, tries included."""
+    prompt_tokens: int
+    """Tokens read, as the endpoint counts them; answers from the file cost none."""
+    completion_tokens: int
+    """Tokens written."""
+
+
+class _Answer(NamedTuple):
+    """What the model said."""
+
+    text: str
+    cut: bool
+    """It was stopped by the limit of tokens."""
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Failure(NamedTuple):
+    """Why there is no answer."""
+
+    cause: str
+    again: bool
+    """Another try may help."""
+    retry_after: str | None = None
+
+
+def retry_delay(attempt: int, backoff: float, retry_after: str | None = None) -> float:
+    """Seconds before another try: what the server asks for, else backoff * 2**attempt * u with u from U(0.5, 1).
+
+    Args:
+        attempt: Number of the try that failed, from 0.
+        backoff: Seconds.
+        retry_after: The header `Retry-After`, seconds or a date, if the server sent it.
+
+    Returns:
+        Between 0 and 120 seconds: a server that asks for more is tried early.
+    """
+    seconds = _asked_wait(retry_after) if retry_after else math.nan
+    if not math.isfinite(seconds):
+        seconds = backoff * 2**attempt * random.uniform(0.5, 1)  # apart: those that failed together do not return so
+    return min(max(seconds, 0.0), _LONGEST_WAIT)
+
+
+def _asked_wait(retry_after: str) -> float:
+    try:
+        return float(retry_after)
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return math.nan
+    return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+
+
+class EndpointJudge:
+    """Asks a model behind an OpenAI-compatible endpoint which of two replies is better, each pair in both orders.
+
+    Temperature 0. Tries again, ever later, on 408, 429, 5xx, a lost connection or an answer that is no chat completion.
+    An answer without a verdict is asked for once more with a reminder. Verdicts are kept in `folder/answers.jsonl`;
+    what failed is not, and is asked again by the next run.
+
+    The key comes from the environment and goes into one header, nowhere else. It is not sent over plain http beyond
+    this machine, private addresses and names without a dot. Redirects are not followed. A proxy of the environment is
+    used for https, where it sees no key, and passed by for http.
+
+    Args:
+        endpoint: Base URL, up to and without `/chat/completions`.
+        model: Name of the model, as the server knows it.
+        folder: Where answers are kept.
+        criteria: What better means.
+        api_key_env: Name of the environment variable that holds the key; None if the server wants none.
+        name: Name of the judge in the project, for messages.
+        max_tokens: Longest answer. An answer that is cut there holds no verdict.
+        timeout: Seconds without a byte from the server after which a try is lost.
+        retries: Tries after the first.
+        backoff: Seconds before the first of these, about; doubled for each.
+        workers: Most requests at once.
+        max_failures: Questions in a row without an answer after which the judge gives up.
+
+    Raises:
+        UserError: The endpoint is no base URL, or the key is missing or would go in the clear.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        folder: Path,
+        criteria: str = CRITERIA,
+        api_key_env: str | None = None,
+        *,
+        name: str = "judge",
+        max_tokens: int = 256,
+        timeout: float = 120.0,
+        retries: int = 4,
+        backoff: float = 1.0,
+        workers: int = 8,
+        max_failures: int = 8,
+    ) -> None:
+        self.endpoint, self.model, self.criteria, self.name = endpoint.rstrip("/"), model, criteria, name
+        if problem := endpoint_problem(endpoint, with_key=api_key_env is not None):
+            raise UserError(f"rewards.{name}: endpoint: {problem}")
+        self.max_tokens, self.timeout, self.retries, self.backoff = max_tokens, timeout, retries, backoff
+        self.workers, self.max_failures = workers, max_failures
+        self.cache = JudgeCache(folder)
+        self._key = None if api_key_env is None else _key_of(api_key_env, name)
+        self._counts: Counter[str] = Counter()
+        self._failed_in_row, self._works = 0, False
+        self._lock, self._stop = threading.Lock(), threading.Event()
+
+    def prefer(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[float | None]:
+        """Which of two replies is better, for each pair.
+
+        Args:
+            prompts: N prompts, text or messages.
+            first: N replies, text or messages.
+            second: N replies to compare them with.
+
+        Returns:
+            N preferences for `first`: 1, 0.5 or 0, by `preference`; None for a pair without a readable answer in one of
+            the orders. Equal replies are 0.5, unasked.
+
+        Raises:
+            UserError: The endpoint refuses the key, the model or the address, or does not answer.
+        """
+        pairs = [
+            None if text_of(a) == text_of(b) else (self._request(prompt, a, b), self._request(prompt, b, a))
+            for prompt, a, b in zip(prompts, first, second, strict=True)
+        ]
+        asked = {request_key(self.endpoint, one): one for pair in pairs if pair is not None for one in pair}
+        verdicts = self._verdicts(asked)
+        return [self._preference(pair, verdicts) for pair in pairs]
+
+    def report(self) -> JudgeReport:
+        """What was asked since this judge was made, how often the two orders disagreed, and the tokens spent."""
+        counts = dict.fromkeys(JudgeReport.__annotations__, 0) | self._counts
+        bias = counts["disagree"] / counts["both_orders"] if counts["both_orders"] else None
+        return cast("JudgeReport", {**counts, "endpoint": self.endpoint, "model": self.model, "position_bias": bias})
+
+    def _preference(
+        self, pair: tuple[dict[str, Any], ...] | None, verdicts: Mapping[str, Verdict | None]
+    ) -> float | None:
+        self._count(pairs=1, identical=pair is None)
+        if pair is None:
+            return 0.5
+        forward, backward = (verdicts[request_key(self.endpoint, one)] for one in pair)
+        result = preference(forward, backward)
+        self._count(unjudged=result is None, both_orders=result is not None)
+        if result is not None:
+            agree = result != 0.5 or forward == backward == "TIE"
+            self._count(disagree=not agree, first_shown=forward == backward == "A")
+        return result
+
+    def _request(self, prompt: Text, first: Text, second: Text) -> dict[str, Any]:
+        messages = question(prompt, first, second, self.criteria)
+        return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
+
+    def _verdicts(self, asked: Mapping[str, dict[str, Any]]) -> dict[str, Verdict | None]:
+        """Verdicts by key of the request, from the file where it has them."""
+        verdicts = {key: read_verdict(self.cache.get(key) or "") for key in asked}
+        missing = [key for key, verdict in verdicts.items() if verdict is None]
+        self._count(questions=len(asked), cached=len(asked) - len(missing))
+        self._works |= len(missing) < len(asked)
+        if not missing:
+            return verdicts
+        self._failed_in_row = 0
+        self._stop.clear()
+        patience = min(self.max_failures, len(missing))
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        waits = httpx2.Timeout(self.timeout, connect=10.0)
+        direct = urlsplit(self.endpoint).scheme == "http"
+        with (
+            httpx2.Client(headers=headers, timeout=waits, follow_redirects=False, trust_env=not direct) as client,
+            ThreadPoolExecutor(self.workers) as pool,
+            tqdm(total=len(missing), desc=self.name, unit=" questions", leave=False, disable=None) as bar,
+        ):
+            try:
+                answers = pool.map(lambda key: self._ask(client, key, asked[key], patience), missing)
+                for key, verdict in zip(missing, answers, strict=True):
+                    verdicts[key] = verdict
+                    bar.update()
+            except BaseException:
+                self._stop.set()  # those that wait for another try give up
+                pool.shutdown(cancel_futures=True)
+                raise
+        return verdicts
+
+    def _ask(self, client: httpx2.Client, key: str, request: dict[str, Any], patience: int) -> Verdict | None:
+        """Ask until there is a verdict, at most twice, and keep the answer that holds it."""
+        said: list[Message] = []
+        for _ in range(_ASKED_AT_MOST):
+            answer = self._complete(client, {**request, "messages": request["messages"] + said}, patience)
+            if answer is None:
+                return None
+            verdict = None if answer.cut else read_verdict(answer.text)
+            if verdict is not None:
+                self.cache.add(key, self.model, answer.text)
+                return verdict
+            said = [{"role": "assistant", "content": answer.text or "-"}, {"role": "user", "content": REMINDER}]
+        self._count(unreadable=1)
+        return None
+
+    def _complete(self, client: httpx2.Client, request: dict[str, Any], patience: int) -> _Answer | None:
+        """The model's answer, after as many tries as it takes; None if there is none.
+
+        Raises:
+            UserError: It is refused for good, or too many questions in a row had no answer.
+        """
+        for attempt in itertools.count():
+            if self._stop.is_set():
+                break
+            self._count(requests=1)
+            result = self._try(client, request)
+            if isinstance(result, _Answer):
+                self._count(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
+                with self._lock:
+                    self._failed_in_row, self._works = 0, True
+                return result
+            if not result.again or attempt == self.retries:
+                self._give_up(result, patience)
+                break
+            self._stop.wait(retry_delay(attempt, self.backoff, result.retry_after))
+        return None
+
+    def _give_up(self, failure: _Failure, patience: int) -> None:
+        """Count a question without an answer, and stop where there were too many in a row."""
+        self._count(failed=1)
+        with self._lock:
+            if self._works and not failure.again:
+                return  # the endpoint answers, so this question alone is at fault: it is too long, say
+            self._failed_in_row += 1
+            tired = self._failed_in_row >= patience
+        if tired:
+            raise self._error(f"{patience} questions in a row without an answer: {failure.cause}")
+
+    def _try(self, client: httpx2.Client, request: dict[str, Any]) -> _Answer | _Failure:
+        try:
+            response = client.post(f"{self.endpoint}/chat/completions", json=request)
+        except httpx2.TimeoutException as error:
+            return _Failure(f"no answer in time ({type(error).__name__}, {self.timeout:g} s)", again=True)
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            return _Failure(f"{type(error).__name__}: {error}", again=isinstance(error, httpx2.RequestError))
+        status = response.status_code
+        if response.has_redirect_location:
+            host = urlsplit(response.headers["Location"]).netloc.rpartition("@")[2] or "another path"
+            raise self._error(f"it redirects to {host}, where nothing is sent; give the address itself")
+        if status in (401, 403):
+            hint = "the key is refused" if self._key else "it wants a key: set api_key_env"
+            raise self._error(f"{hint} ({status}: {self._words(response)})")
+        if status == 404:
+            raise self._error(f"no such model or address (404: {self._words(response)})")
+        if status != 200:
+            again = status in (408, 429) or status >= 500
+            return _Failure(f"{status}: {self._words(response)}", again, response.headers.get("Retry-After"))
+        try:
+            return _answer(response.json())
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return _Failure(f"an answer that is no chat completion: {self._words(response)}", again=True)
+
+    def _words(self, response: httpx2.Response) -> str:
+        """What a server says went wrong, shortened, without the key: a server may repeat what it was sent."""
+        text = response.text
+        with contextlib.suppress(ValueError):  # no JSON: the text as it is
+            body = response.json()
+            known = body if isinstance(body, dict) else {}
+            told = next((known[key] for key in ("error", "message", "detail") if known.get(key)), text)
+            text = str(told.get("message", told) if isinstance(told, dict) else told)
+        text = " ".join(text.split()) or response.reason_phrase
+        text = text if self._key is None else text.replace(self._key, "…")
+        return text if len(text) <= 200 else f"{text[:200]}…"
+
+    def _error(self, what: str) -> UserError:
+        self._stop.set()
+        return UserError(f"rewards.{self.name}: {self.endpoint}, model {self.model!r}: {' '.join(what.split())}")
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._counts.update(more)
+
+
+def _answer(body: Any) -> _Answer:
+    """What a chat completion says; a missing text is an empty one, missing counts are 0."""
+    choice, usage = body["choices"][0], body.get("usage") or {}
+    spent = (usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens"))
+    text = writable(choice["message"].get("content") or "")
+    return _Answer(text, choice.get("finish_reason") == "length", *map(int, spent))
+
+
+def _key_of(variable: str, name: str) -> str:
+    """The key in an environment variable; it is never repeated."""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"rewards.{name}.api_key_env: the environment variable {variable} is not set")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"rewards.{name}.api_key_env: what stands in {variable} cannot be a key: it has odd characters")
+    return key
+
+
+def load_judge(name: str, reward: RewardConfig, folder: Path) -> EndpointJudge:
+    """The judge that a project describes under `rewards:`.
+
+    Args:
+        name: Its name there.
+        reward: Its settings, with an endpoint and a model.
+        folder: Where its answers are kept.
+
+    Raises:
+        UserError: It has no endpoint or no model, or the variable of its key is not set.
+    """
+    if reward.endpoint is None or reward.judge_model is None:
+        raise UserError(f"rewards.{name}: a judge that compares needs endpoint and judge_model")
+    return EndpointJudge(
+        reward.endpoint, reward.judge_model, folder, reward.criteria or CRITERIA, reward.api_key_env, name=name
+    )
