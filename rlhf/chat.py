@@ -83,8 +83,7 @@ def load_conversation(folder: Path) -> Conversation:
     config = ModelConfig(name_or_path=str(folder), adapter=None, dtype=settings.get("dtype", "float32"))
     tokenizer = load_tokenizer(config, folder)
     model = load_policy(source_of(config, folder), config, tokenizer)
-    if record.get("probe"):
-        probe.check(model, record["probe"], str(folder))
+    probe.check_folder(model, folder, tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     as_messages = record.get("prompt_format", "messages") == "messages"
     return Conversation(model, Codec(tokenizer), f"{folder.resolve().parent.name}:{folder.name}", as_messages)

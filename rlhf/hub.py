@@ -29,7 +29,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.report import build_report
 from rlhf.models import probe
 from rlhf.models.load import ADAPTER_CONFIG, Source, is_encoder, load_policy, load_scorer, model_config, source_of
-from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
+from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
 from rlhf.rewards.labels import ADAPTER_WEIGHTS, adapter_labels
 
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
@@ -257,11 +257,17 @@ def load_published(folder: Path, base: str, revision: str | None, dtype: str, ki
         revision: Of the base model.
         dtype: Type of the weights.
         kind: `policy`, `reward` or `classifier`.
+
+    Raises:
+        UserError: Whole weights are not whole.
     """
     auto: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if not (folder / ADAPTER_CONFIG).is_file():
-        return auto.from_pretrained(str(folder), **arguments)
+        model, info = auto.from_pretrained(str(folder), output_loading_info=True, **arguments)
+        if info["missing_keys"]:  # drawn anew at every loading: a lost head would score at random
+            raise UserError(f"{folder}: lost the weights {min(info['missing_keys'])}; build it again from the stage")
+        return model
     if kind != "policy":
         arguments["num_labels"] = adapter_labels(folder)
     model = auto.from_pretrained(base, revision=revision, **arguments)
@@ -280,16 +286,14 @@ def _verify(
         has embeddings.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    now = tokenizer_record(tokenizer)
-    for key, was in (record.get("tokenizer") or {}).items():
-        if now.get(key) != was:
-            raise UserError(f"{folder}: the tokenizer's {key} was {was!r} in training and is {now.get(key)!r} now")
+    check_tokenizer(tokenizer, record.get("tokenizer") or {}, folder)
+    probe.check_head(folder)
     try:
         model = load_published(folder, base, revision, dtype, kind)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     if record.get("probe"):
-        probe.check(model, record["probe"], str(folder))
+        probe.check(model, record["probe"], str(folder), "what was written is not the model of the stage")
     added = len(tokenizer) > len(model.get_input_embeddings().weight)
     del model
     gc.collect()

@@ -213,7 +213,12 @@ def _told(name: str) -> Iterator[None]:
     """Turn the many ways in which a model is not there into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
+        lost = error.args[0] if error.args else "something"
+        raise UserError(
+            f"{name}: its files lack {lost} (the head of a reward model is one); train the stage again"
+        ) from None
+    except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not Path(name).exists():
             first = "neither a folder here nor a model that the hub could give (is there a network?)"

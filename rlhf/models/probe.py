@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import resolve_revision
+from huggingface_hub.errors import HFValidationError, RevisionResolutionError
+from peft import PeftModel, TaskType
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config import ModelConfig
 from rlhf.errors import UserError
+from rlhf.models.adapters import without_peft
+from rlhf.models.load import ADAPTER_CONFIG, Source, load_policy, load_scorer, source_of
+from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
 
 SIZE = 4
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-"""Relative difference allowed between the outputs when made and when read, by type of the weights."""
+"""Difference allowed between an output when made and when read (nats or logits), by type of the weights when made."""
+RELATIVE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 5e-3}
+"""The same as a share of the output, for the log-probabilities of long sequences; the larger of the two is allowed."""
+_OTHER = "its base model is not the one it was trained on, or a file was changed"
+_LOST = "what was written is not the model that was trained"
 
 
 @torch.no_grad()
@@ -36,10 +50,11 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
     training = model.training
     model.eval()
     device = next(model.parameters()).device
+    forward = vars(model).get("_original_forward", model)  # accelerate's autocast belongs to training, not to the model
     values: list[float] = []
     for sequence in sequences:
         ids = torch.tensor([list(sequence)], device=device)
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        logits = forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
         if logits.dim() == 3:
             log_probs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
             values.append(log_probs.sum().item())
@@ -50,39 +65,160 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
 
 
 def make(model: nn.Module, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The probe of a model: the first few sequences, their outputs and the type of the weights."""
+    """The probe of a model: the first few sequences, their outputs and the type of the weights.
+
+    Raises:
+        UserError: An output is not finite.
+    """
     chosen = [list(sequence) for sequence in sequences[:SIZE]]
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     values = outputs(model, chosen)
     if not all(map(math.isfinite, values)):
         raise UserError(
             f"the trained model's outputs are not finite ({values}): the run has diverged; lower learning_rate"
         )
-    return {"ids": chosen, "outputs": values, "dtype": dtype}
+    return {"ids": chosen, "outputs": values, "dtype": _dtype(model)}
 
 
-def check_folder(model: nn.Module, folder: Path) -> None:
-    """The same of a model loaded from a stage's folder, by the probe in its contract, if it has one.
-
-    Raises:
-        UserError: As `check`.
-    """
-    contract = folder / "stage.json"
-    stored = json.loads(contract.read_text(encoding="utf-8")).get("probe") if contract.is_file() else None
-    if stored:
-        check(model, stored, str(folder))
-
-
-def check(model: nn.Module, probe: dict[str, Any], name: str) -> None:
+def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHER) -> None:
     """Hold that a loaded model still gives what it gave when it was saved.
 
+    Args:
+        model: The model.
+        probe: What `make` gave.
+        name: What to call the model in a message.
+        cause: What a difference would mean.
+
     Raises:
-        UserError: It does not; the two values are named.
+        UserError: It does not; the two values are named, and the types of the weights where they differ.
     """
-    allowed = TOLERANCE.get(probe["dtype"], 0.1)
-    for was, now in zip(probe["outputs"], outputs(model, probe["ids"]), strict=True):
-        if not math.isclose(was, now, rel_tol=allowed, abs_tol=allowed):
+    allowed, relative = TOLERANCE.get(probe["dtype"], 0.1), RELATIVE.get(probe["dtype"], 0.02)
+    found = outputs(model, probe["ids"])
+    if len(found) != len(probe["outputs"]):
+        raise UserError(f"{name}: loaded, the model has {len(found)} outputs; saved, it had {len(probe['outputs'])}")
+    for was, now in zip(probe["outputs"], found, strict=True):
+        if not math.isclose(was, now, rel_tol=relative, abs_tol=allowed):
+            types = (probe["dtype"], _dtype(model))
+            if types[0] != types[1]:
+                cause = f"its weights were {types[0]} and are {types[1]} now, or {cause}"
             raise UserError(
-                f"{name}: loaded, the model scores its probe sequence {now:.4f}; saved, it scored {was:.4f}: "
-                "its base model is not the one it was trained on, or a file was changed"
+                f"{name}: loaded, the model scores its probe sequence {now:.4f}; saved, it scored {was:.4f}: {cause}"
             )
+
+
+def check_folder(model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Hold that a model loaded from a folder is whole, and where a stage left it, that it is the same as then.
+
+    Args:
+        model: The model, its adapter merged or not.
+        folder: A stage's folder, with a contract, or any other.
+        tokenizer: Loaded from there; without it, it is loaded here.
+
+    Raises:
+        UserError: The head of a classifier is missing, or tokenizer or outputs are not those of the contract.
+    """
+    check_head(folder)
+    contract = folder / "stage.json"
+    record = json.loads(contract.read_text(encoding="utf-8")) if contract.is_file() else {}
+    if record.get("tokenizer"):
+        if tokenizer is None:
+            tokenizer = load_tokenizer(ModelConfig(name_or_path=str(folder)), folder)
+        check_tokenizer(tokenizer, record["tokenizer"], folder)
+    if record.get("probe"):
+        check(model, record["probe"], str(folder))
+
+
+def check_head(folder: Path) -> None:
+    """Hold that a classifier's adapter has the head that was trained with it, before it is loaded.
+
+    Args:
+        folder: The adapter's folder; one without a classifier's adapter has nothing to lose.
+
+    Raises:
+        UserError: It is missing, or has no weight but zero.
+    """
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not (folder / ADAPTER_CONFIG).is_file() or not weights.is_file():
+        return
+    adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if adapter.get("task_type") != TaskType.SEQ_CLS:
+        return
+    with safe_open(weights, framework="pt") as file:
+        heads = [name for name in file.keys() if ".lora_" not in name and name.endswith(".weight")]  # noqa: SIM118
+        empty = [name for name in heads if not file.get_tensor(name).any()]
+    if not heads:
+        raise UserError(f"{weights}: the head of the model is not in it, so scores would be random; train it again")
+    if empty:
+        raise UserError(f"{weights}: {empty[0]} is all zero, so that every sequence scores the same; train it again")
+
+
+def check_saved(
+    model: PreTrainedModel | PeftModel, probe: dict[str, Any], folder: Path, config: ModelConfig, record: dict[str, Any]
+) -> None:
+    """Load what was just saved as the next stage will, and hold that it is the model that was trained.
+
+    For the time of the check there are two copies of the weights, of which the trained one waits on the CPU: an
+    accelerator needs no more than in training. One load and a few sequences.
+
+    Args:
+        model: The trained model; it is left on the CPU.
+        probe: What it makes of a few sequences.
+        folder: Where it was saved, with its tokenizer.
+        config: Type of the weights and attention implementation.
+        record: What its tokenizer is (`tokenizer_record`).
+
+    Raises:
+        UserError: It is not; the two values are named.
+    """
+    device = next(model.parameters()).device
+    plain = without_peft(model)
+    generates, labels = plain.can_generate(), plain.config.num_labels
+    model.to("cpu")
+    tokenizer = load_tokenizer(config, folder)
+    check_tokenizer(tokenizer, record, folder)
+    check_head(folder)
+    source = source_of(config, folder)
+    if generates:
+        loaded = load_policy(source, config, tokenizer)
+    else:
+        loaded = load_scorer(source, config, tokenizer, labels=labels).model
+    check(loaded.to(device), probe, str(folder), _LOST)
+
+
+def base_commit(source: Source) -> str | None:
+    """The commit at which a base model of the hub was last loaded here, by which a moved branch can be told.
+
+    Read from the client's cache, which every load brings up to date: asked of the hub at the end of a long training, it
+    could be another one. None of a local folder.
+    """
+    if Path(source.base).exists():
+        return None
+    try:
+        return resolve_revision(source.base, revision=source.revision, local_files_only=True).resolved
+    except (RevisionResolutionError, HFValidationError):
+        return None
+
+
+def check_commit(source: Source, lineage: dict[str, Any], name: str) -> None:
+    """Hold that an adapter's base model on the hub is still the commit it was trained on.
+
+    Args:
+        source: The adapter's base.
+        lineage: The contract's, with the `commit` then.
+        name: What to call the adapter in a message.
+
+    Raises:
+        UserError: The branch has moved; both commits are named.
+    """
+    was = lineage.get("commit")
+    if was is None or source.adapter is None:
+        return
+    now = base_commit(source)
+    if now is not None and now != was:
+        raise UserError(
+            f"{name}: its base model {source.base} was at commit {was} when the stage ran and is at {now} now; "
+            "name the one you want with model.revision, and run the stage again"
+        )
+
+
+def _dtype(model: nn.Module) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -10,12 +10,16 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf import network
-from rlhf.config import ModelConfig
+from rlhf.config import ModelConfig, ProjectConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, unknown_name
+from rlhf.models.settings import stage_settings
+from rlhf.stages import parent_of
 
 ADDED_PAD = "<|pad|>"
 _SPARE_PADS = (ADDED_PAD, "<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]")
+_WORDS = {"eos": "EOS token", "pad": "pad token", "bos": "BOS token", "padding_side": "padding side",
+          "template_hash": "chat template (hash)", "hash": "vocabulary (hash)"}  # fmt: skip
 
 
 def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> PreTrainedTokenizerBase:
@@ -23,7 +27,7 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
 
     Args:
         config: The model it belongs to; its token and template settings apply.
-        source: A stage's folder; its tokenizer is settled already, and the settings of `config` must agree with it.
+        source: A stage's folder; its tokenizer is settled already (`check_settings` compares it with settings).
 
     Raises:
         UserError: It cannot be found, a named token is not in the vocabulary, or pad and EOS are named the same.
@@ -54,20 +58,17 @@ def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfi
             hint = unknown_name(token, tokenizer.all_special_tokens)
             raise UserError(f"model.{kind}: {token!r} is not in the vocabulary; {hint}")
     if config.eos_token is not None:
-        tokenizer.eos_token = config.eos_token
+        _name(tokenizer, "eos_token", config.eos_token)
     if config.pad_token is not None:
         if config.pad_token == tokenizer.eos_token:
             raise UserError(
                 f"model.pad_token: {config.pad_token!r} is also EOS; the model would never learn to stop. Name another"
             )
-        tokenizer.pad_token = config.pad_token
+        _name(tokenizer, "pad_token", config.pad_token)
     elif tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = _spare_token(tokenizer)
+        _name(tokenizer, "pad_token", _spare_token(tokenizer))
     if config.chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"model.chat_template: {config.chat_template}: {error.strerror}") from None
+        tokenizer.chat_template = _read_template(config.chat_template)
     elif not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
 
@@ -77,12 +78,23 @@ def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
     for token in (tokenizer.unk_token, *_SPARE_PADS):
         if token in vocabulary and token not in (tokenizer.eos_token, tokenizer.bos_token):
             return str(token)
-    tokenizer.add_special_tokens({"pad_token": ADDED_PAD})
     return ADDED_PAD
 
 
+def _name(tokenizer: PreTrainedTokenizerBase, kind: str, token: str) -> None:
+    """Make a token the EOS or pad token, added to the vocabulary where it is not in it.
+
+    As a special one: so it is once it was saved and loaded, and text has to be cut into the same tokens before.
+    """
+    if getattr(tokenizer, kind) != token:
+        tokenizer.add_special_tokens({kind: token})
+
+
 def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a stage's contract says of its tokenizer: hashes of vocabulary and template, special tokens by name."""
+    """What a stage's contract says of its tokenizer: special tokens by name, hashes of template and vocabulary.
+
+    The hash of the vocabulary covers merges, normalisation and added tokens with their ids.
+    """
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for transient in ("truncation", "padding"):  # left behind by the last call, no property of the tokenizer
@@ -90,12 +102,82 @@ def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     else:
         state = tokenizer.get_vocab()
     return {
-        "hash": hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest(),
-        "template_hash": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "eos": tokenizer.eos_token,
         "pad": tokenizer.pad_token,
+        "bos": tokenizer.bos_token,
+        "padding_side": tokenizer.padding_side,
         "size": len(tokenizer),
+        "template_hash": _digest(str(tokenizer.chat_template)),
+        "hash": _digest(json.dumps(state, sort_keys=True)),
     }
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, recorded: dict[str, Any], name: str | Path) -> None:
+    """Hold that a tokenizer is the one that a contract describes.
+
+    Args:
+        tokenizer: As loaded.
+        recorded: What `tokenizer_record` gave when the stage ran; an older record may have fewer keys.
+        name: What to call the stage in a message.
+
+    Raises:
+        UserError: It is not; the first difference is named with both values.
+    """
+    found = tokenizer_record(tokenizer)
+    for key, now in found.items():
+        if key in recorded and recorded[key] != now:
+            raise UserError(
+                f"{name}: the tokenizer's {_WORDS.get(key, key)} was {recorded[key]!r} when the stage ran and is "
+                f"{now!r} now"
+            )
+
+
+def check_settings(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, name: str | Path) -> None:
+    """Hold that a finished stage's tokenizer has the special tokens and the template that the settings name.
+
+    A later stage takes its parent's tokenizer; settings that were changed since would otherwise do nothing.
+
+    Args:
+        tokenizer: The finished stage's.
+        config: The model settings that the stage was, or would be, trained with.
+        name: What to call the stage in a message.
+
+    Raises:
+        UserError: It has not; both values are named.
+    """
+    template = None if config.chat_template is None else _read_template(config.chat_template)
+    wanted = {"eos_token": config.eos_token, "pad_token": config.pad_token, "chat_template": template}
+    for key, value in wanted.items():
+        found = getattr(tokenizer, key)
+        if value is not None and value != found:
+            both = (_digest(str(found)), _digest(value)) if key == "chat_template" else (found, value)
+            raise UserError(
+                f"model.{key}: {name} was trained with {both[0]!r}, the settings now say {both[1]!r}; "
+                "run that stage again, or put the setting back"
+            )
+
+
+def settled_by(project: ProjectConfig, stage: str) -> ModelConfig | None:
+    """The settings by which the tokenizer of a stage was settled: those of the stage that its parents go back to.
+
+    None where that is the `base` stage, whose tokenizer is made from `scratch:`.
+    """
+    while (parent := parent_of(project, stage)) is not None:
+        if parent not in project.stages:
+            return None
+        stage = parent
+    return stage_settings(project, stage)
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"model.chat_template: {path}: {error.strerror}") from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import rlhf
-from rlhf.config import ModelConfig, ProjectConfig, RewardConfig
+from rlhf.config import ModelConfig, ProjectConfig, RewardConfig, SourceConfig
 from rlhf.data.prepare import fingerprints
+from rlhf.data.sources import fingerprint
 from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint
-from rlhf.stages import STAGES, parent_of, parents_of, rewards_of
+from rlhf.stages import STAGES, half_for, parent_of, parents_of, rewards_of
 
 RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
-_NOT_MODEL = {RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "identity.json", "rollouts.jsonl"}
+_NOT_MODEL = {
+    RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "findings.json", "identity.json", "rollouts.jsonl",
+    "tracked.jsonl",
+}  # fmt: skip
 _LOGGING = (
     "logging_", "save_", "report_to", "run_name", "disable_tqdm", "project", "trackio", "log_", "include_num_input",
     "dataloader_num", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch", "dataset_num_proc",
@@ -79,12 +83,18 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
         UserError: A file that it needs is missing.
     """
     parents = {parent: artifact_of(project, parent) for parent in parents_of(project, name)}
-    what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.seed, "parents": parents}
+    what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.stage_seed(name), "parents": parents}
     if read := [key for key in rewards_of(project, name) if key in project.rewards]:
         what["rewards"] = {key: _judge_fingerprint(project.rewards[key], project) for key in read}
-    if name == "evaluate":
-        what["evaluate"] = dataclasses.asdict(project.evaluate)
-        what["data"] = {"prompts": fingerprints(project, "prompts")}
+    if sets := STAGES[name].reads:
+        apart = () if name == "evaluate" else ("group_by", "retain", "prompts", "samples")
+        what["evaluate"] = {k: v for k, v in dataclasses.asdict(project.evaluate).items() if k not in apart}
+        what["data"] = {one: fingerprints(project, one) for one in sets}
+        what["retain"] = {
+            key: fingerprint(SourceConfig(source=one.source, split=one.split), project.path.parent)
+            for key, one in project.evaluate.retain.items()
+            if name == "evaluate"
+        }
         what["base"] = base_fingerprint(project.model, project)
         return what
     model = project.stage_model(name) if name in project.stages else project.model
@@ -103,12 +113,20 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     if role is not None:
         what["trainer"] = _learning_fields(project.stages[name].trainer)
         what["data"] = {role: fingerprints(project, role)}
+        if (half := half_for(project, name)) is not None:
+            what["half"] = half
+    if (gold := project.stages[name].gold if name in project.stages else None) is not None:
+        sampling = {key: getattr(project.evaluate, key) for key in ("temperature", "max_new_tokens")}
+        judge = _judge_fingerprint(project.rewards[gold], project) if gold in project.rewards else gold
+        what["gold"] = {"judge": judge, "select": project.stages[name].select, **sampling}
     return what
 
 
 def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
     if reward.function is not None:
         return {**function_fingerprint(reward.function, project), "arguments": reward.arguments}
+    if reward.endpoint is not None:
+        return {"endpoint": reward.endpoint, "judge_model": reward.judge_model, "criteria": reward.criteria}
     models = [base_fingerprint(ModelConfig(name_or_path=name), project) for name in reward.models]
     return {"models": models, "label": reward.label, "std_weight": reward.std_weight}
 
@@ -157,7 +175,7 @@ def verify(directory: Path) -> dict[str, Any]:
         The contract.
 
     Raises:
-        UserError: The stage is not finished, or its files changed since.
+        UserError: The stage is not finished, or its files, or those of the base that its adapter is for, changed since.
     """
     record = read_record(directory)
     if record is None:
@@ -168,7 +186,23 @@ def verify(directory: Path) -> dict[str, Any]:
             f"{directory}: the model's files changed since the stage finished "
             f"(recorded {record['artifact'][:12]}, found {found[:12]}); run it again with --force {record['stage']}"
         )
+    _verify_base(directory, record)
     return record
+
+
+def _verify_base(directory: Path, record: dict[str, Any]) -> None:
+    """Hold that a local base model is still the one that an adapter was trained on (hub: `probe.check_commit`)."""
+    lineage = record.get("lineage") or {}
+    was = ((record.get("identity") or {}).get("base") or {}).get("files")
+    if was is None or not lineage.get("adapter") or not (base := Path(lineage["base"])).is_dir():
+        return
+    found = artifact_hash(base)
+    if found != was:
+        raise UserError(
+            f"{directory}: its adapter is for {base}, whose files changed since the stage finished "
+            f"(recorded {was[:12]}, found {found[:12]}); put the base back, or run it again with "
+            f"--force {record['stage']}"
+        )
 
 
 def versions() -> dict[str, str]:
