@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import rlhf
-from rlhf.errors import UserError
+from rlhf.errors import GateClosed, UserError
 
 app = typer.Typer(
     help="SFT, reward models, DPO, evaluation and publishing, from one YAML file.",
@@ -52,16 +52,20 @@ def run(
     only: Annotated[str | None, typer.Option(help="Stages to consider, comma-separated.")] = None,
     force: Annotated[str | None, typer.Option(help="Stages to run again, comma-separated.")] = None,
     accelerate: Annotated[Path | None, typer.Option(help="Train by accelerate launch with this file.")] = None,
+    gate: Annotated[str | None, typer.Option(help="stop or warn: if a reward model fails its gate.")] = None,
 ) -> None:
     """Run every stage that is not already done, and write the report."""
     from rlhf.config import load_project
     from rlhf.pipeline import runner
 
-    project = load_project(config, overrides or [])
+    project = load_project(config, [*(overrides or []), *([f"gate={gate}"] if gate else [])])
     if accelerate is not None and not accelerate.is_file():
         raise UserError(f"{accelerate}: no such file")
     try:
         plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
+    except GateClosed:
+        _report(project.run_dir)
+        raise
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -74,14 +78,16 @@ def run(
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
-    """Read the data and the models' settings, print what becomes of every row, train nothing."""
+    """Read the data and the models' settings, print what becomes of every row and what misleads, train nothing."""
     from rich.console import Console
 
     from rlhf.config import load_project
     from rlhf.pipeline import runner
-    from rlhf.pipeline.ledger_table import ledger_table
+    from rlhf.pipeline.ledger_table import findings_lines, ledger_table
 
-    Console().print(ledger_table(runner.check(load_project(config, overrides or []))))
+    checked = runner.check(load_project(config, overrides or []))
+    Console().print(ledger_table({name: one.ledger for name, one in checked.items()}))
+    Console().print(findings_lines({name: one.findings for name, one in checked.items()}))
 
 
 @app.command()
@@ -176,7 +182,7 @@ def _report(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2, an interrupt is exit code 130."""
+    """Run the command; a user's mistake is one line and exit code 2, a shut gate 3, an interrupt 130."""
     from rlhf.pipeline.runner import StageFailed
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stages end with the command that started them
@@ -185,6 +191,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except GateClosed as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(3)
     except StageFailed as error:
         if error.code != 2:  # the stage has said what was wrong with its input
             print(f"error: {error}", file=sys.stderr)

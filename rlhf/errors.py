@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class GateClosed(Exception):
+    """A reward model did not pass its gate; the message says why. The command line exits with code 3."""
+
+
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """The words that follow an unknown name: the nearest known one, or all of them where none is near."""
     names = sorted(known)

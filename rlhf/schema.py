@@ -22,6 +22,8 @@ STAGE_CONFIGS: dict[str, tuple[tuple[str, str], ...]] = {
 } | {"ppo": (("transformers/training_args.py", "TrainingArguments"), ("rlhf/trainers/ppo_config.py", "PPOConfig"))}
 """Stage name: the classes, base first, whose annotated fields it takes."""
 
+STAGE_CONFIGS["gold"] = STAGE_CONFIGS["reward"]  # a reward model too, on other pairs
+
 RESERVED = {
     "output_dir", "seed", "data_seed", "model_init_kwargs", "resume_from_checkpoint", "trust_remote_code",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",

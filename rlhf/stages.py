@@ -6,7 +6,8 @@ is writing that function and adding its line here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,35 @@ class Stage:
     """Further stages whose artefacts it reads where the project has them."""
     policy: bool = True
     """Whether its artefact is a language model that replies."""
+    reads: tuple[str, ...] = ()
+    """Sets it reads without training on them."""
+    guards: str | None = None
+    """The stage that may run only if this one passes it: it starts from the same parent and reads the same rewards."""
 
 
-STAGES = {
-    stage.name: stage
+class _Stages(dict[str, Stage]):
+    """Stages by name; `NAME@2` is NAME trained once more, from another seed."""
+
+    def __missing__(self, name: str) -> Stage:
+        if name not in self:
+            raise KeyError(name)
+        return replace(self[kind_of(name)], name=name)
+
+    def __contains__(self, name: object) -> bool:
+        kind, at, number = str(name).partition("@")
+        return super().__contains__(kind) and (number.isdigit() or not at)
+
+
+def kind_of(name: str) -> str:
+    """The stage of which this is a repetition, or itself."""
+    return name.partition("@")[0]
+
+
+LEARNED = ("reward", "gold")
+"""Stages whose artefact scores replies; their judges bear their names."""
+
+STAGES = _Stages(
+    (stage.name, stage)
     for stage in (
         Stage("base", "rlhf.models.scratch:build"),
         Stage("sft", "rlhf.trainers.sft:train", "demonstrations", "rlhf.trainers.sft:prepare"),
@@ -47,7 +73,23 @@ STAGES = {
             ("sft",),
             policy=False,
         ),
+        Stage(
+            "gold",
+            "rlhf.trainers.reward:train",
+            "preferences",
+            "rlhf.trainers.reward:prepare",
+            ("sft",),
+            policy=False,
+        ),
         Stage("dpo", "rlhf.trainers.dpo:train", "preferences", "rlhf.trainers.dpo:prepare", ("sft",)),
+        Stage(
+            "gate",
+            "rlhf.evaluation.gate:gate",
+            prepare="rlhf.evaluation.gate:prepare",
+            policy=False,
+            reads=("preferences", "prompts"),
+            guards="ppo",
+        ),
         Stage(
             "ppo", "rlhf.trainers.ppo_stage:train", "rollouts", "rlhf.trainers.ppo_stage:prepare", ("sft",), ("reward",)
         ),
@@ -55,11 +97,12 @@ STAGES = {
             "evaluate",
             "rlhf.evaluation.evaluate:evaluate",
             prepare="rlhf.evaluation.evaluate:prepare",
-            uses=("sft", "reward", "dpo", "ppo"),
+            uses=("sft", "reward", "gold", "dpo", "ppo"),
             policy=False,
+            reads=("prompts",),
         ),
     )
-}
+)
 """All stages, in the order they run."""
 
 
@@ -84,16 +127,25 @@ class StageContext:
         return self.parents.get(name) if name else None
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Stages in the order they run, repetitions after the first; what is no stage is left out."""
+    order = list(STAGES)
+    known = (name for name in names if name in STAGES)
+    return sorted(known, key=lambda name: (order.index(kind_of(name)), int(name.partition("@")[2] or 0)))
+
+
 def planned(project: ProjectConfig) -> list[str]:
     """The stages of a project in the order they run, `base` (from scratch) and `evaluate` included where they apply."""
     wanted = {*project.stages, *(["base"] if project.model.scratch else [])}
+    wanted |= {name for name, stage in STAGES.items() if stage.guards in project.stages and judged(project, name)}
     if project.evaluate.enabled and any(STAGES[name].policy for name in project.stages):
         wanted.add("evaluate")
-    return [name for name in STAGES if name in wanted]
+    return in_order(wanted)
 
 
 def parent_of(project: ProjectConfig, name: str) -> str | None:
     """The stage whose model this one starts from, or None for the base model (or a model of its own)."""
+    name = STAGES[name].guards or name
     config = project.stages.get(name)
     base = "base" if project.model.scratch and name != "base" else None
     if config is not None:
@@ -106,9 +158,18 @@ def parent_of(project: ProjectConfig, name: str) -> str | None:
 
 def parents_of(project: ProjectConfig, name: str) -> list[str]:
     """Every stage whose artefact this one reads."""
-    first = parent_of(project, name)
-    names = [*([first] if first else []), *(other for other in STAGES[name].uses if other in project.stages)]
-    return list(dict.fromkeys(names))
+    first, uses = parent_of(project, name), STAGES[name].uses
+    if STAGES[name].guards:
+        uses = tuple(other for other in judged(project, name) if other in STAGES)
+    used = [other for other in planned(project) if other in uses or (name == "evaluate" and _again(other) in uses)]
+    config = project.stages.get(name)
+    gold = [config.gold] if config is not None and config.gold in project.stages else []
+    return list(dict.fromkeys([*([first] if first else []), *used, *gold]))
+
+
+def _again(name: str) -> str | None:
+    """The policy of which this is a repetition, which is compared like it."""
+    return kind_of(name) if STAGES[name].policy else None
 
 
 def rewards_of(project: ProjectConfig, name: str) -> dict[str, float]:
@@ -117,14 +178,41 @@ def rewards_of(project: ProjectConfig, name: str) -> dict[str, float]:
     Online training reads those that its `rewards:` names; without that the run's reward model alone, since what stands
     beside it measures, or all there are where there is no such model. Evaluation reads all.
     """
+    name = STAGES[name].guards or name
     if name == "evaluate":
         return dict.fromkeys(project.rewards, 1.0)
-    if name != "ppo":
+    if kind_of(name) != "ppo":
         return {}
     named = project.stages[name].trainer.get("rewards")
-    return named or ({"reward": 1.0} if "reward" in project.stages else dict.fromkeys(project.rewards, 1.0))
+    others = [one for one in project.rewards if one != project.stages[name].gold]
+    return named or ({"reward": 1.0} if "reward" in project.stages else dict.fromkeys(others, 1.0))
 
 
 def policies_of(project: ProjectConfig) -> list[str]:
     """The stages whose artefacts reply, in order."""
     return [name for name in planned(project) if STAGES[name].policy and name != "base"]
+
+
+def judged(project: ProjectConfig, name: str) -> list[str]:
+    """The reward models a guard holds against held-out pairs: those that were learned, of what its stage maximises.
+
+    A function says what it measures; a project without preferences has no pairs to hold a model against.
+    """
+    if project.data.preferences is None or STAGES[name].guards not in project.stages:
+        return []
+    named = rewards_of(project, name)
+    learned = ["reward"] if "reward" in project.stages else []
+    learned += [one for one, reward in project.rewards.items() if reward.models]
+    return [one for one in learned if one in named] if isinstance(named, dict) else []
+
+
+def half_for(project: ProjectConfig, name: str) -> int | None:
+    """The half of the preferences that a stage trains on, where the project keeps the other for a gold judge."""
+    if "gold" not in project.stages or STAGES[name].data != "preferences":
+        return None
+    return int(kind_of(name) == "gold")
+
+
+def guards_of(project: ProjectConfig, name: str) -> list[str]:
+    """The stages that must have passed a stage before it runs."""
+    return [one for one in planned(project) if STAGES[one].guards == kind_of(name)]

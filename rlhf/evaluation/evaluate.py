@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from rlhf.config import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt
-from rlhf.data.tokenize import Codec
-from rlhf.errors import UserError
-from rlhf.models import probe
-from rlhf.models.device import device
-from rlhf.models.load import context_length, load_policy, source_of
-from rlhf.models.settings import base_settings
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.errors import UserError, unknown_name
+from rlhf.evaluation.compare import comparison_pairs
+from rlhf.evaluation.replies import fitted, load, replies_to
+from rlhf.evaluation.retain import RETAINED, Retained, measure, read_retained, write
 from rlhf.rewards import RewardFunction
-from rlhf.rewards.load import load_rewards
+from rlhf.rewards.endpoint import EndpointJudge
+from rlhf.rewards.load import load_judges, load_rewards
 from rlhf.rollout.kl import sequence_kl
-from rlhf.rollout.sample import Reply, as_completion, sample
+from rlhf.rollout.sample import Reply, as_completion
 from rlhf.stages import Metrics, StageContext, parent_of, policies_of
 
 _ARGUMENTS = {"prompts", "completions"}
@@ -35,16 +31,29 @@ _ARGUMENTS = {"prompts", "completions"}
 def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
     project = context.project
-    evaluation_prompts(project, project.evaluate.prompts)
-    judges = load_rewards(project)
-    if not judges and "reward" not in project.stages:
-        raise UserError(f"{project.path}: nothing to judge replies with: add a reward stage or a function to rewards:")
+    prompts = evaluation_prompts(project, project.evaluate.prompts)
+    column = project.evaluate.group_by
+    if column is not None and not any(column in prompt.extra for prompt in prompts):
+        names = {name for prompt in prompts for name in prompt.extra}
+        raise UserError(f"evaluate.group_by: no prompt has a column {column!r}; {unknown_name(column, names)}")
+    comparing = load_judges(project)
+    if not {**load_rewards(project), **comparing} and "reward" not in project.stages:
+        raise UserError(
+            f"{project.path}: nothing to judge replies with: add a reward stage, or a function, model or endpoint to "
+            "rewards:"
+        )
+    for judge in comparing.values():  # a server that does not answer is known before anything is sampled
+        judge.prefer(["Say hello."], ["Hello!"], ["Goodbye."])
+    read_retained(project)
 
 
 def evaluate(context: StageContext) -> Metrics:
-    """Write `samples.jsonl`: one line a prompt, with each policy's replies, their scores, lengths and KL."""
+    """Write `samples.jsonl`: one line a prompt, with each policy's replies, their scores, lengths and KL.
+
+    Judges that compare add `preferences` to a line; `retained.jsonl` has what no policy may lose.
+    """
     project = context.project
-    judges = load_rewards(project, context.parents.get("reward"))
+    judges, comparing = load_rewards(project, context.parents), load_judges(project)
     folders = {"base": context.parents.get("base"), **{name: context.parents[name] for name in policies_of(project)}}
     references = {name: parent_of(project, name) or "base" for name in folders if name != "base"}
     prompts = evaluation_prompts(project, project.evaluate.prompts)
@@ -52,17 +61,24 @@ def evaluate(context: StageContext) -> Metrics:
         {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
         for index, prompt in enumerate(prompts)
     ]
-    cut = 0
+    sets = read_retained(project)
+    cut, kept = 0, {}
     for name in folders:
-        replies, cut = _replies(project, prompts, name, folders, references.get(name))
+        replies, cut, kept[name] = _replies(project, prompts, name, folders, references.get(name), sets, judges)
         _score(replies, prompts, judges)
         for row, of_prompt in zip(rows, replies, strict=True):
             row["replies"][name] = of_prompt
+    if sets:
+        write(context.directory / RETAINED, sets, kept)
+    for name, judge in comparing.items():
+        _prefer(rows, comparison_pairs(list(folders), references), name, judge)
     with (context.directory / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return {
-        "policies": list(folders), "judges": list(judges), "parents": references, "references": references,
+        "policies": list(folders), "judges": [*judges, *comparing], "parents": references, "references": references,
         "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
+        "group_by": project.evaluate.group_by,
+        "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
 
 
@@ -72,23 +88,26 @@ def _replies(
     name: str,
     folders: Mapping[str, Path | None],
     reference: str | None,
-) -> tuple[list[list[dict[str, Any]]], int]:
-    """One policy's replies to every prompt, with KL to its reference if it has one; and how many prompts were cut."""
-    model, codec = _load(project, folders[name])
+    sets: Sequence[Retained],
+    judges: Mapping[str, RewardFunction],
+) -> tuple[list[list[dict[str, Any]]], int, dict[str, list[float | None]]]:
+    """What one policy does.
+
+    Returns:
+        Its replies to every prompt, with KL to its reference if it has one; how many prompts were cut; and its values
+        on the rows of every set that is not to be lost.
+    """
+    model, codec = load(project, folders[name])
     settings = project.evaluate
-    ids = [codec.prompt(prompt.prompt) for prompt in prompts]
-    room = prompt_room(model, settings.max_new_tokens)
-    cut = sum(len(row) > room for row in ids)
-    ids = [row[-room:] for row in ids]
-    replies = sample(
-        model, codec.tokenizer, ids, samples=settings.samples, max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature, batch_size=settings.batch_size, seed=project.seed, label=f"{name} replies",
-    )  # fmt: skip
+    ids, cut = fitted(model, codec, [prompt.prompt for prompt in prompts], settings.max_new_tokens)
+    replies = replies_to(project, model, codec, ids, settings.samples, name)
     kl: list[list[float | None]] = [[None] * len(row) for row in replies]
     if reference is not None:
-        other, _ = _load(project, folders[reference])
+        other, _ = load(project, folders[reference])
         kl = sequence_kl(model, other, ids, replies, settings.temperature or 1.0)
         del other
+    limits = settings.max_new_tokens, settings.batch_size
+    values = {one.name: measure(one, model, codec, judges, *limits) for one in sets}
     del model
     gc.collect()
     if torch.cuda.is_available():
@@ -97,28 +116,25 @@ def _replies(
         [_row(reply, value) for reply, value in zip(row, values, strict=True)]
         for row, values in zip(replies, kl, strict=True)
     ]
-    return rows, cut
+    return rows, cut, values
 
 
-def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """Most tokens of a prompt that leave room for a reply; of a longer one the end is kept."""
-    limit = context_length(model.config)
-    if limit is not None and limit <= max_new_tokens:
-        raise UserError(f"evaluate.max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {limit}")
-    return sys.maxsize if limit is None else limit - max_new_tokens
+def _prefer(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], name: str, judge: EndpointJudge) -> None:
+    """Have a judge compare sample with sample of every pair of policies, in place."""
+    for policy, baseline in pairs:
+        asked = [
+            (row["prompt"], *(as_completion(row["prompt"], reply["text"]) for reply in two))
+            for row in rows
+            for two in zip(row["replies"][policy], row["replies"][baseline], strict=True)
+        ]
+        found = iter(judge.prefer(*(list(column) for column in zip(*asked, strict=True))))
+        for row in rows:
+            shares = [next(found) for _ in row["replies"][policy]]
+            row.setdefault("preferences", {}).setdefault(name, {})[f"{policy} vs {baseline}"] = shares
 
 
 def _row(reply: Reply, kl: float | None) -> dict[str, Any]:
     return {"text": reply.text, "tokens": len(reply.ids), "finished": reply.finished, "kl": kl, "scores": {}}
-
-
-def _load(project: ProjectConfig, folder: Path | None) -> tuple[PreTrainedModel, Codec]:
-    config = base_settings(project)
-    tokenizer = load_tokenizer(config, folder)
-    model = load_policy(source_of(config, folder), config, tokenizer)
-    if folder is not None:
-        probe.check_folder(model, folder)
-    return model.to(device()), Codec(tokenizer)
 
 
 def _score(

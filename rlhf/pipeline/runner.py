@@ -18,14 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf.config import ProjectConfig
 from rlhf.data.checks import Ledger
+from rlhf.data.findings import Findings
 from rlhf.errors import UserError, unknown_name
-from rlhf.pipeline import contract, folder
+from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.pipeline.stage import guarded, prepare_stage, quiet_environment, run_stage
-from rlhf.stages import STAGES, parents_of, planned
+from rlhf.stages import STAGES, guards_of, kind_of, parents_of, planned
 
 _PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.trainers.ppo_stage",
             "rlhf.evaluation.evaluate"]  # fmt: skip
@@ -70,7 +71,7 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
             continue
         reason = _why(project, name, running, name in force)
         missing = [
-            parent for parent in parents_of(project, name)
+            parent for parent in (*parents_of(project, name), *guards_of(project, name))
             if parent not in running and contract.read_record(project.run_dir / parent) is None
         ]  # fmt: skip
         if missing:
@@ -120,6 +121,7 @@ def run(
     Raises:
         UserError: Something is wrong with config, data or folder.
         StageFailed: A stage failed; it has said why.
+        GateClosed: A reward model is not shown to be one.
     """
     plans = plan(project, only, force)
     owner = project.run_dir / folder.OWNER
@@ -157,6 +159,7 @@ def _run(project: ProjectConfig, plans: list[Plan], accelerate_config: Path | No
     for one in plans:
         if one.reason is None or one.stage == "base":
             continue
+        gatekeeper.hold(project, one.stage)
         say(f"running {one.stage}")
         begun = time.perf_counter()
         if accelerate_config is not None and STAGES[one.stage].data is not None:
@@ -166,11 +169,20 @@ def _run(project: ProjectConfig, plans: list[Plan], accelerate_config: Path | No
         say(f"{one.stage} done in {time.perf_counter() - begun:.0f} s")
 
 
-def check(project: ProjectConfig) -> dict[str, Ledger]:
+class Checked(NamedTuple):
+    """What a check says of a stage's data."""
+
+    ledger: Ledger
+    findings: Findings
+
+
+def check(project: ProjectConfig) -> dict[str, Checked]:
     """Read, check and tokenise the data of every stage in a folder that is thrown away; load what judges.
 
+    Repetitions of a stage have its data and are not read again.
+
     Returns:
-        For each stage with data its ledger.
+        For each stage with data its ledger, and what was found in the rows that are used.
 
     Raises:
         UserError: The project has no stages.
@@ -179,15 +191,17 @@ def check(project: ProjectConfig) -> dict[str, Ledger]:
     if not project.stages:
         raise UserError(f"{project.path}: stages: nothing to check; name sft, reward, dpo or ppo")
     server = _fork_server()
-    ledgers = {}
+    checked = {}
     with tempfile.TemporaryDirectory() as scratch:
         trial = replace(project, output_dir=scratch)
         for name in planned(trial):
+            if name != kind_of(name):
+                continue
             _start(server, run_stage if name == "base" else prepare_stage, trial, name)
             prepared = folder.partial_dir(trial, name) / "data"
             if prepared.is_dir():
-                ledgers[name] = Ledger.load(prepared)
-    return ledgers
+                checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
+    return checked
 
 
 def _fork_server() -> Any:

@@ -11,7 +11,7 @@ from rlhf.config import load_project
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import OWNER
-from rlhf.stages import STAGES
+from rlhf.stages import STAGES, in_order, kind_of
 
 _YAML = (".yaml", ".yml")
 
@@ -56,7 +56,7 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
     finished = finished_stages(run_dir)
     fitting = [name for name in finished if STAGES[name].policy or not policies_only]
     if stage is None:
-        policies = [name for name in fitting if STAGES[name].policy and name != "base"]
+        policies = [name for name in fitting if STAGES[name].policy and name != "base" and name == kind_of(name)]
         if not policies:
             raise UserError(f"{run_dir}: no finished policy yet{_listed(finished)}")
         stage = policies[-1]
@@ -72,7 +72,8 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
 
 def finished_stages(run_dir: Path) -> list[str]:
     """The stages of a run that have left a model, in the order they run."""
-    return [name for name in STAGES if _is_model(name) and (run_dir / name / contract.RECORD).is_file()]
+    found = (record.parent.name for record in run_dir.glob(f"*/{contract.RECORD}"))
+    return [name for name in in_order(found) if _is_model(name)]
 
 
 def _is_model(stage: str) -> bool:

@@ -19,10 +19,16 @@ from typing import Any
 
 from rlhf import schema
 from rlhf.config import ProjectConfig, load_project
-from rlhf.errors import UserError, unknown_name
-from rlhf.pipeline import contract, folder
+from rlhf.errors import GateClosed, UserError, unknown_name
+from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.stages import STAGES, StageContext, parents_of
 
+_GRACE = 30.0
+"""Seconds in which the main process says what all of them found wrong, and the launcher ends the others.
+
+Were one of these to end first, the launcher would end the main one before it has said anything. A mistake that the main
+process did not see is said after that time.
+"""
 _RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
 
 
@@ -92,7 +98,7 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
 def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The contract of a finished stage (`stage.json`)."""
     project, directory = context.project, context.directory
-    for name in ("ledger.json", "dropped.jsonl"):
+    for name in ("ledger.json", "dropped.jsonl", "findings.json"):
         if (directory / "data" / name).is_file():
             shutil.copy(directory / "data" / name, directory / name)
     recorded: dict[str, Any] = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
@@ -105,7 +111,7 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
         "artifact": contract.artifact_hash(directory),
         "identity": identity,
         "config": {"trainer": trainer, "model": model, "evaluate": identity.get("evaluate")},
-        "seed": project.seed,
+        "seed": project.stage_seed(context.name),
         "versions": contract.versions(),
         "git_sha": contract.git_sha(project.path.parent),
         "parents": identity["parents"],
@@ -143,6 +149,7 @@ def _run_alone(project: ProjectConfig, name: str) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         run_stage(project, name)
         return
+    gatekeeper.hold(project, name)
     folder.own_folder(project)
     with folder.locked(project.run_dir):
         run_stage(project, name)
@@ -172,13 +179,17 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run something; a user's mistake becomes one line on stderr and exit code 2."""
+    """Run something; a user's mistake becomes one line on stderr and exit code 2, a shut gate exit code 3."""
     try:
         action()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) != 0:
+            time.sleep(_GRACE)
+        print(f"error: {error}", file=sys.stderr)
         return 2
+    except GateClosed as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 3
     return 0
 
 
@@ -207,7 +218,7 @@ def main() -> int:
     """`python -m rlhf.pipeline.stage CONFIG STAGE [key=value …]`."""
     parser = argparse.ArgumentParser(description="Run one stage of a project in this process.")
     parser.add_argument("config")
-    parser.add_argument("stage", choices=list(STAGES))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     quiet_environment()

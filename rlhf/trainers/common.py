@@ -20,15 +20,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf.config import ModelConfig
 from rlhf.data.prepare import Prepared, iter_records, prepare, source_set
-from rlhf.data.records import Encoded
+from rlhf.data.records import Encoded, Record
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import attach, check_joinable, join_adapters, lora_config
 from rlhf.models.device import process_state
 from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
-from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
-from rlhf.stages import STAGES, StageContext, parent_of
+from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by, tokenizer_record
+from rlhf.stages import STAGES, StageContext, half_for, kind_of, parent_of
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -76,17 +76,22 @@ class Ready:
 
 
 def start(context: StageContext) -> Start:
-    """Find the model a stage starts from: its parent's, or one of its own."""
+    """Find the model a stage starts from: its parent's, or one of its own.
+
+    Raises:
+        UserError: Tokenizer, template or base are not those that the parent was trained with, or differ from the
+            settings.
+    """
     config = stage_settings(context.project, context.name)
     source = source_of(config, context.parent)
     architecture = model_config(source)
     tokenizer = load_tokenizer(config, context.parent)
-    recorded = _parent_record(context).get("tokenizer")
-    for key, was in (recorded or {}).items():
-        if (now := tokenizer_record(tokenizer)[key]) != was:
-            raise UserError(
-                f"{context.parent}: the tokenizer's {key} was {was!r} when the stage ran and is {now!r} now"
-            )
+    if context.parent is not None:
+        record = _parent_record(context)
+        check_tokenizer(tokenizer, record.get("tokenizer") or {}, context.parent)
+        probe.check_commit(source, record.get("lineage") or {}, str(context.parent))
+        if (settings := settled_by(context.project, context.name)) is not None:
+            check_settings(tokenizer, settings, context.parent)
     if config.adapter is not None:  # refused here, before anything trains
         lora_config(config.adapter, TaskType.CAUSAL_LM, joined=_parent_has_adapter(context))
         if source.adapter is not None:
@@ -117,9 +122,9 @@ def arguments(
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
     fields.setdefault("dataloader_pin_memory", on_gpu)
     fields["use_cpu"] = state.device.type == "cpu"
-    if isinstance(fields.get("loss_type"), str) and context.name == "dpo":
+    if isinstance(fields.get("loss_type"), str) and kind_of(context.name) == "dpo":
         fields["loss_type"] = [fields["loss_type"]]
-    fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.seed)
+    fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
     for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size"):
         if fields.get(name) is not None and fields[name] < 1:
             raise UserError(f"stages.{context.name}.{name} must be at least 1, not {fields[name]}")
@@ -159,6 +164,7 @@ def prepared_data(
     encode: Callable[[Any], Encoded],
     settings: dict[str, Any],
     keep_columns: bool = False,
+    ahead: Callable[[list[Record]], None] | None = None,
 ) -> Prepared:
     """The stage's dataset, tokenised once (by the main process) and kept in its folder.
 
@@ -168,6 +174,7 @@ def prepared_data(
         encode: Record to columns.
         settings: What else identifies it: limits, kind of columns.
         keep_columns: Whether rewards will read the row's other columns.
+        ahead: Work on records to come (`Codec.ahead`).
     """
     role = STAGES[context.name].data
     assert role is not None
@@ -175,9 +182,10 @@ def prepared_data(
         source_set(context.project, role)
     except UserError as error:
         raise UserError(f"{error}; stages.{context.name} needs it") from None
-    key = json.dumps([tokenizer_record(begun.tokenizer), settings], sort_keys=True)
+    half = half_for(context.project, context.name)
+    key = json.dumps([tokenizer_record(begun.tokenizer), settings, half], sort_keys=True)
     with process_state().main_process_first():
-        return prepare(context.project, role, encode, context.directory / "data", keep_columns, key)
+        return prepare(context.project, role, encode, context.directory / "data", keep_columns, key, ahead, half)
 
 
 class MetricsFile(TrainerCallback):
@@ -298,6 +306,10 @@ def save_model(
     Returns:
         What the contract records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
         artefact can tell that it is the same model (none where the weights are sharded).
+
+    Raises:
+        UserError: What was saved, loaded again as the next stage will, is not the model that was trained (looked at
+            where the weights are not sharded).
     """
     begun, folder = ready.begun, context.directory
     model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
@@ -305,23 +317,44 @@ def save_model(
     state = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
-        if adapter:
-            # TRL's reference adapter, where it makes one, is no part of the result
-            model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
-            if begun.source.adapter is not None:
-                join_adapters(begun.source.adapter, folder, folder)
-        else:
-            model.save_pretrained(folder, state_dict=state)
-        begun.tokenizer.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; publishing writes the real one
+        write_model(model, begun, folder, state)
     trainer.accelerator.wait_for_everyone()
+    tokenizer = tokenizer_record(begun.tokenizer)
+    made = None if sharded else probe.make(model, _probe_sequences(ready.data))
+    if made is not None and trainer.is_world_process_zero():
+        probe.check_saved(model, made, folder, begun.config, tokenizer)
+    source = begun.source
     return {
-        "tokenizer": tokenizer_record(begun.tokenizer),
+        "tokenizer": tokenizer,
         "max_length": ready.args.max_length,
         "prompt_format": _prompt_format(context),
-        "lineage": {"base": begun.source.base, "revision": begun.source.revision, "adapter": adapter},
-        "probe": None if sharded else probe.make(model, _probe_sequences(ready.data)),
-    }
+        "lineage": {
+            "base": source.base, "revision": source.revision, "commit": probe.base_commit(source), "adapter": adapter,
+        },
+        "probe": made,
+    }  # fmt: skip
+
+
+def write_model(
+    model: PeftModel | PreTrainedModel, begun: Start, folder: Path, state: dict[str, Any] | None = None
+) -> None:
+    """Write a model as a folder that plain peft or transformers load: one adapter on the original base, or weights.
+
+    Args:
+        model: The model in training.
+        begun: What the stage began with: its parent's adapter is joined with the new one.
+        folder: Where to.
+        state: The weights, where they had to be gathered.
+    """
+    if isinstance(model, PeftModel):
+        # TRL's reference adapter, where it makes one, is no part of the result
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
+        if begun.source.adapter is not None:
+            join_adapters(begun.source.adapter, folder, folder)
+    else:
+        model.save_pretrained(folder, state_dict=state)
+    begun.tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; publishing writes the real one
 
 
 def _prompt_format(context: StageContext) -> str:
@@ -350,7 +383,7 @@ def starting_policy(context: StageContext, begun: Start) -> PreTrainedModel:
     """
     model = load_policy(begun.source, begun.config, begun.tokenizer)
     if context.parent is not None:
-        probe.check_folder(model, context.parent)
+        probe.check_folder(model, context.parent, begun.tokenizer)
     return model
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
+from statistics import fmean, variance
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from trl import DPOConfig
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.models.device import sharded
-from rlhf.models.load import check_policy, load_policy
+from rlhf.models.load import check_policy
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import (
     Ready,
@@ -29,6 +31,7 @@ from rlhf.trainers.common import (
     starting_policy,
 )
 from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.track import candidates, choose
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -95,7 +98,8 @@ def prepare(context: StageContext) -> Ready:
         if loss not in LOSSES:
             raise UserError(f"stages.dpo.loss_type: unknown loss {loss!r}; {unknown_name(loss, LOSSES)}")
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
-    data = prepared_data(context, begun, codec.pair, {"max_length": args.max_length, "keep": codec.keep})
+    settings = {"max_length": args.max_length, "keep": codec.keep}
+    data = prepared_data(context, begun, codec.pair, settings, ahead=codec.ahead)
     if "precompute_ref_log_probs" not in context.project.stages[context.name].trainer:
         args.precompute_ref_log_probs = _worth_storing(args, len(data.train), second=begun.config.adapter is None)
     return Ready(begun, args, data)
@@ -129,7 +133,7 @@ def train(context: StageContext) -> Metrics:
     # with an adapter the reference is the model without it; with all weights trained, the policy before its first step
     # while that can be stored, else a second copy
     alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
-    reference = None if alone else load_policy(begun.source, begun.config, begun.tokenizer)
+    reference = None if alone else starting_policy(context, begun)
     trainer = DPOTrainer(
         model,
         ref_model=reference,
@@ -139,7 +143,43 @@ def train(context: StageContext) -> Metrics:
         processing_class=begun.tokenizer,
         levers=levers(context),
     )
+    kept = candidates(context, model, trainer)
     metrics = run_training(trainer, context)
+    metrics.update(choose(kept, context, ready, model, trainer))
     names = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
     metrics = {names.get(key, key): value for key, value in metrics.items()}
+    metrics["warning"] = falling_chosen(trainer.state.log_history)
     return {**metrics, **save_model(trainer, ready, context)}
+
+
+def falling_chosen(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Whether training made the chosen replies less likely while the margin grew, which a falling loss does not show.
+
+    Compared are the means of the first and the last third of the logged implicit rewards β (log π − log π_ref). A fall
+    is one of more than two standard errors of the difference of the means.
+
+    Args:
+        history: Logged rows; those of training have `rewards/chosen` and `rewards/margins`, in units of β · nats/reply.
+
+    Returns:
+        A sentence with the numbers, or None; None too with fewer than six rows.
+
+    Source: Pal et al., "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive" (2024), for the
+    failure; Pang et al., "Iterative Reasoning Preference Optimization" (2024), for the remedy. The test is ours.
+    """
+    rows = [row for row in history if "rewards/chosen" in row and "rewards/margins" in row]
+    if len(rows) < 6:
+        return None
+    third = len(rows) // 3
+    first, last = ([row["rewards/chosen"] for row in part] for part in (rows[:third], rows[-third:]))
+    before, after = fmean(first), fmean(last)
+    error = ((variance(first) + variance(last)) / third) ** 0.5
+    margins = [fmean(row["rewards/margins"] for row in part) for part in (rows[:third], rows[-third:])]
+    if before - after <= 2 * error or margins[1] <= margins[0]:
+        return None
+    return (
+        f"the chosen replies became less likely: their implicit reward fell from {before:.3f} to {after:.3f} while the "
+        f"margin grew from {margins[0]:.3f} to {margins[1]:.3f}, since the loss sees only the difference of the two "
+        "sides; if replies get worse, lower learning_rate, raise beta, or add the likelihood of the chosen reply with "
+        "loss_type: [sigmoid, sft]"
+    )

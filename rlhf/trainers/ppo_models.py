@@ -48,7 +48,7 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
     set_seed(args.seed)
     policy = adapted(base, begun, TaskType.CAUSAL_LM, args)
     if begun.config.adapter is None:
-        return _separate_roles(policy, begun, args, folder)
+        return _separate_roles(policy, context, begun, args, folder)
     part = reward_part(folder, begun) if folder is not None else None
     value_head = None
     from_reward = args.needs_critic and part is not None and args.critic_from == "reward"
@@ -108,9 +108,11 @@ def add_adapter(policy: PeftModel, name: str, config: LoraConfig, state: dict[st
         raise UserError(f"the reward model's adapter has weights for {left.unexpected_keys[0]}, which the policy lacks")
 
 
-def _separate_roles(base: PreTrainedModel, begun: Start, args: PPOConfig, folder: Path | None) -> Roles:
+def _separate_roles(
+    base: PreTrainedModel, context: StageContext, begun: Start, args: PPOConfig, folder: Path | None
+) -> Roles:
     """All weights trained: the reference is a second copy, the critic a third model."""
-    reference = load_policy(begun.source, begun.config, begun.tokenizer)
+    reference = starting_policy(context, begun)
     if not args.needs_critic:
         return Roles(base, reference=reference)
     value_head = _zero_head(base)

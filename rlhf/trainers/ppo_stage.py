@@ -33,6 +33,7 @@ from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_models import build_roles
 from rlhf.trainers.ppo_rollout import PromptRow, Rewards
+from rlhf.trainers.track import candidates, choose
 
 DEFAULTS: dict[str, Any] = {
     "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
@@ -53,7 +54,7 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, PPOConfig, begun, DEFAULTS)
     if problems := [*args.check(), *_unfit(args, begun.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
-    _check_rewards(context.project)
+    _check_rewards(context.project, context.name)
     room = None if args.max_length is None else args.max_length - args.max_new_tokens
     if room is not None and room < 1:
         raise UserError(
@@ -88,9 +89,11 @@ def train(context: StageContext) -> Metrics:
         roles, args, rows, _rewards(context, roles), begun.tokenizer,
         Codec(begun.tokenizer).ending(rows[0].prompt), samples_file,
     )  # fmt: skip
+    kept = candidates(context, roles.policy, trainer)
     metrics = run_training(trainer, context, [samples_file])
     if roles.shared:
         roles.policy.set_adapter(POLICY)
+    metrics.update(choose(kept, context, ready, roles.policy, trainer))
     return {**metrics, **_last(trainer), **save_model(trainer, ready, context, roles.policy)}
 
 
@@ -115,9 +118,9 @@ def _unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
     return found
 
 
-def _check_rewards(project: ProjectConfig) -> None:
+def _check_rewards(project: ProjectConfig, stage: str) -> None:
     """Hold, before anything trains, that the rewards are there; the run's own model may still be to come."""
-    weights = rewards_of(project, "ppo")
+    weights = rewards_of(project, stage)
     if not isinstance(weights, dict):
         raise UserError(f"stages.ppo.rewards: expected {{name: weight}}, not {weights!r}")
     if not weights:
@@ -137,7 +140,7 @@ def _rewards(context: StageContext, roles: Roles) -> Rewards:
     weights = rewards_of(context.project, context.name)
     adapter = OWN in weights and roles.reward_head is not None
     loaded = load_rewards(
-        context.project, context.parents.get(OWN), [name for name in weights if name != OWN or not adapter]
+        context.project, context.parents, [name for name in weights if name != OWN or not adapter]
     )
     if OWN in weights and not adapter:
         print("ppo: the reward model is a model of its own: it does not fit on the policy's base", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import trl
@@ -29,7 +30,9 @@ def prepare(context: StageContext) -> Ready:
     begun = start(context)
     args: Any = arguments(context, RewardConfig, begun)
     codec = Codec(begun.tokenizer, args.max_length, encoder=begun.encoder)
-    return Ready(begun, args, prepared_data(context, begun, codec.scored_pair, {"max_length": args.max_length}))
+    ahead = functools.partial(codec.ahead, prompts=False)
+    settings = {"max_length": args.max_length}
+    return Ready(begun, args, prepared_data(context, begun, codec.scored_pair, settings, ahead=ahead))
 
 
 def train(context: StageContext) -> Metrics:

@@ -40,7 +40,9 @@ def prepare(context: StageContext) -> Ready:
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode, encoder=begun.encoder)
     encode = codec.labelled if begun.encoder else codec.demonstration
     return Ready(
-        begun, args, prepared_data(context, begun, encode, {"max_length": args.max_length, "keep": codec.keep})
+        begun,
+        args,
+        prepared_data(context, begun, encode, {"max_length": args.max_length, "keep": codec.keep}, ahead=codec.ahead),
     )
 
 

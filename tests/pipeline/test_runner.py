@@ -257,6 +257,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, tiny_llama):
 
 def test_check_trains_nothing(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama)
-    ledgers = runner.check(project)
-    assert ledgers["dpo"].read == 40
+    checked = runner.check(project)
+    assert checked["dpo"].ledger.read == 40
+    assert checked["dpo"].findings.get("length").n == 40
     assert not project.run_dir.exists()

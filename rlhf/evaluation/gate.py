@@ -1,0 +1,248 @@
+"""The gate stage: what online training will maximise is held against held-out pairs, a ruler and chance first."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import heapq
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf.config import ProjectConfig
+from rlhf.data.prepare import evaluation_prompts, iter_records
+from rlhf.data.records import Preference, Text
+from rlhf.data.splits import canonical
+from rlhf.errors import UserError
+from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
+from rlhf.evaluation.gate_verdict import verdict
+from rlhf.evaluation.replies import fitted, load, replies_to
+from rlhf.evaluation.reward_model import length_baseline, wins
+from rlhf.evaluation.stats import Floats, wilson_interval
+from rlhf.rewards import RewardFunction
+from rlhf.rewards.load import load_rewards
+from rlhf.rewards.text import text_of
+from rlhf.rollout.sample import as_completion
+from rlhf.stages import Metrics, StageContext, judged, parent_of
+
+PAIRS = 2000
+"""Most held-out pairs scored: at this many the interval is 4 points wide at most."""
+_PROMPTS = 64
+"""Prompts that the policy replies to, and pairs on which invariance is tried."""
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_BINS = 24
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Held-out pairs, and what a ruler says of all."""
+
+    records: list[Preference]
+    length_M: Floats
+    """Characters of the chosen less those of the rejected reply, held-out pairs."""
+    train_length_N: Floats
+    """The same of the training pairs: they decide whether the ruler prefers long or short."""
+
+    @property
+    def prompts(self) -> list[Text]:
+        """Prompt of each."""
+        return [one.prompt for one in self.records]
+
+
+def prepare(context: StageContext) -> None:
+    """Hold, before anything trains, that there will be pairs and prompts to judge by."""
+    if not any(side == "eval" for _, side in iter_records(context.project, "preferences")):
+        raise _no_pairs(context.project)
+    evaluation_prompts(context.project, 1)
+
+
+def gate(context: StageContext) -> Metrics:
+    """Measure every reward model that PPO maximises, decide, and write `pairs.jsonl`: each pair with its margins.
+
+    Returns:
+        `passed`; `models`: of each reward model what `examine` and `gate_verdict.verdict` give; `policy`, whose replies
+        were scored beside the pairs.
+
+    Raises:
+        UserError: No pair is held out.
+    """
+    project = context.project
+    pairs = held_out_pairs(project)
+    policy = parent_of(project, context.name) or "base"
+    prompts, replies = _policy_replies(context, policy)
+    judges = load_rewards(project, context.parents, judged(project, context.name))
+    models: dict[str, Any] = {}
+    margins: dict[str, Floats] = {}
+    for name, judge in judges.items():
+        scores_M2 = score_pairs(judge, pairs.records)
+        margins[name] = scores_M2[:, 0] - scores_M2[:, 1]
+        found = examine(scores_M2, pairs)
+        found["invariance"] = invariance(judge, pairs.records[:_PROMPTS], float(scores_M2.std()))
+        policy_N = np.array(judge(prompts, replies), dtype=float)
+        found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
+        models[name] = {**found, **verdict(found)}
+    _write_pairs(context, pairs, margins)
+    return {"passed": all(one["passed"] for one in models.values()), "models": models, "policy": policy}
+
+
+def held_out_pairs(project: ProjectConfig) -> Pairs:
+    """The held-out preference pairs; of more than `PAIRS` a fixed choice, whatever their order.
+
+    Raises:
+        UserError: There is none.
+    """
+    chosen: list[tuple[int, int, Preference]] = []  # a heap: what hashes highest goes first
+    train: list[int] = []
+    for number, (record, side) in enumerate(iter_records(project, "preferences")):
+        assert isinstance(record, Preference)
+        if side == "train":
+            train.append(_length(record))
+            continue
+        heapq.heappush(chosen, (-_place(record), number, record))
+        if len(chosen) > PAIRS:
+            heapq.heappop(chosen)
+    if not chosen:
+        raise _no_pairs(project)
+    records = [record for _, _, record in sorted(chosen, key=lambda entry: entry[1])]
+    return Pairs(records, np.array([_length(one) for one in records], float), np.array(train, float))
+
+
+def score_pairs(judge: RewardFunction, pairs: Sequence[Preference]) -> Floats:
+    """Scores of the chosen and the rejected reply, array (M, 2); the two of a pair are scored together."""
+    prompts = [one.prompt for one in pairs for _ in range(2)]
+    replies = [reply for one in pairs for reply in (one.chosen, one.rejected)]
+    return np.array(judge(prompts, replies), dtype=float).reshape(-1, 2)
+
+
+def examine(scores_M2: Floats, pairs: Pairs) -> dict[str, Any]:
+    """How good a reward model is on held-out pairs.
+
+    Args:
+        scores_M2: Scores of chosen and rejected; a tie counts one half.
+        pairs: The pairs.
+
+    Returns:
+        `n`, `accuracy`, `accuracy_ci` (95% Wilson), `length_baseline` (a ruler by characters, its direction learned on
+        the training pairs) with its interval, `prefers_longer` (share of the pairs of different lengths), `ece`
+        and `calibration` of sigmoid(margin), `by_length`: accuracy in buckets of the length difference.
+    """
+    margins_M = scores_M2[:, 0] - scores_M2[:, 1]
+    count = len(margins_M)
+    right = float(wins(margins_M).sum())
+    train_N = pairs.train_length_N if len(pairs.train_length_N) else pairs.length_M
+    ruler = float(length_baseline(train_N, pairs.length_M).sum())
+    differ_M = pairs.length_M != 0
+    longer = float(wins((margins_M * np.sign(pairs.length_M))[differ_M]).mean()) if differ_M.any() else None
+    return {
+        "n": count,
+        "accuracy": right / count,
+        "accuracy_ci": list(wilson_interval(right, count)),
+        "length_baseline": ruler / count,
+        "length_baseline_ci": list(wilson_interval(ruler, count)),
+        "prefers_longer": longer,
+        "ece": expected_calibration_error(margins_M),
+        "calibration": calibration_curve(margins_M),
+        "by_length": accuracy_by_length(margins_M, pairs.length_M),
+    }
+
+
+def invariance(judge: RewardFunction, pairs: Sequence[Preference], std: float) -> dict[str, float | None]:
+    """How far a score moves with what should not matter, in standard deviations of the scores.
+
+    Args:
+        judge: The reward model.
+        pairs: Pairs to try it on.
+        std: Standard deviation of its scores.
+
+    Returns:
+        `batch`: largest change between all replies scored together, padded to the longest, and each by itself;
+        `eos`: mean change when the reply's text already ends in the end token; None where there is no such token.
+    """
+    prompts = [one.prompt for one in pairs]
+    replies = [one.chosen for one in pairs]
+    together_M = np.array(judge(prompts, replies), dtype=float)
+    alone_M = np.array([judge([prompt], [reply])[0] for prompt, reply in zip(prompts, replies, strict=True)], float)
+    scale = std or 1.0
+    end = _end_token(judge)
+    ended = None
+    if end is not None:
+        ended_M = np.array(judge(prompts, [_with_end(reply, end) for reply in replies]), dtype=float)
+        ended = float(np.abs(ended_M - together_M).mean() / scale)
+    return {"batch": float(np.abs(together_M - alone_M).max() / scale), "eos": ended}
+
+
+def distribution(scores: Mapping[str, Floats]) -> dict[str, Any]:
+    """Mean, standard deviation, quantiles and a histogram over common edges of several sets of scores."""
+    known = {name: values[np.isfinite(values)] for name, values in scores.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(known.values())), bins=_BINS)
+    sets = {
+        name: {
+            "n": len(values),
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "quantiles": [float(one) for one in np.quantile(values, _QUANTILES)],
+            "counts": [int(one) for one in np.histogram(values, bins=edges)[0]],
+        }
+        for name, values in known.items()
+        if len(values)
+    }
+    return {"edges": [float(edge) for edge in edges], "quantiles": list(_QUANTILES), **sets}
+
+
+def _policy_replies(context: StageContext, policy: str) -> tuple[list[Text], list[Text]]:
+    """Held-out prompts, and a reply to each by the policy that training will start from."""
+    project = context.project
+    prompts = [one.prompt for one in evaluation_prompts(project, _PROMPTS)]
+    model, codec = load(project, context.parents.get(policy))
+    ids, _ = fitted(model, codec, prompts, project.evaluate.max_new_tokens)
+    replies = replies_to(project, model, codec, ids, 1, policy)
+    del model
+    gc.collect()
+    return prompts, [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, replies, strict=True)]
+
+
+def _write_pairs(context: StageContext, pairs: Pairs, margins: Mapping[str, Floats]) -> None:
+    """Each pair with every model's margin, what is most wrong first: that is where to look."""
+    worst = np.argsort(np.min([*margins.values()], axis=0), kind="stable")
+    with (context.directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for place in worst:
+            record = pairs.records[place]
+            row = {
+                "origin": record.origin,
+                "margins": {name: round(float(values[place]), 6) for name, values in margins.items()},
+                "length_difference": int(pairs.length_M[place]),
+                "prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected,
+            }  # fmt: skip
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _no_pairs(project: ProjectConfig) -> UserError:
+    return UserError(
+        f"{project.path}: no pair of data.preferences is held out (holdout {project.holdout}) to judge the reward "
+        "model by; give a larger holdout"
+    )
+
+
+def _length(record: Preference) -> int:
+    return len(text_of(record.chosen)) - len(text_of(record.rejected))
+
+
+def _place(record: Preference) -> int:
+    """A number that follows from the content alone."""
+    text = canonical(record.prompt) + canonical(record.chosen)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _end_token(judge: Any) -> str | None:
+    """The end token of a reward model, of an ensemble its first's; None of a function."""
+    judge = getattr(judge, "models", [judge])[0]
+    return getattr(getattr(judge, "tokenizer", None), "eos_token", None)
+
+
+def _with_end(reply: Text, end: str) -> Text:
+    if isinstance(reply, str):
+        return reply + end
+    return [*reply[:-1], {**reply[-1], "content": reply[-1]["content"] + end}]

@@ -1,0 +1,120 @@
+"""Whether a reward model may be maximised, and what to look at where it may not. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf.evaluation.stats import wilson_interval
+
+BATCH_TOLERANCE = 0.05
+"""Largest change of a score by padding or company, in standard deviations: rounding in bf16 stays below."""
+_FOLLOWS_LENGTH = 0.9
+"""Share of the pairs in which a model prefers the longer (or shorter) reply, above which it measures little else."""
+_FAR = 2.0
+"""Standard deviations between the policy's replies and the pairs from which on the model judges what it never saw."""
+_EOS_MATTERS = 0.5
+_MISCALIBRATED = 0.1
+_WITHIN_REACH = 4
+"""Times as many held-out pairs as there are: where more would be needed, the model is rather no better than chance."""
+_MOST_PAIRS = 1_000_000
+
+
+def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Decide on one reward model.
+
+    It passes if the lower end of its accuracy's interval lies above both baselines, the ruler's accuracy and chance,
+    and its scores do not depend on padding or on what else is in the batch.
+
+    Args:
+        found: What `gate.examine`, `gate.invariance` and `gate.distribution` measured.
+
+    Returns:
+        `passed`; `baseline`, what had to be beaten; `reasons`, why it does not pass; `advice`, what to look at next;
+        `notes`, what does not stop the run.
+    """
+    baseline = max(0.5, found["length_baseline"])
+    low, high = found["accuracy_ci"]
+    reasons, advice = [], []
+    if low <= baseline:
+        ruler = "the longer or the shorter reply" if found["length_baseline"] >= 0.5 else "chance"
+        reasons.append(
+            f"it ranks {_percent(found['accuracy'])} [{_percent(low)}, {_percent(high)}] of {found['n']:,} held-out "
+            f"pairs rightly, which is not shown to be more than {_percent(baseline)} ({ruler})"
+        )
+        advice += _advice(found, baseline)
+    if found["invariance"]["batch"] > BATCH_TOLERANCE:
+        reasons.append(
+            f"a score moves by up to {found['invariance']['batch']:.2f} standard deviations with what else is in the "
+            "batch"
+        )
+        advice.append("padding reaches the score: check the model's pad token and padding side")
+    return {"passed": not reasons, "baseline": baseline, "reasons": reasons, "advice": advice, "notes": _notes(found)}
+
+
+def pairs_needed(accuracy: float, baseline: float) -> int | None:
+    """Fewest held-out pairs at which this accuracy's 95% Wilson interval lies above the baseline; None if none do."""
+    if accuracy <= baseline:
+        return None
+    few, many = 1, 2
+    while wilson_interval(accuracy * many, many)[0] <= baseline:
+        few, many = many, 2 * many
+        if many > _MOST_PAIRS:
+            return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if wilson_interval(accuracy * middle, middle)[0] <= baseline else (few, middle)
+    return many
+
+
+def _advice(found: Mapping[str, Any], baseline: float) -> list[str]:
+    longer = found["prefers_longer"]
+    if longer is not None and max(longer, 1 - longer) >= _FOLLOWS_LENGTH:
+        which = "longer" if longer > 0.5 else "shorter"
+        return [
+            f"it prefers the {which} reply in {_percent(max(longer, 1 - longer))} of the pairs: that is what it has "
+            "learned; look at `rlhf check` for the pairs' length bias, and add pairs of equal length"
+        ]
+    needed = pairs_needed(found["accuracy"], baseline)
+    if needed is not None and found["n"] < needed <= _WITHIN_REACH * found["n"]:
+        return [
+            f"at this accuracy about {_rounded(needed)} held-out pairs would show it: raise data.preferences.holdout, "
+            "or train on more pairs"
+        ]
+    return [
+        "`rlhf check` for contradictory or mislabelled pairs (are chosen and rejected the right way round?)",
+        "the most wrong pairs first in gate/pairs.jsonl",
+        "the reward stage's loss: if it did not fall, a higher learning rate or more epochs; if it fell on training "
+        "pairs alone, fewer epochs or more pairs",
+    ]
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if found["ece"] is not None and found["ece"] > _MISCALIBRATED:
+        notes.append(f"its confidence is off by {_percent(found['ece'])} on average (calibration)")
+    eos = found["invariance"]["eos"]
+    if eos is not None and eos > _EOS_MATTERS:
+        notes.append(f"a second end token moves its score by {eos:.2f} standard deviations")
+    scores = found["scores"]
+    if "policy" in scores:
+        pairs = (scores["chosen"]["mean"] + scores["rejected"]["mean"]) / 2
+        spread = math.hypot(scores["chosen"]["std"], scores["rejected"]["std"]) / math.sqrt(2) or 1.0
+        far = abs(scores["policy"]["mean"] - pairs) / spread
+        if far > _FAR:
+            notes.append(
+                f"the policy's replies score {far:.1f} standard deviations from the pairs it was trained on: it judges "
+                "what it has not seen"
+            )
+    return notes
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def _rounded(number: int) -> str:
+    """To two digits, upwards: it is an estimate."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return f"{math.ceil(number / unit) * unit:,}"

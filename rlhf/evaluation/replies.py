@@ -1,0 +1,75 @@
+"""A finished policy, loaded to reply to prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from rlhf.config import ProjectConfig
+from rlhf.data.records import Text
+from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.device import device
+from rlhf.models.load import context_length, load_policy, source_of
+from rlhf.models.settings import base_settings
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.rollout.sample import Reply, sample
+
+
+def load(project: ProjectConfig, folder: Path | None) -> tuple[PreTrainedModel, Codec]:
+    """A stage's policy on the device, held against its probe, with its tokenizer; without a folder the base model.
+
+    Raises:
+        UserError: It cannot be loaded, or is not what the stage left.
+    """
+    config = base_settings(project)
+    tokenizer = load_tokenizer(config, folder)
+    model = load_policy(source_of(config, folder), config, tokenizer)
+    if folder is not None:
+        probe.check_folder(model, folder)
+    return model.to(device()), Codec(tokenizer)
+
+
+def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that leave room for a reply; of a longer one the end is kept.
+
+    Raises:
+        UserError: None are left.
+    """
+    limit = context_length(model.config)
+    if limit is not None and limit <= max_new_tokens:
+        raise UserError(f"evaluate.max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {limit}")
+    return sys.maxsize if limit is None else limit - max_new_tokens
+
+
+def fitted(
+    model: PreTrainedModel, codec: Codec, prompts: Sequence[Text], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of prompts, of those that leave no room for a reply the end; and how many these were."""
+    room = prompt_room(model, max_new_tokens)
+    ids = [codec.prompt(prompt) for prompt in prompts]
+    return [row[-room:] for row in ids], sum(len(row) > room for row in ids)
+
+
+def replies_to(
+    project: ProjectConfig, model: PreTrainedModel, codec: Codec, ids: Sequence[Sequence[int]], samples: int, label: str
+) -> list[list[Reply]]:
+    """Sample replies as `evaluate:` says.
+
+    Args:
+        project: Its `evaluate` section and seed count.
+        model: The policy.
+        codec: Its tokenizer.
+        ids: Token ids of each prompt.
+        samples: Replies a prompt.
+        label: Words before the progress bar.
+    """
+    settings = project.evaluate
+    return sample(
+        model, codec.tokenizer, ids, samples=samples, max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature, batch_size=settings.batch_size, seed=project.seed, label=f"{label} replies",
+    )  # fmt: skip

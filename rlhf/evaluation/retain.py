@@ -1,0 +1,175 @@
+"""What a policy must not lose: text it should still find likely, tasks it should still solve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from rlhf.config import ProjectConfig, RetainConfig, SourceConfig
+from rlhf.data.formats import find
+from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
+from rlhf.data.sources import read_rows
+from rlhf.data.tokenize import IGNORED, Codec
+from rlhf.errors import UserError, unknown_name
+from rlhf.evaluation.compare import Comparison, compare, comparison_pairs, correct
+from rlhf.evaluation.replies import fitted
+from rlhf.models.load import context_length
+from rlhf.rewards import RewardFunction
+from rlhf.rollout.sample import as_completion, sample
+
+RETAINED = "retained.jsonl"
+Measure = Literal["log-likelihood", "score"]
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Rows of one set."""
+
+    name: str
+    judge: str | None
+    """What scores replies; None for text, whose log-likelihood counts."""
+    records: tuple[Demonstration | Prompt, ...]
+
+    @property
+    def measure(self) -> Measure:
+        """What a value of it is; of both, more is better."""
+        return "log-likelihood" if self.judge is None else "score"
+
+
+class Lost(Comparison):
+    """A policy against what it came from on one set; an entry of `retained` in report.json.
+
+    `judge` is the set's name; a score is the log-likelihood of a row (nats/token) or a judge's score of a greedy reply.
+    """
+
+    measure: Measure
+
+
+def read_retained(project: ProjectConfig) -> list[Retained]:
+    """The sets of `evaluate.retain`.
+
+    Raises:
+        UserError: One cannot be read, has no usable row, or names a judge that is not there or compares.
+    """
+    return [_read(name, one, project) for name, one in project.evaluate.retain.items()]
+
+
+def _read(name: str, config: RetainConfig, project: ProjectConfig) -> Retained:
+    where = f"evaluate.retain.{name}"
+    known = [key for key, reward in project.rewards.items() if reward.endpoint is None]
+    if config.judge is not None and config.judge not in known:
+        hint = unknown_name(config.judge, known)
+        raise UserError(f"{where}.judge: there is no {config.judge!r} that scores under rewards:; {hint}")
+    if config.limit < 1:
+        raise UserError(f"{where}.limit must be at least 1, not {config.limit}")
+    source = SourceConfig(
+        source=config.source, format=config.format, split=config.split, columns=config.columns, limit=config.limit
+    )
+    layout, records = None, []
+    for row, origin in read_rows(source, project.path.parent):
+        layout = layout or find(source.format, row, origin)
+        try:
+            records.append(as_role(layout.parse(row, origin), "demonstrations" if config.judge is None else "prompts"))
+        except Unusable:
+            continue
+    if not records:
+        raise UserError(f"{where}: no row of {config.source} can be used")
+    return Retained(name, config.judge, tuple(records))  # type: ignore[arg-type]  # as_role gives these two
+
+
+def measure(
+    one: Retained,
+    model: PreTrainedModel,
+    codec: Codec,
+    judges: Mapping[str, RewardFunction],
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[float | None]:
+    """One value a row, more being better: mean log-likelihood (nats/token), or a judge's score of the greedy reply.
+
+    Args:
+        one: The rows.
+        model: The policy.
+        codec: Its tokenizer.
+        judges: What scores, by name.
+        max_new_tokens: Longest reply.
+        batch_size: Replies generated at once.
+
+    Returns:
+        None for a row of which nothing is left within the model's context, or that the judge gives no score.
+    """
+    if one.judge is None:
+        limited = Codec(codec.tokenizer, context_length(model.config))
+        return [_log_likelihood(model, limited, record) for record in one.records]
+    prompts = [record.prompt for record in one.records]
+    ids, _ = fitted(model, codec, prompts, max_new_tokens)
+    replies = sample(
+        model, codec.tokenizer, ids, samples=1, max_new_tokens=max_new_tokens, temperature=0.0, batch_size=batch_size,
+        seed=0, label=f"{one.name}:",
+    )  # fmt: skip
+    names = {key for record in one.records for key in record.extra} - {"prompts", "completions"}
+    columns = {key: [record.extra.get(key) for record in one.records] for key in names}
+    completions = [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, replies, strict=True)]
+    return judges[one.judge](prompts, completions, **columns)
+
+
+@torch.no_grad()
+def _log_likelihood(model: PreTrainedModel, codec: Codec, record: Any) -> float | None:
+    """Mean log-probability of the tokens that a demonstration teaches, nats/token."""
+    try:
+        columns = codec.demonstration(record).columns
+    except Unusable:
+        return None
+    ids = torch.tensor([columns["input_ids"]], device=model.device)
+    targets = torch.tensor(columns["labels"][1:], device=model.device)
+    log_probs = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+    kept = targets != IGNORED
+    if not kept.any():
+        return None
+    return float(log_probs[kept].gather(-1, targets[kept, None]).mean())
+
+
+def write(path: Path, sets: Sequence[Retained], values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
+    """`retained.jsonl`: a line a row, with the value of every policy.
+
+    Args:
+        path: The file.
+        sets: The sets.
+        values: Of each policy, of each set, its values.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for one in sets:
+            for index, record in enumerate(one.records):
+                scores = {policy: of[one.name][index] for policy, of in values.items()}
+                row = {"set": one.name, "measure": one.measure, "origin": record.origin, "values": scores}
+                file.write(json.dumps(row) + "\n")
+
+
+def compare_retained(
+    rows: Sequence[Mapping[str, Any]], policies: Sequence[str], parents: Mapping[str, str]
+) -> list[Lost]:
+    """Every policy against its parent and the base on every set, corrected for all of these together.
+
+    Args:
+        rows: Lines of `retained.jsonl`.
+        policies: Names as in the rows' `values`.
+        parents: Policy -> the policy it was trained from.
+    """
+    sets: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        sets.setdefault(row["set"], []).append(row)
+    found = []
+    for name, members in sets.items():
+        replies = [
+            {"replies": {policy: [{"scores": {name: value}}] for policy, value in row["values"].items()}}
+            for row in members
+        ]
+        for policy, baseline in comparison_pairs(policies, parents):
+            found.append(Lost(measure=members[0]["measure"], **compare(replies, policy, baseline, name)))
+    return correct(found)

@@ -1,0 +1,41 @@
+"""A stage that maximises a reward model runs only if that model has passed its gate."""
+
+from __future__ import annotations
+
+import sys
+
+from rlhf.config import ProjectConfig
+from rlhf.errors import GateClosed
+from rlhf.pipeline import contract
+from rlhf.stages import guards_of, parents_of
+
+
+def hold(project: ProjectConfig, name: str) -> None:
+    """Stop before a stage whose gate is shut; with `gate: warn` say so and go on.
+
+    A stage launched by itself, whose gate has not been asked about the models as they are now, is told so.
+
+    Raises:
+        GateClosed: A reward model did not pass; the message says why and what to look at next.
+    """
+    for guard in guards_of(project, name):
+        record = contract.read_record(project.run_dir / guard)
+        now = {parent: contract.artifact_of(project, parent) for parent in parents_of(project, guard)}
+        if record is None or record["parents"] != now:
+            _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {guard}")
+            continue
+        if record["metrics"]["passed"]:
+            continue
+        shut = {model: found for model, found in record["metrics"]["models"].items() if not found["passed"]}
+        lines = [f"the gate is shut: {name} would maximise a reward model that is not shown to be one"]
+        for model, found in shut.items():
+            lines += [f"  {model}: {reason}" for reason in found["reasons"]]
+            lines += [f"  look at: {advice}" for advice in found["advice"]]
+        if project.gate == "warn":
+            _say("\n".join(["warning: " + lines[0], *lines[1:]]))
+            continue
+        raise GateClosed("\n".join([*lines, "  or go on all the same, which the report will say: --gate warn"]))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,81 @@
+"""The evaluate stage with a judge that compares, and prompts in groups."""
+
+import json
+
+import pytest
+
+from rlhf.config import load_project
+from rlhf.errors import UserError
+from rlhf.evaluation.evaluate import prepare
+from rlhf.evaluation.report import build_report
+from rlhf.pipeline import contract
+from rlhf.pipeline.folder import own_folder
+from rlhf.pipeline.stage import run_stage
+from rlhf.stages import StageContext
+from tests.judge_server import JudgeServer, Raw, prefer_longer
+from tests.projects import pairs, write_project, write_rows
+from tests.runs_by_hand import add_stage
+
+
+@pytest.fixture
+def server():
+    with JudgeServer(prefer_longer) as running:
+        yield running
+
+
+@pytest.fixture
+def project(tmp_path, tiny_llama, server):
+    """Two policies, prompts of two kinds, and a judge that compares."""
+    rows = [{"prompt": row["prompt"], "kind": "even" if n % 2 == 0 else "odd"} for n, row in enumerate(pairs(16))]
+    prompts = write_rows(tmp_path / "prompts.jsonl", rows)
+    path = write_project(
+        tmp_path, tiny_llama, stages={"sft": {"max_steps": 2}},
+        data={"demonstrations": {"source": str(tmp_path / "pairs.jsonl")}, "prompts": {"source": str(prompts)}},
+        rewards={"judge": {"endpoint": server.url, "judge_model": "test"}},
+        evaluate={"prompts": 16, "samples": 2, "max_new_tokens": 6, "group_by": "kind"},
+    )  # fmt: skip
+    project = load_project(path)
+    own_folder(project)
+    add_stage(project.run_dir, "sft", tiny_llama)
+    return project
+
+
+def test_a_judge_compares_sample_with_sample_and_its_answers_are_kept(project, server):
+    run_stage(project, "evaluate")
+    folder = project.run_dir / "evaluate"
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        shares = row["preferences"]["judge"]["sft vs base"]
+        lengths = [[len(reply["text"]) for reply in row["replies"][name]] for name in ("sft", "base")]
+        expected = [0.5 + ((a > b) - (a < b)) / 2 for a, b in zip(*lengths, strict=True)]
+        assert shares == expected, "the server prefers the longer reply"
+    found = contract.read_record(folder)["metrics"]
+    assert found["judges"] == ["judge"]
+    assert found["comparing"]["judge"]["position_bias"] == 0
+    asked = len(server.seen)
+    run_stage(project, "evaluate")
+    assert len(server.seen) == asked, "answered from the run's folder"
+
+
+def test_the_report_has_the_comparison_and_the_groups(project):
+    run_stage(project, "evaluate")
+    report = build_report(project.run_dir)
+    (row,) = report["comparisons"]
+    assert (row["judge"], row["n"], row["policy_mean"]) == ("judge", 16, None)
+    assert row["mean_difference"] == pytest.approx(2 * row["win_rate"] - 1)
+    assert [one["group"] for one in report["groups"]] == ["even", "odd"]
+    assert sum(one["n"] for one in report["groups"]) == 16
+    assert report["comparing"]["judge"]["pairs"] == 32
+
+
+def test_a_judge_that_cannot_be_asked_is_known_before_anything_trains(project):
+    with JudgeServer(lambda server, messages: Raw(401)) as closed:
+        refused = load_project(project.path, [f"rewards.judge.endpoint={closed.url}"])
+        with pytest.raises(UserError, match=r"rewards.judge: http://127.0.0.1"):
+            prepare(StageContext(refused, "evaluate", refused.run_dir / "work", {}))
+
+
+def test_groups_need_a_column(project):
+    wrong = load_project(project.path, ["evaluate.group_by=kinds"])
+    with pytest.raises(UserError, match="no prompt has a column 'kinds'; did you mean 'kind'"):
+        prepare(StageContext(wrong, "evaluate", wrong.run_dir / "work", {}))
