@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PhiConfig,
     PretrainedConfig,
@@ -52,6 +53,7 @@ FAMILIES: dict[str, PretrainedConfig] = {
     ),
     "phi": PhiConfig(**SMALL, attention_dropout=0.0),
     "phi3": Phi3Config(**SMALL, attention_dropout=0.0, resid_pdrop=0.0),
+    "mixtral": MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
     "neox": GPTNeoXConfig(**{**SMALL, "num_key_value_heads": 4}),
 }  # fmt: skip
 
@@ -69,7 +71,8 @@ def scorer(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def _made(kind: Any, config: PretrainedConfig, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
     set_seed(0)
-    model = kind.from_config(
-        copy.deepcopy(config), dtype=dtype, **({"attn_implementation": attention} if attention else {})
-    )
+    given = {"attn_implementation": attention} if attention else {}
+    if dtype == torch.float64:
+        given["experts_implementation"] = "eager"  # the grouped product knows no double precision
+    model = kind.from_config(copy.deepcopy(config), dtype=dtype, **given)
     return strengthened(model.train(), 4.0)

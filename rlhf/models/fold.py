@@ -13,9 +13,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any
 
 import torch
@@ -62,11 +61,8 @@ class Fold:
     def remove(self) -> None:
         """Put the plain forward pass back."""
         state = vars(self.backbone).get("_fold")
-        if state is None or state.fold is not self:
-            return
-        del self.backbone._fold, self.backbone.forward
-        if state.before is not None:
-            self.backbone.forward = state.before
+        if state is not None and state.fold is self:
+            unfold(self.model)
 
     def say(self, reason: str) -> None:
         """Say once why rows are not folded."""
@@ -80,12 +76,15 @@ class _State:
     """What a folded backbone knows; a copy of the model has a copy of it."""
 
     fold: Fold
-    before: MethodType | None
+    before: Callable[..., Any] | None
     """A forward pass that was set on the backbone itself, by whatever else wraps it."""
     cost: Cost
     rotary: bool
     """Whether only distances matter, so that positions may be shifted."""
-    dropout: str | None = None
+    decodes: bool
+    """Whether callers may decode with the model token by token, and so expect a cache unless they say otherwise."""
+    noisy: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    """Whether the forward pass draws in training, by what the config says of dropout."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,8 @@ class _Rows:
     """Column of each sequence's first token."""
     positions: list[int]
     """Position of each sequence's first token."""
+    reach: int
+    """Columns, or one more than the largest position, whichever is more."""
     shape: tuple[int, int]
     rest: dict[str, Any]
     """The call's other arguments."""
@@ -130,7 +131,8 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     Of a batch of R rows, i, i + R/G, i + 2R/G … (G = `group_size`) are a group: for preference pairs TRL's layout, all
     chosen, then all rejected. Their longest common beginning stands once, whatever it is; groups that share little are
     run as separate rows. Calls that cannot be folded run as they always did: generation, other outputs than the last
-    states, numbers of rows that are no multiple of G.
+    states, numbers of rows that are no multiple of G. A language model that is not in training, called without
+    `use_cache` and by its config's default with a cache, is one of them: pass `use_cache=False`, as TRL's trainers do.
 
     Args:
         model: Any decoder of transformers with full causal attention, with whatever head; peft's wrapping too.
@@ -143,7 +145,8 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     Raises:
         ValueError: `group_size` is below 1, or the model is folded already.
 
-    Deviation: none; the result is the plain one, to rounding (1e-6 relative in float64, 1e-5 in float32).
+    Deviation: at places that `attention_mask` hides stands the state of another token, not what the model makes of
+    padding. Elsewhere none; the result is the plain one, to rounding (1e-6 relative in float64, 1e-5 in float32).
     """
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, not {group_size}")
@@ -157,9 +160,25 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
         made.say(made.reason)
         return made
     rotary = any("rotary" in type(module).__name__.lower() for module in backbone.modules())
-    backbone._fold = _State(made, vars(backbone).get("forward"), Cost.of(backbone), rotary)
+    decodes = whole.can_generate() or whole is backbone
+    backbone._fold = _State(made, vars(backbone).get("forward"), Cost.of(backbone), rotary, decodes)
     replace_forward(backbone, _forward)
     return made
+
+
+def unfold(model: PreTrainedModel | PeftModel) -> None:
+    """Put the plain forward pass back, whoever folded the model: in a copy, or in one that was pickled and loaded.
+
+    Args:
+        model: A folded model; nothing is done to another.
+    """
+    backbone = without_peft(model).base_model
+    state = vars(backbone).pop("_fold", None)
+    if state is None:
+        return
+    del backbone.forward
+    if state.before is not None:
+        backbone.forward = state.before
 
 
 def is_folded(model: PreTrainedModel | PeftModel) -> bool:
@@ -174,9 +193,13 @@ def _prompt_learning(model: nn.Module) -> str | None:
 
 
 def _trial(backbone: nn.Module) -> str | None:
+    return foldable.trial(backbone) if _can_be_tried(backbone) else None
+
+
+def _can_be_tried(backbone: nn.Module) -> bool:
+    """Whether this process has the weights, all of them."""
     weight = next(backbone.parameters())
-    whole = not (weight.is_meta or isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
-    return foldable.trial(backbone) if whole else None
+    return not (weight.is_meta or isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -186,18 +209,21 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     rows = _read(self, state, args, kwargs)
     if rows is None:
         return plain(*args, **kwargs)
-    reason = foldable.why_not(self, rows.shape[1]) or (_dropout(self, state) if self.training else None)
+    reason = foldable.why_not(self, rows.reach) or (_dropout(self, state, plain) if self.training else None)
     if reason is not None:
         state.fold.say(reason)
         return plain(*args, **kwargs)
     return _run(self, plain, rows, _batches(self, state, _items(rows, state)))
 
 
-def _dropout(backbone: nn.Module, state: _State) -> str | None:
-    """Looked for once: before the first step, when trainers have switched off what they switch off."""
-    if state.dropout is None:
-        state.dropout = foldable.dropout(backbone) or ""
-    return state.dropout or None
+def _dropout(backbone: Any, state: _State, plain: Callable[..., Any]) -> str | None:
+    """Looked for at each call: adapters come, and trainers switch off what they switch off, after a model is folded."""
+    if (reason := foldable.dropout(backbone)) is not None:
+        return reason
+    named = foldable.noise_settings(backbone.config)
+    if named and named not in state.noisy:
+        state.noisy[named] = not _can_be_tried(backbone) or foldable.is_noisy(backbone, plain)
+    return foldable.DROPOUT if named and state.noisy[named] else None
 
 
 def _read(backbone: Any, state: _State, args: Sequence[Any], kwargs: dict[str, Any]) -> _Rows | None:
@@ -205,12 +231,9 @@ def _read(backbone: Any, state: _State, args: Sequence[Any], kwargs: dict[str, A
     names = list(inspect.signature(type(backbone).forward).parameters)[1:]
     given = {name: value for name, value in (*zip(names, args, strict=False), *kwargs.items()) if value is not None}
     ids, mask, positions = (given.pop(name, None) for name in ("input_ids", "attention_mask", "position_ids"))
-    if ids is None or ids.dim() != 2 or len(ids) % state.fold.group_size or (mask is not None and mask.dim() != 2):
+    if ids is None or ids.dim() != 2 or not len(ids) or len(ids) % state.fold.group_size:
         return None
-    if given.get("return_dict") is False or "past_key_values" in given:
-        return None
-    asked = ("use_cache", "output_hidden_states", "output_attentions", "output_router_logits")
-    if any(given.get(name) for name in asked) or any(isinstance(value, torch.Tensor) for value in given.values()):
+    if any(one is not None and one.dim() != 2 for one in (mask, positions)) or _wants_more(backbone, state, given):
         return None
     real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     start_R, length_R, at_L = real.int().argmax(1), real.sum(1), torch.arange(ids.shape[1])
@@ -219,15 +242,34 @@ def _read(backbone: Any, state: _State, args: Sequence[Any], kwargs: dict[str, A
     if positions is None:
         if start_R.any() and not state.rotary:
             return None  # the model makes positions of its own, which padding on the left shifts
-        first_R = torch.zeros_like(start_R)
+        first_R, reach = torch.zeros_like(start_R), ids.shape[1]
     else:
         positions = positions.cpu().expand(len(ids), -1)
         first_R = positions.gather(1, start_R[:, None])[:, 0]
         if not torch.equal(positions[real], (first_R[:, None] + at_L - start_R[:, None])[real]):
             return None  # packed rows
+        reach = max(ids.shape[1], 1 + int(positions.max()))
     spans = zip(ids.tolist(), start_R.tolist(), length_R.tolist(), strict=True)
     rows = [row[start : start + max(1, length)] for row, start, length in spans]
-    return _Rows(rows, start_R.tolist(), first_R.tolist(), tuple(ids.shape), {"use_cache": False, **given})
+    return _Rows(rows, start_R.tolist(), first_R.tolist(), reach, tuple(ids.shape), {"use_cache": False, **given})
+
+
+def _wants_more(backbone: Any, state: _State, given: dict[str, Any]) -> bool:
+    """Whether a call asks for more than last states, by itself or by its config, or gives more than tokens."""
+    config = backbone.config
+    learning = backbone.training and torch.is_grad_enabled()
+    default = {
+        "return_dict": getattr(config, "return_dict", True),
+        "use_cache": state.decodes and not learning and getattr(config, "use_cache", False),
+        "output_hidden_states": getattr(config, "output_hidden_states", False),
+        "output_attentions": getattr(config, "output_attentions", False),
+    }
+    asked = {**default, **given}
+    if not asked.pop("return_dict") or "past_key_values" in given:
+        return True
+    return any(asked.get(name) for name in (*default, "output_router_logits")) or any(
+        isinstance(value, torch.Tensor) for value in given.values()
+    )
 
 
 def _items(rows: _Rows, state: _State) -> list[_Item]:
@@ -273,7 +315,9 @@ def _run(backbone: Any, plain: Any, rows: _Rows, batches: list[list[_Item]]) -> 
         folded = lay_out([item.prompt for item in items], [item.tails for item in items], pad=0)
         width = folded.ids_RL.shape[1]
         if any(item.position for item in items):
-            folded.positions_RL.add_(torch.tensor([[item.position] for item in items]))
+            last = max(item.position + len(item.prompt) + max(map(len, item.tails)) for item in items) - 1
+            # padding behind a sequence that begins late must not count beyond all sequences
+            folded.positions_RL.add_(torch.tensor([[item.position] for item in items])).clamp_(max=last)
         sequence = 0
         for row, item in enumerate(items):
             for member in item.members:

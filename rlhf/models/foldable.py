@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,11 @@ from rlhf.models.layout import lay_out
 _TAKE_A_MASK = ("eager", "sdpa", "flex_attention")
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on how long the longest row is."""
+
+ROUTERS = "router losses, which count every token of every row"
+DROPOUT = "dropout or other noise, which is drawn for each row by itself"
+_NOISE = re.compile("drop|jitter|neftune")
+"""In the names of probabilities and scales: `attn_pdrop`, `layerdrop`, `router_jitter_noise`, `neftune_noise_alpha`."""
 
 _PROMPT, _REPLIES = [13, 29, 5, 17], [[23, 41, 3], [7, 31]]
 """What `trial` reads, modulo the vocabulary."""
@@ -48,18 +54,38 @@ def why_not(model: nn.Module, longest: int | None = None) -> str | None:
         if kind in _LENGTH_DEPENDENT and (longest is None or limit is None or longest > limit):
             return f"rotary embedding of type {kind}, which depends on the length of the row"
     if getattr(config, "output_router_logits", False):
-        return "router losses, which count every token of every row"
+        return ROUTERS
     return None
 
 
 def dropout(model: nn.Module) -> str | None:
-    """Why a model cannot share prompts while it trains: dropout draws for each row by itself."""
-    config: PretrainedConfig = model.config.get_text_config()
-    if getattr(config, "attention_dropout", 0) or any(
-        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
-    ):
-        return "dropout, which draws for each row by itself"
-    return None
+    """Why a model cannot share prompts while it trains: dropout and other noise draw for each row by itself.
+
+    Found in its layers, as modules or as probabilities that their functions read. For what only the config names, see
+    `noise_settings`.
+    """
+    return DROPOUT if any(map(_draws, model.modules())) else None
+
+
+def noise_settings(config: PretrainedConfig) -> tuple[tuple[str, float], ...]:
+    """What a config says of dropout and other noise. A layer may read it when it runs, or have been told otherwise."""
+    return tuple((name, value) for name, value in vars(config.get_text_config()).items() if _is_noise(name, value))
+
+
+@torch.no_grad()
+def is_noisy(backbone: Any, forward: Callable[..., Any]) -> bool:
+    """Whether a forward pass draws in training, found by trying: the same tokens twice, in the mode the model is in.
+
+    Args:
+        backbone: The backbone.
+        forward: Its forward pass, without hooks.
+    """
+    weight = next(backbone.parameters())
+    ids = torch.tensor([[*_PROMPT, *_REPLIES[0]]], device=weight.device) % backbone.config.get_text_config().vocab_size
+    devices = [] if weight.device.type == "cpu" else [weight.device]
+    with torch.random.fork_rng(devices, device_type="cuda" if not devices else weight.device.type):
+        one, other = (forward(input_ids=ids, use_cache=False).last_hidden_state for _ in range(2))
+    return not torch.equal(one, other)
 
 
 def trial(backbone: Any) -> str | None:
@@ -74,6 +100,16 @@ def trial(backbone: Any) -> str | None:
 def packing_trial(backbone: Any) -> str | None:
     """Why a backbone cannot take several sequences in a row whose positions restart: they would see one another."""
     return _tried(backbone, _packed)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a layer itself has a probability above 0."""
+    drops = "drop" in type(module).__name__.lower()
+    return any(_is_noise(name, value) or (drops and name == "p" and value > 0) for name, value in vars(module).items())
+
+
+def _is_noise(name: str, value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and bool(_NOISE.search(name))
 
 
 @torch.no_grad()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from types import MethodType
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from rlhf.models.layout import Folded
 
@@ -44,8 +45,10 @@ def reply_log_probs(
 
 def reply_logits(model: Any, folded: Folded) -> torch.Tensor:
     """Logits before each reply token, in the order of the mask's true places: [K, V], float32."""
-    with head_at(model, folded.states_BS[:, :-1][folded.mask_BT]):
-        return model(**_inputs(model, folded)).logits.flatten(0, -2).float()
+    index_K = folded.states_BS[:, :-1][folded.mask_BT]
+    with head_at(model, index_K) as choice:
+        logits = model(**_inputs(model, folded)).logits.flatten(0, -2)
+    return (logits if choice.made else logits[index_K]).float()
 
 
 def last_hidden(backbone: Any, folded: Folded) -> torch.Tensor:
@@ -53,35 +56,74 @@ def last_hidden(backbone: Any, folded: Folded) -> torch.Tensor:
     return backbone(**_inputs(backbone, folded)).last_hidden_state
 
 
+@dataclass
+class Choice:
+    """What `head_at` did."""
+
+    made: bool = False
+    """Whether states were chosen: some models (OPT, BART's decoder) call another module than their `base_model`."""
+
+
 @contextlib.contextmanager
-def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[None]:
+def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[Choice]:
     """Within, whatever is above the backbone sees only these positions of the flattened rows, as one row of K.
 
-    A hook behind the backbone, so that whatever a model does with its states (heads, caps, scales) stays as it is.
+    A hook behind the backbone, so that whatever a model does with its states (heads, caps, scales) stays as it is. All
+    else that the backbone puts out (router logits, a cache) is left as it was.
+
+    Args:
+        model: A model with a head.
+        index_K: Positions in the flattened rows.
+
+    Yields:
+        Whether positions were chosen, once the model has been called; if not, its outputs are those of all positions.
     """
+    choice = Choice()
 
     def chosen(module: nn.Module, inputs: Any, output: Any) -> Any:
-        return type(output)(last_hidden_state=output.last_hidden_state.flatten(0, 1)[index_K][None])
+        states = getattr(output, "last_hidden_state", None)
+        if states is None:
+            return output
+        choice.made = True
+        return with_states(output, states.flatten(0, 1)[index_K][None])
 
     handle = model.base_model.register_forward_hook(chosen)
     try:
-        yield
+        yield choice
     finally:
         handle.remove()
 
 
-def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+def with_states(output: ModelOutput, states: torch.Tensor) -> ModelOutput:
+    """A backbone's output with other last hidden states, and all its other fields."""
+    return type(output)(**{**output, "last_hidden_state": states})
+
+
+@dataclass(eq=False)
+class Replaced:
+    """A forward method that was set on a module, as an object: a closure could neither be copied nor pickled."""
+
+    module: nn.Module
+    function: Callable[..., Any]
+    """Of a module of Python, called with the module first."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What calling the module does, between its hooks."""
+        return self.function(self.module, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the plain method: transformers looks at it to decide what to pass (positions in generation)."""
+        return inspect.signature(type(self.module).forward.__get__(self.module))
+
+
+def replace_forward(module: nn.Module, function: Callable[..., Any]) -> None:
     """Set a module's forward method, to be called with the module first; its signature stays what it was.
 
-    The function must keep what it needs on the module. A closure would, in a copy of the module, refer to the original.
-    Transformers looks at signatures to decide what to pass: positions, for one, in generation.
+    The function must keep what it needs on the module: a copy of the module, or one that is pickled and loaded, then
+    has its own.
     """
-
-    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs)
-
-    method.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
-    module.forward = MethodType(method, module)
+    module.forward = Replaced(module, function)
 
 
 def _inputs(model: Any, folded: Folded) -> dict[str, Any]:

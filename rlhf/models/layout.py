@@ -90,6 +90,7 @@ def lay_out(
         rows = list(zip(prompts, [list(row) for row in replies], strict=True))
     width = max(len(prompt) + sum(map(len, row)) for prompt, row in rows)
     longest = max(len(one) for _, row in rows for one in row)
+    masked = any(sum(map(bool, row)) > 1 for _, row in rows)
     ids, positions, segments = [], [], []
     states: list[list[int]] = []
     lengths: list[int] = []
@@ -107,8 +108,9 @@ def lay_out(
             owners += [segment] * len(one)
         filling = width - len(tokens)
         ids.append(tokens + [pad] * filling)
-        # counting on, as transformers takes a restart without a mask for packed sequences, and builds one
-        positions.append(places + (list(range(len(tokens), width)) if segment <= 1 else [0] * filling))
+        # Without a mask counting on, as transformers takes a restart for packed sequences, and builds one; under a mask
+        # 0, as a row of several replies is longer than any sequence, and positions may end with the longest.
+        positions.append(places + ([0] * filling if masked else list(range(len(tokens), width))))
         segments.append(owners + [_PADDING] * filling)
     return Folded(
         torch.tensor(ids),

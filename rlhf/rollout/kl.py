@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf.models.foldable import why_not
+from rlhf.models.foldable import trial, why_not
 from rlhf.models.forward import reply_logits
 from rlhf.models.layout import lay_out
 from rlhf.objectives.kl import token_kl
@@ -26,7 +26,8 @@ def sequence_kl(
 
     The divergence of the two next-token distributions is summed over the reply's positions. Its mean over replies
     sampled from the policy is an unbiased estimate of the sequence-level KL, never negative, with less variance than
-    the sampled log-ratio (Rao-Blackwellised over each token).
+    the sampled log-ratio (Rao-Blackwellised over each token). Where either model cannot share prompts, by its settings
+    or by trial, each reply has its prompt to itself.
 
     Args:
         policy: Model the replies were sampled from.
@@ -37,7 +38,7 @@ def sequence_kl(
     """
     results = []
     device = next(policy.parameters()).device
-    separate = any(why_not(model) is not None for model in (policy, reference))
+    separate = any(why_not(model) or trial(model.base_model) for model in (policy, reference))
     for prompt, row in zip(prompts, replies, strict=True):
         folded = lay_out([prompt], [[reply.ids for reply in row]], pad=0, separate=separate).to(device)
         ours_KV, theirs_KV = (reply_logits(model, folded) / temperature for model in (policy, reference))

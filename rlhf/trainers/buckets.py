@@ -29,7 +29,7 @@ class StepBuckets(BatchRebalanceSampler):
         accumulation: Batches of a step on each process.
         seed: Of the shuffling.
         rank: This process.
-        drop_last: Whether a last step with fewer rows is left out.
+        drop_last: Whether rows that fill no batch of a last step are left out, as a data loader leaves them out.
     """
 
     def __init__(
@@ -52,14 +52,12 @@ class StepBuckets(BatchRebalanceSampler):
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         for begin in range(0, len(order), self.effective_batch_size):
             rows = order[begin : begin + self.effective_batch_size]
-            if len(rows) < self.effective_batch_size and self.drop_last:
-                return
+            rows = rows[: self._kept(len(rows))]
             fill = -len(rows) % self.dp_size
             yield from self.batches([*rows, *(order * fill)[:fill]])
 
     def __len__(self) -> int:
-        tail = 0 if self.drop_last else self._slots(self.remainder)
-        return self.num_full_batches * self.grad_accum + tail
+        return self.num_full_batches * self.grad_accum + self._slots(self._kept(self.remainder))
 
     def batches(self, rows: Sequence[int]) -> list[list[int]]:
         """What one process does of a step, one list of rows for each batch, long rows first.
@@ -75,6 +73,11 @@ class StepBuckets(BatchRebalanceSampler):
         tokens = [sum(self.lengths[row] for row in one) for one in rounds]
         ends = _cuts(tokens, self._slots(len(rows)))
         return [mine[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def _kept(self, rows: int) -> int:
+        """Rows of a step of so many that take part."""
+        batch = self.effective_batch_size // self.grad_accum
+        return rows - rows % batch if self.drop_last else rows
 
     def _slots(self, rows: int) -> int:
         """Batches of a step of so many rows."""

@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from rlhf.data.tokenize import IGNORED
+from rlhf.models import foldable
 from rlhf.models.fold import fold
 from rlhf.models.labelled import head_where_labelled
 from rlhf.stages import StageContext
@@ -24,7 +26,12 @@ else:
 
 @dataclass(frozen=True)
 class Levers:
-    """What saves time, each by itself; none changes a number beyond rounding."""
+    """What saves time, each by itself; none changes a number beyond rounding.
+
+    With `buckets` the numbers are those of a step in one batch: where TRL's means give each batch of a step, or of an
+    evaluation, the same weight, here each row counts the same, and each token where the mean is one over tokens. The
+    smallest and largest reward that TRL logs are means of each batch's extremes, and so depend on the batches.
+    """
 
     fold: bool = True
     """What the sequences of a group share is computed once."""
@@ -61,7 +68,7 @@ class LeanTrainer(_Base):
         self.levers = levers
         self._eased = False
         self._rows_a_batch: float | None = None
-        self._weights: defaultdict[str, list[int]] = defaultdict(list)
+        self._weights: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
         super().__init__(*args, **kwargs)
         self.ease()
 
@@ -76,18 +83,32 @@ class LeanTrainer(_Base):
             if self.levers.head and self.fused_head:
                 head_where_labelled(model)
             if self.levers.fold or self.levers.buckets:
-                fold(model, self.group_size if self.levers.fold else 1, by_length=self.levers.buckets)
+                made = fold(model, self.group_size if self.levers.fold else 1, by_length=self.levers.buckets)
+                if self._routers() and made.reason is None:  # the reference too: rounded otherwise, it would not tie
+                    made.say(foldable.ROUTERS)
+                    made.remove()
 
     def separable(self) -> bool:
         """Whether the loss of a batch is the mean of losses that each row has by itself."""
         return True
+
+    def by_rows(self) -> bool:
+        """Whether batches of a step may have any number of rows, each of which then counts the same.
+
+        Not with a router's loss, which depends on which tokens go through it together.
+        """
+        return self.levers.buckets and not self._routers() and self.separable()
+
+    def _routers(self) -> bool:
+        """Whether TRL adds the load-balancing loss of a mixture of experts."""
+        return getattr(self, "aux_loss_enabled", False)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         rows = self.train_dataset if train_dataset is None else train_dataset
         args = self.args
         batches = args.gradient_accumulation_steps * args.world_size
         plain = args.train_sampling_strategy != "random" or getattr(args, "packing", False)
-        if not self.levers.buckets or plain or batches == 1 or not isinstance(rows, Dataset) or not self.separable():
+        if plain or batches == 1 or not isinstance(rows, Dataset) or not self.by_rows():
             return super()._get_train_sampler(train_dataset)
         return StepBuckets(
             row_lengths(rows), args.train_batch_size * batches, args.world_size, args.gradient_accumulation_steps,
@@ -105,20 +126,37 @@ class LeanTrainer(_Base):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """TRL's loss; in training weighted by the batch's rows, so that the step's loss is the mean over its rows."""
+        by_rows = self.by_rows()
+        if by_rows:
+            self._weights["train" if self.model.training else "eval"].append(self._weighed(inputs))
         rows = len(inputs["input_ids"])
         found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        self._weights["train" if self.model.training else "eval"].append(rows)
-        if self.token_loss or not self.model.training or self._rows_a_batch is None:
+        if not by_rows or self.token_loss or not self.model.training or self._rows_a_batch is None:
             return found
         weight = rows / self._rows_a_batch
         return (found[0] * weight, found[1]) if return_outputs else found * weight
 
+    def _weighed(self, inputs: dict[str, Any]) -> dict[str, float]:
+        """What a batch counts in the mean of each metric: its tokens where that is one over tokens, else its rows."""
+        tokens: dict[str, torch.Tensor] = {}
+        if "labels" in inputs:
+            count = (inputs["labels"][:, 1:] != IGNORED).sum()
+            tokens = {"entropy": count, "mean_token_accuracy": count}
+        elif "completion_mask" in inputs:
+            chosen, rejected = (side.sum() for side in inputs["completion_mask"][:, 1:].chunk(2))
+            tokens = {"logits/chosen": chosen, "logits/rejected": rejected,
+                      "entropy": chosen + rejected, "mean_token_accuracy": chosen}  # fmt: skip
+        counts = self.accelerator.reduce(torch.stack(list(tokens.values()))).tolist() if tokens else []
+        return {"": len(inputs["input_ids"]), **dict(zip(tokens, counts, strict=True))}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL logs the mean of its metrics over batches; here each batch counts by its rows."""
+        """TRL logs the mean of its metrics over batches; here each batch counts by its rows, or by its tokens."""
         mode = "train" if self.model.training else "eval"
-        weights = self._weights.pop(mode, [])
-        for values in self._metrics[mode].values():
-            if len(values) == len(weights):
-                mean = sum(weights) / len(weights)
-                values[:] = [value * weight / mean for value, weight in zip(values, weights, strict=True)]
+        batches = self._weights.pop(mode, [])
+        for name, values in self._metrics[mode].items():
+            weights = [one.get(name, one[""]) for one in batches]
+            if len(values) == len(weights) and (total := sum(weights)):
+                values[:] = [
+                    value * weight * len(values) / total for value, weight in zip(values, weights, strict=True)
+                ]
         super().log(logs, start_time)

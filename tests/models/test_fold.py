@@ -1,7 +1,5 @@
 """A folded model gives the states and gradients of the same model unfolded."""
 
-import copy
-import inspect
 import os
 import subprocess
 import sys
@@ -9,11 +7,12 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
 from rlhf.models.cost import Cost
 from rlhf.models.fold import common_prefix, fold
 from tests.families import FAMILIES, SMALL, VOCABULARY, causal, scorer
+from tests.models_by_hand import strengthened
 
 PAD = 1
 PROMPT = [5, 9, 30, 31, 8, 12, 44]
@@ -153,8 +152,10 @@ def test_little_in_common_is_not_worth_a_mask():
 def test_padding_and_companions_change_nothing():
     model = causal("llama").eval()
     with torch.no_grad(), fold(model):
-        alone = model(**batch([[*PROMPT, 3], [*PROMPT, 4]])).logits
-        among = model(**batch([[*PROMPT, 3], [9] * 40, [*PROMPT, 4], [9] * 30])).logits
+        seen = Seen(model)
+        alone = model(**batch([[*PROMPT, 3], [*PROMPT, 4]]), use_cache=False).logits
+        among = model(**batch([[*PROMPT, 3], [9] * 40, [*PROMPT, 4], [9] * 30]), use_cache=False).logits
+    assert seen.shapes[0] == (1, 9)
     torch.testing.assert_close(among[0, :8], alone[0, :8], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(among[2, :8], alone[1, :8], atol=1e-5, rtol=1e-5)
     assert among.isfinite().all()
@@ -194,7 +195,7 @@ def test_an_adapter():
     with fold(model):
         assert_same(outcome(model, inputs), expected, 1e-5)
         with model.disable_adapter():
-            bare = model(**inputs).logits
+            bare = model(**inputs, use_cache=False).logits
     with model.disable_adapter():
         torch.testing.assert_close(bare[0, :10], model(**inputs).logits[0, :10], atol=1e-5, rtol=1e-5)
 
@@ -211,53 +212,59 @@ def test_given_positions_count():
     assert_same(moved, outcome(model, inputs), 1e-6)
 
 
-def test_generation_and_other_outputs_are_as_they_were():
-    model = causal("llama").eval()
-    ids = torch.tensor([PROMPT, PROMPT])
-    expected = model.generate(ids, max_new_tokens=5, do_sample=False)
-    hidden = model(ids, output_hidden_states=True).hidden_states
-    with fold(model):
-        assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False), expected)
-        assert len(model(ids, output_hidden_states=True).hidden_states) == len(hidden)
-        assert model(ids, use_cache=True).past_key_values is not None
-        assert model(ids[:1]).logits.shape == (1, 7, VOCABULARY)  # no pair: as it is
+def learned_positions(count):
+    """A GPT-2 that has so many, large enough that sharing pays."""
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=1, n_head=4, n_inner=512, n_positions=count,
+                        bos_token_id=None, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    return strengthened(AutoModelForCausalLM.from_config(config), 4.0)
 
 
-def test_the_signature_stays():
-    """Generation asks it whether a model takes positions."""
-    model = causal("llama")
-    signature = inspect.signature(model.base_model.forward)
-    with fold(model):
-        assert inspect.signature(model.base_model.forward) == signature
+MIXED = [[*[5] * 24, *[6] * 32], [7, 8], [*[5] * 24, *[9] * 32], [7, 8]]
+"""A pair whose row is longer than any sequence, and one without tails to part."""
 
 
-def test_a_copy_is_folded_by_itself():
-    """A copy computes with its own weights: a replaced method must not be bound to the original."""
-    model = causal("llama")
-    inputs = batch([[*PROMPT, 3], [*PROMPT, 4]])
-    with fold(model):
-        twin = copy.deepcopy(model)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.zero_()
-        assert outcome(twin, inputs)[1].abs().max() > 1
-        assert twin.base_model._fold is not model.base_model._fold
+def test_padding_does_not_reach_beyond_the_positions_there_are():
+    model = learned_positions(58)
+    expected = outcome(model, batch(MIXED))
+    with fold(model, by_length=False):
+        seen = Seen(model)
+        assert_same(outcome(model, batch(MIXED)), expected, 1e-5)
+    assert seen.shapes[-1] == (2, 24 + 32 + 32)
 
 
-def test_what_was_wrapped_before_is_put_back():
-    model = causal("llama")
-    calls = []
-    plain = model.base_model.forward
+def test_padding_does_not_change_a_rotation_that_depends_on_length():
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "rope_theta": 1e4}
+    config = Phi3Config(
+        **{**SMALL, "hidden_size": 64, "intermediate_size": 256}, rope_parameters=factors,
+        original_max_position_embeddings=58,
+    )  # fmt: skip
+    model = strengthened(AutoModelForCausalLM.from_config(config), 4.0)
+    expected = outcome(model, batch(MIXED))
+    with fold(model, by_length=False) as folded:
+        assert_same(outcome(model, batch(MIXED)), expected, 1e-5)
+        assert not folded.said
+        late = {**batch(MIXED), "position_ids": torch.arange(58)[None] + 20}
+        moved = outcome(model, late)
+        assert "rotary embedding of type longrope" in folded.said.pop()
+    assert_same(moved, outcome(model, late), 0)
 
-    def counted(*args, **kwargs):
-        calls.append(1)
-        return plain(*args, **kwargs)
 
-    model.base_model.forward = counted
-    with fold(model):
-        outcome(model, batch([[*PROMPT, 3], [*PROMPT, 4]]))
-    assert calls
-    assert model.base_model.forward is counted
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_columns_given_as_positions(group_size):
+    """Padded on the left, a short row begins late: what pads it on the right must not count on."""
+    model = learned_positions(60)
+    inputs = batch([[*[5] * 54, 3, 4, 5, 6], [7, 8, 9]], "left")
+    inputs["position_ids"] = torch.arange(60)[None]
+    expected = outcome(model, inputs)
+    with fold(model, group_size, by_length=False):
+        assert_same(outcome(model, inputs), expected, 1e-5)
+
+
+def test_no_rows_at_all():
+    backbone = causal("llama").base_model
+    empty = torch.zeros(0, 3, dtype=torch.long)
+    with fold(backbone), pytest.raises(RuntimeError, match="0 elements"):  # transformers' own
+        backbone(empty)
 
 
 def test_refusals():
@@ -267,20 +274,6 @@ def test_refusals():
     with fold(model), pytest.raises(ValueError, match="folded already"):
         fold(model)
     fold(model).remove()
-
-
-def test_a_reason_is_said_once_and_the_model_runs_on(capsys):
-    config = LlamaConfig(**SMALL, attention_dropout=0.5)
-    model = AutoModelForCausalLM.from_config(config).train()
-    inputs = batch([[*PROMPT, 3], [*PROMPT, 4]])
-    with fold(model):
-        outcome(model, inputs)
-        outcome(model, inputs)
-        assert capsys.readouterr().err.count("runs unfolded: dropout") == 1
-        seen = Seen(model)
-        model.eval()
-        outcome(model, inputs)
-        assert seen.shapes[0][0] == 1  # without dropout it shares
 
 
 def test_a_window_shorter_than_a_row(capsys):

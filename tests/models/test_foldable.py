@@ -1,21 +1,28 @@
 """Models that cannot share prompts are recognised, each by its reason."""
 
 import pytest
+import torch
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
+    BioGptConfig,
     BloomConfig,
+    FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    OPTConfig,
     Phi3Config,
     Qwen2Config,
+    Starcoder2Config,
 )
+from transformers.integrations.neftune import activate_neftune
 
-from rlhf.models.foldable import dropout, packing_trial, trial, why_not
+from rlhf.models.foldable import dropout, is_noisy, noise_settings, packing_trial, trial, why_not
 from tests.families import FAMILIES, causal
 from tests.models_by_hand import strengthened, strong
 
@@ -92,12 +99,65 @@ def test_an_encoder_is_not_causal():
     )
 
 
-def test_dropout_of_any_kind(tiny_llama):
+GPT2 = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 2}
+FALCON = {**SMALL, "attention_dropout": 0.0}
+OPT = {**SMALL, "word_embed_proj_dim": 16, "ffn_dim": 16, "attention_dropout": 0.0}
+STARCODER = {**LIKE_LLAMA, "sliding_window": None, "embedding_dropout": 0.0}
+BIOGPT = {**SMALL, "intermediate_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NOISE = {
+    "attention": (LlamaConfig(**LIKE_LLAMA), LlamaConfig(**LIKE_LLAMA, attention_dropout=0.1)),
+    "modules": (
+        GPT2Config(**GPT2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, summary_first_dropout=0.0),
+        GPT2Config(**GPT2),
+    ),
+    "functions": (OPTConfig(**OPT, dropout=0.0), OPTConfig(**OPT, dropout=0.1)),
+    "layers": (OPTConfig(**OPT, dropout=0.0), OPTConfig(**OPT, dropout=0.0, layerdrop=0.1)),
+    "residual": (Starcoder2Config(**STARCODER), Starcoder2Config(**STARCODER, residual_dropout=0.1)),
+    "activations": (BioGptConfig(**BIOGPT), BioGptConfig(**BIOGPT, activation_dropout=0.1)),
+    "router": (
+        MixtralConfig(**LIKE_LLAMA, num_local_experts=2),
+        MixtralConfig(**LIKE_LLAMA, num_local_experts=2, router_jitter_noise=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_noise_of_any_kind(kind):
+    """In layers as modules, or as probabilities that their functions read."""
+    still, noisy = (AutoModelForCausalLM.from_config(config).base_model for config in NOISE[kind])
+    assert dropout(still) is None
+    assert noise_settings(still.config) == ()
+    assert "dropout" in dropout(noisy)
+
+
+def test_noise_of_embeddings(tiny_llama):
+    """NEFTune's, whose scale depends on the length of the row besides."""
     model = strong(tiny_llama)
-    assert dropout(model) is None
-    model.config.attention_dropout = 0.1
-    assert "dropout" in dropout(model)
-    assert "dropout" in dropout(AutoModelForCausalLM.from_config(GPT2Config(n_embd=16, n_layer=1, n_head=2)))
+    activate_neftune(model, 5.0)
+    assert "noise" in dropout(model.base_model)
+
+
+def test_noise_that_only_the_config_names():
+    """Falcon's layers read the config when they run, whatever was switched off in them; GPT-2's do not."""
+    falcon = AutoModelForCausalLM.from_config(FalconConfig(**FALCON, hidden_dropout=0.1)).base_model.train()
+    assert "dropout" in dropout(falcon)
+    for module in falcon.modules():
+        if hasattr(module, "hidden_dropout"):
+            module.hidden_dropout = 0.0
+    assert dropout(falcon) is None
+    assert noise_settings(falcon.config) == (("hidden_dropout", 0.1),)
+    state = torch.get_rng_state()
+    assert is_noisy(falcon, falcon.forward)
+    assert torch.equal(torch.get_rng_state(), state)  # what is drawn in training is what it would have been
+    assert not is_noisy(falcon.eval(), falcon.forward)
+    gpt2 = AutoModelForCausalLM.from_config(GPT2Config(**GPT2)).base_model.train()
+    assert is_noisy(gpt2, gpt2.forward)
+    for module in gpt2.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert dropout(gpt2) is None
+    assert noise_settings(gpt2.config)
+    assert not is_noisy(gpt2, gpt2.forward)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,10 +2,12 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BartConfig, GPT2Config, OPTConfig
 
 from rlhf.models.forward import head_at, last_hidden, reply_log_probs
 from rlhf.models.layout import block_mask, lay_out, visible_pairs
-from tests.models_by_hand import strong
+from tests.families import causal
+from tests.models_by_hand import strengthened, strong
 
 PROMPTS = [[5, 9, 30, 31], [8, 12, 44, 45, 46, 60, 61], [7], [15, 16]]
 REPLIES = [
@@ -100,6 +102,58 @@ def test_the_head_runs_only_where_it_is_asked(model):
         assert some.shape == (1, 4, full.shape[-1])
         torch.testing.assert_close(some[0], full.flatten(0, 1)[index], atol=1e-5, rtol=1e-5)
         assert torch.equal(model(ids).logits, full)  # the hook is gone
+
+
+def test_what_else_a_backbone_puts_out_is_left_as_it_was():
+    """The load-balancing loss of a mixture of experts counts every token, also where the head runs at some."""
+    model = causal("mixtral").eval()
+    ids = torch.tensor([PROMPTS[0], [40, 41, 42, 43]])
+    with torch.no_grad():
+        full = model(ids, output_router_logits=True, use_cache=True)
+        with head_at(model, torch.tensor([6, 0])) as choice:
+            some = model(ids, output_router_logits=True, use_cache=True)
+    assert choice.made
+    assert some.logits.shape[:2] == (1, 2)
+    assert some.aux_loss == full.aux_loss
+    assert some.past_key_values.get_seq_length() == 4
+    assert all(map(torch.equal, some.router_logits, full.router_logits))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("family", ["opt", "bart"])
+def test_a_model_that_does_not_call_its_base_model(family, separate):
+    """OPT's and BART's call the decoder within it, so that nothing can be chosen behind it."""
+    sizes = {"vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 2}
+    if family == "opt":
+        config = OPTConfig(
+            hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, **sizes
+        )
+    else:
+        config = BartConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, **sizes,
+                            is_decoder=True, is_encoder_decoder=False, decoder_start_token_id=2)  # fmt: skip
+        if not separate:
+            pytest.skip("BART makes positions of its own, and is refused")
+    model = strengthened(AutoModelForCausalLM.from_config(config).eval(), 4.0)
+    with torch.no_grad(), head_at(model, torch.tensor([0])) as choice:
+        model(torch.tensor(PROMPTS[:1]))
+    assert not choice.made
+    found, _ = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD, separate), 1.0)
+    for row, (prompt, reply) in enumerate(each_alone()):
+        torch.testing.assert_close(found[row, : len(reply)], plainly(model, prompt, reply)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_padding_does_not_count_on_beyond_the_longest_sequence():
+    """Positions end with the longest sequence's, which is all that a learned table need hold; not with the row."""
+    prompts, replies = [[5] * 10, [6] * 10], [[[7] * 20, [8] * 20, [9] * 20], [[8] * 20]]
+    folded = lay_out(prompts, replies, PAD)
+    assert folded.ids_RL.shape == (2, 70)
+    assert int(folded.positions_RL.max()) == 29
+    config = GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4, n_positions=30, eos_token_id=2, bos_token_id=2)
+    model = strengthened(AutoModelForCausalLM.from_config(config).eval())
+    together, apart = (
+        reply_log_probs(model, lay_out(prompts, replies, PAD, separate), 1.0)[0] for separate in (False, True)
+    )
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 
 def test_a_token_that_is_ruled_out_leaves_the_entropy_finite(tiny_llama):

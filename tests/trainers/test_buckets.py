@@ -76,10 +76,23 @@ def test_the_last_step():
     """Of 23 rows in steps of 8, 7 are left; with two processes one row fills up, as accelerate does."""
     assert [len(rows_of(step)) for step in steps(LENGTHS, 8, accumulation=2)] == [8, 8, 7]
     assert [len(rows_of(step)) for step in steps(LENGTHS, 8, 2, 2)] == [8, 8, 8]
-    assert [len(rows_of(step)) for step in steps(LENGTHS, 8, 2, 2, drop_last=True)] == [8, 8]
     sampler = StepBuckets(LENGTHS[:9], 8, accumulation=4)
     assert [len(batch) for batch in sampler][4:] == [1]  # no batch is empty
     assert len(sampler) == 5
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(16, []), (17, []), (18, [2]), (19, [2]), (21, [4]), (23, [6])])
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 4), (2, 2)])
+def test_rows_that_fill_no_batch_may_be_left_out(rows, kept, processes, accumulation):
+    """Batches of two rows over all processes with one, of four with two: whole ones of the last step are kept."""
+    kept = [size - size % (2 * processes) for size in kept]
+    sizes = [len(rows_of(step)) for step in steps(LENGTHS[:rows], 8, processes, accumulation, drop_last=True)]
+    assert sizes == [8, 8, *filter(None, kept)]
+
+
+def test_fewer_rows_than_a_step():
+    assert [rows_of(step) for step in steps(LENGTHS[:3], 8, accumulation=4, drop_last=True)] == [[0, 2]]
+    assert steps(LENGTHS[:1], 8, accumulation=4, drop_last=True) == []
 
 
 def test_row_lengths_count_all_token_ids():
