@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rlhf.errors import UserError, unknown_name
-
-if TYPE_CHECKING:
-    from rlhf.config import ProjectConfig, RewardConfig
+from rlhf.sections import ProjectConfig, RewardConfig
 
 
 def check(project: ProjectConfig) -> None:

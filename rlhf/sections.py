@@ -1,8 +1,9 @@
-"""The sections of a project's YAML, as dataclasses; `rlhf.config` puts them together and reads them."""
+"""A project and its sections, as dataclasses; `rlhf.config` reads them from a YAML."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -214,3 +215,61 @@ class StageConfig:
     """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""
     trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the trainer's config class."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProjectConfig:
+    """A whole project, as one YAML file describes it."""
+
+    name: str
+    """Output goes to `output_dir/name`."""
+    model: ModelConfig
+    """The base model."""
+    seed: int = 0
+    """Seed of everything random."""
+    output_dir: str = "runs"
+    """Folder of all runs."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """The datasets."""
+    rewards: dict[str, RewardConfig] = dataclasses.field(default_factory=dict)
+    """Reward functions by name."""
+    stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
+    """The stages to run."""
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    """How policies are compared."""
+    publish: PublishConfig = dataclasses.field(default_factory=PublishConfig)
+    """Where to publish, when asked."""
+    gate: Literal["stop", "warn"] = "stop"
+    """Whether online training waits for its reward models to pass the gate, or goes on and the report says so."""
+    path: Path = Path("project.yaml")
+    """The file this was read from; set by `load_project`."""
+    overrides: tuple[str, ...] = ()
+    """How it differs from that file; set by `load_project`."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this project's artefacts."""
+        return Path(self.output_dir) / self.name
+
+    @property
+    def holdout(self) -> float:
+        """Share of prompts held out of training: one value for all sets, so that no prompt changes sides."""
+        sets = (self.data.demonstrations, self.data.preferences, self.data.rollouts)
+        given = [one.holdout for one in sets if one is not None and one.holdout is not None]
+        return max(given, default=0.1)
+
+    def stage_seed(self, stage: str) -> int:
+        """The seed a stage is trained with: the project's, and one more for each repetition (`dpo@1`, `dpo@2`)."""
+        return self.seed + int(stage.partition("@")[2] or 0)
+
+    def stage_model(self, stage: str) -> ModelConfig:
+        """The model a stage starts from when it starts from no other stage, with the stage's own adapter setting."""
+        config = self.stages[stage]
+        model = config.model or self.model
+        return model if config.adapter == "inherit" else dataclasses.replace(model, adapter=config.adapter)
+
+    def resolve(self, path: str) -> Path:
+        """A path of the YAML: as it stands from the current folder, else from the YAML's folder."""
+        given = Path(path).expanduser()
+        beside = self.path.parent / given
+        return given if given.exists() or not beside.exists() else beside

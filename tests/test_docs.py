@@ -238,8 +238,8 @@ def test_a_command_that_does_not_exist_is_found():
         "accelerate launch recipes/kto.py --config FILE": AssertionError,
         "accelerate launch recipes/dpo.py --config FILE --betta 1": UserError,
     }
-    with pytest.raises(Exception, match="No such option: --gate"):  # typer's click is its own
-        check_command("rlhf run recipes/hh.yaml --gate warn")
+    with pytest.raises(Exception, match="No such option: --gates"):  # typer's click is its own
+        check_command("rlhf run recipes/hh.yaml --gates warn")
     for line, error in wrong.items():
         with pytest.raises(error):
             check_command(line)
@@ -293,9 +293,9 @@ def test_every_row_of_the_formats_page_is_recognised_as_what_it_is_called():
 
 
 def fields_of_config() -> list[tuple[str, str, bool]]:
-    """(class, field, whether a docstring stands below it) of every dataclass in rlhf/config.py."""
+    """(class, field, whether a docstring stands below it) of every dataclass in rlhf/sections.py."""
     found = []
-    for node in ast.parse((ROOT / "rlhf/config.py").read_text()).body:
+    for node in ast.parse((ROOT / "rlhf/sections.py").read_text()).body:
         if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config, node.name)):
             for line, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(line, ast.AnnAssign):

@@ -26,7 +26,7 @@ from rlhf.rewards import RewardFunction
 from rlhf.rewards.load import load_rewards
 from rlhf.rewards.text import text_of
 from rlhf.rollout.sample import as_completion
-from rlhf.stages import Metrics, StageContext, judged, parent_of
+from rlhf.stages import STAGES, Metrics, StageContext, judged, parent_of
 
 PAIRS = 2000
 """Most held-out pairs scored: at this many the interval is 4 points wide at most."""
@@ -196,7 +196,7 @@ def _policy_replies(context: StageContext, policy: str) -> tuple[list[Text], lis
     """Held-out prompts, and a reply to each by the policy that training will start from."""
     project = context.project
     prompts = [one.prompt for one in evaluation_prompts(project, _PROMPTS)]
-    model, codec = load(project, context.parents.get(policy))
+    model, codec = load(project, context.parents.get(policy), STAGES[context.name].guards)
     ids, _ = fitted(model, codec, prompts, project.evaluate.max_new_tokens)
     replies = replies_to(project, model, codec, ids, 1, policy)
     del model

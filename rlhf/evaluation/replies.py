@@ -15,18 +15,23 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.device import device
 from rlhf.models.load import context_length, load_policy, source_of
-from rlhf.models.settings import base_settings
+from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rollout.sample import Reply, sample
 
 
-def load(project: ProjectConfig, folder: Path | None) -> tuple[PreTrainedModel, Codec]:
-    """A stage's policy on the device, held against its probe, with its tokenizer; without a folder the base model.
+def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) -> tuple[PreTrainedModel, Codec]:
+    """A policy on the device, held against its probe, with its tokenizer.
+
+    Args:
+        project: The project.
+        folder: A finished stage's folder; None for a base model.
+        stage: Whose base model that is, where it may have one of its own; None for the project's.
 
     Raises:
         UserError: It cannot be loaded, or is not what the stage left.
     """
-    config = base_settings(project)
+    config = base_settings(project) if stage is None else stage_settings(project, stage)
     tokenizer = load_tokenizer(config, folder)
     model = load_policy(source_of(config, folder), config, tokenizer)
     if folder is not None:

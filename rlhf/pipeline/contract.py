@@ -95,7 +95,8 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
             for key, one in project.evaluate.retain.items()
             if name == "evaluate"
         }
-        what["base"] = base_fingerprint(project.model, project)
+        guarded = STAGES[name].guards
+        what["base"] = base_fingerprint(project.stage_model(guarded) if guarded else project.model, project)
         return what
     model = project.stage_model(name) if name in project.stages else project.model
     what["model"] = {

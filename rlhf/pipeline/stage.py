@@ -103,14 +103,16 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
             shutil.copy(directory / "data" / name, directory / name)
     recorded: dict[str, Any] = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
     trained = context.name in project.stages
-    trainer = project.stages[context.name].trainer if trained else {}
+    options = dataclasses.asdict(project.stages[context.name]) if trained else {}
+    trainer = options.pop("trainer", {})
+    options.pop("model", None)
     model = dataclasses.asdict(project.stage_model(context.name) if trained else project.model)
     return {
         "stage": context.name,
         "hash": contract.digest(identity),
         "artifact": contract.artifact_hash(directory),
         "identity": identity,
-        "config": {"trainer": trainer, "model": model, "evaluate": identity.get("evaluate")},
+        "config": {"trainer": trainer, "model": model, "evaluate": identity.get("evaluate"), "stage": options},
         "seed": project.stage_seed(context.name),
         "versions": contract.versions(),
         "git_sha": contract.git_sha(project.path.parent),
