@@ -12,32 +12,45 @@ from typing import Any, NamedTuple
 
 Points = Sequence[tuple[float, float]]
 
-WIDTH, HEIGHT = 240, 150
+WIDTH, HEIGHT = 240, 172
 """Size of a line chart in its own units."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 38, 6, 8, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 38, 6, 22, 32
 _STRIP_MARGIN = 3.0  # percent of a strip's width kept free on either side, so that whiskers are not cut
 
-PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("Score of its replies", (("objective/scores", "normalised"),)),
-    ("KL to reference", (("objective/kl", "nats a reply"),)),
-    ("Reply length", (("response/length", "tokens"),)),
-    ("Replies that end", (("response/eos_share", "share"),)),
-    ("Loss", (("loss", "training"), ("eval_loss", "held out"))),
-    ("Accuracy", (("accuracy", "training"), ("eval_accuracy", "held out"))),
-    ("Pairs ranked right", (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held out"))),
-    ("Token accuracy", (("mean_token_accuracy", "training"), ("eval_mean_token_accuracy", "held out"))),
-    ("Implicit reward", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
-    ("Reward margin", (("rewards/margins", "training"), ("eval_rewards/margins", "held out"))),
-    ("Reward margin", (("margin", "training"), ("eval_margin", "held out"))),
-    ("Log-probability", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
-    ("Entropy", (("entropy", "training"),)),
-    ("Entropy", (("policy/entropy", "nats a token"),)),
-    ("Approximate KL of a step", (("policy/approxkl", "nats a token"),)),
-    ("Critic's explained variance", (("value/explained_variance", "of returns"),)),
-    ("Gradient norm", (("grad_norm", "training"),)),
-    ("Learning rate", (("learning_rate", "training"),)),
+_TWO_SIDES = "training", "held out"
+PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("Score of its replies", "normalised score", (("objective/scores", "training"),)),
+    ("KL to reference", "nats a reply", (("objective/kl", "training"),)),
+    ("Reply length", "tokens", (("response/length", "training"),)),
+    ("Replies that end", "share of replies", (("response/eos_share", "training"),)),
+    ("Loss", "nats", tuple(zip(("loss", "eval_loss"), _TWO_SIDES, strict=True))),
+    ("Accuracy", "share of pairs", tuple(zip(("accuracy", "eval_accuracy"), _TWO_SIDES, strict=True))),
+    (
+        "Pairs ranked right",
+        "share of pairs",
+        tuple(zip(("rewards/accuracies", "eval_rewards/accuracies"), _TWO_SIDES, strict=True)),
+    ),
+    (
+        "Token accuracy",
+        "share of tokens",
+        tuple(zip(("mean_token_accuracy", "eval_mean_token_accuracy"), _TWO_SIDES, strict=True)),
+    ),
+    ("Implicit reward", "β × nats a reply", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
+    (
+        "Reward margin",
+        "β × nats a reply",
+        tuple(zip(("rewards/margins", "eval_rewards/margins"), _TWO_SIDES, strict=True)),
+    ),
+    ("Reward margin", "score", tuple(zip(("margin", "eval_margin"), _TWO_SIDES, strict=True))),
+    ("Log-probability", "nats a reply", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
+    ("Entropy", "nats a token", (("entropy", "training"),)),
+    ("Entropy", "nats a token", (("policy/entropy", "training"),)),
+    ("Approximate KL of a step", "nats a token", (("policy/approxkl", "training"),)),
+    ("Critic's explained variance", "share of the returns' variance", (("value/explained_variance", "training"),)),
+    ("Gradient norm", "L2 norm", (("grad_norm", "training"),)),
+    ("Learning rate", "a step", (("learning_rate", "training"),)),
 )
-"""Training curves: title, and the logged metrics in one panel with their legend. A panel without data is not drawn."""
+"""Training curves: title, unit, and the logged metrics in one panel with their legend; drawn where there is data."""
 
 
 class Tick(NamedTuple):
@@ -60,6 +73,7 @@ class LineChart(NamedTuple):
     """A panel of training curves in a box of WIDTH x HEIGHT units."""
 
     title: str
+    unit: str
     lines: list[Line]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -81,7 +95,7 @@ class StripPanel(NamedTuple):
     """Estimates of one quantity on a common axis."""
 
     title: str
-    note: str
+    unit: str
     strips: list[Strip]
     ticks: list[Tick]
     zero: float | None
@@ -107,17 +121,18 @@ def tick_text(value: float) -> str:
     return text.replace("e-0", "e-").replace("-", "−")
 
 
-def line_chart(title: str, series: Sequence[tuple[str, Points]]) -> LineChart:
-    """Lay out curves over a common x axis.
+def line_chart(title: str, unit: str, series: Sequence[tuple[str, Points]]) -> LineChart:
+    """Lay out curves over a common x axis, the optimizer's steps.
 
     Args:
         title: Above the chart.
+        unit: Of the values.
         series: (legend, [(step, value), …]) each, at least one point in all.
     """
     xs = [x for _, points in series for x, _ in points]
     ys = [y for _, points in series for _, y in points]
-    x_low, x_high = _widened(min(xs), max(xs), 0.0)
-    y_low, y_high = _widened(min(ys), max(ys), 0.05)
+    x_low, x_high = widened(min(xs), max(xs), 0.0)
+    y_low, y_high = widened(min(ys), max(ys), 0.05)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = _LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
@@ -129,10 +144,11 @@ def line_chart(title: str, series: Sequence[tuple[str, Points]]) -> LineChart:
         placed = [place(x, y) for x, y in points]
         smooth = smoothed(points)
         lines.append(
-            Line(legend, _path(placed), _path([place(x, y) for x, y in smooth]), placed if len(placed) <= 12 else [])
+            Line(legend, path(placed), path([place(x, y) for x, y in smooth]), placed if len(placed) <= 12 else [])
         )
     return LineChart(
         title=title,
+        unit=unit,
         lines=lines,
         x_ticks=[Tick(place(x, y_low)[0], tick_text(x)) for x in nice_ticks(x_low, x_high)],
         y_ticks=[Tick(place(x_low, y)[1], tick_text(y)) for y in nice_ticks(y_low, y_high)],
@@ -160,29 +176,29 @@ def smoothed(points: Points, fewest: int = 30) -> list[tuple[float, float]]:
 def stage_charts(curves: Mapping[str, Points]) -> list[LineChart]:
     """The panels of `PANELS` for which a stage logged something."""
     charts = []
-    for title, members in PANELS:
+    for title, unit, members in PANELS:
         series = [(legend, curves[key]) for key, legend in members if curves.get(key)]
         if sum(len(points) for _, points in series) > 1:
-            charts.append(line_chart(title, series))
+            charts.append(line_chart(title, unit, series))
     return charts
 
 
 def strip_panel(
     title: str,
+    unit: str,
     estimates: Sequence[tuple[str, Mapping[str, Any], str]],
     write: Callable[[float | None, Sequence[float] | None], str],
     zero: float | None = None,
-    note: str = "",
     tick: Callable[[float], str] = tick_text,
 ) -> StripPanel | None:
     """Lay out estimates under each other.
 
     Args:
         title: Above the panel.
+        unit: Of the values, below their axis.
         estimates: (label, {"mean", "ci"}, tone) each; those without a mean are left out.
         write: Turns mean and interval into text.
         zero: The value of no difference, always in view.
-        note: Said beside the title.
         tick: Writes the number at a tick.
 
     Returns:
@@ -196,7 +212,7 @@ def strip_panel(
     if not known:
         return None
     ends = [end for _, mean, interval, _, _ in known for end in (*interval, mean)] + ([] if zero is None else [zero])
-    low, high = _widened(min(ends), max(ends), 0.02)
+    low, high = widened(min(ends), max(ends), 0.02)
 
     def place(value: float) -> float:
         return round(_STRIP_MARGIN + (value - low) / (high - low) * (100 - 2 * _STRIP_MARGIN), 2)
@@ -206,10 +222,10 @@ def strip_panel(
         for name, mean, interval, tone, one in known
     ]
     ticks = [Tick(place(value), tick(value)) for value in nice_ticks(low, high)]
-    return StripPanel(title, note, strips, ticks, None if zero is None else place(zero))
+    return StripPanel(title, unit, strips, ticks, None if zero is None else place(zero))
 
 
-def _widened(low: float, high: float, share: float) -> tuple[float, float]:
+def widened(low: float, high: float, share: float) -> tuple[float, float]:
     """The range with a margin; one of no width becomes one of some."""
     if high > low:
         return low - share * (high - low), high + share * (high - low)
@@ -217,5 +233,6 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _path(points: Points) -> str:
+def path(points: Points) -> str:
+    """Points as SVG writes them."""
     return " ".join(f"{x:g},{y:g}" for x, y in points)

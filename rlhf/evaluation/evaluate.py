@@ -15,8 +15,9 @@ from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.compare import comparison_pairs
+from rlhf.evaluation.lost import RETAINED
 from rlhf.evaluation.replies import fitted, load, replies_to
-from rlhf.evaluation.retain import RETAINED, Retained, measure, read_retained, write
+from rlhf.evaluation.retain import Retained, measure, read_retained, write
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_judges, load_rewards

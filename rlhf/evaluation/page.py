@@ -7,15 +7,14 @@ scripts and outside resources besides.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jinja2
 
-from rlhf.evaluation import charts, tables, words
+from rlhf.evaluation import charts, diagrams, sections, tables, words
 from rlhf.evaluation.words import Report
-
-_TONES = {"better": "better", "worse": "worse", "no difference": "same"}
+from rlhf.stages import kind_of
 
 
 def render_html(report: Report, shown: int = 12) -> str:
@@ -29,23 +28,28 @@ def render_html(report: Report, shown: int = 12) -> str:
         loader=jinja2.PackageLoader("rlhf.evaluation"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(words=words, tables=tables, charts=charts)
+    environment.globals.update(words=words, tables=tables, charts=charts, diagrams=diagrams, tones=sections.TONES)
     policies = [entry["policy"] for entry in report["policies"]]
-    prompts = [_prompt_view(row, policies) for row in report["samples"]]
+    columns = [name for name in policies if name == kind_of(name)]  # of several seeds the first
+    parents = (report["evaluation"] or {}).get("parents", {})
+    prompts = [sections.prompt_view(row, columns, parents) for row in report["samples"]]
     return environment.get_template("report.html").render(
         report=report,
         statements=words.statements(report),
         notices=words.notices(report),
         standfirst=standfirst(report),
         origin=list(_origin(report)),
-        forests=list(_forests(report)),
-        quantities=list(_quantities(report)),
-        stages=[_stage_view(name, report) for name in report["stages"]],
+        forests=list(sections.forests(report)),
+        groups=sections.groups(report),
+        quantities=list(sections.quantities(report)),
+        gates=list(sections.gates(report)),
+        tracked=list(sections.tracked(report)),
+        stages=list(sections.stage_views(report)),
         shown=prompts[:shown],
         folded=prompts[shown:],
-        policies=policies,
         versions=_versions(report),
-        data=list(_fingerprints(report)),
+        datasets=[(name, one) for name, one in report["stages"].items() if one.get("rows") or one.get("findings")],
+        fingerprints=list(_fingerprints(report)),
         configs={name: _pretty(entry.get("config")) for name, entry in report["provenance"].items()},
     )
 
@@ -57,8 +61,12 @@ def render_markdown(report: Report) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals.update(words=words, tables=tables)
+    further = [
+        ("Over several seeds", tables.seed_table(report).markdown()),
+        (f"By {(report['evaluation'] or {}).get('group_by')}", tables.group_table(report).markdown()),
+    ]
     return environment.get_template("report.md").render(
-        report=report, standfirst=standfirst(report), versions=_versions(report)
+        report=report, standfirst=standfirst(report), versions=_versions(report), further=further
     )
 
 
@@ -92,84 +100,6 @@ def _origin(report: Report) -> Iterator[str]:
     if times:
         yield f"{words.duration(sum(times))} in all"
     yield report["created"][:10]
-
-
-def _forests(report: Report) -> Iterator[tuple[str, charts.StripPanel | None, charts.StripPanel | None]]:
-    """(judge, mean differences, win rates)."""
-    for judge in (report["evaluation"] or {}).get("judges", []):
-        rows = [row for row in report["comparisons"] if row["judge"] == judge]
-
-        def strips(value: str, interval: str, rows: Sequence[Mapping[str, Any]] = rows) -> list[tuple[str, dict, str]]:
-            return [
-                (
-                    f"{words.label(row['policy'])} vs {words.label(row['baseline'])}",
-                    {"mean": row[value], "ci": row[interval]},
-                    _TONES[row["verdict"]],
-                )
-                for row in rows
-            ]
-
-        yield (
-            judge,
-            charts.strip_panel(
-                "Mean difference",
-                strips("mean_difference", "difference_ci"),
-                lambda mean, interval: words.estimate(mean, interval, signed=True),
-                zero=0.0,
-            ),
-            charts.strip_panel(
-                "Win rate", strips("win_rate", "win_rate_ci"), words.percent, zero=0.5, tick=words.percent
-            ),
-        )
-
-
-def _quantities(report: Report) -> Iterator[charts.StripPanel]:
-    """What each policy is like: scores by judge, length, endings, KL."""
-    policies = report["policies"]
-
-    def strips(entry_of: Any) -> list[tuple[str, Mapping[str, Any], str]]:
-        return [(words.label(entry["policy"]), entry_of(entry), f"p{i % 6}") for i, entry in enumerate(policies)]
-
-    one_digit = lambda mean, interval: words.estimate(mean, interval, digits=1)  # noqa: E731
-    panels = [
-        charts.strip_panel(f"Score: {judge}", strips(lambda entry, judge=judge: entry["scores"][judge]), words.estimate)
-        for judge in (policies[0]["scores"] if policies else ())
-    ]
-    kl = [(f"{name} to {words.label(entry['kl_reference'])}" if entry["kl_reference"] else name, one, tone)
-          for entry, (name, one, tone) in zip(policies, strips(lambda entry: entry["kl"]), strict=True)]  # fmt: skip
-    panels += [
-        charts.strip_panel("Length", strips(lambda entry: entry["length"]), one_digit, note="tokens"),
-        charts.strip_panel("KL to reference", kl, words.estimate, note="nats a reply"),
-        charts.strip_panel(
-            "Ended by itself", strips(lambda entry: entry["finished"]), words.percent, tick=words.percent
-        ),
-    ]
-    yield from (panel for panel in panels if panel)
-
-
-def _stage_view(name: str, report: Report) -> dict[str, Any]:
-    metrics, provenance = report["stages"][name], report["provenance"][name]
-    facts = words.stage_facts(name, metrics)
-    facts.append(words.duration(provenance.get("wall_time_s")) if provenance.get("wall_time_s") else "")
-    return {
-        "name": name,
-        "facts": [fact for fact in facts if fact],
-        "ledger": metrics.get("rows", {}),
-        "charts": charts.stage_charts(report["curves"].get(name, {})),
-    }
-
-
-def _prompt_view(row: Mapping[str, Any], policies: Sequence[str]) -> dict[str, Any]:
-    """A prompt with the replies of each policy; the highest score of each judge is marked."""
-    columns = [(policy, row["replies"].get(policy, [])) for policy in policies]
-    first = [samples[0].get("scores") or {} for _, samples in columns if samples]
-    best = {}
-    for judge in {judge for scores in first for judge in scores}:
-        known = [scores[judge] for scores in first if scores.get(judge) is not None]
-        best[judge] = max(known) if len(set(known)) > 1 else None
-    prompt = row["prompt"]
-    turns = [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
-    return {"index": row["index"], "turns": turns, "columns": columns, "best": best}
 
 
 def _versions(report: Report) -> str:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import rlhf
+from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
 from rlhf.evaluation import page
-from rlhf.evaluation.compare import compare_policies, summarise
-from rlhf.stages import STAGES
+from rlhf.evaluation.compare import Comparison, compare_groups, compare_policies, summarise
+from rlhf.evaluation.lost import RETAINED, compare_retained
+from rlhf.evaluation.seeds import SeedSummary, summarise_seeds
+from rlhf.stages import STAGES, kind_of
 
 SHOWN = 12
 """Prompts whose replies the page shows with every sample."""
@@ -41,9 +44,11 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
         run_dir: A run's folder, `runs/NAME`.
 
     Returns:
-        The contents of report.json: `name`, `created`, `version`, `stages` (metrics of each, `rows` from its ledger),
-        `comparisons` (`compare.Comparison`), `policies` (`compare.Summary`), `evaluation` (how replies were sampled, or
-        null), `samples`, `curves` ({stage: {metric: [[step, value], …]}}) and `provenance` (of each stage).
+        The contents of report.json: `name`, `created`, `version`, `stages` (metrics of each, `rows` from its ledger,
+        `findings` from its data), `comparisons` (`compare.Comparison`), `seeds` (`seeds.SeedSummary`, of what was
+        trained with several), `groups` (`compare.GroupComparison`), `retained` (`lost.Lost`), `comparing` (of each
+        judge of pairs its `endpoint.JudgeReport`), `policies` (`compare.Summary`), `evaluation` (how replies were
+        sampled, or null), `samples`, `curves` ({stage: {metric: [[step, value], …]}}) and `provenance` (of each stage).
 
     Raises:
         UserError: No such folder, no finished stage in it, or a file that cannot be read.
@@ -54,18 +59,24 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
     records = {name: read_json(run_dir / name / "stage.json") for name in _finished(run_dir)}
     if not records:
         raise UserError(f"{run_dir}: no finished stage to report on")
-    evaluation, rows = None, []
+    evaluation, rows, retained = None, [], []
     if "evaluate" in records:
         evaluation = _evaluation(records["evaluate"])
         rows = read_jsonl(run_dir / "evaluate" / "samples.jsonl")
         evaluation["prompts"] = len(rows)
+        kept = run_dir / "evaluate" / RETAINED
+        retained = read_jsonl(kept) if kept.is_file() else []
     trained = [name for name in records if name != "evaluate"]
     report: dict[str, Any] = {
         "name": run_dir.resolve().name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "version": rlhf.__version__,
-        "stages": {name: {**records[name].get("metrics", {}), **_ledger(run_dir / name)} for name in trained},
+        "stages": {name: _stage(run_dir / name, records[name]) for name in trained},
         "comparisons": [],
+        "seeds": [],
+        "groups": [],
+        "retained": [],
+        "comparing": records.get("evaluate", {}).get("metrics", {}).get("comparing") or {},
         "policies": [],
         "evaluation": evaluation,
         "samples": _displayed(rows),
@@ -73,10 +84,39 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
         "provenance": {name: _provenance(record) for name, record in records.items()},
     }
     if evaluation:
-        policies, judges, references = (evaluation[key] for key in ("policies", "judges", "references"))
-        report["comparisons"] = compare_policies(rows, policies, judges, evaluation["parents"])
-        report["policies"] = [summarise(rows, name, judges, references.get(name)) for name in policies]
+        report |= _compared(evaluation, rows, retained)
     return _finite(report)
+
+
+def _compared(
+    evaluation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], retained: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What follows from the replies and from the rows that were not to be lost."""
+    policies, judges, parents = (evaluation[key] for key in ("policies", "judges", "parents"))
+    comparisons = compare_policies(rows, policies, judges, parents)
+    column = evaluation["group_by"]
+    groups = []
+    if column is not None:
+        first = [name for name in policies if name == kind_of(name)]  # of several seeds
+        groups = compare_groups(rows, first, judges, parents, lambda row: row["columns"].get(column))
+    return {
+        "comparisons": comparisons,
+        "seeds": seed_summaries(comparisons),
+        "groups": groups,
+        "retained": compare_retained(retained, policies, parents),
+        "policies": [summarise(rows, name, judges, evaluation["references"].get(name)) for name in policies],
+    }
+
+
+def seed_summaries(comparisons: Sequence[Comparison]) -> list[SeedSummary]:
+    """What the seeds of a stage show together, where it was trained with several (`dpo`, `dpo@1`, `dpo@2`)."""
+    recipes: dict[tuple[str, str, str], list[Comparison]] = {}
+    for row in comparisons:
+        recipe = kind_of(row["policy"]), kind_of(row["baseline"]), row["judge"]
+        named = row.copy()
+        named["policy"], named["baseline"] = recipe[:2]
+        recipes.setdefault(recipe, []).append(named)
+    return [summarise_seeds(rows) for rows in recipes.values() if len(rows) > 1]
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -133,8 +173,13 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _finished(run_dir: Path) -> list[str]:
     """The stages with a stage.json, in the order they run; unknown ones after these."""
-    found = {path.parent.name for path in run_dir.glob("*/stage.json")}
-    return [*(name for name in STAGES if name in found), *sorted(found - set(STAGES))]
+    order = {name: place for place, name in enumerate(STAGES)}
+
+    def place(name: str) -> tuple[int, int, str]:
+        seed = name.partition("@")[2]
+        return order.get(kind_of(name), len(order)), int(seed) if seed.isdigit() else 0, name
+
+    return sorted((path.parent.name for path in run_dir.glob("*/stage.json")), key=place)
 
 
 def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,8 +193,25 @@ def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
         "judges": judges,
         "prompts": metrics.get("prompts"),
         "prompts_cut": metrics.get("prompts_cut"),
+        "group_by": metrics.get("group_by"),
         **{key: metrics.get(key) or {} for key in ("parents", "references")},
     }
+
+
+def _stage(stage_dir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**record.get("metrics", {}), **_ledger(stage_dir), **_findings(stage_dir)}
+
+
+def _findings(stage_dir: Path) -> dict[str, Any]:
+    """`findings`: what the stage's data has that misleads, as in its file, and `lines`, what is worth telling."""
+    path = stage_dir / FINDINGS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        findings = Findings.load(stage_dir)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not a file of findings; run the stage again") from None
+    return {"findings": {"lines": findings.lines(), **findings.as_dict()}}
 
 
 def _ledger(stage_dir: Path) -> dict[str, Any]:

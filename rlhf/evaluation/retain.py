@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -17,14 +17,11 @@ from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
-from rlhf.evaluation.compare import Comparison, compare, comparison_pairs, correct
+from rlhf.evaluation.lost import Measure
 from rlhf.evaluation.replies import fitted
 from rlhf.models.load import context_length
 from rlhf.rewards import RewardFunction
 from rlhf.rollout.sample import as_completion, sample
-
-RETAINED = "retained.jsonl"
-Measure = Literal["log-likelihood", "score"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,6 @@ class Retained:
     def measure(self) -> Measure:
         """What a value of it is; of both, more is better."""
         return "log-likelihood" if self.judge is None else "score"
-
-
-class Lost(Comparison):
-    """A policy against what it came from on one set; an entry of `retained` in report.json.
-
-    `judge` is the set's name; a score is the log-likelihood of a row (nats/token) or a judge's score of a greedy reply.
-    """
-
-    measure: Measure
 
 
 def read_retained(project: ProjectConfig) -> list[Retained]:
@@ -149,27 +137,3 @@ def write(path: Path, sets: Sequence[Retained], values: Mapping[str, Mapping[str
                 scores = {policy: of[one.name][index] for policy, of in values.items()}
                 row = {"set": one.name, "measure": one.measure, "origin": record.origin, "values": scores}
                 file.write(json.dumps(row) + "\n")
-
-
-def compare_retained(
-    rows: Sequence[Mapping[str, Any]], policies: Sequence[str], parents: Mapping[str, str]
-) -> list[Lost]:
-    """Every policy against its parent and the base on every set, corrected for all of these together.
-
-    Args:
-        rows: Lines of `retained.jsonl`.
-        policies: Names as in the rows' `values`.
-        parents: Policy -> the policy it was trained from.
-    """
-    sets: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        sets.setdefault(row["set"], []).append(row)
-    found = []
-    for name, members in sets.items():
-        replies = [
-            {"replies": {policy: [{"scores": {name: value}}] for policy, value in row["values"].items()}}
-            for row in members
-        ]
-        for policy, baseline in comparison_pairs(policies, parents):
-            found.append(Lost(measure=members[0]["measure"], **compare(replies, policy, baseline, name)))
-    return correct(found)

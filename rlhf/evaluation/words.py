@@ -1,4 +1,4 @@
-"""What a report says in plain words: numbers as text, verdicts, and what a reader must know to trust them.
+"""What a report says in plain words: its verdicts, the one that a reader came for first.
 
 All functions take the contents of report.json (`report.build_report`) or parts of it.
 """
@@ -6,29 +6,38 @@ All functions take the contents of report.json (`report.build_report`) or parts 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from rlhf.evaluation.compare import MIN_PROMPTS
+from rlhf.evaluation.notices import Report, notices
+from rlhf.evaluation.phrases import (
+    capital,
+    count,
+    duration,
+    estimate,
+    in_sentence,
+    judge_in_sentence,
+    label,
+    listed,
+    number,
+    percent,
+    reward_model,
+    versus,
+)
+from rlhf.evaluation.seeds import MIN_SEEDS
+from rlhf.stages import STAGES, kind_of
 
-Report = Mapping[str, Any]
-Kind = Literal["better", "worse", "no difference"]
+__all__ = [
+    "Report", "Statement", "comparison_statement", "count", "duration", "estimate", "gate_statement", "in_sentence",
+    "judge_in_sentence", "label", "ledger_phrases", "notices", "number", "percent", "retained_statements",
+    "reward_model", "reward_statement", "seed_statement", "stage_facts", "statements", "tracked_statement", "verdicts",
+    "versus",
+]  # fmt: skip
 
-_LABELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO", "reward": "Reward model"}
-# Shares above which a reader should be told.
-_UNFINISHED = 0.2  # replies cut by the token limit
-_LONGER = 0.25  # growth of the replies over the parent's
-_EOS_LOST = 0.01  # trained rows whose end was cut off
-_DROPPED = 0.1  # rows dropped for a fault
-_NO_FAULT = {"duplicate", "prompt held out", "sampled out"}  # reasons with which nothing is wrong
-_PLURALS = {
-    "rollout": "rollouts",
-    "reply": "replies",
-    "row": "rows",
-    "prompt": "prompts",
-    "token": "tokens",
-    "pair": "pairs",
-}
+Kind = Literal["better", "worse", "no difference", "alarm"]
+UNITS = {"log-likelihood": "nats a token", "score": ""}
+"""Units of what `retained` measures."""
 
 
 class Statement(NamedTuple):
@@ -42,75 +51,6 @@ class Statement(NamedTuple):
     def text(self) -> str:
         """One line."""
         return f"{self.finding}: {self.numbers}."
-
-
-def label(name: str) -> str:
-    """A stage, policy or judge as it is written in a table."""
-    return _LABELS.get(name, name)
-
-
-def in_sentence(name: str) -> str:
-    """A policy inside a sentence."""
-    return "the base model" if name == "base" else label(name)
-
-
-def judge_in_sentence(name: str) -> str:
-    """A judge inside a sentence."""
-    return "the reward model" if name == "reward" else name
-
-
-def number(value: float | None, digits: int | None = None, signed: bool = False) -> str:
-    """A number with a true minus sign; about three significant digits unless told; a dash for none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if digits is None:
-        digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
-        if value and abs(value) < 0.01:
-            return f"{value:.1e}".replace("-", "−").replace("e−0", "e−")
-    text = f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
-    return (text if float(text.replace(",", "")) else text.lstrip("+-")).replace("-", "−")
-
-
-def estimate(
-    value: float | None, interval: Sequence[float] | None, digits: int | None = None, signed: bool = False
-) -> str:
-    """An estimate with its interval, to the digits the interval deserves: `+0.12 [0.09, 0.15]`.
-
-    Further digits are added where rounding would put an end of the interval on zero that is not there.
-    """
-    if interval is None:
-        return number(value, digits, signed)
-    if digits is None:
-        width = abs(interval[1] - interval[0])
-        digits = min(4, max(2, math.ceil(-math.log10(width)))) if width > 0 else 2
-        while digits < 6 and any(end and not round(end, digits) for end in interval):
-            digits += 1
-    return f"{number(value, digits, signed)} [{number(interval[0], digits)}, {number(interval[1], digits)}]"
-
-
-def percent(share: float | None, interval: Sequence[float] | None = None) -> str:
-    """A share as whole percent: `71% [66%, 75%]`."""
-    if share is None or not math.isfinite(share):
-        return "–"
-    text = f"{100 * share:.0f}%"
-    return text if interval is None else f"{text} [{100 * interval[0]:.0f}%, {100 * interval[1]:.0f}%]"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `41 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    if minutes:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
-
-
-def count(n: int, noun: str) -> str:
-    """`1 reply`, `1,200 replies`."""
-    return f"{n:,} {noun if n == 1 else _PLURALS[noun]}"
 
 
 def comparison_statement(row: Mapping[str, Any], reference: str | None = None) -> Statement:
@@ -134,9 +74,112 @@ def comparison_statement(row: Mapping[str, Any], reference: str | None = None) -
     )
     if row["n"] < MIN_PROMPTS:
         numbers += f"; {count(row['n'], 'prompt')} cannot show one"
+    numbers += _correction(row)
     if row["kl"] is not None:
         numbers += f"; KL {'to ' + in_sentence(reference) + ' ' if reference else ''}{number(row['kl'])} nats"
-    return Statement(row["verdict"], finding[0].upper() + finding[1:], numbers)
+    return Statement(row["verdict"], capital(finding), numbers)
+
+
+def _correction(row: Mapping[str, Any]) -> str:
+    """What is to be said where several comparisons were made and one stood out."""
+    if not row.get("corrected"):
+        return ""
+    return (
+        f"; the interval alone excludes zero; after correction for {count(row['n_comparisons'], 'comparison')} "
+        "it may be chance"
+    )
+
+
+def seed_statement(row: Mapping[str, Any]) -> Statement:
+    """One entry of `seeds` in words: what holds for the recipe over the seeds it was trained with."""
+    policy, baseline = in_sentence(row["policy"]), in_sentence(row["baseline"])
+    judge, seeds = judge_in_sentence(row["judge"]), count(row["n_seeds"], "seed")
+    if row["verdict"] == "no difference":
+        finding = f"Over {seeds} no difference shown between {policy} and {baseline} on {judge}"
+    else:
+        finding = f"Over {seeds} {policy} is {row['verdict']} than {baseline} on {judge}"
+    if row["mean"] is None:
+        return Statement(row["verdict"], finding, "no prompt has a score on both sides")
+    numbers = f"{estimate(row['mean'], row['ci'], signed=True)}"
+    if row["std"] is not None:
+        low, high = (number(row[end], 2, signed=True) for end in ("min", "max"))
+        numbers += f", single seeds from {low} to {high} (standard deviation {number(row['std'])})"
+    numbers += f", wins {percent(row['win_rate'])} of pairs"
+    if row["n_seeds"] < MIN_SEEDS:
+        numbers += f"; {seeds} cannot show one"
+    return Statement(row["verdict"], finding, numbers)
+
+
+def retained_statements(report: Report) -> list[Statement]:
+    """What a policy lost or gained of what it was not to lose; and, for each set, where no change is shown.
+
+    Each policy beside what it came from; beside the base where only all steps together show a loss. Of several seeds
+    the first; the table has all.
+    """
+    parents = (report["evaluation"] or {}).get("parents", {})
+    rows = [row for row in report.get("retained", []) if row["policy"] == kind_of(row["policy"])]
+    steps = [row for row in rows if row["baseline"] == parents.get(row["policy"])]
+    lost = {row["judge"] for row in steps if row["verdict"] == "worse"}
+    told = [row for row in steps if row["verdict"] != "no difference"]
+    told += [row for row in rows if row not in steps and row["verdict"] == "worse" and row["judge"] not in lost]
+    found = [_retained(row) for row in sorted(told, key=lambda row: row["verdict"] == "better")]
+    same: dict[str, list[str]] = {}
+    for row in steps:
+        if row["verdict"] == "no difference" and row["mean_difference"] is not None:
+            difference = estimate(row["mean_difference"], row["difference_ci"], signed=True)
+            against = f"{label(row['policy'])} against {in_sentence(row['baseline'])} {difference}{_correction(row)}"
+            same.setdefault(row["judge"], []).append(against)
+    return found + [
+        Statement("no difference", f"No change shown on {name}", ", ".join(of)) for name, of in same.items()
+    ]
+
+
+def _retained(row: Mapping[str, Any]) -> Statement:
+    policy, baseline = in_sentence(row["policy"]), in_sentence(row["baseline"])
+    unit = UNITS[row["measure"]]
+    numbers = (
+        f"{row['measure']} {number(row['baseline_mean'])} ({baseline}) to {number(row['policy_mean'])}"
+        f"{' ' + unit if unit else ''}, {estimate(row['mean_difference'], row['difference_ci'], signed=True)}"
+    )
+    verb = "lost" if row["verdict"] == "worse" else "gained"
+    return Statement(row["verdict"], capital(f"{policy} {verb} on {row['judge']}"), numbers)
+
+
+def tracked_statement(name: str, metrics: Mapping[str, Any]) -> Statement | None:
+    """That a stage went past the point up to which its reward and the gold judge agree; None where it did not."""
+    said = metrics.get("overoptimised")
+    if not said:
+        return None
+    head, colon, rest = said.partition(": ")
+    finding, numbers = (f"{label(name)} was {head}", rest) if colon else (label(name), said)
+    last = metrics["tracked"][-1]["step"] if metrics.get("tracked") else None
+    if metrics.get("selected_step") not in (None, last):
+        numbers += f"; step {metrics['selected_step']} was kept"
+    return Statement("alarm", finding, numbers)
+
+
+def gate_statement(name: str, found: Mapping[str, Any]) -> Statement:
+    """Whether a reward model passed its gate, beside the ruler and chance."""
+    model = capital(reward_model(name))
+    if not found["passed"]:
+        return Statement("alarm", f"{model} did not pass the gate", "; ".join(found["reasons"]))
+    numbers = (
+        f"it ranks {percent(found['accuracy'], found['accuracy_ci'])} of {found['n']:,} held-out pairs rightly, length "
+        f"alone {percent(found['length_baseline'], found['length_baseline_ci'])}, chance 50%"
+    )
+    return Statement("better", f"{model} passed the gate", numbers)
+
+
+def _gate_alarms(report: Report) -> Iterator[Statement]:
+    """The stages that ran although their gate was shut."""
+    for guard, metrics in report["stages"].items():
+        if guard not in STAGES or STAGES[guard].guards is None or metrics.get("passed", True):
+            continue
+        shut = listed([reward_model(name) for name, found in metrics["models"].items() if not found["passed"]])
+        for stage in report["stages"]:
+            if kind_of(stage) == STAGES[guard].guards:
+                finding = f"{label(stage)} maximised a reward model that did not pass the gate"
+                yield Statement("alarm", finding, f"what it gained on {shut} need not be a gain")
 
 
 def reward_statement(metrics: Mapping[str, Any]) -> Statement | None:
@@ -163,95 +206,49 @@ def reward_statement(metrics: Mapping[str, Any]) -> Statement | None:
 def statements(report: Report) -> list[Statement]:
     """All verdicts, the one a reader came for first.
 
-    The last policy before earlier ones, its parent before the base, judges that are not the reward model (which the
-    policy may have been trained against) before it; the reward model itself after these.
+    Before them, that a gate was shut and that a stage was over-optimised. The last policy before earlier ones, its
+    parent before the base, judges that are not the reward model (which the policy may have been trained against) before
+    it; then what was lost, and the reward model itself. What was trained with several seeds is judged over all of them.
     """
-    order = {entry["policy"]: position for position, entry in enumerate(report["policies"])}
+    seeds = report.get("seeds", [])
+    seeded = {(row["policy"], row["baseline"], row["judge"]) for row in seeds}
+    alone = [row for row in report["comparisons"] if _recipe(row) not in seeded]
     references = {entry["policy"]: entry["kl_reference"] for entry in report["policies"]}
+    ranked = [
+        seed_statement(row) if "n_seeds" in row else comparison_statement(row, references.get(row["policy"]))
+        for row in sorted([*seeds, *alone], key=_rank_in(report))
+    ]
+    stages = report["stages"]
+    models = stages.get("gate", {}).get("models", {})
+    reward = reward_statement(stages.get("reward", {})) if "reward" not in models else None
+    tracked = (tracked_statement(name, metrics) for name, metrics in stages.items())
+    return [
+        *_gate_alarms(report),
+        *(one for one in tracked if one),
+        *ranked,
+        *retained_statements(report),
+        *(gate_statement(name, found) for name, found in models.items()),
+        *([reward] if reward else []),
+    ]
+
+
+def _recipe(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return kind_of(row["policy"]), kind_of(row["baseline"]), row["judge"]
+
+
+def _rank_in(report: Report) -> Callable[[Mapping[str, Any]], tuple[bool, int, bool]]:
+    order = {entry["policy"]: position for position, entry in enumerate(report["policies"])}
     parents = report["evaluation"].get("parents", {}) if report["evaluation"] else {}
-    ranked = sorted(
-        report["comparisons"],
-        key=lambda row: (
-            row["baseline"] != parents.get(row["policy"], "base"),
-            -order.get(row["policy"], 0),
-            row["judge"] == "reward",
-        ),
+    return lambda row: (
+        row["baseline"] != parents.get(row["policy"], "base"),
+        -order.get(row["policy"], 0),
+        row["judge"] == "reward",
     )
-    found = [comparison_statement(row, references.get(row["policy"])) for row in ranked]
-    reward = reward_statement(report["stages"].get("reward", {}))
-    return [*found, *([reward] if reward else [])]
 
 
 def verdicts(report: Report) -> list[str]:
     """All verdicts as sentences, most important first (see `statements`)."""
     return [statement.text for statement in statements(report)]
-
-
-def notices(report: Report) -> list[str]:
-    """What limits the verdicts: prompts without a score, replies cut short or grown longer, lost ends, a worse loss."""
-    return [*_score_notices(report), *_length_notices(report), *_stage_notices(report)]
-
-
-def _score_notices(report: Report) -> list[str]:
-    found = []
-    for row in report["comparisons"]:
-        if row["left_out"]:
-            found.append(
-                f"{label(row['policy'])} against {label(row['baseline'])} on {judge_in_sentence(row['judge'])}: "
-                f"{count(row['left_out'], 'prompt')} of {row['n'] + row['left_out']} left out, one side has no score."
-            )
-    return found
-
-
-def _length_notices(report: Report) -> list[str]:
-    found = []
-    evaluation = report["evaluation"] or {}
-    limit = evaluation.get("max_new_tokens")
-    if evaluation.get("prompts_cut"):
-        found.append(
-            f"{count(evaluation['prompts_cut'], 'prompt')} of {evaluation['prompts']} lost their beginning: "
-            "with the reply they would not fit the model's context."
-        )
-    for entry in report["policies"]:
-        finished = entry["finished"]["mean"]
-        if finished is not None and 1 - finished > _UNFINISHED:
-            found.append(
-                f"{label(entry['policy'])}: {percent(1 - finished)} of replies did not end "
-                f"{'by ' + count(limit, 'token') if limit else 'before the limit'}; their lengths are understated."
-            )
-    pairs = {
-        (row["policy"], row["baseline"]): (row["mean_length"], row["baseline_mean_length"])
-        for row in report["comparisons"]
-    }
-    for (policy, baseline), (length, before) in pairs.items():
-        # Not for the base: how long a model talks that was never taught to reply says nothing.
-        if baseline != "base" and length and before and length / before - 1 > _LONGER:
-            found.append(
-                f"{label(policy)}: replies are {percent(length / before - 1)} longer than those of {label(baseline)} "
-                f"({number(length, 1)} and {number(before, 1)} tokens); a judge that likes length favours them."
-            )
-    return found
-
-
-def _stage_notices(report: Report) -> list[str]:
-    found = []
-    for name, metrics in report["stages"].items():
-        for kind, rows in metrics.get("rows", {}).items():
-            if rows.get("eos_lost", 0) > _EOS_LOST * rows.get("trained", 0):
-                found.append(
-                    f"{label(name)}: {count(rows['eos_lost'], 'row')} of {kind} lost the end-of-sequence token to "
-                    "truncation; a larger max_length keeps it."
-                )
-            faults = {reason: n for reason, n in rows.get("dropped", {}).items() if reason not in _NO_FAULT}
-            if sum(faults.values()) > _DROPPED * rows["read"]:
-                reasons = ", ".join(f"{n:,} {reason}" for reason, n in faults.items())
-                found.append(f"{label(name)}: many of {count(rows['read'], 'row')} of {kind} were dropped: {reasons}.")
-        if metrics.get("warning"):
-            found.append(f"{label(name)}: {metrics['warning']}.")
-        before, after = metrics.get("loss_before"), metrics.get("loss")
-        if before is not None and after is not None and after >= before:
-            found.append(f"{label(name)}: held-out loss did not fall ({number(before, 3)} to {number(after, 3)}).")
-    return found
 
 
 def stage_facts(name: str, metrics: Mapping[str, Any]) -> list[str]:

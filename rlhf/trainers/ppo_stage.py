@@ -139,9 +139,7 @@ def _rewards(context: StageContext, roles: Roles) -> Rewards:
     """What is maximised; the run's own reward model from the policy's base where it is there."""
     weights = rewards_of(context.project, context.name)
     adapter = OWN in weights and roles.reward_head is not None
-    loaded = load_rewards(
-        context.project, context.parents, [name for name in weights if name != OWN or not adapter]
-    )
+    loaded = load_rewards(context.project, context.parents, [name for name in weights if name != OWN or not adapter])
     if OWN in weights and not adapter:
         print("ppo: the reward model is a model of its own: it does not fit on the policy's base", file=sys.stderr)
     return Rewards({name: loaded.get(name) for name in weights}, {name: float(one) for name, one in weights.items()})

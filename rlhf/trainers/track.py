@@ -100,7 +100,8 @@ def choose(
         trainer: Its trainer, finished.
 
     Returns:
-        `tracked`, a `Point` each; `selected_step`; `overoptimised`, the warning or None. Nothing without a gold judge.
+        `gold`, the judge; `tracked`, a `Point` each; `selected_step`; `overoptimised`, the warning or None. Nothing
+        without a gold judge.
     """
     found: dict[str, Any] = {}
     if kept is not None and trainer.is_world_process_zero():
@@ -110,7 +111,7 @@ def choose(
         chosen = steps[peak(points) - 1] if stage.select == "gold" else steps[-1]
         kept.restore(chosen)
         kept.drop()
-        found = {"tracked": points, "selected_step": chosen, "overoptimised": warning(points, gold)}
+        found = {"gold": stage.gold, "tracked": points, "selected_step": chosen, "overoptimised": warning(points, gold)}
     trainer.accelerator.wait_for_everyone()
     return found
 

@@ -25,7 +25,7 @@ def test_tick_text():
 
 
 def test_lines_stay_in_the_box_and_up_is_more():
-    chart = charts.line_chart("Loss", [("training", [(0, 4.0), (10, 1.0)]), ("held out", [(5, 2.0)])])
+    chart = charts.line_chart("Loss", "nats", [("training", [(0, 4.0), (10, 1.0)]), ("held out", [(5, 2.0)])])
     left, top, right, bottom = chart.box
     (x0, y0), (x1, y1) = (tuple(map(float, point.split(","))) for point in chart.lines[0].points.split())
     assert left == x0 < x1 == right
@@ -35,7 +35,7 @@ def test_lines_stay_in_the_box_and_up_is_more():
 
 
 def test_a_constant_curve_can_be_drawn():
-    chart = charts.line_chart("Rate", [("training", [(1, 0.0), (2, 0.0)])])
+    chart = charts.line_chart("Rate", "a step", [("training", [(1, 0.0), (2, 0.0)])])
     assert chart.y_ticks
     assert "nan" not in chart.lines[0].points
 
@@ -66,10 +66,10 @@ def test_stage_charts_draw_what_was_logged():
 def test_strips_share_an_axis_with_zero_in_view():
     estimates = [("a", {"mean": 2.0, "ci": [1.0, 3.0]}, "better"), ("b", {"mean": 4.0, "ci": None}, "same"),
                  ("c", {"mean": None, "ci": None}, "same")]  # fmt: skip
-    panel = charts.strip_panel("Difference", estimates, lambda mean, interval: f"{mean}", zero=0.0)
+    panel = charts.strip_panel("Difference", "score", estimates, lambda mean, interval: f"{mean}", zero=0.0)
     assert panel is not None
     a, b = panel.strips
     assert 0 < panel.zero < a.low < a.middle < a.high < b.middle < 100
     assert b.low == b.middle == b.high
     assert a.middle - a.low == pytest.approx(a.high - a.middle, abs=0.02)
-    assert charts.strip_panel("Empty", estimates[2:], lambda mean, interval: "") is None
+    assert charts.strip_panel("Empty", "score", estimates[2:], lambda mean, interval: "") is None

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import copy
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from rlhf.evaluation.page import render_html, standfirst
-from rlhf.evaluation.report import build_report, write_report
-from tests.evaluation.fabricated import sample_rows
+from rlhf.evaluation.report import build_report, read_json, write_report
+from tests.evaluation.fabricated import make_full_run, sample_rows
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)> \u202e &amp; {{ 7 * 7 }} \x00 \ud800"
@@ -46,7 +47,7 @@ def html(run_maker) -> str:
 def test_page_is_well_formed_and_has_its_parts(html):
     page = Page(html)
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section" and "id" in attributes]
-    assert ids == ["verdicts", "comparisons", "policies", "stages", "replies", "provenance"]
+    assert ids == ["verdicts", "comparisons", "policies", "stages", "replies", "data", "provenance"]
     assert page.text.index("DPO is better than SFT on gold.") < page.text.index("Judged by")
     assert "The reward model is better than choosing by length alone." in page.text
     assert sum(tag == "polyline" for tag, _ in page.tags) > 10
@@ -55,7 +56,77 @@ def test_page_is_well_formed_and_has_its_parts(html):
         assert not re.search(rf'="[^"]*\b{name}\b[^"]*"', html)
 
 
-def test_page_loads_nothing_and_runs_nothing(html):
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> dict:
+    """The contents of report.json of a run that has everything."""
+    page = write_report(make_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=24, samples=2))
+    return read_json(page.with_suffix(".json"))
+
+
+def _sections(page: Page) -> list[str | None]:
+    return [attributes["id"] for tag, attributes in page.tags if tag == "section" and "id" in attributes]
+
+
+def test_a_full_page_has_every_section_in_order(full):
+    page = Page(render_html(full))
+    assert _sections(page) == ["verdicts", "comparisons", "policies", "gate", "overoptimisation", "retained", "stages",
+                               "replies", "data", "provenance"]  # fmt: skip
+    for said in ("PPO maximised a reward model that did not pass the gate.", "PPO was over-optimised.", "step 60 kept",
+                 "SFT lost on general.", "Over several seeds", "By topic", "at equal length", "as sure as right",
+                 "padding and company in the batch", "pairs also stand in the other order", "judge-70b was asked about",
+                 "about 650 held-out pairs would show it"):  # fmt: skip
+        assert said in page.text, said
+    alarms = [a for tag, a in page.tags if tag == "li" and "alarm" in (a.get("class") or "")]
+    assert len(alarms) == 3
+    assert "nan" not in " ".join(a.get("points", "") or "" for tag, a in page.tags if tag == "polyline")
+
+
+@pytest.mark.parametrize(
+    ("change", "section"),
+    [
+        (lambda report: report["stages"].pop("gate"), "gate"),
+        (lambda report: report["stages"]["ppo"].pop("tracked"), "overoptimisation"),
+        (lambda report: report.update(retained=[]), "retained"),
+        (lambda report: report.update(samples=[]), "replies"),
+        (lambda report: report.update(comparisons=[]), "policies"),
+        (lambda report: [one.update(rows={}, findings=None) for one in report["stages"].values()], "data"),
+    ],
+)  # fmt: skip
+def test_a_section_without_content_is_absent(full, change, section):
+    report = copy.deepcopy(full)
+    assert section in _sections(Page(render_html(report)))
+    change(report)
+    assert section not in _sections(Page(render_html(report)))
+
+
+def test_no_chart_is_without_labelled_axes(full):
+    """Every SVG with ticks has both of its axes named: strips by the line below them, the others inside."""
+    html = render_html(full)
+    charts_ = re.findall(r"<svg viewBox.*?</svg>", html, re.DOTALL)
+    assert len(charts_) > 20
+    for chart in charts_:
+        labels = re.findall(r'<text class="unit"[^>]*>([^<]*)</text>', chart)
+        assert len(labels) == 2
+        assert all(labels)
+    panels = re.findall(r'<div class="panel">.*?</div>\s*<p class="unit">([^<]*)</p>', html, re.DOTALL)
+    assert len(panels) == html.count('<div class="panel">')
+    assert all(panels)
+
+
+def test_a_reply_is_marked_against_its_parent(full):
+    report = copy.deepcopy(full)
+    report["samples"] = report["samples"][:1]
+    replies = {"sft": "Hello Mei, we <b>look</b> at it.", "dpo": "Hello Mei, we <b>fixed</b> it.", "ppo": "No."}
+    for policy, text in replies.items():
+        report["samples"][0]["replies"][policy][0]["text"] = text
+    html = render_html(report)
+    assert "<del>look</del><ins>fixed</ins>" in html.replace(" </", "</")
+    assert "<b>look" not in html
+    assert html.count("marked against SFT") == 1
+
+
+def test_page_loads_nothing_and_runs_nothing(full):
+    html = render_html(full)
     page = Page(html)
     assert not {"script", "link", "iframe", "img", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -86,6 +157,7 @@ def test_what_a_model_wrote_stays_text(run_maker):
 
 def test_names_of_judges_stages_and_rows_stay_text(run_maker):
     report = build_report(run_maker())
+    report["provenance"]["gate"] = {}
     evil = "<u>x</u>"
     report["name"] = evil
     report["comparisons"][0]["judge"] = evil
@@ -94,6 +166,29 @@ def test_names_of_judges_stages_and_rows_stay_text(run_maker):
         evil: {"read": 1, "dropped": {evil: 1}, "examples": [{"origin": evil, "reason": evil}]}
     }
     report["provenance"]["sft"]["versions"] = {evil: evil}
+    report["stages"]["sft"]["findings"] = {"lines": [evil], "set": evil, "findings": []}
+    report["stages"]["sft"] |= {"overoptimised": evil, "selected_step": evil}
+    report["stages"]["gate"] = {
+        "passed": False,
+        "policy": evil,
+        "models": {
+            evil: {
+                "passed": False,
+                "reasons": [evil],
+                "advice": [evil],
+                "notes": [evil],
+                "accuracy": 0.5,
+                "accuracy_ci": [0.4, 0.6],
+                "length_baseline": 0.5,
+                "by_length": [],
+                "calibration": [],
+                "invariance": {"batch": 0.0, "eos": None},
+                "scores": {"edges": [0.0, 1.0]},
+                "ece": None,
+                "n": 1,
+            }
+        },
+    }
     assert "<u>" not in render_html(report)
 
 
@@ -105,7 +200,7 @@ def test_light_dark_phone_and_print_are_styled(html):
 def test_partial_run(run_maker):
     page = Page(write_report(run_maker(stages=["sft"])).read_text(encoding="utf-8"))
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section" and "id" in attributes]
-    assert ids == ["verdicts", "stages", "provenance"]
+    assert ids == ["verdicts", "stages", "data", "provenance"]
     assert "have not been compared yet" in page.text
 
 

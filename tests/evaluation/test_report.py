@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
 from rlhf.errors import UserError
 from rlhf.evaluation import report as reports
 from rlhf.evaluation.report import build_report, write_report
-from tests.evaluation.fabricated import STAGES, make_row, sample_rows, write_json, write_jsonl
+from tests.evaluation.fabricated import FINDINGS, STAGES, make_full_run, make_row, sample_rows, write_json, write_jsonl
 
 COMPARISON_KEYS = {"policy", "baseline", "judge", "mean_difference", "difference_ci", "win_rate", "win_rate_ci", "kl",
                    "mean_length", "n", "verdict", "policy_mean", "baseline_mean"}  # fmt: skip
@@ -128,10 +129,81 @@ def test_shown_replies_are_the_first_ones(run_maker):
     assert len(report["samples"][12]["replies"]["dpo"]) == 1
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    run = make_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=24, samples=2)
+    write_report(run)
+    return run
+
+
+def test_report_json_holds_what_the_stages_found(full):
+    report = json.loads((full / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert list(report["stages"]) == ["sft", "reward", "dpo", "dpo@1", "dpo@2", "gate", "ppo"]
+    gate = report["stages"]["gate"]
+    assert gate["passed"] is False
+    assert {"accuracy", "ece", "calibration", "by_length", "invariance", "scores", "reasons", "advice"} <= set(
+        gate["models"]["reward"]
+    )
+    findings = report["stages"]["reward"]["findings"]
+    assert findings["findings"][0]["kind"] == "contradictory"
+    assert findings["lines"][1].startswith("1,797 of 3,000 (59.9% [58.1%, 61.6%]) pairs prefer")
+    assert (report["stages"]["ppo"]["selected_step"], len(report["stages"]["ppo"]["tracked"])) == (60, 6)
+    assert report["comparing"]["claude <judge>"]["position_bias"] == 0.24
+
+
+def test_groups_leave_out_further_seeds(full):
+    groups = json.loads((full / "report.json").read_text(encoding="utf-8"))["groups"]
+    assert {row["group"] for row in groups} == {"delivery", "refund", "account"}
+    assert {row["policy"] for row in groups} == {"sft", "dpo", "ppo"}
+    assert {row["n"] for row in groups if row["judge"] == "gold"} == {8}
+
+
+def test_what_was_lost_is_compared(full):
+    retained = json.loads((full / "report.json").read_text(encoding="utf-8"))["retained"]
+    verdict = {(row["judge"], row["policy"], row["baseline"]): row["verdict"] for row in retained}
+    assert verdict["general", "sft", "base"] == "worse"
+    assert verdict["sums", "sft", "base"] == "no difference"
+
+
+def test_seeds_are_joined_to_recipes():
+    def row(policy, baseline, mean, ci=(0.0, 1.0)):
+        return {"policy": policy, "baseline": baseline, "judge": "gold", "mean_difference": mean, "n": 50,
+                "difference_ci": list(ci), "win_rate": 0.5 + mean / 10}  # fmt: skip
+
+    rows = [row("sft", "base", 0.9), row("dpo", "sft", 0.2), row("dpo@1", "sft", 0.5), row("dpo@2", "sft", 0.8)]
+    (found,) = reports.seed_summaries(rows)
+    assert (found["policy"], found["baseline"], found["n_seeds"]) == ("dpo", "sft", 3)
+    assert (found["mean"], found["min"], found["max"]) == pytest.approx((0.5, 0.2, 0.8))
+    assert found["std"] == pytest.approx(0.3)
+    assert found["win_rate"] == pytest.approx(0.55)
+    assert rows[2]["policy"] == "dpo@1"
+    assert reports.seed_summaries(rows[:2]) == []
+
+
+def test_a_broken_file_of_findings_is_named(run_maker):
+    run = run_maker(stages=["sft"])
+    write_json(run / "sft" / "findings.json", {**FINDINGS, "findings": [{"kind": "length"}]})
+    with pytest.raises(UserError, match=r"findings\.json: not a file of findings"):
+        build_report(run)
+
+
+def test_markdown_has_every_section_with_content(full, run_maker):
+    headings = ["## Comparisons", "### Over several seeds", "### By topic", "## Policies", "## Reward model",
+                "## Over-optimisation: PPO", "## What was lost", "## Training", "## Data"]  # fmt: skip
+    text = (full / "report.md").read_text(encoding="utf-8")
+    assert re.findall(r"^##.*$", text, re.MULTILINE) == headings
+    assert "- PPO maximised a reward model that did not pass the gate: " in text
+    assert not re.search(r"\n{3,}", text)
+    run = run_maker()
+    write_report(run)
+    plain = (run / "report.md").read_text(encoding="utf-8")
+    assert re.findall(r"^##.*$", plain, re.MULTILINE) == ["## Comparisons", "## Policies", "## Training", "## Data"]
+
+
 def test_markdown_has_verdicts_first_and_the_tables(run_maker):
     run = run_maker()
     write_report(run)
     text = (run / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# quickstart\n")
-    assert text.index("- DPO is better than SFT on gold") < text.index("## Comparisons") < text.index("## Rows")
+    assert text.index("- DPO is better than SFT on gold") < text.index("## Comparisons") < text.index("## Data")
     assert not re.search(r"\n{3,}", text)

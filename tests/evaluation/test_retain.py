@@ -10,7 +10,8 @@ from rlhf.config import load_project
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import prepare
-from rlhf.evaluation.retain import compare_retained, measure, read_retained
+from rlhf.evaluation.lost import compare_retained
+from rlhf.evaluation.retain import measure, read_retained
 from rlhf.models.load import load_policy, source_of
 from rlhf.models.settings import base_settings
 from rlhf.models.tokenizer import load_tokenizer

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from rlhf.evaluation import tables
 from rlhf.evaluation.report import build_report
+from tests.evaluation.fabricated import gate_metrics, make_full_run, tracked_points
 
 
 def _printed(report, width=130) -> str:
@@ -27,6 +28,49 @@ def test_comparison_table_md(run_maker):
     assert lines[2].startswith("| SFT vs Base | gold |")
     assert all(line.count("|") == lines[0].count("|") for line in lines)
     assert tables.comparison_table_md({**report, "comparisons": []}) == ""
+
+
+def test_p_values_never_read_as_nothing():
+    assert [tables.probability(p) for p in (None, 0.0, 0.004, 0.0494, 1.0)] == ["–", "<0.001", "0.004", "0.049", "1.00"]
+
+
+def test_some_columns_of_the_comparisons(run_maker):
+    report = build_report(run_maker())
+    whole, some = tables.comparison_table(report), tables.comparison_table(report, ("Verdict", "Judge"))
+    assert some.rows == [(cells[-1], cells[1]) for cells in whole.rows]
+    assert all(len(cells) == len(tables.COMPARISON_HEADER) for cells in whole.rows)
+    assert set(tables.ON_PAGE) == {*tables.COMPARISON_HEADER} - {"KL", "Tokens"}
+
+
+def test_tables_of_a_gate_and_of_checkpoints():
+    gate = {"stages": {"gate": gate_metrics(accuracy_shift=2.0)}}
+    ((name, *_, verdict),) = tables.gate_table(gate).rows
+    assert (name, verdict) == ("reward", "passed")
+    moved = tables.invariance_table({"invariance": {"batch": 0.2, "eos": None}}).rows
+    assert [(row[1], row[2]) for row in moved] == [("0.200", "0.050")]
+    rows = tables.tracked_table({"tracked": tracked_points(), "selected_step": 60}).rows
+    assert [row[-1] for row in rows] == ["start", "", "", "kept", "", ""]
+    assert rows[2][:3] == ("40", "3.00", "1.73")
+    assert tables.tracked_table({}).markdown() == ""
+
+
+def test_findings_of_one_set_are_said_once():
+    found = {"set": "preferences", "lines": ["12 of 3,000 | contradict"]}
+    stages = {"reward": {"findings": found}, "dpo": {"findings": found}, "sft": {}}
+    assert tables.finding_lines({"stages": stages}) == ["preferences: 12 of 3,000 \\| contradict (Reward model, DPO)"]
+
+
+def test_terminal_of_a_full_run_is_short(tmp_path):
+    text = _printed(build_report(make_full_run(tmp_path / "full", prompts=12, samples=2)))
+    assert "DPO@1" not in text
+    for said in (
+        "! PPO maximised a reward model",
+        "Over 3 seeds DPO",
+        "▼ SFT lost on general",
+        "! The reward model did not pass",
+    ):
+        assert said in text
+    assert text.count("\n") < 80
 
 
 def test_other_markdown_tables(run_maker):

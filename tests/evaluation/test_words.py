@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.evaluation import words
+from rlhf.evaluation import phrases, words
 
 ROW = {
     "policy": "dpo", "baseline": "sft", "judge": "gold", "mean_difference": 0.12, "difference_ci": [0.09, 0.15],
@@ -161,3 +161,125 @@ def test_ledger_phrases_account_for_every_row():
         ("trained", 60),
     ]
     assert phrases[0][1] == sum(n for _, n in phrases[1:])
+
+
+def _gate(passed: bool) -> dict:
+    return {"passed": passed, "accuracy": 0.7, "accuracy_ci": [0.6, 0.8], "length_baseline": 0.55, "n": 350,
+            "length_baseline_ci": [0.5, 0.6], "reasons": [] if passed else ["it ranks too few rightly"],
+            "notes": []}  # fmt: skip
+
+
+def test_a_difference_that_may_be_chance_among_many_is_said():
+    row = {**ROW, "verdict": "no difference", "corrected": True, "n_comparisons": 12, "kl": None}
+    assert words.comparison_statement(row).text == (
+        "No difference shown between DPO and SFT on gold: +0.12 [0.09, 0.15], wins 71% [66%, 75%] of pairs; the "
+        "interval alone excludes zero; after correction for 12 comparisons it may be chance."
+    )
+    assert "correction" not in words.comparison_statement({**row, "corrected": False}).text
+
+
+def test_a_stage_behind_a_shut_gate_is_an_alarm_before_all_verdicts():
+    stages = {"gate": {"passed": False, "models": {"reward": _gate(False), "other": _gate(True)}}, "ppo": {}}
+    alarm, *_, shut, passed = words.statements(_report(stages=stages))
+    assert alarm.kind == shut.kind == "alarm"
+    assert alarm.text == (
+        "PPO maximised a reward model that did not pass the gate: what it gained on the reward model need not be "
+        "a gain."
+    )
+    assert shut.text == "The reward model did not pass the gate: it ranks too few rightly."
+    assert passed.text == (
+        "The reward model other passed the gate: it ranks 70% [60%, 80%] of 350 held-out pairs rightly, length alone "
+        "55% [50%, 60%], chance 50%."
+    )
+    stopped = words.statements(_report(stages={"gate": stages["gate"]}))
+    assert not any("maximised" in one.text for one in stopped)
+    opened = {"gate": {"passed": True, "models": {"reward": _gate(True)}}, "ppo": {}}
+    assert not any(one.kind == "alarm" for one in words.statements(_report(stages=opened)))
+
+
+def test_the_gate_speaks_for_the_reward_model():
+    stages = {"reward": {"accuracy": 0.7, "accuracy_ci": [0.6, 0.8], "length_baseline": 0.55},
+              "gate": {"passed": True, "models": {"reward": _gate(True)}}}  # fmt: skip
+    texts = words.verdicts(_report(comparisons=[], stages=stages))
+    assert [text.startswith("The reward model passed the gate") for text in texts] == [True]
+
+
+def test_over_optimisation_is_an_alarm_with_the_step_that_was_kept():
+    points = [{"step": 0}, {"step": 20}, {"step": 40}]
+    metrics = {
+        "tracked": points,
+        "selected_step": 20,
+        "overoptimised": "over-optimised: gold turned down after step 20",
+    }
+    statement = words.tracked_statement("ppo", metrics)
+    assert statement.kind == "alarm"
+    assert statement.text == "PPO was over-optimised: gold turned down after step 20; step 20 was kept."
+    last = words.tracked_statement("dpo", {**metrics, "selected_step": 40, "overoptimised": "no checkpoint reaches it"})
+    assert last.text == "DPO: no checkpoint reaches it."
+    assert words.tracked_statement("dpo", {"tracked": points, "overoptimised": None}) is None
+
+
+SEEDS = {"policy": "dpo", "baseline": "sft", "judge": "gold", "n_seeds": 3, "mean": 0.5, "std": 0.3, "min": 0.2,
+         "max": 0.8, "ci": [0.1, 0.9], "win_rate": 0.62, "verdict": "better"}  # fmt: skip
+
+
+def test_several_seeds_are_spoken_of_together():
+    assert words.seed_statement(SEEDS).text == (
+        "Over 3 seeds DPO is better than SFT on gold: +0.50 [0.10, 0.90], single seeds from +0.20 to +0.80 (standard "
+        "deviation 0.30), wins 62% of pairs."
+    )
+    two = words.seed_statement({**SEEDS, "n_seeds": 2, "ci": None, "verdict": "no difference"})
+    assert two.text.startswith("Over 2 seeds no difference shown between DPO and SFT on gold: +0.50, single")
+    assert two.text.endswith("; 2 seeds cannot show one.")
+    rows = [{**ROW, "policy": name} for name in ("dpo", "dpo@1", "dpo@2")]
+    assert [one[:12] for one in words.verdicts(_report(comparisons=rows, seeds=[SEEDS]))] == ["Over 3 seeds"]
+    assert len(words.verdicts(_report(comparisons=rows, seeds=[{**SEEDS, "judge": "other"}]))) == 4
+
+
+def _lost(policy: str, baseline: str, verdict: str, **changes) -> dict:
+    row = {**ROW, "policy": policy, "baseline": baseline, "judge": "general", "measure": "log-likelihood",
+           "verdict": verdict, "baseline_mean": -2.1, "policy_mean": -2.6, "mean_difference": -0.5,
+           "difference_ci": [-0.55, -0.45]}  # fmt: skip
+    return {**row, **changes}
+
+
+def test_what_was_lost_is_said_once():
+    parents = {"sft": "base", "dpo": "sft"}
+    lost = _lost("sft", "base", "worse")
+    same = _lost("dpo", "sft", "no difference", mean_difference=-0.01, difference_ci=[-0.05, 0.03])
+    after = _lost("dpo", "base", "worse")
+    report = _report(evaluation={"parents": parents}, retained=[lost, same, after])
+    assert [(one.kind, one.text) for one in words.retained_statements(report)] == [
+        ("worse", "SFT lost on general: log-likelihood −2.10 (the base model) to −2.60 nats a token, −0.50 "
+         "[−0.55, −0.45]."),
+        ("no difference", "No change shown on general: DPO against SFT −0.01 [−0.05, 0.03]."),
+    ]  # fmt: skip
+    quiet = {**lost, "verdict": "no difference"}
+    texts = [one.text for one in words.retained_statements({**report, "retained": [quiet, same, after]})]
+    assert texts[0].startswith("DPO lost on general: log-likelihood −2.10 (the base model)")  # by small steps
+    won = _lost("sft", "base", "better", measure="score", policy_mean=0.7, baseline_mean=0.6)
+    assert words.retained_statements({**report, "retained": [won]})[0].text.startswith(
+        "SFT gained on general: score 0.60 (the base model) to 0.70, "
+    )
+
+
+def test_notices_of_judges_groups_and_the_gate():
+    asked = {"position_bias": 0.3, "both_orders": 1000, "unjudged": 2, "pairs": 1002}
+    assert words.notices(_report(comparing={"pairs": asked})) == [
+        "pairs: in 30% of 1,000 pairs the verdict changed with the order of the replies; such pairs count as ties.",
+        "pairs: 2 pairs of 1,002 got no readable verdict.",
+    ]
+    assert words.notices(_report(comparing={"pairs": {**asked, "position_bias": 0.1, "unjudged": 0}})) == []
+    group = {**ROW, "group": "refund", "verdict": "worse", "n": 34}
+    assert words.notices(_report(groups=[group])) == [
+        "DPO is worse than SFT on gold in the group “refund” (34 prompts)."
+    ]
+    assert words.notices(_report(groups=[group], comparisons=[{**ROW, "verdict": "worse"}])) == []
+    gate = {"models": {"reward": {**_gate(True), "notes": ["its confidence is off by 12%"]}}}
+    assert words.notices(_report(stages={"gate": gate})) == ["The reward model: its confidence is off by 12%."]
+
+
+def test_labels_of_seeds_and_lists():
+    assert [words.label(name) for name in ("dpo@2", "ppo", "mine", "mine@1")] == ["DPO@2", "PPO", "mine", "mine@1"]
+    assert [phrases.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert words.percent(-0.2, [-0.3, 0.1]) == "−20% [−30%, 10%]"
