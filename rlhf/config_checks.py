@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 from rlhf.errors import UserError, unknown_name
 from rlhf.sections import ProjectConfig, RewardConfig
 
+_SHORTEST_ANSWER = 16
+"""Tokens in which a judge can say which reply is better, with a word or two around it."""
+
 
 def check(project: ProjectConfig) -> None:
     """Hold a project's names, shares and the model's origin.
@@ -35,7 +38,7 @@ def check(project: ProjectConfig) -> None:
             raise UserError(f"{where}: stages.{name}.seeds must be at least 1, not {stage.seeds}")
         if stage.model is not None and stage.model.name_or_path is None:
             raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")
-        if stage.parent not in (None, "base") and stage.parent not in project.stages:
+        if stage.parent == name or (stage.parent not in (None, "base") and stage.parent not in project.stages):
             hint = unknown_name(str(stage.parent), {"base", *project.stages} - {name})
             raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
     _check_gold(project)
@@ -82,7 +85,7 @@ def _reward_problem(reward: RewardConfig) -> str | None:
         return f"arguments belong to a function, not to {_a(kind)}"
     if reward.label is not None and kind != "model":
         return f"label belongs to a model, not to {_a(kind)}"
-    for key in ("judge_model", "criteria", "api_key_env"):
+    for key in ("judge_model", "criteria", "max_tokens", "api_key_env"):
         if getattr(reward, key) is not None and kind != "endpoint":
             return f"{key} belongs to an endpoint, not to {_a(kind)}"
     if reward.endpoint is not None:
@@ -108,6 +111,8 @@ def _judge_problem(reward: RewardConfig, endpoint: str) -> str | None:
         return "judge_model is missing: the name of the model, as the server knows it"
     if reward.criteria is not None and not reward.criteria.strip():
         return "criteria is empty: say what better means, or leave it out"
+    if reward.max_tokens is not None and reward.max_tokens < _SHORTEST_ANSWER:
+        return f"max_tokens must be at least {_SHORTEST_ANSWER}, not {reward.max_tokens}: a verdict has to fit"
     if reward.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", reward.api_key_env):
         return "api_key_env takes the name of an environment variable, in capitals; the key itself stands in no file"
     problem = endpoint_problem(endpoint, with_key=reward.api_key_env is not None)

@@ -134,6 +134,8 @@ class RewardConfig:
     """Name of that model, as the server knows it."""
     criteria: str | None = None
     """What better means to that model, one paragraph; null asks for helpful, correct, honest and harmless."""
+    max_tokens: int | None = None
+    """Longest answer of that model, in tokens, what it thinks aloud included; null is 1024."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key; the key itself stands in no file."""
 
@@ -209,7 +211,7 @@ class StageConfig:
     """Name of a judge, not maximised, that every checkpoint of a policy is scored by."""
     select: Literal["last", "gold"] = "last"
     """Which checkpoint of a policy is kept: the last, or the one with the highest gold score."""
-    seeds: int = 1
+    seeds: Annotated[int, Field(strict=True)] = 1
     """How often it is trained, each time from another seed; what follows starts from the first."""
     fold: bool = True
     """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""

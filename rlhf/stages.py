@@ -206,6 +206,13 @@ def judged(project: ProjectConfig, name: str) -> list[str]:
     return [one for one in learned if one in named] if isinstance(named, dict) else []
 
 
+def unguarded(project: ProjectConfig, name: str) -> list[str]:
+    """The reward models that a stage maximises without a pair to hold them against."""
+    if project.data.preferences is not None or kind_of(name) != "ppo":
+        return []
+    return [one for one in rewards_of(project, name) if one in project.rewards and project.rewards[one].models]
+
+
 def half_for(project: ProjectConfig, name: str) -> int | None:
     """The half of the preferences that a stage trains on, where the project keeps the other for a gold judge."""
     if "gold" not in project.stages or STAGES[name].data != "preferences":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rlhf.evaluation.compare import MIN_PROMPTS
 from rlhf.evaluation.stats import Floats, bootstrap_ci
 from rlhf.evaluation.words import number
 
@@ -20,9 +23,9 @@ class Point(TypedDict):
     """KL to the policy that training started from, nats a reply."""
     length: float
     """Tokens a reply."""
-    gold: float
-    """Score by the judge that training did not see."""
-    gold_ci: list[float]
+    gold: float | None
+    """Score by the judge that training did not see; means are over the prompts that it scores at every checkpoint."""
+    gold_ci: list[float] | None
     """Its 95% interval."""
     proxy: float | None
     """What was maximised: rewards in standard deviations of the starting policy's replies, weighted; None for DPO."""
@@ -30,37 +33,55 @@ class Point(TypedDict):
     """Its 95% interval."""
 
 
+def scored_everywhere(gold_P: Sequence[Floats]) -> NDArray[np.bool_]:
+    """The prompts on which the gold judge has a score at every checkpoint: only on these can they be compared."""
+    return np.isfinite(np.stack(gold_P)).all(0)
+
+
 def point(step: int, kl_P: Floats, length_P: Floats, gold_P: Floats, proxy_P: Floats | None) -> Point:
-    """Sum a checkpoint up; every array has one value a prompt."""
+    """Sum a checkpoint up; every array has one value a prompt, those of `scored_everywhere`."""
     return Point(
         step=step,
-        kl=float(np.mean(kl_P)),
-        length=float(np.mean(length_P)),
-        gold=float(np.nanmean(gold_P)),
-        gold_ci=list(bootstrap_ci(gold_P)),
-        proxy=None if proxy_P is None else float(np.nanmean(proxy_P)),
-        proxy_ci=None if proxy_P is None else list(bootstrap_ci(proxy_P)),
+        kl=_mean(kl_P) or 0.0,
+        length=_mean(length_P) or 0.0,
+        gold=_mean(gold_P),
+        gold_ci=_interval(gold_P),
+        proxy=None if proxy_P is None else _mean(proxy_P),
+        proxy_ci=None if proxy_P is None else _interval(proxy_P),
     )
 
 
-def peak(points: Sequence[Point]) -> int:
-    """Index of the checkpoint with the highest mean gold score; the start is none. Of equals the earlier."""
-    return max(range(1, len(points)), key=lambda index: (points[index]["gold"], -index))
+def peak(gold_P: Sequence[Floats]) -> int:
+    """Index of the checkpoint with the highest mean gold score; the start, at 0, is none. Of equals the earlier.
+
+    Args:
+        gold_P: Gold scores of the start and of each checkpoint, one value a prompt of `scored_everywhere`.
+
+    Returns:
+        The last index where fewer than `MIN_PROMPTS` prompts are left to choose by.
+    """
+    if len(gold_P[0]) < MIN_PROMPTS:
+        return len(gold_P) - 1
+    return max(range(1, len(gold_P)), key=lambda index: (float(np.mean(gold_P[index])), -index))
 
 
 def warning(points: Sequence[Point], gold_P: Sequence[Floats]) -> str | None:
     """What to be told of a run whose gold score turned down, or never rose; else None.
 
     Gold turned down if the interval of the paired difference over prompts, last checkpoint less the peak, lies below
-    zero. The peak being the best of several, that difference is somewhat overstated.
+    zero. The peak is the best of several, so the interval's level is raised for how many it was chosen from: with m
+    of them to 1 - 0.05 / m (Bonferroni).
 
     Args:
         points: The start and the checkpoints, in order.
-        gold_P: Gold scores of each, one value a prompt.
+        gold_P: Gold scores of each, one value a prompt of `scored_everywhere`.
     """
-    last, best = len(points) - 1, peak(points)
+    if (count := len(gold_P[0])) < MIN_PROMPTS:
+        return f"the gold judge scores {count} prompts at every checkpoint: too few to choose by, the last is kept"
+    last, best = len(points) - 1, peak(gold_P)
     ends = points[best], points[last]
-    if best != last and bootstrap_ci(gold_P[last] - gold_P[best])[1] < 0:
+    level = 1 - 0.05 / max(1, last - 1)
+    if best != last and bootstrap_ci(gold_P[last] - gold_P[best], level=level)[1] < 0:
         said = (
             f"over-optimised: the gold score turned down after step {ends[0]['step']} (KL {number(ends[0]['kl'], 1)} "
             f"nats), {number(ends[0]['gold'])} to {number(ends[1]['gold'])} at the last"
@@ -82,3 +103,13 @@ def as_rows(points: Sequence[Point], **values: Sequence[Floats]) -> list[dict[st
         {**one, "prompts": {name: [float(value) for value in of[index]] for name, of in values.items() if len(of)}}
         for index, one in enumerate(points)
     ]
+
+
+def _mean(values_P: Floats) -> float | None:
+    values_P = values_P[np.isfinite(values_P)]
+    return float(values_P.mean()) if len(values_P) else None
+
+
+def _interval(values_P: Floats) -> list[float] | None:
+    low, high = bootstrap_ci(values_P)
+    return None if math.isnan(low) else [low, high]

@@ -87,7 +87,7 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     if read := [key for key in rewards_of(project, name) if key in project.rewards]:
         what["rewards"] = {key: _judge_fingerprint(project.rewards[key], project) for key in read}
     if sets := STAGES[name].reads:
-        apart = () if name == "evaluate" else ("group_by", "retain", "prompts", "samples")
+        apart = () if name == "evaluate" else ("enabled", "group_by", "retain", "prompts", "samples")
         what["evaluate"] = {k: v for k, v in dataclasses.asdict(project.evaluate).items() if k not in apart}
         what["data"] = {one: fingerprints(project, one) for one in sets}
         what["retain"] = {
@@ -119,6 +119,8 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     if (gold := project.stages[name].gold if name in project.stages else None) is not None:
         sampling = {key: getattr(project.evaluate, key) for key in ("temperature", "max_new_tokens")}
         judge = _judge_fingerprint(project.rewards[gold], project) if gold in project.rewards else gold
+        trainer = project.stages[name].trainer  # which checkpoints there are to choose from
+        sampling |= {key: trainer.get(key) for key in ("save_steps", "save_strategy")}
         what["gold"] = {"judge": judge, "select": project.stages[name].select, **sampling}
     return what
 
@@ -134,6 +136,11 @@ def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str
 
 def _learning_fields(trainer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in trainer.items() if not key.startswith(_LOGGING)}
+
+
+def is_current(record: dict[str, Any], project: ProjectConfig, name: str) -> bool:
+    """Whether what a finished stage came from is what it would come from now."""
+    return digest(identity(project, name)) == record["hash"]
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from rlhf.config import ProjectConfig
 from rlhf.errors import GateClosed
 from rlhf.pipeline import contract
-from rlhf.stages import guards_of, parents_of
+from rlhf.stages import guards_of, unguarded
 
 
 def hold(project: ProjectConfig, name: str) -> None:
@@ -18,10 +18,11 @@ def hold(project: ProjectConfig, name: str) -> None:
     Raises:
         GateClosed: A reward model did not pass; the message says why and what to look at next.
     """
+    for model in unguarded(project, name):
+        _say(f"{name}: nothing shows that {model} is a reward model: there are no data.preferences to judge it by")
     for guard in guards_of(project, name):
         record = contract.read_record(project.run_dir / guard)
-        now = {parent: contract.artifact_of(project, parent) for parent in parents_of(project, guard)}
-        if record is None or record["parents"] != now:
+        if record is None or not contract.is_current(record, project, guard):
             _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {guard}")
             continue
         if record["metrics"]["passed"]:

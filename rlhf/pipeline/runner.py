@@ -62,6 +62,8 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
     """
     stages = planned(project)
     for name in (*only, *force):
+        if name == "evaluate" and not project.evaluate.enabled:
+            raise UserError(f"{project.path}: evaluate: false switches the comparison off")
         if name not in stages:
             raise UserError(f"{project.path}: no stage {name!r}; {unknown_name(name, stages)}")
     plans: list[Plan] = []
@@ -77,11 +79,30 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
         if missing:
             raise UserError(
                 f"{name} needs {', '.join(missing)}, not done yet: rlhf run without --only runs all in order"
+                + (", and stops at a shut gate (--gate warn goes on)" if _gated(project, missing) else "")
             )
         if reason is not None:
+            _hold_answered(project, name, running)
             running.add(name)
         plans.append(Plan(name, reason))
     return plans
+
+
+def _gated(project: ProjectConfig, names: Sequence[str]) -> bool:
+    return any(guards_of(project, name) for name in names)
+
+
+def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None:
+    """Hold that a stage's gate, where it is not asked in this run, was asked about the models as they are now.
+
+    Raises:
+        UserError: It was not, and the run is to stop at a shut gate.
+    """
+    for guard in guards_of(project, name):
+        if guard in running or project.gate == "warn":
+            continue
+        if (why := _why(project, guard, running, forced=False)) is not None:
+            raise UserError(f"{name} needs {guard}, whose answer is out of date ({why}): add {guard} to --only")
 
 
 def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> str | None:
@@ -94,9 +115,9 @@ def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> 
     upstream = [parent for parent in parents_of(project, name) if parent in running]
     if upstream:
         return f"{upstream[0]} runs again"
-    identity = json.loads(json.dumps(contract.identity(project, name), default=str))
-    if contract.digest(identity) == record["hash"]:
+    if contract.is_current(record, project, name):
         return None
+    identity = json.loads(json.dumps(contract.identity(project, name), default=str))
     return f"changed: {', '.join(contract.changes(record['identity'], identity)[:4])}"
 
 

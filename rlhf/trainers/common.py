@@ -23,12 +23,13 @@ from rlhf.data.prepare import Prepared, iter_records, prepare, source_set
 from rlhf.data.records import Encoded, Record
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.adapters import attach, check_joinable, join_adapters, lora_config
+from rlhf.models.adapters import attach, check_joinable, join_adapters, lora_config, sort_modules
 from rlhf.models.device import process_state
 from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by, tokenizer_record
 from rlhf.stages import STAGES, StageContext, half_for, kind_of, parent_of
+from rlhf.trainers.train_loss import LogAtCheckpoints, mean_train_loss
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -248,7 +249,8 @@ def run_training(trainer: Trainer, context: StageContext, logs: Sequence[Path] =
     if not trainer.args.disable_tqdm:
         trainer.add_callback(Progress())
     metrics_file = MetricsFile(context.name, context.directory / "metrics.jsonl")
-    trainer.add_callback(metrics_file)
+    for callback in (metrics_file, LogAtCheckpoints()):
+        trainer.add_callback(callback)
     held_out = trainer.eval_dataset is not None
     with process_state().main_process_first():
         checkpoint = last_good_checkpoint(context.directory / "checkpoints")
@@ -260,18 +262,23 @@ def run_training(trainer: Trainer, context: StageContext, logs: Sequence[Path] =
     start = time.perf_counter()
     output = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    after = trainer.evaluate() if held_out else {}
-    metrics = {key.removeprefix("eval_"): value for key, value in after.items() if key.startswith("eval_")}
-    timing = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "model_preparation_time")
     return {
-        **{key: value for key, value in metrics.items() if key not in timing},
+        **held_out_metrics(trainer),
         "loss_before": next((row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row), None),
-        "train_loss": output.training_loss,
+        "train_loss": mean_train_loss(trainer.state.log_history),
         "steps": output.global_step,
         "train_rows": len(trainer.train_dataset),
         "eval_rows": len(trainer.eval_dataset) if held_out else 0,
         "train_time_s": round(seconds, 1),
     }
+
+
+def held_out_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Evaluation of the model as it is on the held-out rows, without the `eval_` prefix; nothing without such rows."""
+    after = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    metrics = {key.removeprefix("eval_"): value for key, value in after.items() if key.startswith("eval_")}
+    timing = ("runtime", "samples_per_second", "steps_per_second", "num_tokens", "model_preparation_time")
+    return {key: value for key, value in metrics.items() if key not in timing}
 
 
 def last_good_checkpoint(folder: Path) -> str | None:
@@ -349,6 +356,7 @@ def write_model(
     if isinstance(model, PeftModel):
         # TRL's reference adapter, where it makes one, is no part of the result
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
+        sort_modules(folder)
         if begun.source.adapter is not None:
             join_adapters(begun.source.adapter, folder, folder)
     else:

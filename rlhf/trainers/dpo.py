@@ -24,6 +24,7 @@ from rlhf.trainers.common import (
     Ready,
     adapted,
     arguments,
+    held_out_metrics,
     prepared_data,
     run_training,
     save_model,
@@ -31,7 +32,7 @@ from rlhf.trainers.common import (
     starting_policy,
 )
 from rlhf.trainers.lean import LeanTrainer, levers
-from rlhf.trainers.track import candidates, choose
+from rlhf.trainers.track import candidates, check_tracking, choose, drop
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -97,6 +98,7 @@ def prepare(context: StageContext) -> Ready:
     for loss in args.loss_type:
         if loss not in LOSSES:
             raise UserError(f"stages.dpo.loss_type: unknown loss {loss!r}; {unknown_name(loss, LOSSES)}")
+    check_tracking(context, args)
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
     settings = {"max_length": args.max_length, "keep": codec.keep}
     data = prepared_data(context, begun, codec.pair, settings, ahead=codec.ahead)
@@ -146,10 +148,14 @@ def train(context: StageContext) -> Metrics:
     kept = candidates(context, model, trainer)
     metrics = run_training(trainer, context)
     metrics.update(choose(kept, context, ready, model, trainer))
+    if metrics.get("selected_step", metrics["steps"]) != metrics["steps"]:
+        metrics.update(held_out_metrics(trainer))  # of the checkpoint that is kept
     names = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
     metrics = {names.get(key, key): value for key, value in metrics.items()}
     metrics["warning"] = falling_chosen(trainer.state.log_history)
-    return {**metrics, **save_model(trainer, ready, context)}
+    saved = save_model(trainer, ready, context)
+    drop(kept)
+    return {**metrics, **saved}
 
 
 def falling_chosen(history: Sequence[Mapping[str, Any]]) -> str | None:

@@ -33,7 +33,7 @@ from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_models import build_roles
 from rlhf.trainers.ppo_rollout import PromptRow, Rewards
-from rlhf.trainers.track import candidates, choose
+from rlhf.trainers.track import candidates, check_tracking, choose, drop
 
 DEFAULTS: dict[str, Any] = {
     "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
@@ -55,6 +55,7 @@ def prepare(context: StageContext) -> Ready:
     if problems := [*args.check(), *_unfit(args, begun.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
     _check_rewards(context.project, context.name)
+    check_tracking(context, args)
     room = None if args.max_length is None else args.max_length - args.max_new_tokens
     if room is not None and room < 1:
         raise UserError(
@@ -94,7 +95,9 @@ def train(context: StageContext) -> Metrics:
     if roles.shared:
         roles.policy.set_adapter(POLICY)
     metrics.update(choose(kept, context, ready, roles.policy, trainer))
-    return {**metrics, **_last(trainer), **save_model(trainer, ready, context, roles.policy)}
+    saved = save_model(trainer, ready, context, roles.policy)
+    drop(kept)
+    return {**metrics, **_last(trainer), **saved}
 
 
 def prompt_rows(data: Dataset) -> list[PromptRow]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from rlhf.data.prepare import iter_records, source_set
+from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
 from rlhf.data.records import Text
-from rlhf.data.splits import contexts
+from rlhf.data.splits import canonical, contexts
 from rlhf.data.tokenize import Codec
-from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, warning
+from rlhf.errors import UserError
+from rlhf.evaluation.compare import MIN_PROMPTS
+from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
 from rlhf.evaluation.replies import fitted, replies_to
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
+from rlhf.models.device import process_state, sharded
 from rlhf.models.load import load_policy
 from rlhf.models.roles import POLICY
 from rlhf.rewards import RewardFunction
@@ -54,12 +59,34 @@ class Candidates(TrainerCallback):
             if not adapter or f".{POLICY}." in f"{name}."
         }
 
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume: what an interrupted run kept beyond its checkpoint goes, what it could not keep is kept now.
+
+        The weights are those of the checkpoint that training goes on from.
+        """
+        if not state.is_world_process_zero:
+            return
+        for step in self.steps():
+            if step > state.global_step:
+                self._file(step).unlink()
+        if state.global_step and state.global_step not in self.steps():
+            self._write(state.global_step)
+
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Write them, on the main process."""
         if state.is_world_process_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tensors = {name: one.detach().cpu().contiguous() for name, one in self.trained.items()}
-            save_file(tensors, self.folder / f"{state.global_step}.safetensors")
+            self._write(state.global_step)
+
+    def _write(self, step: int) -> None:
+        """Whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: one.detach().cpu().contiguous() for name, one in self.trained.items()}
+        partial = self.folder / f"{step}.partial"
+        save_file(tensors, partial)
+        partial.replace(self._file(step))
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step}.safetensors"
 
     def steps(self) -> list[int]:
         """The steps that were kept, in order."""
@@ -68,12 +95,34 @@ class Candidates(TrainerCallback):
     @torch.no_grad()
     def restore(self, step: int) -> None:
         """Give the policy its weights of a step."""
-        for name, tensor in load_file(self.folder / f"{step}.safetensors").items():
+        for name, tensor in load_file(self._file(step)).items():
             self.trained[name].copy_(tensor)
 
-    def drop(self) -> None:
-        """Delete what was kept."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def drop(kept: Candidates | None) -> None:
+    """Delete what was kept, once the artefact is saved: until then a run that was interrupted needs it."""
+    if kept is not None and process_state().is_main_process:
+        shutil.rmtree(kept.folder, ignore_errors=True)
+
+
+def check_tracking(context: StageContext, args: TrainingArguments) -> None:
+    """Hold, before anything trains, that checkpoints can be scored by the stage's gold judge, if it has one.
+
+    Raises:
+        UserError: No checkpoints are taken, there are too few prompts, or weights are sharded.
+    """
+    stage = f"stages.{context.name}"
+    if context.project.stages[context.name].gold is None:
+        return
+    if args.save_strategy not in ("steps", "epoch"):
+        raise UserError(f"{stage}.save_strategy: a gold judge scores checkpoints; steps or epoch takes some")
+    if sharded():
+        raise UserError(f"{stage}.gold: checkpoints of weights that are sharded (FSDP, DeepSpeed) are not scored")
+    if (count := len(tracking_prompts(context)[0])) < MIN_PROMPTS:
+        raise UserError(
+            f"{stage}.gold: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are needed; hold out more "
+            "(holdout), or leave out data.prompts"
+        )
 
 
 def candidates(context: StageContext, policy: PeftModel | PreTrainedModel, trainer: Trainer) -> Candidates | None:
@@ -90,7 +139,8 @@ def choose(
 ) -> dict[str, Any]:
     """Score the start and every checkpoint by the gold judge and by what was maximised; keep the one that is wanted.
 
-    The main process writes `tracked.jsonl` (`overoptimisation.as_rows`) and gives the policy the chosen weights.
+    The main process writes `tracked.jsonl` (`overoptimisation.as_rows`); every process gives its policy the chosen
+    weights.
 
     Args:
         kept: The checkpoints' policies.
@@ -103,35 +153,38 @@ def choose(
         `gold`, the judge; `tracked`, a `Point` each; `selected_step`; `overoptimised`, the warning or None. Nothing
         without a gold judge.
     """
-    found: dict[str, Any] = {}
-    if kept is not None and trainer.is_world_process_zero():
-        stage = context.project.stages[context.name]
+    if kept is None:
+        return {}
+    stage = context.project.stages[context.name]
+    found: list[dict[str, Any]] = [{}]
+    if trainer.is_world_process_zero():
         points, gold = _score_all(kept, context, ready, policy)
         steps = kept.steps()
-        chosen = steps[peak(points) - 1] if stage.select == "gold" else steps[-1]
-        kept.restore(chosen)
-        kept.drop()
-        found = {"gold": stage.gold, "tracked": points, "selected_step": chosen, "overoptimised": warning(points, gold)}
-    trainer.accelerator.wait_for_everyone()
-    return found
+        chosen = steps[peak(gold) - 1] if stage.select == "gold" else steps[-1]
+        found = [
+            {"gold": stage.gold, "tracked": points, "selected_step": chosen, "overoptimised": warning(points, gold)}
+        ]
+    broadcast_object_list(found)
+    kept.restore(found[0]["selected_step"])
+    return found[0]
 
 
 def _score_all(
     kept: Candidates, context: StageContext, ready: Ready, policy: PeftModel | PreTrainedModel
 ) -> tuple[list[Point], list[Floats]]:
-    """The points of the start and of every checkpoint, and the gold score of each prompt at each."""
+    """The points of the start and of every checkpoint, and the gold scores of the prompts that count at each."""
     begun, project = ready.begun, context.project
-    gold_name = str(project.stages[context.name].gold)
-    proxies = rewards_of(project, context.name)
-    judges = load_rewards(project, context.parents, [*proxies, gold_name])
+    gold = str(project.stages[context.name].gold)
+    weights = rewards_of(project, context.name)
+    judges = load_rewards(project, context.parents, [*weights, gold])
     start = load_policy(begun.source, begun.config, begun.tokenizer).to(policy.device).eval()
     codec = Codec(begun.tokenizer)
     prompts, columns = tracking_prompts(context)
     ids, _ = fitted(start, codec, prompts, project.evaluate.max_new_tokens)
-    reference: tuple[torch.Tensor, torch.Tensor] | None = None
-    points: list[Point] = []
-    values: dict[str, list[Floats]] = {"kl": [], "gold": [], "proxy": []}
-    for step in (0, *kept.steps()):
+    proxy = _Proxy(weights)
+    steps = [0, *kept.steps()]
+    values: dict[str, list[Floats]] = {"kl": [], "length": [], "gold": [], "proxy": []}
+    for step in steps:
         model = start
         if step:
             kept.restore(step)
@@ -141,44 +194,64 @@ def _score_all(
         if step:
             kl_PS = np.array(sequence_kl(model, start, ids, replies, project.evaluate.temperature or 1.0))
         texts = [[one.text for one in row] for row in replies]
-        gold_P = mean_per_prompt(_scores(judges[gold_name], prompts, texts, columns))
-        proxy_P = None
-        if proxies:
-            parts = [_scores(judges[name], prompts, texts, columns).ravel().tolist() for name in proxies]
-            scores_BK = score_matrix(parts)
-            reference = reference or normalisation(scores_BK)
-            scaled_BK = normalise(scores_BK, *reference)
-            total_B = weighted_sum(scaled_BK, torch.tensor(list(proxies.values())).double(), scaled_BK.nanmean(0))
-            proxy_P = mean_per_prompt(total_B.numpy().reshape(len(ids), -1))
-            values["proxy"].append(proxy_P)
-        length_P = np.array([np.mean([len(one.ids) for one in row]) for row in replies])
-        points.append(point(step, kl_PS.mean(1), length_P, gold_P, proxy_P))
+        scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
         values["kl"].append(kl_PS.mean(1))
-        values["gold"].append(gold_P)
+        values["length"].append(np.array([np.mean([len(one.ids) for one in row]) for row in replies]))
+        values["gold"].append(mean_per_prompt(scores[gold]))
+        if weights:
+            values["proxy"].append(mean_per_prompt(proxy([scores[name] for name in weights])))
+    counts_P = scored_everywhere(values["gold"])
+    used = {name: [one[counts_P] for one in of] for name, of in values.items()}
+    points = [
+        point(step, *(used[name][at] for name in ("kl", "length", "gold")), used["proxy"][at] if weights else None)
+        for at, step in enumerate(steps)
+    ]
     rows = as_rows(points, **values)
     (context.directory / TRACKED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return points, values["gold"]
+    return points, used["gold"]
+
+
+class _Proxy:
+    """What is maximised: each reward in standard deviations of the starting policy's replies, weighted, summed."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights_K = torch.tensor(list(weights.values()), dtype=torch.float64)
+        self.reference: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, scores_KPS: Sequence[Floats]) -> Floats:
+        """One number a reply, [P, S]; the first call is of the starting policy's replies."""
+        scores_BK = score_matrix([scores.ravel().tolist() for scores in scores_KPS])
+        self.reference = self.reference or normalisation(scores_BK)
+        scaled_BK = normalise(scores_BK, *self.reference)
+        return weighted_sum(scaled_BK, self.weights_K, scaled_BK.nanmean(0)).numpy().reshape(scores_KPS[0].shape)
 
 
 def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[Any]]]:
     """Prompts that checkpoints are chosen by, with the other columns of their rows.
 
     They are not those that the policies are compared on, or the choice would flatter the one chosen: held-out ones
-    where `data.prompts` has the others, else prompts that are trained on.
+    where `data.prompts` has the others, else prompts that are trained on. Which of many, their content decides.
     """
     project = context.project
     role = source_set(project, str(STAGES[context.name].data))
     wanted = "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
+    compared = {canonical(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
     found: dict[str, tuple[Text, dict[str, Any]]] = {}
     for record, side in iter_records(project, role):
         prompt = contexts(record)[0]
-        if side == wanted:
-            found.setdefault(json.dumps(prompt), (prompt, record.extra))
-        if len(found) == PROMPTS:
-            break
+        if side == wanted and canonical(prompt) not in compared:
+            found.setdefault(_place(prompt), (prompt, record.extra))
+        if len(found) > 4 * PROMPTS:
+            found = dict(sorted(found.items())[:PROMPTS])
+    found = dict(sorted(found.items())[:PROMPTS])
     prompts = [prompt for prompt, _ in found.values()]
     names = {name for _, extra in found.values() for name in extra} - {"prompts", "completions"}
     return prompts, {name: [extra.get(name) for _, extra in found.values()] for name in names}
+
+
+def _place(prompt: Text) -> str:
+    """A prompt's place in an order that its content decides."""
+    return hashlib.blake2b(canonical(prompt).encode(), digest_size=8).hexdigest()
 
 
 def _scores(

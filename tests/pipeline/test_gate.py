@@ -11,6 +11,7 @@ from rlhf.errors import GateClosed, UserError
 from rlhf.evaluation.gate import held_out_pairs, score_pairs
 from rlhf.evaluation.report import build_report
 from rlhf.pipeline import contract, runner
+from rlhf.pipeline.gatekeeper import hold
 from rlhf.pipeline.stage import launch, prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
 from tests.projects import make_project, write_project
@@ -168,3 +169,34 @@ def test_without_held_out_pairs_it_is_said_before_anything_trains(tmp_path, tiny
 def test_a_project_whose_reward_is_a_function_has_no_gate(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama, stages={"ppo": STAGES["ppo"]})
     assert [one.stage for one in runner.plan(project)] == ["ppo", "evaluate"]
+
+
+def test_a_gate_that_was_asked_about_another_model_does_not_open(asked):
+    """What it answered holds for the models, the data and the split that it was asked about."""
+    project, _ = asked(sound)
+    for change in ("data.preferences.holdout=0.4", "evaluate.temperature=0.5"):
+        other = load_project(project.path, [change])
+        with pytest.raises(UserError, match="whose answer is out of date"):
+            runner.plan(other, only=["ppo"], force=["ppo"])
+    assert [one.stage for one in runner.plan(project, only=["ppo"], force=["ppo"]) if one.reason] == ["ppo"]
+    with pytest.raises(UserError, match="whose answer is out of date"):
+        runner.plan(project, only=["reward", "ppo"], force=["reward"])
+
+
+def test_a_reward_model_without_pairs_to_judge_it_by_is_named(asked, tmp_path, tiny_llama, capsys):
+    project, _ = asked(sound)
+    data = {"rollouts": {"source": str(project.path.parent / "pairs.jsonl")}}
+    rewards = {"other": {"model": str(project.run_dir / "reward")}}
+    stages = {"ppo": STAGES["ppo"]}
+    without = make_project(tmp_path, tiny_llama, rows(sound, 20), stages=stages, data=data, rewards=rewards)
+    hold(without, "ppo")
+    assert "nothing shows that other is a reward model" in capsys.readouterr().err
+
+
+def test_after_a_shut_gate_an_evaluation_says_what_is_missing(asked):
+    project, _ = asked(lengthy)
+    with pytest.raises(UserError, match=r"evaluate needs ppo, not done yet: .* stops at a shut gate"):
+        runner.plan(project, only=["evaluate"])
+    off = load_project(project.path, ["evaluate=false"])
+    with pytest.raises(UserError, match="evaluate: false switches the comparison off"):
+        runner.plan(off, only=["evaluate"])

@@ -7,12 +7,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf.config import load_project
+from rlhf.data.prepare import evaluation_prompts
 from rlhf.errors import UserError
+from rlhf.evaluation.report import write_report
 from rlhf.models import probe
 from rlhf.pipeline import contract
-from rlhf.pipeline.stage import run_stage
-from rlhf.trainers.track import TRACKED
-from tests.projects import make_project, pairs, write_project
+from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.stages import StageContext
+from rlhf.trainers import dpo, track
+from rlhf.trainers.track import TRACKED, Candidates, tracking_prompts
+from tests.projects import make_project, pairs, write_project, write_rows
 
 JUDGES = '''
 def text(completion):
@@ -27,6 +31,19 @@ def longer(prompts, completions, **columns):
 def wanted(prompts, completions, **columns):
     """What is meant: somewhat longer replies, not ever longer ones."""
     return [-abs(len(text(one)) - 60.0) for one in completions]
+
+
+def silent(prompts, completions, **columns):
+    return [None for _ in completions]
+
+
+calls = []
+
+
+def second(prompts, completions, **columns):
+    """Likes the checkpoint it is asked about second best: start 0, then 2, then 1."""
+    calls.append(len(completions))
+    return [[0.0, 2.0, 1.0][(len(calls) - 1) % 3] for _ in completions]
 '''
 PPO = {
     "rewards": {"longer": 1.0}, "gold": "wanted", "adapter": None, "max_steps": 24,
@@ -93,6 +110,94 @@ def test_what_is_left_behind_is_the_chosen_policy(selected):
         assert [row["step"] for row in rows] == [one["step"] for one in metrics(project)["tracked"]]
         assert {len(values) for row in rows for values in row["prompts"].values()} == {len(rows[0]["prompts"]["gold"])}
     assert any((files["last"][name] != files["gold"][name]).any() for name in files["last"])
+
+
+def dpo_project(folder, base, rows=None, judge="wanted", **changes):
+    (folder / "judges.py").write_text(JUDGES)
+    rewards = {"wanted": {"function": f"{folder / 'judges.py'}:{judge}"}}
+    dpo = {"max_steps": 4, "learning_rate": 1e-2, "gold": "wanted", "select": "gold", "save_steps": 2, **changes}
+    return make_project(folder, base, rows or pairs(), rewards=rewards, stages={"dpo": dpo})
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["kept", "scored", "saved"])
+def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_llama, monkeypatch, moment):
+    """Killed before a checkpoint's policy was kept, before it was chosen among them, and before the end."""
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    found = []
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        project = dpo_project(tmp_path / name, tiny_llama)
+        if name == "broken":
+            place = {"kept": (Candidates, "on_save"), "scored": (track, "_score_all"), "saved": (dpo, "drop")}[moment]
+            with monkeypatch.context() as patch:
+                patch.setattr(*place, killed)
+                with pytest.raises(Killed):
+                    run_stage(project, "dpo")
+        run_stage(project, "dpo")
+        found.append(contract.read_record(project.run_dir / "dpo"))
+        assert not (project.run_dir / "dpo/candidates").exists()
+    whole, broken = (one["metrics"] for one in found)
+    assert [one["step"] for one in broken["tracked"]] == [0, 2, 4]
+    assert broken["tracked"] == whole["tracked"]
+    assert broken["selected_step"] == whole["selected_step"]
+    assert found[0]["probe"] == found[1]["probe"]
+
+
+def test_the_metrics_are_those_of_the_checkpoint_that_is_kept(tmp_path, tiny_llama):
+    kept = {}
+    for select in ("gold", "last"):
+        (tmp_path / select).mkdir()
+        project = dpo_project(tmp_path / select, tiny_llama, judge="second", select=select)
+        run_stage(project, "dpo")
+        kept[select] = contract.read_record(project.run_dir / "dpo")["metrics"]
+    assert kept["gold"]["selected_step"] == 2
+    assert kept["last"]["selected_step"] == 4
+    assert kept["gold"]["margin"] < kept["last"]["margin"], "an earlier checkpoint has moved less"
+
+
+def test_a_judge_without_scores_keeps_the_last_and_says_so(tmp_path, tiny_llama):
+    project = dpo_project(tmp_path, tiny_llama, judge="silent")
+    run_stage(project, "dpo")
+    found = contract.read_record(project.run_dir / "dpo")["metrics"]
+    assert found["selected_step"] == 4
+    assert found["overoptimised"].startswith("the gold judge scores 0 prompts")
+    assert found["tracked"][1]["gold"] is None
+    write_report(project.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"save_strategy": "no"}, "a gold judge scores checkpoints"),
+        ({"rows": pairs(6)}, "prompts to score checkpoints on"),
+    ],
+)
+def test_what_cannot_be_tracked_is_refused_before_training(tmp_path, tiny_llama, changes, message):
+    project = dpo_project(tmp_path, tiny_llama, **changes)
+    with pytest.raises(UserError, match=message):
+        prepare_stage(project, "dpo")
+
+
+def test_checkpoints_are_not_chosen_on_the_prompts_of_the_comparison(tmp_path, tiny_llama):
+    rows = pairs(60)
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows[::2]])
+    project = dpo_project(tmp_path, tiny_llama, rows)
+    data = {
+        "preferences": {"source": str(tmp_path / "pairs.jsonl"), "holdout": 0.5},
+        "prompts": {"source": str(prompts)},
+    }
+    project = load_project(project.path, [f"data={json.dumps(data)}", "evaluate.prompts=100"])
+    chosen, _ = tracking_prompts(StageContext(project, "dpo", tmp_path, {}))
+    compared = [one.prompt for one in evaluation_prompts(project, 100)]
+    assert len(chosen) >= 6
+    assert not set(chosen) & set(compared)
 
 
 @pytest.mark.parametrize("adapter", [{"r": 4}, None])
