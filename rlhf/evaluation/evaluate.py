@@ -43,8 +43,8 @@ def prepare(context: StageContext) -> None:
             f"{project.path}: nothing to judge replies with: add a reward stage, or a function, model or endpoint to "
             "rewards:"
         )
-    for judge in comparing.values():  # a server that does not answer is known before anything is sampled
-        judge.prefer(["Say hello."], ["Hello!"], ["Goodbye."])
+    for judge in comparing.values():
+        judge.check()
     read_retained(project)
 
 

@@ -20,8 +20,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
 from rlhf.evaluation.gate_verdict import verdict
 from rlhf.evaluation.replies import fitted, load, replies_to
-from rlhf.evaluation.reward_model import length_baseline, wins
-from rlhf.evaluation.stats import Floats, wilson_interval
+from rlhf.evaluation.reward_model import effective_pairs, length_baseline, share_interval, wins
+from rlhf.evaluation.stats import Floats
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.load import load_rewards
 from rlhf.rewards.text import text_of
@@ -78,9 +78,11 @@ def gate(context: StageContext) -> Metrics:
     margins: dict[str, Floats] = {}
     for name, judge in judges.items():
         scores_M2 = score_pairs(judge, pairs.records)
-        margins[name] = scores_M2[:, 0] - scores_M2[:, 1]
+        margins[name] = _margins(scores_M2)
         found = examine(scores_M2, pairs)
-        found["invariance"] = invariance(judge, pairs.records[:_PROMPTS], float(scores_M2.std()))
+        known = scores_M2[np.isfinite(scores_M2)]
+        spread = float(known.std()) if len(known) else 0.0
+        found["invariance"] = invariance(judge, pairs.records[:_PROMPTS], spread)
         policy_N = np.array(judge(prompts, replies), dtype=float)
         found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
         models[name] = {**found, **verdict(found)}
@@ -121,27 +123,32 @@ def examine(scores_M2: Floats, pairs: Pairs) -> dict[str, Any]:
     """How good a reward model is on held-out pairs.
 
     Args:
-        scores_M2: Scores of chosen and rejected; a tie counts one half.
+        scores_M2: Scores of chosen and rejected; a tie counts one half, and so does a pair without both scores.
         pairs: The pairs.
 
     Returns:
-        `n`, `accuracy`, `accuracy_ci` (95% Wilson), `length_baseline` (a ruler by characters, its direction learned on
-        the training pairs) with its interval, `prefers_longer` (share of the pairs of different lengths), `ece`
-        and `calibration` of sigmoid(margin), `by_length`: accuracy in buckets of the length difference.
+        `n`, `prompts` (different ones), `n_effective` (independent pairs that these count as), `unscored` (replies
+        without a finite score, of 2 n), `accuracy`, `accuracy_ci` (95%, pairs of a prompt kept together),
+        `length_baseline` (a ruler by characters, its direction learned on the training pairs) with its interval,
+        `prefers_longer` (share of the pairs of different lengths), `ece` and `calibration` of sigmoid(margin),
+        `by_length`: accuracy in buckets of the length difference.
     """
-    margins_M = scores_M2[:, 0] - scores_M2[:, 1]
-    count = len(margins_M)
-    right = float(wins(margins_M).sum())
+    margins_M = _margins(scores_M2)
+    prompts = [canonical(one) for one in pairs.prompts]
+    right_M = wins(margins_M)
     train_N = pairs.train_length_N if len(pairs.train_length_N) else pairs.length_M
-    ruler = float(length_baseline(train_N, pairs.length_M).sum())
+    ruler_M = length_baseline(train_N, pairs.length_M)
     differ_M = pairs.length_M != 0
     longer = float(wins((margins_M * np.sign(pairs.length_M))[differ_M]).mean()) if differ_M.any() else None
     return {
-        "n": count,
-        "accuracy": right / count,
-        "accuracy_ci": list(wilson_interval(right, count)),
-        "length_baseline": ruler / count,
-        "length_baseline_ci": list(wilson_interval(ruler, count)),
+        "n": len(margins_M),
+        "prompts": len(set(prompts)),
+        "n_effective": effective_pairs(right_M, prompts),
+        "unscored": int((~np.isfinite(scores_M2)).sum()),
+        "accuracy": float(right_M.mean()),
+        "accuracy_ci": list(share_interval(right_M, prompts)),
+        "length_baseline": float(ruler_M.mean()),
+        "length_baseline_ci": list(share_interval(ruler_M, prompts)),
         "prefers_longer": longer,
         "ece": expected_calibration_error(margins_M),
         "calibration": calibration_curve(margins_M),
@@ -158,8 +165,10 @@ def invariance(judge: RewardFunction, pairs: Sequence[Preference], std: float) -
         std: Standard deviation of its scores.
 
     Returns:
-        `batch`: largest change between all replies scored together, padded to the longest, and each by itself;
-        `eos`: mean change when the reply's text already ends in the end token; None where there is no such token.
+        `batch`: largest change between all replies scored together, padded to the longest, and each by itself; None
+        where none has a score, or one has it in one of the two only.
+        `eos`: mean change when the reply's text already ends in the end token; None where there is no such token, or no
+        score.
     """
     prompts = [one.prompt for one in pairs]
     replies = [one.chosen for one in pairs]
@@ -170,8 +179,13 @@ def invariance(judge: RewardFunction, pairs: Sequence[Preference], std: float) -
     ended = None
     if end is not None:
         ended_M = np.array(judge(prompts, [_with_end(reply, end) for reply in replies]), dtype=float)
-        ended = float(np.abs(ended_M - together_M).mean() / scale)
-    return {"batch": float(np.abs(together_M - alone_M).max() / scale), "eos": ended}
+        moved_M = np.abs(ended_M - together_M)
+        moved_M = moved_M[np.isfinite(moved_M)]
+        ended = float(moved_M.mean() / scale) if len(moved_M) else None
+    known_M = np.isfinite(together_M)
+    comparable = known_M.any() and (known_M == np.isfinite(alone_M)).all()
+    batch = float(np.abs(together_M - alone_M)[known_M].max() / scale) if comparable else None
+    return {"batch": batch, "eos": ended}
 
 
 def distribution(scores: Mapping[str, Floats]) -> dict[str, Any]:
@@ -205,18 +219,28 @@ def _policy_replies(context: StageContext, policy: str) -> tuple[list[Text], lis
 
 
 def _write_pairs(context: StageContext, pairs: Pairs, margins: Mapping[str, Floats]) -> None:
-    """Each pair with every model's margin, what is most wrong first: that is where to look."""
-    worst = np.argsort(np.min([*margins.values()], axis=0), kind="stable")
+    """Each pair with every model's margin, what has no score and what is most wrong first: that is where to look."""
+    least_M = np.min([*margins.values()], axis=0)
+    worst = np.argsort(np.where(np.isnan(least_M), -np.inf, least_M), kind="stable")
     with (context.directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for place in worst:
             record = pairs.records[place]
             row = {
                 "origin": record.origin,
-                "margins": {name: round(float(values[place]), 6) for name, values in margins.items()},
+                "margins": {
+                    name: None if np.isnan(values[place]) else round(float(values[place]), 6)
+                    for name, values in margins.items()
+                },
                 "length_difference": int(pairs.length_M[place]),
                 "prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected,
             }  # fmt: skip
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _margins(scores_M2: Floats) -> Floats:
+    """Scores of the chosen less those of the rejected; NaN where one is not finite."""
+    known_M2 = np.where(np.isfinite(scores_M2), scores_M2, np.nan)
+    return known_M2[:, 0] - known_M2[:, 1]
 
 
 def _no_pairs(project: ProjectConfig) -> UserError:

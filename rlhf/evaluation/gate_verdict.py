@@ -25,7 +25,7 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
     """Decide on one reward model.
 
     It passes if the lower end of its accuracy's interval lies above both baselines, the ruler's accuracy and chance,
-    and its scores do not depend on padding or on what else is in the batch.
+    its scores do not depend on padding or on what else is in the batch, and it gives one to every reply.
 
     Args:
         found: What `gate.examine`, `gate.invariance` and `gate.distribution` measured.
@@ -37,18 +37,21 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
     baseline = max(0.5, found["length_baseline"])
     low, high = found["accuracy_ci"]
     reasons, advice = [], []
+    if found["unscored"]:
+        reasons.append(f"it gives no score to {found['unscored']:,} of {2 * found['n']:,} replies")
+        advice.append("the pairs without a score come first in gate/pairs.jsonl; fp16 overflows where bf16 does not")
     if low <= baseline:
         ruler = "the longer or the shorter reply" if found["length_baseline"] >= 0.5 else "chance"
         reasons.append(
-            f"it ranks {_percent(found['accuracy'])} [{_percent(low)}, {_percent(high)}] of {found['n']:,} held-out "
-            f"pairs rightly, which is not shown to be more than {_percent(baseline)} ({ruler})"
+            f"it ranks {_percent(found['accuracy'])} [{_percent(low)}, {_percent(high)}] of {_pairs(found)} rightly, "
+            f"which is not shown to be more than {_percent(baseline)} ({ruler})"
         )
         advice += _advice(found, baseline)
-    if found["invariance"]["batch"] > BATCH_TOLERANCE:
-        reasons.append(
-            f"a score moves by up to {found['invariance']['batch']:.2f} standard deviations with what else is in the "
-            "batch"
-        )
+    batch = found["invariance"]["batch"]
+    if batch is None or math.isnan(batch):
+        reasons.append("whether a score moves with what else is in the batch cannot be told: some scores are missing")
+    elif batch > BATCH_TOLERANCE:
+        reasons.append(f"a score moves by up to {batch:.2f} standard deviations with what else is in the batch")
         advice.append("padding reaches the score: check the model's pad token and padding side")
     return {"passed": not reasons, "baseline": baseline, "reasons": reasons, "advice": advice, "notes": _notes(found)}
 
@@ -76,7 +79,7 @@ def _advice(found: Mapping[str, Any], baseline: float) -> list[str]:
             f"it prefers the {which} reply in {_percent(max(longer, 1 - longer))} of the pairs: that is what it has "
             "learned; look at `rlhf check` for the pairs' length bias, and add pairs of equal length"
         ]
-    needed = pairs_needed(found["accuracy"], baseline)
+    needed = _needed_of_such(found, baseline)
     if needed is not None and found["n"] < needed <= _WITHIN_REACH * found["n"]:
         return [
             f"at this accuracy about {_rounded(needed)} held-out pairs would show it: raise data.preferences.holdout, "
@@ -90,6 +93,14 @@ def _advice(found: Mapping[str, Any], baseline: float) -> list[str]:
     ]
 
 
+def _needed_of_such(found: Mapping[str, Any], baseline: float) -> int | None:
+    """`pairs_needed`, where pairs share prompts as often as these do."""
+    independent = pairs_needed(found["accuracy"], baseline)
+    if independent is None or not found["n_effective"]:
+        return None
+    return math.ceil(independent * found["n"] / found["n_effective"])
+
+
 def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = []
     if found["ece"] is not None and found["ece"] > _MISCALIBRATED:
@@ -98,7 +109,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if eos is not None and eos > _EOS_MATTERS:
         notes.append(f"a second end token moves its score by {eos:.2f} standard deviations")
     scores = found["scores"]
-    if "policy" in scores:
+    if {"chosen", "rejected", "policy"} <= scores.keys():  # without one that is finite, a set is left out
         pairs = (scores["chosen"]["mean"] + scores["rejected"]["mean"]) / 2
         spread = math.hypot(scores["chosen"]["std"], scores["rejected"]["std"]) / math.sqrt(2) or 1.0
         far = abs(scores["policy"]["mean"] - pairs) / spread
@@ -108,6 +119,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
                 "what it has not seen"
             )
     return notes
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
+    prompts = "" if found["prompts"] == found["n"] else f" ({found['prompts']:,} prompts)"
+    return f"{found['n']:,} held-out pairs{prompts}"
 
 
 def _percent(share: float) -> str:

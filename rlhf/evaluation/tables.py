@@ -219,7 +219,9 @@ def tracked_table(metrics: Mapping[str, Any]) -> Table:
     return Table(header, rows)
 
 
-def _spread(value: float) -> str:
+def _spread(value: float | None) -> str:
+    if value is None:
+        return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

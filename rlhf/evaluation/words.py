@@ -163,9 +163,10 @@ def gate_statement(name: str, found: Mapping[str, Any]) -> Statement:
     model = capital(reward_model(name))
     if not found["passed"]:
         return Statement("alarm", f"{model} did not pass the gate", "; ".join(found["reasons"]))
+    many = f" ({count(found['prompts'], 'prompt')})" if found.get("prompts", found["n"]) != found["n"] else ""
     numbers = (
-        f"it ranks {percent(found['accuracy'], found['accuracy_ci'])} of {found['n']:,} held-out pairs rightly, length "
-        f"alone {percent(found['length_baseline'], found['length_baseline_ci'])}, chance 50%"
+        f"it ranks {percent(found['accuracy'], found['accuracy_ci'])} of {found['n']:,} held-out pairs{many} rightly, "
+        f"length alone {percent(found['length_baseline'], found['length_baseline_ci'])}, chance 50%"
     )
     return Statement("better", f"{model} passed the gate", numbers)
 

@@ -133,6 +133,20 @@ def join_adapters(parent: Path, child: Path, out: Path) -> None:
     (out / ADAPTER_CONFIG).write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def sort_modules(folder: Path) -> None:
+    """Put the lists of modules of a saved adapter's config in order.
+
+    peft keeps them as sets and writes them as they come, which differs between processes: the same adapter would have
+    another hash.
+    """
+    path = folder / ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def own_part(child: Path, parent: Path | None) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """What a stage trained itself, of an adapter that was joined with its parent's: the inverse of `join_adapters`.
 

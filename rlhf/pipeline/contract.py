@@ -129,7 +129,8 @@ def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str
     if reward.function is not None:
         return {**function_fingerprint(reward.function, project), "arguments": reward.arguments}
     if reward.endpoint is not None:
-        return {"endpoint": reward.endpoint, "judge_model": reward.judge_model, "criteria": reward.criteria}
+        return {"endpoint": reward.endpoint, "judge_model": reward.judge_model, "criteria": reward.criteria,
+                "max_tokens": reward.max_tokens}  # fmt: skip
     models = [base_fingerprint(ModelConfig(name_or_path=name), project) for name in reward.models]
     return {"models": models, "label": reward.label, "std_weight": reward.std_weight}
 

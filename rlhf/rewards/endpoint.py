@@ -31,7 +31,9 @@ from rlhf.rewards.judge_cache import JudgeCache, request_key
 from rlhf.rewards.pairwise import CRITERIA, REMINDER, Verdict, preference, question, read_verdict, writable
 from rlhf.rewards.text import text_of
 
+MAX_TOKENS = 1024  # of an answer, unless the project says otherwise: room for a model that thinks first
 _ASKED_AT_MOST = 2  # once, and once more with a reminder of the format
+_LAST_WORDS = 80  # characters shown of an answer without a verdict
 _LONGEST_WAIT = 120.0  # seconds between two tries, whatever a server asks for
 
 
@@ -156,7 +158,7 @@ class EndpointJudge:
         api_key_env: str | None = None,
         *,
         name: str = "judge",
-        max_tokens: int = 256,
+        max_tokens: int = MAX_TOKENS,
         timeout: float = 120.0,
         retries: int = 4,
         backoff: float = 1.0,
@@ -172,6 +174,7 @@ class EndpointJudge:
         self._key = None if api_key_env is None else _key_of(api_key_env, name)
         self._counts: Counter[str] = Counter()
         self._failed_in_row, self._works = 0, False
+        self._unreadable: _Answer | None = None  # the last one
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     def prefer(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[float | None]:
@@ -196,6 +199,19 @@ class EndpointJudge:
         asked = {request_key(self.endpoint, one): one for pair in pairs if pair is not None for one in pair}
         verdicts = self._verdicts(asked)
         return [self._preference(pair, verdicts) for pair in pairs]
+
+    def check(self) -> None:
+        """Ask about one pair, so that a judge that gives no verdicts is known before there is anything to judge.
+
+        Raises:
+            UserError: It does not answer, or not with a verdict.
+        """
+        if self.prefer(["Say hello."], ["Hello!"], ["Goodbye."]) == [None]:
+            answer = self._unreadable
+            why = f"an answer ends {self._shown(answer.text)[-_LAST_WORDS:]!r}" if answer else "none came"
+            if answer and answer.cut:
+                why = f"an answer was cut at max_tokens, {self.max_tokens}; raise max_tokens"
+            raise self._error(f"no readable verdict: {why}")
 
     def report(self) -> JudgeReport:
         """What was asked since this judge was made, how often the two orders disagreed, and the tokens spent."""
@@ -263,6 +279,7 @@ class EndpointJudge:
                 self.cache.add(key, self.model, answer.text)
                 return verdict
             said = [{"role": "assistant", "content": answer.text or "-"}, {"role": "user", "content": REMINDER}]
+            self._unreadable = answer
         self._count(unreadable=1)
         return None
 
@@ -331,9 +348,13 @@ class EndpointJudge:
             known = body if isinstance(body, dict) else {}
             told = next((known[key] for key in ("error", "message", "detail") if known.get(key)), text)
             text = str(told.get("message", told) if isinstance(told, dict) else told)
-        text = " ".join(text.split()) or response.reason_phrase
-        text = text if self._key is None else text.replace(self._key, "…")
+        text = self._shown(text) or response.reason_phrase
         return text if len(text) <= 200 else f"{text[:200]}…"
+
+    def _shown(self, text: str) -> str:
+        """A text on one line, without the key."""
+        text = " ".join(text.split())
+        return text if self._key is None else text.replace(self._key, "…")
 
     def _error(self, what: str) -> UserError:
         self._stop.set()
@@ -375,6 +396,5 @@ def load_judge(name: str, reward: RewardConfig, folder: Path) -> EndpointJudge:
     """
     if reward.endpoint is None or reward.judge_model is None:
         raise UserError(f"rewards.{name}: a judge that compares needs endpoint and judge_model")
-    return EndpointJudge(
-        reward.endpoint, reward.judge_model, folder, reward.criteria or CRITERIA, reward.api_key_env, name=name
-    )
+    criteria, key, longest = reward.criteria or CRITERIA, reward.api_key_env, reward.max_tokens or MAX_TOKENS
+    return EndpointJudge(reward.endpoint, reward.judge_model, folder, criteria, key, name=name, max_tokens=longest)

@@ -27,6 +27,15 @@ _VERDICT = re.compile(
     re.IGNORECASE,
 )
 
+_FRAME = re.compile(r"(?:`{3,}|~{3,})\s*\w*|(?:[-*_=─—]\s*){3,}")
+"""A line that only opens or ends a block of code, or is a rule."""
+
+_DRESS = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\b|[*_`'\"“”\[\]{}#<>$\u200b\ufeff]")
+"""What a verdict is set in: emphasis, brackets, a box of LaTeX."""
+
+_BETTER = re.compile(r"(?<=[AB])\s*\((?:(?:is|the)\s+)*(?:better|winner)(?:\s+(?:reply|response|one))?\)", re.I)
+"""That the reply just named is the better one, in parentheses."""
+
 
 def question(prompt: Text, first: Text, second: Text, criteria: str) -> list[Message]:
     """The messages that ask which of two replies is better.
@@ -69,14 +78,16 @@ def writable(text: str) -> str:
 
 
 def read_verdict(answer: str) -> Verdict | None:
-    """The verdict in the last line of an answer: `A`, `B` or `TIE`, also as `**Verdict: [[B]]**`; None if unreadable.
+    r"""The verdict in the last line of an answer: `A`, `B` or `TIE`; None if unreadable.
 
-    A line that names both replies, or goes on after the letter, is not guessed at.
+    Also as `**Verdict: [[B]]**`, `\boxed{A}` or `A (better)`, and before a rule or the end of a block of code. A line
+    that names both replies, or goes on after the letter in another way, is not guessed at.
     """
-    lines = [line for line in answer.splitlines() if line.strip()]
+    lines = [line for line in answer.splitlines() if line.strip() and not _FRAME.fullmatch(line.strip())]
     if not lines:
         return None
-    found = _VERDICT.fullmatch(re.sub(r"[*_`'\"“”\[\](){}#<>]", "", lines[-1]).strip().rstrip(".!").rstrip())
+    line = _BETTER.sub("", _DRESS.sub("", lines[-1]).strip().rstrip(".!"))
+    found = _VERDICT.fullmatch(re.sub("[()]", "", line).strip().rstrip(".!").rstrip())
     return cast("Verdict", found[1].upper()) if found else None
 
 

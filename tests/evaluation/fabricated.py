@@ -181,13 +181,15 @@ def gate_metrics(accuracy_shift: float = 1.0, pairs: int = 350) -> dict[str, Any
     """Metrics of the gate stage, measured as the stage does on fabricated scores."""
     import numpy as np
 
+    from rlhf.data.records import Preference
     from rlhf.evaluation.gate import Pairs, distribution, examine
     from rlhf.evaluation.gate_verdict import verdict
 
     draw = np.random.default_rng(0)
     length_M = draw.normal(12, 80, pairs).round()
     scores_M2 = np.stack([draw.normal(accuracy_shift, 1, pairs), draw.normal(0, 1, pairs)], 1)
-    found = examine(scores_M2, Pairs([], length_M, length_M))
+    records = [Preference(f"Prompt {number}", "chosen", "rejected") for number in range(pairs)]
+    found = examine(scores_M2, Pairs(records, length_M, length_M))
     found["invariance"] = {"batch": 0.0004, "eos": 0.61}
     policy_N = draw.normal(accuracy_shift + 0.4, 0.8, 64)
     found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})

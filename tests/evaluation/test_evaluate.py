@@ -75,6 +75,14 @@ def test_a_judge_that_cannot_be_asked_is_known_before_anything_trains(project):
             prepare(StageContext(refused, "evaluate", refused.run_dir / "work", {}))
 
 
+def test_a_judge_whose_answers_hold_no_verdict_is_refused_before_anything_trains(project):
+    """Every comparison would have been left out, after hours, in silence."""
+    with JudgeServer(lambda server, messages: "First I weigh them. " * 20) as endless:
+        refused = load_project(project.path, [f"rewards.judge.endpoint={endless.url}", "rewards.judge.max_tokens=16"])
+        with pytest.raises(UserError, match=r"rewards.judge: .* no readable verdict: .* cut at max_tokens, 16"):
+            prepare(StageContext(refused, "evaluate", refused.run_dir / "work", {}))
+
+
 def test_groups_need_a_column(project):
     wrong = load_project(project.path, ["evaluate.group_by=kinds"])
     with pytest.raises(UserError, match="no prompt has a column 'kinds'; did you mean 'kind'"):

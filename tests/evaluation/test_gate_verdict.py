@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from rlhf.data.records import Preference
-from rlhf.evaluation.gate import Pairs, distribution, examine
+from rlhf.evaluation.gate import Pairs, distribution, examine, invariance
 from rlhf.evaluation.gate_verdict import pairs_needed, verdict
 from rlhf.evaluation.stats import wilson_interval
 
 
 def found(**changes):
     return {
-        "n": 400, "accuracy": 0.7, "accuracy_ci": [0.65, 0.74], "length_baseline": 0.55, "prefers_longer": 0.55,
+        "n": 400, "prompts": 400, "n_effective": 400, "unscored": 0,
+        "accuracy": 0.7, "accuracy_ci": [0.65, 0.74], "length_baseline": 0.55, "prefers_longer": 0.55,
         "ece": 0.03, "invariance": {"batch": 1e-6, "eos": 0.0},
         "scores": {name: {"mean": 1.0, "std": 1.0} for name in ("chosen", "rejected", "policy")},
         **changes,
@@ -28,7 +29,7 @@ def test_the_lower_end_has_to_beat_the_ruler_and_chance():
 def test_advice_is_for_the_symptom():
     follows = verdict(found(length_baseline=0.7, prefers_longer=0.95))
     assert "prefers the longer reply in 95%" in follows["advice"][0]
-    few = verdict(found(n=40, accuracy_ci=[0.55, 0.82], length_baseline=0.6))
+    few = verdict(found(n=40, n_effective=40, prompts=40, accuracy_ci=[0.55, 0.82], length_baseline=0.6))
     assert few["advice"][0].startswith("at this accuracy about ")
     nothing = verdict(found(accuracy=0.5, accuracy_ci=[0.45, 0.55]))
     assert "contradictory" in nothing["advice"][0]
@@ -36,6 +37,51 @@ def test_advice_is_for_the_symptom():
 
 def test_a_score_that_moves_with_its_company_is_refused():
     assert "batch" in verdict(found(invariance={"batch": 0.3, "eos": 0.0}))["reasons"][0]
+
+
+@pytest.mark.parametrize("batch", [None, float("nan")])
+def test_a_score_that_cannot_be_compared_with_itself_is_refused(batch):
+    """NaN > tolerance is false."""
+    assert "cannot be told" in verdict(found(invariance={"batch": batch, "eos": None}))["reasons"][0]
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_a_reply_without_a_score_shuts_the_gate(missing):
+    """Right in all pairs that it scores, and mute in one of a hundred."""
+    scores_M2 = np.tile([1.0, 0.0], (200, 1))
+    scores_M2[:2, 1], scores_M2[2] = missing, missing
+    records = [Preference(f"p{number}", "a", "b") for number in range(200)]
+    measured = examine(scores_M2, Pairs(records, np.ones(200), -np.ones(200)))
+    assert (measured["unscored"], measured["n"]) == (4, 200)
+    assert measured["accuracy"] == (197 + 3 / 2) / 200
+    answer = verdict(found(**measured))
+    assert answer["reasons"] == ["it gives no score to 4 of 400 replies"]
+    assert not answer["passed"]
+    mute = examine(np.full((200, 2), missing), Pairs(records, np.ones(200), -np.ones(200)))
+    scores = distribution({"chosen": np.full(3, missing), "policy": np.ones(3)})
+    assert not verdict(found(**mute, scores=scores))["passed"]
+
+
+@pytest.mark.parametrize("broken", [lambda number, alone: number == 3, lambda number, alone: number == 3 and alone])
+def test_invariance_is_measured_where_there_are_scores(broken):
+    records = [Preference("p", str(number), "b") for number in range(6)]
+
+    def judge(prompts, replies):
+        return [None if broken(int(reply), len(replies) == 1) else float(reply) for reply in replies]
+
+    moved = invariance(judge, records, 1.0)["batch"]
+    assert moved == (None if broken(3, True) and not broken(3, False) else 0.0)
+    assert invariance(lambda prompts, replies: [None] * len(replies), records, 0.0)["batch"] is None
+
+
+def test_pairs_of_one_prompt_are_not_counted_as_so_many():
+    apart, together = found(), found(prompts=50, n_effective=100)
+    assert "of 400 held-out pairs rightly" in verdict({**apart, "length_baseline": 0.66})["reasons"][0]
+    shut = verdict({**together, "accuracy_ci": [0.6, 0.78], "length_baseline": 0.66})
+    assert "of 400 held-out pairs (50 prompts) rightly" in shut["reasons"][0]
+    few = [verdict(found(accuracy_ci=[0.5, 0.8], length_baseline=0.67, n_effective=count)) for count in (400, 300)]
+    needed = [int(one["advice"][0].split("about ")[1].split()[0].replace(",", "")) for one in few]
+    assert needed[1] == pytest.approx(needed[0] * 4 / 3, rel=0.05)
 
 
 def test_what_does_not_stop_a_run_is_noted():

@@ -124,6 +124,8 @@ def test_what_was_measured_is_complete(asked):
     project, _ = asked(sound)
     model = measured(project)["models"]["reward"]
     assert model["invariance"]["batch"] < 1e-3, "padding and company do not reach a score"
+    assert model["prompts"] == model["n_effective"] == model["n"], "each prompt has one pair here"
+    assert model["unscored"] == 0
     scores = model["scores"]
     for side in ("chosen", "rejected", "policy"):
         assert sum(scores[side]["counts"]) == scores[side]["n"]

@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from rlhf.config import RewardConfig
+from rlhf.config import RewardConfig, load_project
 from rlhf.errors import UserError
 from rlhf.rewards.endpoint import EndpointJudge, load_judge, retry_delay
 from rlhf.rewards.pairwise import REMINDER, preference, question, read_verdict
@@ -74,6 +74,18 @@ def test_a_tie_in_one_order_only_is_a_disagreement(tmp_path):
         ("Verdict: [[A]]", "A"),
         ("**Final answer:** tie.", "TIE"),
         ("The better reply is Reply B.", "B"),
+        ("It is kinder.\n\\boxed{A}", "A"),
+        ("$\\boxed{\\text{TIE}}$", "TIE"),
+        ("[[A]]", "A"),
+        ("```\nB\n```", "B"),
+        ("Verdict: A\n\n---", "A"),
+        ("A (better)", "A"),
+        ("**B** (the better reply).", "B"),
+        ("A (worse)", None),
+        ("A (better), B (worse)", None),
+        ("A (B)", None),
+        ("TIE (better)", None),
+        ("```\n---\n```", None),
         ("A\nbecause B is worse", None),
         ("A or B", None),
         ("A B", None),
@@ -153,7 +165,7 @@ def test_an_answer_without_a_verdict_is_asked_for_once_more(tmp_path):
     assert again.report()["cached"] == 6
 
 
-@pytest.mark.parametrize("garbage", ["I cannot say.", "", "word " * 255 + "\nA" + " word" * 9])
+@pytest.mark.parametrize("garbage", ["I cannot say.", "", "word " * 1023 + "\nA" + " word" * 9])
 def test_garbage_is_no_verdict(tmp_path, garbage):
     """Nor is the last line of an answer that was cut."""
 
@@ -346,10 +358,56 @@ def test_what_is_refused_before_anything_is_sent(tmp_path, monkeypatch, endpoint
 
 def test_a_judge_as_a_project_describes_it(tmp_path):
     with JudgeServer(prefer_longer) as server:
-        settings = RewardConfig(endpoint=server.url + "/", judge_model="big", criteria="Rhymes are better.")
+        settings = RewardConfig(
+            endpoint=server.url + "/", judge_model="big", criteria="Rhymes are better.", max_tokens=40
+        )
         judge = load_judge("gpt", settings, tmp_path)
         assert judge.prefer(*PAIRS) == [1.0, 0.0, 0.5]
-    assert server.seen[0].body["model"] == "big"
+    assert (server.seen[0].body["model"], server.seen[0].body["max_tokens"]) == ("big", 40)
     assert "Rhymes are better." in server.seen[0].body["messages"][0]["content"]
     with pytest.raises(UserError, match="needs endpoint and judge_model"):
         load_judge("gold", RewardConfig(model="x"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("I like\nboth of them.", "no readable verdict: an answer ends 'I like both of them.'"),
+        ("", "no readable verdict: an answer ends ''"),
+        ("Let me think. " * 30 + "A", "no readable verdict: an answer was cut at max_tokens, 20; raise max_tokens"),
+    ],
+)
+def test_a_judge_without_verdicts_is_known_by_one_question(tmp_path, answer, message):
+    with JudgeServer(always(answer)) as server:
+        judge = judge_at(server, tmp_path, name="gpt", max_tokens=20)
+        with pytest.raises(UserError) as error:
+            judge.check()
+    assert str(error.value) == f"rewards.gpt: {server.url}, model 'judge': {message}"
+
+
+def test_a_judge_with_verdicts_passes_and_one_that_drops_a_question_does_not(tmp_path):
+    with JudgeServer(always("TIE")) as server:
+        judge_at(server, tmp_path / "tie").check()
+
+    def answer(server, messages):
+        return "A" if parts(messages)["reply A"] == "Hello!" else Raw(400, b'{"error": "filtered"}')
+
+    with JudgeServer(answer) as server:
+        judge = judge_at(server, tmp_path / "drops", workers=1)
+        with pytest.raises(UserError, match="no readable verdict: none came"):
+            judge.check()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ({"function": "os:getcwd", "max_tokens": 64}, "max_tokens belongs to an endpoint, not to a function"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "judge_model": "m", "max_tokens": 15}, "max_tokens must be at least 16"),
+    ],
+)
+def test_the_length_of_an_answer_is_held_in_the_config(tmp_path, reward, message):
+    file = tmp_path / "project.yaml"
+    tree = {"name": "x", "model": {"name_or_path": "y"}, "rewards": {"judge": reward}}
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=message):
+        load_project(file)
