@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test lint types format bench learning env clean
+.PHONY: quickstart test slow lint types format bench learning env clean
 
 env: $(READY)
 
@@ -22,6 +22,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# What takes long: the benchmarks at their smallest, a whole run on real pairs.
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

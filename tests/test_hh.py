@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from rlhf.config import load_project
 from rlhf.evaluation.report import read_json, write_report
 from rlhf.pipeline import runner
 
 
+@pytest.mark.slow
 def test_the_hh_recipe_runs_to_its_report(real, root, tmp_path):
     source = real / "hh/helpful-online.jsonl.gz"
     overrides = [f"output_dir={tmp_path}", f"model.name_or_path={real / 'models/stories260K'}"]

@@ -209,6 +209,7 @@ def test_blocks_hide_what_the_mask_hides():
     assert torch.equal(blocks.to_dense()[:, 0].bool(), seen)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled")
 def test_flex_attention(tiny_llama):
     folded = lay_out(PROMPTS, REPLIES, PAD)
