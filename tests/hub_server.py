@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.local_server import LocalServer
 
 TOKEN = "hf_" + "s3cretS3cretS3cret" * 2
 READ_ONLY = "hf_" + "readonly" * 4
@@ -31,28 +32,14 @@ class Repository:
         return hashlib.sha1(str(len(self.commits)).encode()).hexdigest()
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LocalServer):
     """The hub; `with HubServer() as hub:` runs it in a thread."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def __enter__(self) -> HubServer:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -10,9 +10,11 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from tests.local_server import LocalServer
 
 Messages = list[dict[str, str]]
 
@@ -33,28 +35,18 @@ class Request(NamedTuple):
     body: dict[str, Any]
 
 
-class JudgeServer(ThreadingHTTPServer):
+class JudgeServer(LocalServer):
     """The server; `url` is its base URL."""
 
-    daemon_threads = True
-
     def __init__(self, answer: Callable[[JudgeServer, Messages], str | Raw]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.reply = answer
         self.seen: list[Request] = []
         self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def __enter__(self) -> JudgeServer:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.shutdown()
-        self.server_close()
+        return f"{super().url}/v1"
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -39,7 +39,7 @@ from rlhf.data.index import Index
 from rlhf.data.inspector import Inspector
 from rlhf.data.records import Encoded, Prompt, Record, Text, Unusable, as_role
 from rlhf.data.sources import fingerprint, read_rows
-from rlhf.data.splits import Side, canonical, contexts, copies, half_of, side
+from rlhf.data.splits import Side, content_key, contexts, copies, half_of, side
 from rlhf.data.stream import progress, worked_ahead
 from rlhf.errors import UserError
 
@@ -208,7 +208,7 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
     chosen: list[tuple[int, int, Prompt]] = []  # a heap whose smallest entry is the largest hash: the next to go
     with Index() as seen:
         for number, (record, where) in enumerate(iter_records(project, role, ledger)):
-            digest = _prompt_key(contexts(record)[0])
+            digest = content_key(contexts(record)[0])
             if where == "train" or not seen.add(digest):
                 continue
             prompt = as_role(record, "prompts")
@@ -323,12 +323,8 @@ def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector
     return True
 
 
-def _prompt_key(prompt: Text) -> bytes:
-    return hashlib.blake2b(canonical(prompt).encode(), digest_size=16).digest()
-
-
 def _held_out_key(prompt: Text) -> bytes:
-    return b"held out" + _prompt_key(prompt)
+    return b"held out" + content_key(prompt)
 
 
 def _count_used(item: _Sorted, ledger: Ledger) -> None:

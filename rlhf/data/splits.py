@@ -26,6 +26,11 @@ def canonical(text: Text) -> str:
     return json.dumps([[message["role"], message["content"].strip()] for message in messages])
 
 
+def content_key(*texts: Text) -> bytes:
+    """Sixteen bytes that texts share whose contents are the same: also an order that does not depend on their rows'."""
+    return hashlib.blake2b("\0".join(map(canonical, texts)).encode(), digest_size=16).digest()
+
+
 def side(prompt: Text, holdout: float, seed: int) -> Side:
     """Whether a prompt is trained on or held out.
 

@@ -19,9 +19,10 @@ import numpy as np
 from rlhf.evaluation.diversity import distinct_n, repetition
 from rlhf.evaluation.stats import (
     Floats,
-    bootstrap_ci,
+    finite_mean,
     holm,
     length_controlled_win_rate,
+    mean_interval,
     mean_per_prompt,
     pair_differences,
     pair_wins,
@@ -222,20 +223,20 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
         policy=policy,
         baseline=baseline,
         judge=judge,
-        policy_mean=_mean(found.policy_P[kept_P]),
-        baseline_mean=_mean(found.baseline_P[kept_P]),
-        mean_difference=_mean(difference_P),
-        difference_ci=_interval(difference_P),
-        win_rate=_mean(wins_P),
-        win_rate_ci=_interval(wins_P),
+        policy_mean=finite_mean(found.policy_P[kept_P]),
+        baseline_mean=finite_mean(found.baseline_P[kept_P]),
+        mean_difference=finite_mean(difference_P),
+        difference_ci=mean_interval(difference_P),
+        win_rate=finite_mean(wins_P),
+        win_rate_ci=mean_interval(wins_P),
         win_rate_length_controlled=_known(controlled),
         win_rate_length_controlled_ci=None if math.isnan(controlled_ci[0]) else list(controlled_ci),
         p_value=_known(paired_p_value(difference_P)),
         p_adjusted=None,
         n_comparisons=0,
-        kl=_mean(mean_per_prompt(reply_values(rows, policy, "kl"))),
-        mean_length=_mean(mean_per_prompt(reply_values(rows, policy, "tokens"))),
-        baseline_mean_length=_mean(mean_per_prompt(reply_values(rows, baseline, "tokens"))),
+        kl=finite_mean(mean_per_prompt(reply_values(rows, policy, "kl"))),
+        mean_length=finite_mean(mean_per_prompt(reply_values(rows, policy, "tokens"))),
+        baseline_mean_length=finite_mean(mean_per_prompt(reply_values(rows, baseline, "tokens"))),
         n=int(kept_P.sum()),
         left_out=int((~kept_P).sum()),
         verdict="no difference",
@@ -340,25 +341,15 @@ def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_refere
         kl=quantity("kl"),
         distinct_1=distinct(1),
         distinct_2=distinct(2),
-        repetition=_quantity(np.array([_mean(values_S) for values_S in repeated], dtype=np.float64)),
+        repetition=_quantity(np.array([finite_mean(values_S) for values_S in repeated], dtype=np.float64)),
         kl_reference=kl_reference,
     )
 
 
 def _quantity(values_P: Floats) -> dict[str, Any]:
     values_P = values_P[np.isfinite(values_P)]
-    return {"mean": _mean(values_P), "ci": _interval(values_P), "n": len(values_P)}
+    return {"mean": finite_mean(values_P), "ci": mean_interval(values_P), "n": len(values_P)}
 
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-def _mean(values: Floats) -> float | None:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else None
-
-
-def _interval(values: Floats) -> list[float] | None:
-    low, high = bootstrap_ci(values)
-    return None if math.isnan(low) else [low, high]

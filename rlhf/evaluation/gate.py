@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import heapq
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from rlhf.config import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Preference, Text
-from rlhf.data.splits import canonical
+from rlhf.data.splits import canonical, content_key
 from rlhf.errors import UserError
 from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
 from rlhf.evaluation.gate_verdict import verdict
@@ -256,8 +255,7 @@ def _length(record: Preference) -> int:
 
 def _place(record: Preference) -> int:
     """A number that follows from the content alone."""
-    text = canonical(record.prompt) + canonical(record.chosen)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(content_key(record.prompt, record.chosen), "big")
 
 
 def _end_token(judge: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -10,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.evaluation.compare import MIN_PROMPTS
-from rlhf.evaluation.stats import Floats, bootstrap_ci
-from rlhf.evaluation.words import number
+from rlhf.evaluation.phrases import number
+from rlhf.evaluation.stats import Floats, bootstrap_ci, finite_mean, mean_interval
 
 
 class Point(TypedDict):
@@ -42,12 +41,12 @@ def point(step: int, kl_P: Floats, length_P: Floats, gold_P: Floats, proxy_P: Fl
     """Sum a checkpoint up; every array has one value a prompt, those of `scored_everywhere`."""
     return Point(
         step=step,
-        kl=_mean(kl_P) or 0.0,
-        length=_mean(length_P) or 0.0,
-        gold=_mean(gold_P),
-        gold_ci=_interval(gold_P),
-        proxy=None if proxy_P is None else _mean(proxy_P),
-        proxy_ci=None if proxy_P is None else _interval(proxy_P),
+        kl=finite_mean(kl_P) or 0.0,
+        length=finite_mean(length_P) or 0.0,
+        gold=finite_mean(gold_P),
+        gold_ci=mean_interval(gold_P),
+        proxy=None if proxy_P is None else finite_mean(proxy_P),
+        proxy_ci=None if proxy_P is None else mean_interval(proxy_P),
     )
 
 
@@ -100,16 +99,13 @@ def warning(points: Sequence[Point], gold_P: Sequence[Floats]) -> str | None:
 def as_rows(points: Sequence[Point], **values: Sequence[Floats]) -> list[dict[str, Any]]:
     """A line of `tracked.jsonl` for each checkpoint: the point, and the values of each prompt by name."""
     return [
-        {**one, "prompts": {name: [float(value) for value in of[index]] for name, of in values.items() if len(of)}}
+        {
+            **one,
+            "prompts": {
+                name: [float(value) if np.isfinite(value) else None for value in of[index]]
+                for name, of in values.items()
+                if len(of)
+            },
+        }
         for index, one in enumerate(points)
     ]
-
-
-def _mean(values_P: Floats) -> float | None:
-    values_P = values_P[np.isfinite(values_P)]
-    return float(values_P.mean()) if len(values_P) else None
-
-
-def _interval(values_P: Floats) -> list[float] | None:
-    low, high = bootstrap_ci(values_P)
-    return None if math.isnan(low) else [low, high]

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from rlhf.evaluation import charts, diagrams, sections, tables, words
+from rlhf.evaluation import charts, diagrams, page_parts, tables, words
 from rlhf.evaluation.words import Report
 from rlhf.stages import kind_of
 
@@ -28,23 +28,23 @@ def render_html(report: Report, shown: int = 12) -> str:
         loader=jinja2.PackageLoader("rlhf.evaluation"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(words=words, tables=tables, charts=charts, diagrams=diagrams, tones=sections.TONES)
+    environment.globals.update(words=words, tables=tables, charts=charts, diagrams=diagrams, tones=page_parts.TONES)
     policies = [entry["policy"] for entry in report["policies"]]
     columns = [name for name in policies if name == kind_of(name)]  # of several seeds the first
     parents = (report["evaluation"] or {}).get("parents", {})
-    prompts = [sections.prompt_view(row, columns, parents) for row in report["samples"]]
+    prompts = [page_parts.prompt_view(row, columns, parents) for row in report["samples"]]
     return environment.get_template("report.html").render(
         report=report,
         statements=words.statements(report),
         notices=words.notices(report),
         standfirst=standfirst(report),
         origin=list(_origin(report)),
-        forests=list(sections.forests(report)),
-        groups=sections.groups(report),
-        quantities=list(sections.quantities(report)),
-        gates=list(sections.gates(report)),
-        tracked=list(sections.tracked(report)),
-        stages=list(sections.stage_views(report)),
+        forests=list(page_parts.forests(report)),
+        groups=page_parts.groups(report),
+        quantities=list(page_parts.quantities(report)),
+        gates=list(page_parts.gates(report)),
+        tracked=list(page_parts.tracked(report)),
+        stages=list(page_parts.stage_views(report)),
         shown=prompts[:shown],
         folded=prompts[shown:],
         versions=_versions(report),

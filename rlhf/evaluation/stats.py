@@ -143,6 +143,18 @@ def holm(p_N: Floats) -> Floats:
     return adjusted_N
 
 
+def finite_mean(values_N: Floats) -> float | None:
+    """Mean of the values that are finite; None where there are none."""
+    values_N = values_N[np.isfinite(values_N)]
+    return float(values_N.mean()) if len(values_N) else None
+
+
+def mean_interval(values_N: Floats) -> list[float] | None:
+    """`bootstrap_ci` of the mean, as it stands in a report; None where there are too few values."""
+    low, high = bootstrap_ci(values_N)
+    return None if math.isnan(low) else [low, high]
+
+
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
     """Confidence interval of a share: Wilson's score interval (Wilson 1927), without continuity correction.
 

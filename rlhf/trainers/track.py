@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
 from rlhf.data.records import Text
-from rlhf.data.splits import canonical, contexts
+from rlhf.data.splits import content_key, contexts
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS
@@ -235,23 +234,18 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     project = context.project
     role = source_set(project, str(STAGES[context.name].data))
     wanted = "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
-    compared = {canonical(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
-    found: dict[str, tuple[Text, dict[str, Any]]] = {}
+    compared = {content_key(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
+    found: dict[bytes, tuple[Text, dict[str, Any]]] = {}
     for record, side in iter_records(project, role):
         prompt = contexts(record)[0]
-        if side == wanted and canonical(prompt) not in compared:
-            found.setdefault(_place(prompt), (prompt, record.extra))
+        if side == wanted and content_key(prompt) not in compared:
+            found.setdefault(content_key(prompt), (prompt, record.extra))
         if len(found) > 4 * PROMPTS:
             found = dict(sorted(found.items())[:PROMPTS])
     found = dict(sorted(found.items())[:PROMPTS])
     prompts = [prompt for prompt, _ in found.values()]
     names = {name for _, extra in found.values() for name in extra} - {"prompts", "completions"}
     return prompts, {name: [extra.get(name) for _, extra in found.values()] for name in names}
-
-
-def _place(prompt: Text) -> str:
-    """A prompt's place in an order that its content decides."""
-    return hashlib.blake2b(canonical(prompt).encode(), digest_size=8).hexdigest()
 
 
 def _scores(

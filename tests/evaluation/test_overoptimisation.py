@@ -78,3 +78,9 @@ def test_a_line_of_the_file_has_each_prompts_values():
     rows = as_rows(points, gold=gold_P, proxy=[])
     assert rows[1]["step"] == 10
     assert rows[1]["prompts"] == {"gold": pytest.approx(gold_P[1])}
+
+
+def test_a_prompt_without_a_score_is_null_in_the_file():
+    points, _ = run(0.0, 1.0)
+    rows = as_rows(points, gold=[np.array([1.0, math.nan]), np.array([math.inf, 2.0])])
+    assert [row["prompts"]["gold"] for row in rows] == [[1.0, None], [None, 2.0]]
