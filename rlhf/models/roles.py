@@ -164,11 +164,27 @@ class Roles(nn.Module):
             finally:
                 self.language_model.train(training)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass, which must follow a role's forward before another role's."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute activations in the backward pass, which must follow a role's forward before another role's.
+
+        Args:
+            activation_checkpointing_kwargs: Of `torch.utils.checkpoint.checkpoint`. Never reentrant: under a
+                frozen base that finds no input with a gradient.
+            **kwargs: Which layers and where to, as transformers' own models take them.
+        """
+        settings = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
         for model in (self.language_model, self.critic):
             if model is not None:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+                enable(settings, **kwargs)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The same, by its name before transformers 5.23."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     @contextlib.contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:

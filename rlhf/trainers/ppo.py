@@ -320,6 +320,8 @@ class PPOTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Everything that is trained, under its own name; frozen weights are where they came from."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         roles = self.collector.roles

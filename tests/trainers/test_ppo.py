@@ -6,11 +6,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlhf.models.layout import lay_out
 from rlhf.models.roles import Roles
 from rlhf.rollout.sampler import PolicySampler
-from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.ppo import STATE, WEIGHTS, PPOTrainer
+from rlhf.trainers.ppo_config import PPOConfig
 from tests.trainers.ppo_by_hand import make_roles, make_trainer, rollout_rows, wordy
 
 
@@ -214,6 +216,29 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, ad
     trainer.model.gradient_checkpointing_enable()
     again = gradients(trainer, batch)
     assert close(plain[1], again[1])
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_it_trains_the_same_with_recomputed_activations(tmp_path, tiny_llama, adapter):
+    found = []
+    for fields in ({}, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"every_n_layers": 2}}):
+        trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter), max_steps=2, **fields)
+        trainer.train()
+        found.append(weights(trainer))
+        recomputed = [
+            one.gradient_checkpointing for one in trainer.model.modules() if isinstance(one, LlamaDecoderLayer)
+        ]
+        assert any(recomputed) == bool(fields)
+        assert not all(recomputed)
+    assert close(*found)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_is_written_by_one_process(tmp_path, tiny_llama, monkeypatch, rank):
+    trainer = make_trainer(tmp_path, tiny_llama)
+    monkeypatch.setattr(PPOConfig, "process_index", rank)
+    trainer._save(str(tmp_path / "checkpoint"))
+    assert {path.name for path in tmp_path.glob("checkpoint/*")} == ({WEIGHTS, STATE} if rank == 0 else set())
 
 
 def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
