@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rlhf.data.plain import Opaque
 from rlhf.data.records import Demonstration, Feedback, Labelled, Record, Text
 from rlhf.data.splits import canonical, completions
 from rlhf.errors import UserError
@@ -54,7 +55,8 @@ class Ledger:
         eos_lost: Of these, rows that lost their end-of-sequence token.
         prompt_trimmed: Of these, rows that lost tokens of the prompt.
         dropped: Rows left out, by reason; among them `duplicate`.
-        first: Origin of the first row dropped for each reason.
+        left_out: Rows of which a column was left out, by column and kind of value.
+        first: Origin of the first row dropped for each reason, and of the first that lacks a column.
     """
 
     def __init__(self, name: str, directory: Path | None = None) -> None:
@@ -62,6 +64,7 @@ class Ledger:
         self.read = self.trained = self.evaluated = self.repeated = self.held_out = 0
         self.truncated = self.eos_lost = self.prompt_trimmed = 0
         self.dropped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
     def __enter__(self) -> Ledger:
@@ -87,8 +90,15 @@ class Ledger:
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
         if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF):
-            json.dump({"origin": origin, "reason": reason, "row": row}, self._file, default=str)
-            self._file.write("\n")
+            self._file.write(json.dumps({"origin": origin, "reason": reason, "row": row}, default=str) + "\n")
+
+    def leave_out(self, row: dict[str, Any], origin: str) -> None:
+        """Count the columns of a row that JSON cannot hold: a reward function does not get them."""
+        for column, value in row.items():
+            if isinstance(value, Opaque):
+                what = f"column {column!r} left out: {value.kind}"
+                self.left_out[what] += 1
+                self.first.setdefault(what, origin)
 
     def check(self) -> None:
         """Hold the ledger's promise: every row read is accounted for, once."""
@@ -98,7 +108,9 @@ class Ledger:
     def as_dict(self) -> dict[str, Any]:
         """The counts, as `ledger.json` has them less its `rows`."""
         counts: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
-        return {**counts, "dropped": dict(self.dropped), "duplicates": self.dropped[DUPLICATE]}
+        dropped = {"dropped": dict(self.dropped), "duplicates": self.dropped[DUPLICATE]}
+        left_out = {what: {"rows": count, "first": self.first[what]} for what, count in self.left_out.items()}
+        return {**counts, **dropped, "left_out": left_out}
 
     def summary(self) -> list[tuple[str, int]]:
         """Label and count, a line each, for a table; what did not happen is left out."""
@@ -106,6 +118,7 @@ class Ledger:
         lines += [(f"dropped: {reason}", count) for reason, count in self.dropped.most_common()]
         rest = [("used again (weight)", self.repeated), ("cut to the limit", self.truncated),
                 ("end-of-sequence token lost", self.eos_lost), ("prompt cut", self.prompt_trimmed)]  # fmt: skip
+        rest += self.left_out.most_common()
         return lines + [(label, count) for label, count in rest if count]
 
     def line(self) -> str:
@@ -137,6 +150,8 @@ class Ledger:
         for count in _COUNTS:
             setattr(ledger, count, counts[count])
         ledger.dropped = Counter(counts["dropped"])
+        for what, of in counts.get("left_out", {}).items():  # the ledger of an older run has none
+            ledger.left_out[what], ledger.first[what] = of["rows"], of["first"]
         for row in counts["rows"]:
             ledger.first.setdefault(row["reason"], row["origin"])
         return ledger
@@ -211,10 +226,10 @@ def fault(record: Record) -> str | None:
 
     `empty side`: a reply without text. `identical`: both replies are the same but for white space around them.
     `empty prompt`: nothing to reply to (a demonstration may be plain text without a prompt). `empty text`: nothing to
-    classify. `broken Unicode`: half a surrogate pair, which no tokenizer takes.
+    classify. `broken Unicode`: half a surrogate pair, which no tokenizer takes and no file in UTF-8 holds.
     """
     if isinstance(record, Labelled):
-        return _broken(record.text) or (None if record.text.strip() else "empty text")
+        return _broken([record.text, record.extra]) or (None if record.text.strip() else "empty text")
     replies = completions(record)
     if any(map(_empty_reply, replies)):
         return "empty side"
@@ -222,7 +237,7 @@ def fault(record: Record) -> str | None:
         return IDENTICAL
     if not isinstance(record, Demonstration) and _empty_prompt(record.prompt):
         return "empty prompt"
-    return next((reason for text in (record.prompt, *replies) if (reason := _broken(text))), None)
+    return _broken([record.prompt, *replies, record.extra])
 
 
 def row_key(record: Record) -> bytes:
@@ -249,10 +264,9 @@ def _empty_prompt(prompt: Text) -> bool:
     return not any(message["role"] != "system" and message["content"].strip() for message in prompt)
 
 
-def _broken(text: Text) -> str | None:
+def _broken(content: Any) -> str | None:
     try:
-        for part in [text] if isinstance(text, str) else [message["content"] for message in text]:
-            part.encode()
+        json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "broken Unicode"
     return None

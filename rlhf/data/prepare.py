@@ -50,7 +50,7 @@ _SIDES: tuple[Side, Side] = ("train", "eval")
 _KEY_FILE = "prepared.json"
 _INDEX_FILE = "index.partial"
 _FILES = (LEDGER_FILE, DROPPED_FILE, FINDINGS_FILE)
-_LAYOUT = 2
+_LAYOUT = 3
 """Number of what a prepared folder holds; one made otherwise is made again."""
 _SERVED_BY = {
     "prompts": ("prompts", "rollouts", "preferences", "demonstrations"),
@@ -298,6 +298,7 @@ def _records(
         layout = None
         for row, origin in read_rows(source, project.path.parent):
             ledger.read += 1
+            ledger.leave_out(row, origin)
             layout = layout or find(source.format, row, origin)
             try:
                 record = as_role(layout.parse(row, origin), role)
@@ -365,7 +366,7 @@ def _encode(
     if not encoded.truncated:
         inspector.encoded(columns)
     if keep_columns:
-        columns = {**columns, "extra": json.dumps(item.record.extra, default=str)}
+        columns = {**columns, "extra": json.dumps(item.record.extra)}
     for _ in range(item.copies):
         files[item.side].add(columns)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf import network
 from rlhf.config import SourceConfig
+from rlhf.data.plain import plain
 from rlhf.data.readers import Row, Rows, read_file, reader_of
 from rlhf.errors import UserError
 
@@ -31,7 +32,8 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
         base: Folder that relative paths are also looked for in.
 
     Yields:
-        The row and its origin: `file.jsonl:12` (line) or `file.parquet#12` (number of the row).
+        The row, its values as JSON has them (`plain`), and its origin: `file.jsonl:12` (line) or `file.parquet#12`
+        (number of the row).
 
     Raises:
         UserError: The source is missing, unreachable, empty or malformed; the message names the place.
@@ -43,6 +45,7 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
     else:
         rows = itertools.chain.from_iterable(read_file(file, name) for file, name in _files(source, path))
     for row, origin in itertools.islice(rows, source.limit):
+        row = {column: plain(value) for column, value in row.items()}
         yield _rename(row, source.columns, origin) if source.columns else row, origin
 
 

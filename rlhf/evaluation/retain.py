@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf.config import ProjectConfig, RetainConfig, SourceConfig
+from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
 from rlhf.data.sources import read_rows
@@ -63,9 +64,11 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> Retained:
     for row, origin in read_rows(source, project.path.parent):
         layout = layout or find(source.format, row, origin)
         try:
-            records.append(as_role(layout.parse(row, origin), "demonstrations" if config.judge is None else "prompts"))
+            record = as_role(layout.parse(row, origin), "demonstrations" if config.judge is None else "prompts")
         except Unusable:
             continue
+        if fault(record) is None:
+            records.append(record)
     if not records:
         raise UserError(f"{where}: no row of {config.source} can be used")
     return Retained(name, config.judge, tuple(records))  # type: ignore[arg-type]  # as_role gives these two

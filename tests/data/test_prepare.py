@@ -366,3 +366,47 @@ def test_fingerprints_name_all_that_decides_which_rows_train(write, project):
     asked = fingerprints(project(demonstrations=path, prompts=prompts), "prompts")
     assert asked == fingerprints(project(demonstrations=path, prompts=prompts, holdout=0.5, seed=1), "prompts")
     json.dumps(first)
+
+
+def test_columns_that_json_cannot_hold_are_text_or_left_out_and_counted(project, tmp_path):
+    """Parquet has types that JSON lacks; a set prepared at noon must not end the evaluation at night."""
+    import datetime
+    import decimal
+
+    import pyarrow
+    from pyarrow import parquet
+
+    day = datetime.date(2026, 11, 21)
+    content = [
+        {**row, "day": day, "price": decimal.Decimal("1.10"), "nested": {"when": [day]}, "picture": b"\xff\xd8",
+         "score": float("nan"), "n": 1 if row["n"] % 2 else None}
+        for row in rows(20)
+    ]  # fmt: skip
+    content.append({**content[0], "completion": "", "picture": None})
+    table = pyarrow.Table.from_pylist(content)
+    nanoseconds = pyarrow.array([1] * 21, pyarrow.timestamp("ns"))
+    parquet.write_table(table.append_column("ns", nanoseconds), tmp_path / "a.parquet")
+    made = project(demonstrations=tmp_path / "a.parquet", holdout=0.4)
+    prepared = prepare(made, "demonstrations", encode, tmp_path / "out", keep_columns=True)
+    extra = json.loads(prepared.train[0]["extra"])
+    assert extra | {"n": None} == {
+        "day": "2026-11-21", "price": "1.10", "nested": {"when": ["2026-11-21"]}, "score": None, "n": None,
+        "ns": "1970-01-01T00:00:00.000000001",
+    }  # fmt: skip
+    for prompt in evaluation_prompts(made, 100):
+        json.dumps(prompt.extra, allow_nan=False)
+    (dropped,) = map(json.loads, (tmp_path / "out/dropped.jsonl").read_text().splitlines())
+    assert (dropped["reason"], dropped["row"]["day"]) == ("empty side", "2026-11-21")
+    ledger = load_prepared(tmp_path / "out").ledger
+    what = "column 'picture' left out: bytes"
+    assert (what, 20) in ledger.summary()
+    assert ledger.first[what] == f"{tmp_path}/a.parquet#1"
+    assert balanced(ledger)
+
+
+def test_a_column_that_a_file_cannot_hold_drops_its_row(write, project):
+    content = [*rows(3), {"prompt": "p", "completion": "c", "tag": "\ud800"}]
+    ledger = Ledger("demonstrations")
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.0)
+    assert len(list(iter_records(made, "demonstrations", ledger))) == 3
+    assert ledger.dropped == {"broken Unicode": 1}

@@ -26,7 +26,8 @@ from tests.runs_by_hand import add_stage
 @pytest.fixture
 def project(tmp_path, tiny_llama):
     """A project that must not lose a text nor a task."""
-    texts = write_rows(tmp_path / "texts.jsonl", [{"text": row["prompt"] + row["chosen"]} for row in pairs(12)])
+    rows = [{"text": row["prompt"] + row["chosen"]} for row in pairs(12)]
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "half a pair: \ud83d"}, *rows])
     tasks = write_rows(
         tmp_path / "tasks.jsonl", [{"prompt": row["prompt"], "answer": str(n)} for n, row in enumerate(pairs(7))]
     )

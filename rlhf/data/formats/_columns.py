@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf.data.plain import Opaque
 from rlhf.data.records import Message, Text, Unusable
 from rlhf.errors import UserError
 
@@ -131,8 +132,8 @@ def integer(row: dict[str, Any], column: str, origin: str) -> int:
 
 
 def rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
-    """The other columns of a row."""
-    return {column: found for column, found in row.items() if column not in used}
+    """The other columns of a row, less those that JSON cannot hold."""
+    return {column: found for column, found in row.items() if column not in used and not isinstance(found, Opaque)}
 
 
 def conversation(question: str, reply: str) -> tuple[list[Message], list[Message]]:
@@ -148,6 +149,8 @@ def wrong_type(found: Any, column: str, origin: str, expected: str) -> UserError
 def _kind(found: Any) -> str:
     if found is None:
         return "null"
+    if isinstance(found, Opaque):
+        return found.kind
     if isinstance(found, str):
         return f"text ({found[:20]!r})"
     if isinstance(found, bool | int | float):
