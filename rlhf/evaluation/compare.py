@@ -245,22 +245,52 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
     return correct([comparison])[0]
 
 
-def correct(comparisons: Sequence[C]) -> list[C]:
+def shown_alone(comparisons: Sequence[C]) -> tuple[list[Verdict], list[float | None]]:
+    """What each comparison shows by its interval, and its p-value."""
+    verdicts = [verdict_of(row["difference_ci"], row["n"]) for row in comparisons]
+    return verdicts, [row["p_value"] for row in comparisons]
+
+
+class Decision(NamedTuple):
+    """What several comparisons that are read together leave of one of them; fields as in `Comparison`."""
+
+    verdict: Verdict
+    p_adjusted: float | None
+    n_comparisons: int
+    corrected: bool
+
+
+def decide(
+    alone: Sequence[Verdict], p_values: Sequence[float | None], at_least: Sequence[float] | float = 0.0
+) -> list[Decision]:
     """Decide comparisons that are read together, with Holm's correction for how many they are.
 
-    Returns:
-        Copies with `p_adjusted`, `n_comparisons`, `verdict` and `corrected` set; those without a p-value do not count.
+    Args:
+        alone: What each shows by its interval.
+        p_values: Of each; None where it has none, and then it does not count.
+        at_least: Least value of each corrected p-value.
     """
-    adjusted = holm(np.array([math.nan if row["p_value"] is None else row["p_value"] for row in comparisons]))
-    decided = []
-    for given, p in zip(comparisons, adjusted, strict=True):
-        row = given.copy()
-        alone = verdict_of(row["difference_ci"], row["n"])
-        row["p_adjusted"], row["n_comparisons"] = _known(p), int(np.isfinite(adjusted).sum())
-        row["corrected"] = alone != "no difference" and not p < ALPHA
-        row["verdict"] = "no difference" if row["corrected"] else alone
-        decided.append(row)
-    return decided
+    p_N = np.array([math.nan if p is None else p for p in p_values], dtype=np.float64)
+    adjusted = np.maximum(holm(p_N), at_least)
+    counted = int(np.isfinite(adjusted).sum())
+    decisions = []
+    for verdict, p in zip(alone, adjusted, strict=True):
+        corrected = verdict != "no difference" and not p < ALPHA
+        decisions.append(Decision("no difference" if corrected else verdict, _known(p), counted, corrected))
+    return decisions
+
+
+def decided(row: C, decision: Decision) -> C:
+    """A copy of a comparison with what was decided of it."""
+    copy = row.copy()
+    copy["verdict"], copy["p_adjusted"], copy["n_comparisons"], copy["corrected"] = decision
+    return copy
+
+
+def correct(comparisons: Sequence[C]) -> list[C]:
+    """Copies of comparisons that are read together, decided by `decide`."""
+    decisions = decide(*shown_alone(comparisons))
+    return [decided(row, decision) for row, decision in zip(comparisons, decisions, strict=True)]
 
 
 def compare_policies(

@@ -17,9 +17,9 @@ import rlhf
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
 from rlhf.evaluation import page
-from rlhf.evaluation.compare import Comparison, compare_groups, compare_policies, summarise
+from rlhf.evaluation.compare import compare_groups, compare_policies, summarise
 from rlhf.evaluation.lost import RETAINED, compare_retained
-from rlhf.evaluation.seeds import SeedSummary, summarise_seeds
+from rlhf.evaluation.seeds import over_seeds
 from rlhf.stages import STAGES, kind_of
 
 SHOWN = 12
@@ -93,7 +93,7 @@ def _compared(
 ) -> dict[str, Any]:
     """What follows from the replies and from the rows that were not to be lost."""
     policies, judges, parents = (evaluation[key] for key in ("policies", "judges", "parents"))
-    comparisons = compare_policies(rows, policies, judges, parents)
+    comparisons, seeds = over_seeds(compare_policies(rows, policies, judges, parents))
     column = evaluation["group_by"]
     groups = []
     if column is not None:
@@ -101,22 +101,11 @@ def _compared(
         groups = compare_groups(rows, first, judges, parents, lambda row: row["columns"].get(column))
     return {
         "comparisons": comparisons,
-        "seeds": seed_summaries(comparisons),
+        "seeds": seeds,
         "groups": groups,
         "retained": compare_retained(retained, policies, parents),
         "policies": [summarise(rows, name, judges, evaluation["references"].get(name)) for name in policies],
     }
-
-
-def seed_summaries(comparisons: Sequence[Comparison]) -> list[SeedSummary]:
-    """What the seeds of a stage show together, where it was trained with several (`dpo`, `dpo@1`, `dpo@2`)."""
-    recipes: dict[tuple[str, str, str], list[Comparison]] = {}
-    for row in comparisons:
-        recipe = kind_of(row["policy"]), kind_of(row["baseline"]), row["judge"]
-        named = row.copy()
-        named["policy"], named["baseline"] = recipe[:2]
-        recipes.setdefault(recipe, []).append(named)
-    return [summarise_seeds(rows) for rows in recipes.values() if len(rows) > 1]
 
 
 def write_report(run_dir: str | Path) -> Path:

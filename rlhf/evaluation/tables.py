@@ -74,17 +74,15 @@ def comparison_table(report: Report, columns: Sequence[str] = COMPARISON_HEADER)
 def terminal_table(report: Report) -> RenderableType:
     """The verdicts, the comparisons and the notices of a report, for a rich console."""
     parts: list[RenderableType] = []
-    own = [
-        row for row in report["comparisons"] if row["policy"] == kind_of(row["policy"])
-    ]  # of several seeds the first
-    cells = comparison_table({**report, "comparisons": own}, _NARROW).rows
+    cells = _narrow_rows(report)
     if cells:
         table = TerminalTable(
             title=f"{report['name']}: held-out comparisons", title_justify="left", box=box.SIMPLE_HEAD
         )
-        for heading in _NARROW:
-            left = heading in ("Comparison", "Judge", "Verdict")
-            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        for heading in _NARROW:  # names are folded where there is no room, not cut: two could begin alike
+            name = heading in ("Comparison", "Judge")
+            left = name or heading == "Verdict"
+            table.add_column(heading, justify="left" if left else "right", no_wrap=not name, overflow="fold")
         for row in cells:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         parts += [table, Text()]
@@ -95,6 +93,24 @@ def terminal_table(report: Report) -> RenderableType:
         parts += [Text(f"{words.label(name)}: {line}") for name, line in stage_lines(report)]
     parts += [Text(f"! {notice}", style="yellow") for notice in words.notices(report)]
     return Group(*parts)
+
+
+def _narrow_rows(report: Report) -> list[tuple[str, ...]]:
+    """The comparisons in the columns of `_NARROW`; what was trained with several seeds over all of them."""
+    over_seeds = {(row["policy"], row["baseline"], row["judge"]): row for row in report["seeds"]}
+    rows = []
+    for row in report["comparisons"]:
+        if row["policy"] != kind_of(row["policy"]):
+            continue
+        seeds = over_seeds.get((row["policy"], kind_of(row["baseline"]), row["judge"]))
+        if seeds is None:
+            cells = comparison_table({**report, "comparisons": [row]}, _NARROW).rows[0]
+        else:
+            many = f"{words.versus(seeds)}, {words.count(seeds['n_seeds'], 'seed')}"
+            difference = words.estimate(seeds["mean"], seeds["ci"], signed=True)
+            cells = (many, seeds["judge"], difference, words.percent(seeds["win_rate"]), seeds["verdict"])
+        rows.append(cells)
+    return rows
 
 
 def stage_lines(report: Report) -> list[tuple[str, str]]:
@@ -119,11 +135,13 @@ def seed_table(report: Report) -> Table:
             f"{words.number(row['min'], 2, signed=True)} to {words.number(row['max'], 2, signed=True)}",
             words.number(row["std"]),
             words.percent(row["win_rate"]),
+            probability(row["p_adjusted"]),
             row["verdict"],
         )
         for row in report["seeds"]
     ]
-    header = ("Comparison", "Judge", "Seeds", "Difference [95%]", "Single seeds", "SD of seeds", "Win rate", "Verdict")
+    header = ("Comparison", "Judge", "Seeds", "Difference [95%]", "Single seeds", "SD of seeds", "Win rate", "p",
+              "Verdict")  # fmt: skip
     return Table(header, rows)
 
 

@@ -107,6 +107,7 @@ def seed_statement(row: Mapping[str, Any]) -> Statement:
     numbers += f", wins {percent(row['win_rate'])} of pairs"
     if row["n_seeds"] < MIN_SEEDS:
         numbers += f"; {seeds} cannot show one"
+    numbers += _correction(row)
     return Statement(row["verdict"], finding, numbers)
 
 

@@ -165,21 +165,6 @@ def test_what_was_lost_is_compared(full):
     assert verdict["sums", "sft", "base"] == "no difference"
 
 
-def test_seeds_are_joined_to_recipes():
-    def row(policy, baseline, mean, ci=(0.0, 1.0)):
-        return {"policy": policy, "baseline": baseline, "judge": "gold", "mean_difference": mean, "n": 50,
-                "difference_ci": list(ci), "win_rate": 0.5 + mean / 10}  # fmt: skip
-
-    rows = [row("sft", "base", 0.9), row("dpo", "sft", 0.2), row("dpo@1", "sft", 0.5), row("dpo@2", "sft", 0.8)]
-    (found,) = reports.seed_summaries(rows)
-    assert (found["policy"], found["baseline"], found["n_seeds"]) == ("dpo", "sft", 3)
-    assert (found["mean"], found["min"], found["max"]) == pytest.approx((0.5, 0.2, 0.8))
-    assert found["std"] == pytest.approx(0.3)
-    assert found["win_rate"] == pytest.approx(0.55)
-    assert rows[2]["policy"] == "dpo@1"
-    assert reports.seed_summaries(rows[:2]) == []
-
-
 def test_a_broken_file_of_findings_is_named(run_maker):
     run = run_maker(stages=["sft"])
     write_json(run / "sft" / "findings.json", {**FINDINGS, "findings": [{"kind": "length"}]})

@@ -73,6 +73,22 @@ def test_terminal_of_a_full_run_is_short(tmp_path):
     assert text.count("\n") < 80
 
 
+def test_terminal_judges_a_recipe_by_all_its_seeds(tmp_path):
+    report = build_report(make_full_run(tmp_path / "full", prompts=12, samples=2))
+    report["seeds"] = [{**row, "verdict": "worse"} for row in report["seeds"]]
+    shown = {row[0]: row for row in tables._narrow_rows(report) if row[1] == "gold"}
+    assert list(shown) == ["SFT vs Base", "DPO vs SFT, 3 seeds", "DPO vs Base, 3 seeds", "PPO vs SFT", "PPO vs Base"]
+    assert (shown["DPO vs SFT, 3 seeds"][-1], shown["SFT vs Base"][-1]) == ("worse", "better")
+
+
+def test_terminal_of_80_columns_cuts_no_name(run_maker):
+    report = build_report(run_maker())
+    for row in report["comparisons"]:
+        row["judge"] = f"the-helpfulness-of-assistants-{row['judge']}"
+    table = _printed(report, width=80).partition("\n\n")[0]
+    assert "…" not in table
+
+
 def test_other_markdown_tables(run_maker):
     report = build_report(run_maker())
     assert len(tables.policy_table_md(report).splitlines()) == 2 + 3

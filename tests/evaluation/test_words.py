@@ -228,6 +228,10 @@ def test_several_seeds_are_spoken_of_together():
         "Over 3 seeds DPO is better than SFT on gold: +0.50 [0.10, 0.90], single seeds from +0.20 to +0.80 (standard "
         "deviation 0.30), wins 62% of pairs."
     )
+    chance = words.seed_statement({**SEEDS, "verdict": "no difference", "corrected": True, "n_comparisons": 12})
+    assert chance.text.endswith(
+        "; the interval alone excludes zero; after correction for 12 comparisons it may be chance."
+    )
     two = words.seed_statement({**SEEDS, "n_seeds": 2, "ci": None, "verdict": "no difference"})
     assert two.text.startswith("Over 2 seeds no difference shown between DPO and SFT on gold: +0.50, single")
     assert two.text.endswith("; 2 seeds cannot show one.")
