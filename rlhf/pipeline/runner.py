@@ -187,6 +187,9 @@ def _run(project: ProjectConfig, plans: list[Plan], accelerate_config: Path | No
             _accelerate(project, one.stage, accelerate_config)
         else:
             _start(_fork_server(), run_stage, project, one.stage)
+        if folder.partial_dir(project, one.stage).exists():
+            raise UserError(f"{one.stage}: its process ended before the stage was done, and says that all is well; "
+                            "does a reward of yours call os._exit?")  # fmt: skip
         say(f"{one.stage} done in {time.perf_counter() - begun:.0f} s")
 
 

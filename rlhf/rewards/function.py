@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +22,8 @@ from rlhf.rewards import RewardFunction
 
 BUILT_IN = "rlhf.rewards."
 """Where the reward functions of this project are."""
+LARGEST = 1e15
+"""Largest size of a score: sums of squares of larger ones overflow in float32."""
 
 
 def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any] | None = None) -> RewardFunction:
@@ -92,18 +97,74 @@ def _checked(
     **columns: Any,
 ) -> list[float | None]:
     """Call a reward function; one score a completion, or the user hears which function gave something else."""
-    try:
-        scores = list(function(prompts=prompts, completions=completions, **{**columns, **arguments}))
-        values = [None if score is None else float(score) for score in scores]
-    except UserError as error:
-        raise UserError(f"rewards: {spec}: {error}") from None
-    except Exception as error:  # the user's own code may raise anything
-        raise UserError(f"rewards: {spec} failed: {type(error).__name__}: {error}") from error
+    with _told(f"rewards: {spec} failed"):
+        scores = function(prompts=prompts, completions=completions, **{**columns, **arguments})
+        if isinstance(scores, str | bytes | Mapping | Set) or not isinstance(scores, Iterable):
+            raise UserError(f"returned a {type(scores).__name__}; expected a list with one score a completion")
+        scores = list(scores)
+        values = [None if score is None else _number(score) for score in scores]
     if len(scores) != len(completions):
         raise UserError(f"rewards: {spec} returned {len(scores)} scores for {len(completions)} completions")
-    if any(value is not None and not math.isfinite(value) for value in values):
-        raise UserError(f"rewards: {spec} returned a score that is not finite; None means that there is none")
+    for value in values:
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"rewards: {spec} returned a score that is not finite; None means that there is none")
+        if value is not None and abs(value) > LARGEST:
+            raise UserError(f"rewards: {spec} returned a score of {value:g}, beyond {LARGEST:g}; scale it down")
     return values
+
+
+def _number(score: Any) -> float:
+    """A score as a number: Python's, NumPy's or a tensor of one element.
+
+    Raises:
+        UserError: It is none; text that reads like one is none either.
+    """
+    if isinstance(score, str | bytes):
+        raise UserError(f"returned a score that is text, {str(score)[:20]!r}; expected a number or None")
+    try:
+        return float(score)
+    except OverflowError:
+        raise UserError(f"returned a score beyond {LARGEST:g}; scale it down") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"returned a score that is a {type(score).__name__}; expected a number or None") from None
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn whatever the user's own code raises into one line, `sys.exit` and a KeyboardInterrupt of its own included.
+
+    Ctrl-C is a signal, and is told from these by whether one came.
+    """
+    with _interrupts() as came:
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{what.removesuffix(' failed')}: {error}") from None
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and came:
+                raise
+            said = f": {str(error).splitlines()[0]}" if str(error) else ""
+            raise UserError(f"{what}: {type(error).__name__}{said}") from error
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The interrupts (SIGINT) that come meanwhile, each handed on to whoever handled them before."""
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield came  # Python interrupts its main thread alone
+        return
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _module_from_file(path: Path) -> ModuleType:
@@ -113,15 +174,11 @@ def _module_from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _told(f"rewards: {path} cannot be imported"):
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise UserError(f"rewards: {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 
 def _module(name: str) -> ModuleType:
-    try:
+    with _told(f"rewards: module {name!r} cannot be imported"):
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"rewards: module {name!r} cannot be imported: {error}") from None

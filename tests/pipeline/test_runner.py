@@ -32,6 +32,17 @@ def finished(tmp_path_factory, tiny_llama) -> Path:
     return path
 
 
+def test_a_process_that_ends_with_0_in_the_middle_of_a_stage_has_not_done_it(tmp_path, tiny_llama, monkeypatch):
+    """`os._exit(0)`, in a reward say, ends a process before anybody can hear of it."""
+    project = make_project(tmp_path, tiny_llama)
+    monkeypatch.setattr(runner, "_start", lambda server, function, project, name: None)
+    folder.partial_dir(project, "sft").mkdir(parents=True)
+    said = []
+    with pytest.raises(UserError, match=r"^sft: its process ended before the stage was done"):
+        runner._run(project, [runner.Plan("sft", "not done yet")], None, said.append)
+    assert said == ["running sft"]
+
+
 def test_every_stage_leaves_its_contract(finished):
     run_dir = load_project(finished).run_dir
     for stage in ("sft", "reward", "dpo"):

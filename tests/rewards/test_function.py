@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from rlhf.errors import UserError
@@ -46,13 +48,75 @@ def test_what_is_wrong_is_said(project, spec, message):
     [
         ("other", r"cannot be called as f\(prompts, completions, \*\*columns\)"),
         ("broken", "mine.py:broken failed: RuntimeError: boo"),
-        ("none", "mine.py:none failed: TypeError"),
+        ("none", "mine.py:none: returned a NoneType; expected a list"),
         ("nan", "a score that is not finite; None means that there is none"),
     ],
 )
 def test_a_function_that_misbehaves_is_told(project, name, message):
     with pytest.raises(UserError, match=message):
         load_function(f"mine.py:{name}", project)(["p"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import sys; sys.exit(0)", "failed: SystemExit: 0$"),
+        ("raise ValueError('first\\nsecond')", "failed: ValueError: first$"),
+        ("raise KeyboardInterrupt", "failed: KeyboardInterrupt$"),
+        ("import asyncio; raise asyncio.CancelledError", "failed: CancelledError$"),
+        ("return {0: 1.0, 1: 2.0}", "returned a dict; expected a list"),
+        ("return '12'", "returned a str; expected a list"),
+        ("return {0.5, 1.0}", "returned a set; expected a list"),
+        ("return 0.5", "returned a float; expected a list"),
+        ("return ['0.5', '1']", "a score that is text, '0.5'"),
+        ("return [{'score': 1.0}, 1.0]", "a score that is a dict"),
+        ("return [[1.0], [2.0]]", "a score that is a list"),
+        ("return [1j, 0.0]", "a score that is a complex"),
+        ("import torch; return torch.zeros(2, 3)", "a score that is a Tensor"),
+        ("return [1e308, 0.0]", r"a score of 1e\+308, beyond 1e\+15"),
+        ("return [10 ** 400, 0.0]", r"a score beyond 1e\+15"),
+    ],
+)
+def test_whatever_a_function_does_is_one_line_that_names_it(project, tmp_path, body, message):
+    (tmp_path / "odd.py").write_text(f"def score(prompts, completions, **columns):\n    {body}\n")
+    with pytest.raises(UserError, match=rf"^rewards: odd\.py:score:? .*{message}") as caught:
+        load_function("odd.py:score", project)(["p", "p"], ["a", "b"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import numpy as np; return np.array([1, 2], dtype=np.float32)",
+        "import numpy as np; return [np.float16(1), np.int64(2)]",
+        "import torch; return torch.tensor([1.0, 2.0], dtype=torch.bfloat16)",
+        "import torch; return [torch.tensor(1.0), torch.tensor([2.0])]",
+        "return (n for n in (True, 2))",
+    ],
+)
+def test_numbers_of_any_library_are_scores(project, tmp_path, body):
+    (tmp_path / "fine.py").write_text(f"def score(prompts, completions, **columns):\n    {body}\n")
+    assert load_function("fine.py:score", project)(["p", "p"], ["a", "b"]) == [1.0, 2.0]
+
+
+def test_an_interrupt_by_the_keyboard_is_one(project, tmp_path):
+    """Ctrl-C while a function computes goes on to whoever handles it, and the handler is there again after."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\ndef score(prompts, completions, **columns):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    return [0.0]\n"
+    )
+    score, before = load_function("slow.py:score", project), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        score(["p"], ["a"])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_file_or_a_module_that_exits_is_told(project, tmp_path, monkeypatch):
+    (tmp_path / "module_that_exits.py").write_text("raise SystemExit('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("module_that_exits.py", "module_that_exits"):
+        with pytest.raises(UserError, match="cannot be imported: SystemExit: no licence"):
+            load_function(f"{target}:score", project)
 
 
 def test_one_score_a_completion(project):
