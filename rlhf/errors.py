@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 300
+"""Characters kept of what a library says."""
+
 
 class UserError(Exception):
     """A mistake in what the user gave us: config, data, model or folder.
@@ -23,3 +26,13 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:12])}"
+
+
+def reason(error: BaseException) -> str:
+    """What a library's exception says, on one line: its first line, and the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    said = f"{type(error).__name__} {said}" if isinstance(error, KeyError) else said
+    return said if len(said) <= _LONGEST else said[:_LONGEST] + " …"

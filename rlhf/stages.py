@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import ProjectConfig
+from rlhf.errors import UserError
 
 Metrics = dict[str, Any]
 
@@ -119,12 +120,13 @@ class StageContext:
 
     @property
     def parent(self) -> Path | None:
-        """The folder of the stage it starts from; None for the base model as configured.
+        """The folder of the stage it starts from; None for a base model as configured.
 
-        Data is prepared before that stage exists: there the base model stands for it, whose tokenizer it will have.
+        Data is prepared before that stage exists: there its nearest ancestor that does stands for it, whose tokenizer
+        it will have, or the base model.
         """
-        name = parent_of(self.project, self.name)
-        return self.parents.get(name) if name else None
+        ancestors = ancestors_of(self.project, self.name)
+        return next((self.parents[name] for name in ancestors if name in self.parents), None)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -154,6 +156,22 @@ def parent_of(project: ProjectConfig, name: str) -> str | None:
         if config.parent is not None:
             return base if config.parent == "base" else config.parent
     return next((parent for parent in STAGES[name].follows if parent in project.stages), base)
+
+
+def ancestors_of(project: ProjectConfig, name: str) -> list[str]:
+    """The stages that the model of this one goes back to, nearest first.
+
+    Raises:
+        UserError: A stage goes back to itself.
+    """
+    line = [name]
+    while (parent := parent_of(project, line[-1])) is not None:
+        line.append(parent)
+        if parent in line[:-1]:
+            raise UserError(f"{project.path}: stages: {' starts from '.join(line)}; change one `parent:`")
+        if parent not in project.stages:
+            break
+    return line[1:]
 
 
 def parents_of(project: ProjectConfig, name: str) -> list[str]:

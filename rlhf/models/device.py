@@ -8,6 +8,8 @@ import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
+from rlhf.errors import UserError
+
 
 def process_state() -> PartialState:
     """The state of a distributed launch (or of a single process), on CPUs where there is no accelerator.
@@ -15,6 +17,20 @@ def process_state() -> PartialState:
     accelerate forms a group of CPU processes only when told at the first call; so this is that call everywhere.
     """
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def check_memory(name: str, parameters: int) -> None:
+    """Hold that so many float32 weights fit into the memory of this machine.
+
+    Raises:
+        UserError: They do not; asked for them, the system would end the process without a word.
+    """
+    needed, there = 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"{name}: {parameters / 1e9:,.1f} billion weights need {needed / 2**30:,.0f} GB of memory, and this "
+            f"machine has {there / 2**30:,.0f}"
+        )
 
 
 def sharded(weight: torch.Tensor | None = None) -> bool:

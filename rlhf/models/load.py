@@ -57,7 +57,12 @@ def source_of(config: ModelConfig, parent: Path | None = None) -> Source:
     Args:
         config: The model as configured, used where there is no parent.
         parent: A finished stage's folder.
+
+    Raises:
+        UserError: The model is made from scratch, and is not there yet.
     """
+    if parent is None and config.name_or_path is None:
+        raise UserError("model.scratch: the base stage, which makes the model, is not done")
     name = str(parent or config.name_or_path)
     folder = Path(name)
     if (folder / ADAPTER_CONFIG).is_file():

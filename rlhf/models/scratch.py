@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,18 +11,25 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     set_seed,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from rlhf.config import ModelConfig, ProjectConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, reason, unknown_name
+from rlhf.models.device import check_memory
 from rlhf.models.load import is_encoder
 from rlhf.models.tokenizer import ADDED_PAD, load_tokenizer, settle_special_tokens
 from rlhf.stages import Metrics, StageContext
 
 _OWN = ("architecture", "tokenizer")
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+          "max_position_embeddings", "vocab_size")  # fmt: skip
+_BYTES = 258
+_LARGEST = 2**24
 END = "<|end|>"
 
 
@@ -29,34 +37,67 @@ def build(context: StageContext) -> Metrics:
     """The `base` stage of a project whose model is `scratch:`: write a model with random weights and its tokenizer.
 
     Raises:
-        UserError: The architecture is unknown, or a field does not fit it.
+        UserError: The architecture is unknown, a field does not fit it, or the model does not fit into memory.
     """
     project = context.project
     scratch = dict(project.model.scratch or {})
-    if "architecture" not in scratch:
-        raise UserError("model.scratch: 'architecture' is missing (llama, gpt2, bert, …)")
+    architecture = scratch.get("architecture")
+    if not isinstance(architecture, str) or architecture not in CONFIG_MAPPING_NAMES:
+        raise UserError(f"model.scratch.architecture: unknown {architecture!r}; llama, gpt2 and bert are some")
     tokenizer = _tokenizer(project, scratch.get("tokenizer") or {})
     fields = {key: value for key, value in scratch.items() if key not in _OWN}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    set_seed(project.seed)
     try:
-        config = AutoConfig.for_model(scratch["architecture"], **{"vocab_size": len(tokenizer), **special, **fields})
+        config = AutoConfig.for_model(architecture, **{"vocab_size": len(tokenizer), **special, **fields})
+        _check_fields(config, fields, len(tokenizer))
         kind = AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
+        with torch.device("meta"):
+            check_memory("model.scratch", kind.from_config(config, dtype=torch.float32).num_parameters())
+        set_seed(project.seed)
         model = kind.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"model.scratch: {str(error).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except Exception as error:  # an architecture's own code fails in its own way at a size that it does not expect
+        raise UserError(f"model.scratch: no {architecture} can be made of these sizes: {reason(error)}") from None
     model.save_pretrained(context.directory)
     tokenizer.save_pretrained(context.directory)
     return {"parameters": model.num_parameters()}
 
 
-def _tokenizer(project: ProjectConfig, wanted: str | dict[str, Any]) -> PreTrainedTokenizerBase:
+def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int) -> None:
+    """Hold that every field is one of the architecture's, sizes are positive, and each token has a row.
+
+    Raises:
+        UserError: One is not; transformers would keep an unknown field and not read it.
+    """
+    known = {field.name for field in dataclasses.fields(config)}
+    for key in fields:
+        if key in vars(config) and key not in known:
+            hint = unknown_name(key, known | set(config.attribute_map))
+            raise UserError(f"model.scratch: {config.model_type} has no field {key!r}; {hint}")
+    for key in _SIZES:
+        size = getattr(config, key, None)
+        if isinstance(size, int) and size < 1:
+            raise UserError(f"model.scratch.{config.attribute_map.get(key, key)} must be at least 1, not {size}")
+    if config.vocab_size < tokens:
+        raise UserError(f"model.scratch.vocab_size: {config.vocab_size} rows for {tokens} tokens; leave it out")
+
+
+def _tokenizer(project: ProjectConfig, wanted: Any) -> PreTrainedTokenizerBase:
     if isinstance(wanted, str):
         return load_tokenizer(ModelConfig(name_or_path=str(project.resolve(wanted))))
+    if not isinstance(wanted, dict):
+        raise UserError(f"model.scratch.tokenizer: expected a folder or {{vocab_size: N}}, not {wanted!r}")
     unknown = set(wanted) - {"vocab_size"}
     if unknown:
         raise UserError(f"model.scratch.tokenizer: unknown key {unknown.pop()!r}; known: vocab_size")
-    return train_tokenizer(_texts(project), wanted.get("vocab_size", 4096))
+    size = wanted.get("vocab_size", 4096)
+    if type(size) is not int or not _BYTES <= size <= _LARGEST:
+        raise UserError(
+            f"model.scratch.tokenizer.vocab_size: expected a whole number from {_BYTES} (the bytes and two special "
+            f"tokens) to {_LARGEST}, not {size!r}"
+        )
+    return train_tokenizer(_texts(project), size)
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from rlhf.config import ModelConfig, ProjectConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, unknown_name
 from rlhf.models.settings import stage_settings
-from rlhf.stages import parent_of
+from rlhf.stages import ancestors_of
 
 ADDED_PAD = "<|pad|>"
 _SPARE_PADS = (ADDED_PAD, "<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]")
@@ -162,11 +162,8 @@ def settled_by(project: ProjectConfig, stage: str) -> ModelConfig | None:
 
     None where that is the `base` stage, whose tokenizer is made from `scratch:`.
     """
-    while (parent := parent_of(project, stage)) is not None:
-        if parent not in project.stages:
-            return None
-        stage = parent
-    return stage_settings(project, stage)
+    first = [stage, *ancestors_of(project, stage)][-1]
+    return stage_settings(project, first) if first in project.stages else None
 
 
 def _read_template(path: str) -> str:

@@ -21,7 +21,7 @@ from rlhf import schema
 from rlhf.config import ProjectConfig, load_project
 from rlhf.errors import GateClosed, UserError, unknown_name
 from rlhf.pipeline import contract, folder, gatekeeper
-from rlhf.stages import STAGES, StageContext, parents_of
+from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of
 
 _GRACE = 30.0
 """Seconds in which the main process says what all of them found wrong, and the launcher ends the others.
@@ -86,7 +86,7 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
     directory.mkdir(parents=True, exist_ok=True)
     parents = {
         parent: done
-        for parent in parents_of(project, name)
+        for parent in (*parents_of(project, name), *ancestors_of(project, name))
         if parent not in running and contract.read_record(done := project.run_dir / parent) is not None
     }
     try:

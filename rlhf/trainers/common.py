@@ -13,22 +13,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, TaskType
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from rlhf.config import ModelConfig
 from rlhf.data.prepare import Prepared, iter_records, prepare, source_set
 from rlhf.data.records import Encoded, Record
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.adapters import attach, check_joinable, join_adapters, lora_config, sort_modules
+from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.device import process_state
-from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
-from rlhf.models.settings import stage_settings
-from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by, tokenizer_record
-from rlhf.stages import STAGES, StageContext, half_for, kind_of, parent_of
+from rlhf.models.tokenizer import tokenizer_record
+from rlhf.stages import STAGES, StageContext, half_for, kind_of
+from rlhf.trainers.start import Start
 from rlhf.trainers.train_loss import LogAtCheckpoints, mean_train_loss
 
 DEFAULTS: dict[str, Any] = {
@@ -52,17 +50,6 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a stage starts from."""
-
-    tokenizer: PreTrainedTokenizerBase
-    config: ModelConfig
-    source: Source
-    encoder: bool
-    context_length: int | None
-
-
-@dataclass(frozen=True)
 class Ready:
     """A stage with its arguments settled and its data tokenised: all but the model."""
 
@@ -74,36 +61,6 @@ class Ready:
     def eval_rows(self) -> Dataset | None:
         """Held-out rows, or None where there are none (TRL takes no empty set)."""
         return self.data.eval if len(self.data.eval) else None
-
-
-def start(context: StageContext) -> Start:
-    """Find the model a stage starts from: its parent's, or one of its own.
-
-    Raises:
-        UserError: Tokenizer, template or base are not those that the parent was trained with, or differ from the
-            settings.
-    """
-    config = stage_settings(context.project, context.name)
-    source = source_of(config, context.parent)
-    architecture = model_config(source)
-    tokenizer = load_tokenizer(config, context.parent)
-    if context.parent is not None:
-        record = _parent_record(context)
-        check_tokenizer(tokenizer, record.get("tokenizer") or {}, context.parent)
-        probe.check_commit(source, record.get("lineage") or {}, str(context.parent))
-        if (settings := settled_by(context.project, context.name)) is not None:
-            check_settings(tokenizer, settings, context.parent)
-    if config.adapter is not None:  # refused here, before anything trains
-        lora_config(config.adapter, TaskType.CAUSAL_LM, joined=_parent_has_adapter(context))
-        if source.adapter is not None:
-            check_joinable(source.adapter)
-    return Start(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
-
-
-def _parent_has_adapter(context: StageContext) -> bool:
-    """Whether this stage's adapter will be joined with its parent's, which need not exist yet."""
-    project, parent = context.project, parent_of(context.project, context.name)
-    return parent in project.stages and project.stage_model(str(parent)).adapter is not None
 
 
 def arguments(
@@ -136,27 +93,6 @@ def arguments(
     if begun.context_length is not None:
         args.max_length = min(args.max_length or begun.context_length, begun.context_length)
     return args
-
-
-def adapted(
-    model: PreTrainedModel, begun: Start, task: TaskType, args: TrainingArguments, whole: Sequence[str] = ()
-) -> Any:
-    """The model with a fresh adapter, drawn from the seed, or the model itself where all weights are trained.
-
-    Args:
-        model: What is adapted.
-        begun: Its adapter settings.
-        task: Language model or classifier.
-        args: Their seed.
-        whole: New modules, which are trained and saved whole: no base model has their weights.
-    """
-    if begun.config.adapter is None:
-        return model.requires_grad_(True)  # merging a parent's adapter leaves its base frozen
-    set_seed(args.seed)
-    config = lora_config(begun.config.adapter, task, joined=begun.source.adapter is not None)
-    if whole:
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole})
-    return attach(model, config, begun.source)
 
 
 def prepared_data(
@@ -381,20 +317,3 @@ def _probe_sequences(data: Prepared) -> list[list[int]]:
     if "chosen_ids" not in rows.column_names:
         return prompts
     return [[*prompt, *chosen] for prompt, chosen in zip(prompts, rows["chosen_ids"][:], strict=True)]
-
-
-def starting_policy(context: StageContext, begun: Start) -> PreTrainedModel:
-    """The policy a stage starts from, held against its parent's probe.
-
-    Raises:
-        UserError: It cannot be loaded, or is not the model that its parent left.
-    """
-    model = load_policy(begun.source, begun.config, begun.tokenizer)
-    if context.parent is not None:
-        probe.check_folder(model, context.parent, begun.tokenizer)
-    return model
-
-
-def _parent_record(context: StageContext) -> dict[str, Any]:
-    path = context.parent / "stage.json" if context.parent else None
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}

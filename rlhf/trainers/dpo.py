@@ -22,16 +22,14 @@ from rlhf.models.load import check_policy
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import (
     Ready,
-    adapted,
     arguments,
     held_out_metrics,
     prepared_data,
     run_training,
     save_model,
-    start,
-    starting_policy,
 )
 from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.start import adapted, start, starting_policy
 from rlhf.trainers.track import candidates, check_tracking, choose, drop
 
 LOSSES = (

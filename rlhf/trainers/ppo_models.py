@@ -24,8 +24,8 @@ from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.rewards.load import OWN
 from rlhf.stages import StageContext, rewards_of
-from rlhf.trainers.common import Start, adapted, starting_policy
 from rlhf.trainers.ppo_config import PPOConfig
+from rlhf.trainers.start import Start, adapted, starting_policy
 
 
 class RewardPart(NamedTuple):

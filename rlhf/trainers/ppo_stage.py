@@ -27,12 +27,12 @@ from rlhf.trainers.common import (
     prepared_data,
     run_training,
     save_model,
-    start,
 )
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_models import build_roles
 from rlhf.trainers.ppo_rollout import PromptRow, Rewards
+from rlhf.trainers.start import start
 from rlhf.trainers.track import candidates, check_tracking, choose, drop
 
 DEFAULTS: dict[str, Any] = {

@@ -14,8 +14,9 @@ from rlhf.data.tokenize import Codec
 from rlhf.evaluation.reward_model import held_out_accuracy
 from rlhf.models.load import load_scorer
 from rlhf.stages import Metrics, StageContext
-from rlhf.trainers.common import Ready, adapted, arguments, prepared_data, run_training, save_model, start
+from rlhf.trainers.common import Ready, arguments, prepared_data, run_training, save_model
 from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.start import adapted, start
 
 
 class RewardTrainer(LeanTrainer, trl.RewardTrainer):

@@ -16,15 +16,13 @@ from rlhf.models.load import load_scorer
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import (
     Ready,
-    adapted,
     arguments,
     prepared_data,
     run_training,
     save_model,
-    start,
-    starting_policy,
 )
 from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.start import adapted, start, starting_policy
 
 
 class SFTTrainer(LeanTrainer, trl.SFTTrainer):

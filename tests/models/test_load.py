@@ -65,7 +65,7 @@ def test_a_new_head_has_the_spread_that_the_literature_gives():
 
 def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     """BERT's pooler is in no masked-language-model checkpoint: saved with the head, or drawn anew at every load."""
-    from rlhf.trainers.common import Start, adapted
+    from rlhf.trainers.start import Start, adapted
 
     config = ModelConfig(name_or_path=str(tiny_bert), adapter={"r": 4})
     tokenizer, source = load_tokenizer(config), source_of(config)

@@ -243,10 +243,14 @@ def test_dpo_starts_at_its_reference(finished):
 def test_from_scratch(tmp_path):
     scratch = {"architecture": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128,
                "tokenizer": {"vocab_size": 300}}  # fmt: skip
-    project = make_project(tmp_path, tmp_path, model={"scratch": scratch, "adapter": None})
-    runner.run(project, only=["base", "sft"], **SILENT)
+    stages = {name: {"max_steps": 2} for name in ("sft", "dpo")}
+    model = {"scratch": scratch, "adapter": {"r": 2}}
+    project = make_project(tmp_path, tmp_path, model=model, stages=stages, evaluate=False)
+    assert runner.check(project).keys() == {"sft", "dpo"}
+    runner.run(project, **SILENT)
     assert (project.run_dir / "base/model.safetensors").is_file()
-    assert json.loads((project.run_dir / "sft/stage.json").read_text())["parents"].keys() == {"base"}
+    for stage, parent in (("sft", "base"), ("dpo", "sft")):
+        assert json.loads((project.run_dir / stage / "stage.json").read_text())["parents"].keys() == {parent}
 
 
 def test_an_edited_template_makes_stale(tmp_path, tiny_llama):

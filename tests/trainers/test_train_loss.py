@@ -11,7 +11,8 @@ from rlhf.models.adapters import attach, lora_config
 from rlhf.models.load import load_policy, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.stage import run_stage
-from rlhf.trainers.common import Start, write_model
+from rlhf.trainers.common import write_model
+from rlhf.trainers.start import Start
 from rlhf.trainers.train_loss import mean_train_loss
 from tests.projects import make_project
 

@@ -1,0 +1,64 @@
+"""A base model from nothing: what may stand under `scratch:`."""
+
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.models.load import source_of
+from rlhf.models.scratch import build
+from rlhf.models.settings import base_settings
+from rlhf.pipeline.stage import prepare_stage
+from rlhf.stages import StageContext, ancestors_of
+from tests.projects import make_project
+
+GPT2 = {"architecture": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128,
+        "tokenizer": {"vocab_size": 300}}  # fmt: skip
+
+
+def project(folder, **fields):
+    return make_project(folder, folder, model={"scratch": {**GPT2, **fields}, "adapter": None})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"architecture": None}, "scratch.architecture"),
+        ({"architecture": ["gpt2"]}, "scratch.architecture"),
+        ({"architecture": "t5", "n_embd": 16}, "scratch"),
+        ({"n_embd": "wide"}, "n_embd"),
+        ({"n_embd": -16}, "scratch.n_embd"),
+        ({"n_embd": 15}, "embed_dim"),
+        ({"n_embd": 10**6}, "GB of memory"),
+        ({"n_layer": 0}, "scratch.n_layer"),
+        ({"n_layers": 2}, "n_layer"),
+        ({"activation_function": "none"}, "'none'"),
+        ({"vocab_size": 10}, "scratch.vocab_size"),
+        ({"tokenizer": 5}, "scratch.tokenizer"),
+        ({"tokenizer": {"vocab_size": "many"}}, "tokenizer.vocab_size"),
+        ({"tokenizer": {"vocab_size": -1}}, "tokenizer.vocab_size"),
+    ],
+)
+def test_what_no_model_can_be_made_of_is_one_line(tmp_path, fields, said):
+    made = project(tmp_path, **fields)
+    with pytest.raises(UserError) as error:
+        build(StageContext(made, "base", tmp_path / "base", {}))
+    assert "model.scratch" in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_stage_without_its_base_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"model\.scratch: the base stage"):
+        prepare_stage(project(tmp_path), "dpo")
+    with pytest.raises(UserError, match=r"model\.scratch: the base stage"):
+        source_of(base_settings(project(tmp_path)))
+
+
+def test_a_stage_goes_back_to_the_base(tmp_path):
+    made = project(tmp_path)
+    assert ancestors_of(made, "dpo") == ["sft", "base"]
+    base, sft = tmp_path / "base", tmp_path / "sft"
+    assert StageContext(made, "dpo", tmp_path, {"base": base}).parent == base
+    assert StageContext(made, "dpo", tmp_path, {"base": base, "sft": sft}).parent == sft
+    assert StageContext(made, "dpo", tmp_path, {"reward": sft}).parent is None
