@@ -120,6 +120,29 @@ def test_no_prompt_held_out_of_one_set_trains_in_another(write, project):
     assert not trained & held_out
 
 
+def test_all_pairs_of_a_prompt_that_only_their_texts_have_are_on_its_side(write, project):
+    """However far two replies go together; and on the side of the same prompt in the other sets."""
+    replies = ["It is blue.", "It is green.", "It was.", "No."]
+    pairs = [
+        {"chosen": f"Q: {index}?\nA: {one}", "rejected": f"Q: {index}?\nA: {other}"}
+        for index in range(60)
+        for one, other in itertools.pairwise(replies)
+    ]
+    demonstrations = [{"prompt": f"Q: {index}?\nA:", "completion": " It is."} for index in range(60)]
+    asked = [{"prompt": f"Q: {index}?\nA:"} for index in range(5)]
+    paths = {"preferences": write("p.jsonl", pairs), "demonstrations": write("d.jsonl", demonstrations)}
+    sides: dict = {}
+    for role in paths:
+        for record, side in iter_records(project(**paths, holdout=0.3), role):
+            sides.setdefault(record.prompt, set()).add(side)
+    assert len(sides) == 60
+    assert all(len(found) == 1 for found in sides.values())
+    ledger = Ledger("preferences")
+    made = project(**paths, prompts=write("q.jsonl", asked), holdout=0.0)
+    assert len(list(iter_records(made, "preferences", ledger))) == 55 * 3
+    assert ledger.dropped == {"prompt held out": 5 * 3}
+
+
 def test_prompts_given_for_evaluation_train_nowhere(write, project):
     asked = [{"prompt": f" p{index} ", "slot": index} for index in range(20)]
     made = project(demonstrations=write("d.jsonl", rows(100)), prompts=write("q.jsonl", asked), holdout=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,14 @@ from rlhf.data.records import Message, Preference, Text, Unusable
 NAME = "preference"
 COLUMNS = ("chosen", "rejected")
 BEFORE = ("prompt_only",)
+
+_REPLY = re.compile(
+    r"^[ \t]*(?:#+ *)?(?P<name>AI|A|Answer|Assistant|Bot|Chatbot|GPT|Model|Output|Reply|Response|Summary|TL;DR) *:\n*"
+    r"|(?P<token><\|im_start\|>assistant|<\|assistant\|>|<start_of_turn>model|<｜Assistant｜>|\[/INST\]"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>)\n*",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What stands before a reply in plain text: a speaker's name at the start of a line, or a chat template's token."""
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -39,13 +48,25 @@ def _implicit(row: dict[str, Any], origin: str) -> tuple[Text, Text, Text]:
 
 
 def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Part two texts where they differ, the space before the difference going to the replies (as TRL does)."""
+    """Part two texts where their replies begin.
+
+    That is behind the last mark of a reply that both have, of the kind that comes first in the text: replies may begin
+    with the same words, and every pair of one prompt is to have the same prompt. Texts without marks part where they
+    differ, the space before the difference going to the replies (as TRL does).
+    """
     if chosen == rejected:
         raise Unusable("identical")
     start = _shared(chosen, rejected)
-    if start and start < min(len(chosen), len(rejected)) and chosen[start - 1] == " ":
+    marks = list(_REPLY.finditer(chosen, 0, start))
+    if marks:
+        start = next(mark.end() for mark in reversed(marks) if _kind(mark) == _kind(marks[0]))
+    elif start and start < min(len(chosen), len(rejected)) and chosen[start - 1] == " ":
         start -= 1
     return chosen[:start], chosen[start:], rejected[start:]
+
+
+def _kind(mark: re.Match[str]) -> str:
+    return (mark["name"] or mark["token"]).lower()
 
 
 def split_messages(

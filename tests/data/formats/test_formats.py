@@ -50,6 +50,26 @@ CASES = [
         {"chosen": "The sky is blue.", "rejected": "The sky is green."},
         Preference("The sky is", " blue.", " green."),
     ),
+    (
+        "preference",
+        {"chosen": "Q: Sky?\nA: It is blue.", "rejected": "Q: Sky?\nA: It is green."},
+        Preference("Q: Sky?\nA:", " It is blue.", " It is green."),
+    ),
+    (  # of two turns the last; "Answer:" is no speaker of this transcript
+        "preference",
+        {"chosen": "Q: a\nA: b\nQ: c\nA: d\nAnswer: e", "rejected": "Q: a\nA: b\nQ: c\nA: d\nAnswer: f"},
+        Preference("Q: a\nA: b\nQ: c\nA:", " d\nAnswer: e", " d\nAnswer: f"),
+    ),
+    (
+        "preference",
+        {"chosen": "### Input:\nSky?\n### Response:\nIt is.", "rejected": "### Input:\nSky?\n### Response:\nIt"},
+        Preference("### Input:\nSky?\n### Response:\n", "It is.", "It"),
+    ),
+    (
+        "preference",
+        {"chosen": "<|im_start|>assistant\nYes!", "rejected": "<|im_start|>assistant\nYes, no."},
+        Preference("<|im_start|>assistant\n", "Yes!", "Yes, no."),
+    ),
     ("kto", {"prompt": "Sky?", "completion": "Blue.", "label": True}, Feedback("Sky?", "Blue.", True)),
     ("kto", {"prompt": [Q], "completion": [B], "label": 0}, Feedback([Q], [B], False)),
     ("kto", {"prompt": "Sky?", "completion": "Blue.", "label": "False"}, Feedback("Sky?", "Blue.", False)),
