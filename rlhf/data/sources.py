@@ -151,6 +151,12 @@ def _rename(row: Row, columns: dict[str, str], origin: str) -> Row:
         if theirs not in row:
             raise UserError(f"{origin}: column {theirs!r} is missing (found: {', '.join(map(str, row))})")
     renamed = set(columns.values())
+    for ours, theirs in columns.items():
+        if ours in row and ours not in renamed:
+            raise UserError(
+                f"{origin}: columns: {ours}: {theirs} would replace the row's own column {ours!r}; to keep it, give it "
+                f"another name (columns: {{{ours}: {theirs}, other_{ours}: {ours}}})"
+            )
     return {key: value for key, value in row.items() if key not in renamed} | {
         ours: row[theirs] for ours, theirs in columns.items()
     }

@@ -39,6 +39,17 @@ def test_columns_are_renamed(write, tmp_path):
     assert message == "a.jsonl:1: column 'answer' is missing (found: prompt, reply)"
 
 
+def test_a_renamed_column_replaces_no_other(write, tmp_path):
+    write("a.jsonl", [{"instruction": "Add."}, {"instruction": "Translate.", "input": "le train"}])
+    message = error_of(tmp_path, source="a.jsonl", columns={"input": "instruction"})
+    assert message.startswith("a.jsonl:2: columns: input: instruction would replace the row's own column 'input'")
+    kept = rows_of(tmp_path, source="a.jsonl", columns={"text": "instruction", "instruction": "instruction"})
+    assert kept[1][0] == {"text": "Translate.", "instruction": "Translate.", "input": "le train"}
+    (tmp_path / "a.jsonl").write_text('{"instruction": "Translate.", "input": "le train"}')
+    named = rows_of(tmp_path, source="a.jsonl", columns={"input": "instruction", "other_input": "input"})
+    assert named[0][0] == {"input": "Translate.", "other_input": "le train"}
+
+
 def test_limit_stops_before_what_follows_is_read(write, tmp_path):
     write("a.jsonl", '{"a": 1}\nbroken')
     assert rows_of(tmp_path, source="a.jsonl", limit=1) == [({"a": 1}, "a.jsonl:1")]
