@@ -31,6 +31,7 @@ from rlhf.data.checks import (
     check_left,
     check_limits,
     fault,
+    none_held_out,
     row_key,
 )
 from rlhf.data.findings import FINDINGS_FILE, Findings
@@ -205,6 +206,7 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
         UserError: There is none.
     """
     role = source_set(project, "prompts")
+    ledger = ledger or Ledger(role)
     chosen: list[tuple[int, int, Prompt]] = []  # a heap whose smallest entry is the largest hash: the next to go
     with Index() as seen:
         for number, (record, where) in enumerate(iter_records(project, role, ledger)):
@@ -220,8 +222,8 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
                 heapq.heappushpop(chosen, entry)
     if not chosen:
         raise UserError(
-            f"{project.path}: no prompts to evaluate on: data.{role} holds none out (holdout {project.holdout}); "
-            "give data.prompts or a larger holdout"
+            f"{project.path}: no prompts to evaluate on: {none_held_out(role, ledger.trained, project.holdout)}; "
+            "give data.prompts, a larger holdout, or more rows"
         )
     return [prompt for _, _, prompt in sorted(chosen, key=lambda entry: entry[1])]
 

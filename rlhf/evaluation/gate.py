@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.config import ProjectConfig
+from rlhf.data.checks import Ledger, none_held_out
 from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Preference, Text
 from rlhf.data.splits import canonical, content_key
@@ -53,8 +54,9 @@ class Pairs:
 
 def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be pairs and prompts to judge by."""
-    if not any(side == "eval" for _, side in iter_records(context.project, "preferences")):
-        raise _no_pairs(context.project)
+    ledger = Ledger("preferences")
+    if not any(side == "eval" for _, side in iter_records(context.project, "preferences", ledger)):
+        raise _no_pairs(context.project, ledger.trained)
     evaluation_prompts(context.project, 1)
 
 
@@ -106,7 +108,7 @@ def held_out_pairs(project: ProjectConfig) -> Pairs:
         if len(chosen) > PAIRS:
             heapq.heappop(chosen)
     if not chosen:
-        raise _no_pairs(project)
+        raise _no_pairs(project, len(train))
     records = [record for _, _, record in sorted(chosen, key=lambda entry: entry[1])]
     return Pairs(records, np.array([_length(one) for one in records], float), np.array(train, float))
 
@@ -242,10 +244,10 @@ def _margins(scores_M2: Floats) -> Floats:
     return known_M2[:, 0] - known_M2[:, 1]
 
 
-def _no_pairs(project: ProjectConfig) -> UserError:
+def _no_pairs(project: ProjectConfig, rows: int) -> UserError:
     return UserError(
-        f"{project.path}: no pair of data.preferences is held out (holdout {project.holdout}) to judge the reward "
-        "model by; give a larger holdout"
+        f"{project.path}: no pair to judge the reward model by: {none_held_out('preferences', rows, project.holdout)}; "
+        "give a larger holdout or more rows"
     )
 
 

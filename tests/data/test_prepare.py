@@ -190,7 +190,9 @@ def test_evaluation_prompts_come_from_held_out_rows_and_do_not_depend_on_their_o
     only = project(demonstrations=write("d.jsonl", rows(50)), holdout=0.3)
     assert source_set(only, "prompts") == "demonstrations"
     assert evaluation_prompts(only, 5)
-    with pytest.raises(UserError, match=r"no prompts to evaluate on: data.demonstrations holds none out"):
+    with pytest.raises(UserError, match=r"no prompts to evaluate on: holdout 0.1 keeps none of the 3 .*takes about 30"):
+        evaluation_prompts(project(demonstrations=write("few.jsonl", rows(3)), holdout=0.1), 5)
+    with pytest.raises(UserError, match=r"no prompts to evaluate on: holdout is 0, so data.demonstrations holds none"):
         evaluation_prompts(project(demonstrations=write("d.jsonl", rows(50)), holdout=0.0), 5)
     with pytest.raises(UserError, match=r"data.prompts \(or rollouts, preferences, demonstrations\) is missing"):
         evaluation_prompts(project(), 5)

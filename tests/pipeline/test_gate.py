@@ -164,7 +164,7 @@ def test_without_held_out_pairs_it_is_said_before_anything_trains(tmp_path, tiny
         tmp_path, tiny_llama, rows(sound, 20), stages=STAGES,
         data={"preferences": {"source": str(tmp_path / "pairs.jsonl"), "holdout": 0.0}},
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"no pair of data.preferences is held out"):
+    with pytest.raises(UserError, match=r"no pair to judge the reward model by: holdout is 0"):
         prepare_stage(project, "gate")
 
 
