@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from rlhf import schema
 from rlhf.config_checks import check
 from rlhf.errors import UserError, unknown_name
+from rlhf.ranges import shown
 from rlhf.sections import (
+    MOST_SEEDS,
     DataConfig,
     DatasetConfig,
     EvaluateConfig,
@@ -30,7 +31,7 @@ from rlhf.sections import (
     SourceConfig,
     StageConfig,
 )
-from rlhf.yaml_loader import Loader, parse_value
+from rlhf.yaml_loader import NotYaml, parse_value, read
 
 __all__ = [
     "DataConfig", "DatasetConfig", "EvaluateConfig", "LimitsConfig", "ModelConfig", "ProjectConfig", "PublishConfig",
@@ -68,15 +69,13 @@ def load_project(path: str | Path, overrides: Iterable[str] = ()) -> ProjectConf
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        tree = read(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except NotYaml as error:
+        raise UserError(f"{path}{error.where}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping with name, model, data and stages")
     overrides = tuple(overrides)
@@ -121,8 +120,15 @@ def _datasets(section: Any, path: Path) -> Any:
             raise UserError(f"{path}: data.{name}: expected {{source: FILE_OR_HUB_ID}} or a list of these")
         holdouts = [row["holdout"] for row in rows if "holdout" in row]
         sources = [{key: item for key, item in row.items() if key != "holdout"} for row in rows]
-        result[name] = {"sources": sources, "holdout": max(holdouts, default=None)}
+        result[name] = {"sources": sources, "holdout": _largest(holdouts)}
     return result
+
+
+def _largest(holdouts: list[Any]) -> Any:
+    """The largest of a mixture's holdouts, or the first that is no number, for which it will be refused."""
+    given = [one for one in holdouts if one is not None]
+    wrong = [one for one in given if not isinstance(one, int | float) or one != one]
+    return wrong[0] if wrong else max(given, default=None)
 
 
 def _stages(section: Any, path: Path) -> dict[str, Any]:
@@ -144,15 +150,15 @@ def _stages(section: Any, path: Path) -> dict[str, Any]:
             if key in own:
                 continue
             if key not in known:
-                hint = unknown_name(str(key), {*known, *own})
+                hint = schema.unknown_field(name, str(key), own)
                 raise UserError(f"{path}: stages.{name}: unknown key {key!r}; {hint}")
-            problem = schema.type_problem(value, known[key])
-            if problem:
+            if problem := schema.problem(name, key, value):
                 raise UserError(f"{path}: stages.{name}.{key}: {problem}")
         trainer = {key: value for key, value in options.items() if key not in own}
         result[name] = {**{key: value for key, value in options.items() if key in own}, "trainer": trainer}
         seeds = options.get("seeds", 1)
-        result |= {f"{name}@{number}": result[name] for number in range(1, seeds if isinstance(seeds, int) else 1)}
+        repeated = seeds if isinstance(seeds, int) and seeds <= MOST_SEEDS else 1
+        result |= {f"{name}@{number}": result[name] for number in range(1, repeated)}
     return result
 
 
@@ -167,7 +173,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {where!r}; {hint}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{where!r} is missing"
-    return f"{where}: {first['msg'].lower()}, not {first['input']!r}"
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {shown(first['input'])}"
 
 
 def _owner(steps: list[str]) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlhf.errors import UserError, unknown_name
-from rlhf.sections import ProjectConfig, RewardConfig
+from rlhf.ranges import shown
+from rlhf.sections import SEEDS, ProjectConfig, RewardConfig
 
 _SHORTEST_ANSWER = 16
 """Tokens in which a judge can say which reply is better, with a word or two around it."""
@@ -20,10 +22,13 @@ def check(project: ProjectConfig) -> None:
         UserError: One is wrong.
     """
     where = project.path
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", project.name):
-        raise UserError(f"{where}: name: {project.name!r} must be letters, digits, '.', '_' or '-' (it names a folder)")
-    if not 0 <= project.holdout < 1:
-        raise UserError(f"{where}: data: holdout must be at least 0 and below 1, not {project.holdout}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", project.name):
+        raise UserError(
+            f"{where}: name: {shown(project.name)} must be letters, digits, '.', '_' or '-', at most 100 "
+            "(it names a folder)"
+        )
+    if (file := _file_in_the_way(project.run_dir)) is not None:
+        raise UserError(f"{where}: output_dir: {file} is a file; the run is to be a folder at {project.run_dir}")
     if (project.model.name_or_path is None) == (project.model.scratch is None):
         raise UserError(f"{where}: model: give one of name_or_path and scratch")
     for name, reward in project.rewards.items():
@@ -34,20 +39,19 @@ def check(project: ProjectConfig) -> None:
     if problem := _training_problem(project):
         raise UserError(f"{where}: {problem}")
     for name, stage in project.stages.items():
-        if stage.seeds < 1:
-            raise UserError(f"{where}: stages.{name}.seeds must be at least 1, not {stage.seeds}")
+        if problem := SEEDS.problem(seed := project.stage_seed(name)):
+            raise UserError(f"{where}: seed: {problem}, and stages.{name} would have {seed}")
         if stage.model is not None and stage.model.name_or_path is None:
             raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")
         if stage.parent == name or (stage.parent not in (None, "base") and stage.parent not in project.stages):
             hint = unknown_name(str(stage.parent), {"base", *project.stages} - {name})
             raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
     _check_gold(project)
-    for key in ("prompts", "samples", "max_new_tokens", "batch_size"):
-        if (value := getattr(project.evaluate, key)) < 1:
-            raise UserError(f"{where}: evaluate.{key} must be at least 1, not {value}")
-    for key, number in (("evaluate.temperature", project.evaluate.temperature), ("seed", project.seed)):
-        if not number >= 0:
-            raise UserError(f"{where}: {key} must be at least 0, not {number}")
+
+
+def _file_in_the_way(folder: Path) -> Path | None:
+    """A file where a folder or one of those above it is to be."""
+    return next((path for path in (folder, *folder.parents) if path.is_file()), None)
 
 
 def _check_gold(project: ProjectConfig) -> None:
@@ -94,8 +98,6 @@ def _reward_problem(reward: RewardConfig) -> str | None:
         return "an ensemble needs at least two models"
     if reward.std_weight is not None and not isinstance(reward.model, list):
         return "std_weight belongs to an ensemble: give a list of models"
-    if reward.std_weight is not None and not 0 <= reward.std_weight < float("inf"):
-        return f"std_weight must be finite and at least 0, not {reward.std_weight}"
     return None
 
 

@@ -6,12 +6,36 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from rlhf.ranges import Interval
 
 STRICT = ConfigDict(extra="forbid")
-Share = Annotated[float, Field(ge=0, le=1)]
-"""A number in [0, 1]."""
+
+
+def _within(interval: str | Interval) -> AfterValidator:
+    """Hold that a number lies in an interval."""
+    interval = Interval.of(interval) if isinstance(interval, str) else interval
+
+    def validate(value: float) -> float:
+        if problem := interval.problem(value):
+            raise PydanticCustomError("interval", "{problem}", {"problem": problem})
+        return value
+
+    return AfterValidator(validate)
+
+
+_PLAIN = Field(strict=True)
+"""A number is no boolean, and no text that looks like one."""
+SEEDS = Interval.of("[0, 4294967295]")
+"""What NumPy takes."""
+MOST_SEEDS = 100
+Flag = Annotated[bool, _PLAIN]
+Share = Annotated[float, _PLAIN, _within("[0, 1]")]
+Count = Annotated[int, _PLAIN, _within("[1, 1e9]")]
+Seed = Annotated[int, _PLAIN, _within(SEEDS)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -48,13 +72,13 @@ class SourceConfig:
     """A file (jsonl, json, csv, tsv, parquet; gzip too), a folder of them, or a hub id."""
     format: str | None = None
     """Name of a format of `rlhf.data.formats`; null looks at the columns."""
-    weight: float = 1.0
+    weight: Annotated[float, _PLAIN, _within("(0, 1000]")] = 1.0
     """How often each training row is used: 2 repeats all, 0.5 keeps half."""
     split: str | None = None
     """Split of a hub dataset (`train` if not named)."""
-    streaming: bool = False
+    streaming: Flag = False
     """Read a hub dataset row by row instead of downloading it first."""
-    limit: int | None = None
+    limit: Count | None = None
     """Stop after so many rows."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Our column name: the file's column name."""
@@ -66,7 +90,7 @@ class DatasetConfig:
 
     sources: tuple[SourceConfig, ...]
     """The sources, each with its weight."""
-    holdout: float | None = None
+    holdout: Annotated[float, _PLAIN, _within("[0, 1)")] | None = None
     """Share of prompts kept out of training; the largest of a project holds for all its sets (0.1 if none is given)."""
 
 
@@ -126,7 +150,7 @@ class RewardConfig:
     """Folder or hub id of a sequence classifier of any architecture; a list of them is an ensemble."""
     label: int | str | None = None
     """Number or name of the class whose log odds are the score, where a model has more than one label."""
-    std_weight: float | None = None
+    std_weight: Annotated[float, _PLAIN, _within("[0, inf)")] | None = None
     """k of an ensemble's score, mean - k * std; null is 1."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server whose model compares replies, such as `http://127.0.0.1:8000/v1`."""
@@ -159,7 +183,7 @@ class RetainConfig:
     """Our column name: the file's column name."""
     judge: str | None = None
     """A reward that scores greedy replies to the rows' prompts; null takes the loss on the rows' own replies."""
-    limit: int = 200
+    limit: Count = 200
     """Most rows used."""
 
 
@@ -167,17 +191,17 @@ class RetainConfig:
 class EvaluateConfig:
     """How policies are compared; `evaluate: false` leaves the comparison out."""
 
-    enabled: bool = True
+    enabled: Flag = True
     """Whether policies are compared at all: a classifier has no replies to judge."""
-    prompts: int = 200
+    prompts: Count = 200
     """Most prompts used."""
-    samples: int = 4
+    samples: Count = 4
     """Replies a prompt from each policy."""
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest reply, in tokens."""
-    temperature: float = 1.0
+    temperature: Annotated[float, _PLAIN, _within("[0, inf)")] = 1.0
     """Sampling temperature; 0 is greedy."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Replies generated at once."""
     group_by: str | None = None
     """A column of the prompts' rows; policies are compared within each of its values too."""
@@ -191,9 +215,9 @@ class PublishConfig:
 
     to: str | None = None
     """Hub id, `user/name`."""
-    merge: bool = False
+    merge: Flag = False
     """Publish merged weights instead of the adapter."""
-    private: bool = True
+    private: Flag = True
     """Create the repository as private."""
 
 
@@ -211,9 +235,9 @@ class StageConfig:
     """Name of a judge, not maximised, that every checkpoint of a policy is scored by."""
     select: Literal["last", "gold"] = "last"
     """Which checkpoint of a policy is kept: the last, or the one with the highest gold score."""
-    seeds: Annotated[int, Field(strict=True)] = 1
+    seeds: Annotated[int, _PLAIN, _within(f"[1, {MOST_SEEDS}]")] = 1
     """How often it is trained, each time from another seed; what follows starts from the first."""
-    fold: bool = True
+    fold: Flag = True
     """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""
     trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the trainer's config class."""
@@ -227,7 +251,7 @@ class ProjectConfig:
     """Output goes to `output_dir/name`."""
     model: ModelConfig
     """The base model."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     output_dir: str = "runs"
     """Folder of all runs."""

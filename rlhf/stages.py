@@ -142,7 +142,25 @@ def planned(project: ProjectConfig) -> list[str]:
     wanted |= {name for name, stage in STAGES.items() if stage.guards in project.stages and judged(project, name)}
     if project.evaluate.enabled and any(STAGES[name].policy for name in project.stages):
         wanted.add("evaluate")
+    _check_parents(project)
     return in_order(wanted)
+
+
+def _check_parents(project: ProjectConfig) -> None:
+    """Hold that no stage starts from itself by way of others.
+
+    Raises:
+        UserError: One does.
+    """
+    for name in project.stages:
+        chain = [name]
+        while (parent := parent_of(project, chain[-1])) in project.stages and parent not in chain:
+            chain.append(str(parent))
+        if parent in chain:
+            circle = " from ".join([*chain[chain.index(str(parent)) :], str(parent)])
+            raise UserError(
+                f"{project.path}: stages.{parent}.parent: a circle: {circle}; let one of them start from base"
+            )
 
 
 def parent_of(project: ProjectConfig, name: str) -> str | None:

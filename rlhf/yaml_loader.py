@@ -15,7 +15,10 @@ class Loader(yaml.SafeLoader):
         """A mapping, whose keys must differ."""
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, dict | list):
+                problem = "a key must be a word, not a list or a mapping"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 problem = f"the key {key!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -37,9 +40,37 @@ Loader.add_implicit_resolver(
 )
 
 
+class NotYaml(ValueError):
+    """A text is no YAML; the message says why."""
+
+    def __init__(self, problem: str, where: str = "") -> None:
+        super().__init__(problem)
+        self.where = where
+        """`:LINE:COLUMN`, where that is known."""
+
+
+def read(text: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        NotYaml: It is none, or holds what cannot be read, such as a number of 5,000 digits.
+    """
+    try:
+        return yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        words = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise NotYaml(" ".join(words.split()), where) from None
+    except RecursionError:
+        raise NotYaml("nested too deeply") from None
+    except ValueError as error:  # of a date or a number
+        raise NotYaml(str(error)) from None
+
+
 def parse_value(text: str) -> Any:
     """A value from the command line, read as YAML would read it."""
     try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
+        return read(text)
+    except NotYaml:
         return text

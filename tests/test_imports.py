@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 ORDER = [
-    {"errors", "network", "yaml_loader", "schema", "sections", "config", "config_checks"},
+    {"errors", "network", "ranges", "yaml_loader", "schema", "sections", "config", "config_checks"},
     {"stages"},
     {"objectives"},
     {"data", "models"},

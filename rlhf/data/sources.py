@@ -38,7 +38,6 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
     Raises:
         UserError: The source is missing, unreachable, empty or malformed; the message names the place.
     """
-    _check(source)
     path = locate(source.source, base)
     if path is None:
         rows = _hub_rows(source, base)
@@ -57,7 +56,6 @@ def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
         their names; `{"hub": id, "split": …, "revision": …}` of a hub dataset (None: whatever the hub serves). The
         options that change what is read follow where they are set: format, weight, limit, columns, split.
     """
-    _check(source)
     path = locate(source.source, base)
     content: dict[str, Any]
     if path is None:
@@ -104,13 +102,6 @@ def _nearest(path: Path, base: Path) -> str:
             if near:
                 return f" (did you mean {str(path.parent / near[0])!r}?)"
     return ""
-
-
-def _check(source: SourceConfig) -> None:
-    if source.weight <= 0:
-        raise UserError(f"{source.source}: weight must be above 0, not {source.weight}")
-    if source.limit is not None and source.limit < 1:
-        raise UserError(f"{source.source}: limit must be at least 1, not {source.limit}")
 
 
 def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:

@@ -55,8 +55,6 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> Retained:
     if config.judge is not None and config.judge not in known:
         hint = unknown_name(config.judge, known)
         raise UserError(f"{where}.judge: there is no {config.judge!r} that scores under rewards:; {hint}")
-    if config.limit < 1:
-        raise UserError(f"{where}.limit must be at least 1, not {config.limit}")
     source = SourceConfig(
         source=config.source, format=config.format, split=config.split, columns=config.columns, limit=config.limit
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf import schema
 from rlhf.config import ProjectConfig, load_project
-from rlhf.errors import GateClosed, UserError, unknown_name
+from rlhf.errors import GateClosed, UserError
 from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of
 
@@ -173,7 +173,7 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
         name, separator, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name not in fields:
-            raise UserError(f"unknown option --{name}; {unknown_name(name, fields)}")
+            raise UserError(f"unknown option --{name}; {schema.unknown_field(stage, name)}")
         if not separator:
             value = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
         overrides.append(f"stages.{stage}.{name}={value}")

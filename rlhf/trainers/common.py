@@ -83,9 +83,6 @@ def arguments(
     if isinstance(fields.get("loss_type"), str) and kind_of(context.name) == "dpo":
         fields["loss_type"] = [fields["loss_type"]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
-    for name in ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size"):
-        if fields.get(name) is not None and fields[name] < 1:
-            raise UserError(f"stages.{context.name}.{name} must be at least 1, not {fields[name]}")
     try:
         args = kind(**fields)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:

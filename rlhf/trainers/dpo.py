@@ -16,7 +16,7 @@ from peft import PeftModel, TaskType
 from trl import DPOConfig
 
 from rlhf.data.tokenize import Codec
-from rlhf.errors import UserError, unknown_name
+from rlhf.errors import UserError
 from rlhf.models.device import sharded
 from rlhf.models.load import check_policy
 from rlhf.stages import Metrics, StageContext
@@ -31,12 +31,6 @@ from rlhf.trainers.common import (
 from rlhf.trainers.lean import LeanTrainer, levers
 from rlhf.trainers.start import adapted, start, starting_policy
 from rlhf.trainers.track import candidates, check_tracking, choose, drop
-
-LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-"""What TRL computes; it refuses others only once it trains."""
 
 _PREPARE = ["self", "dataset", "processing_class", "args", "dataset_name"]
 
@@ -93,9 +87,6 @@ def prepare(context: StageContext) -> Ready:
     begun = start(context)
     check_policy(begun.source, begun.encoder)
     args: Any = arguments(context, DPOConfig, begun)
-    for loss in args.loss_type:
-        if loss not in LOSSES:
-            raise UserError(f"stages.dpo.loss_type: unknown loss {loss!r}; {unknown_name(loss, LOSSES)}")
     check_tracking(context, args)
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
     settings = {"max_length": args.max_length, "keep": codec.keep}

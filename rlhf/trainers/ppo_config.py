@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import TrainingArguments
+
+from rlhf import ranges
 
 
 @dataclass
@@ -92,28 +93,13 @@ class PPOConfig(TrainingArguments):
 
     def check(self) -> list[str]:
         """What is wrong with the settings, a line each, beginning with the field."""
-        problems = []
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                problems.append(f"{name}: expected one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        at_least = {
-            "samples_per_prompt": 2 if self.advantage in ("rloo", "grpo") else 1, "gradient_accumulation_steps": 1,
-            "max_new_tokens": 1, "num_ppo_epochs": 1, "num_mini_batches": 1, "sampling_batch_size": 1,
-            "normalize_samples": 0, "critic_warmup_rollouts": 0, "log_completions": 0, "kl_coef": 0, "vf_coef": 0,
-            "missing_eos_penalty": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                why = f" for {self.advantage}" if name == "samples_per_prompt" and least == 2 else ""
-                problems.append(f"{name} must be at least {least}{why}, not {getattr(self, name)}")
-        for name in ("temperature", "cliprange", "cliprange_value", "kl_target", "kl_horizon", "total_episodes",
-                     "target_kl", "max_ratio", "vllm_memory", "max_importance_weight",
-                     "critic_learning_rate"):  # fmt: skip
-            if (value := getattr(self, name)) is not None and not value > 0:
-                problems.append(f"{name} must be above 0, not {value}")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        problems = [
+            f"{name}: {problem}"
+            for name, value in vars(self).items()
+            if (problem := ranges.problem("ppo", name, value)) is not None
+        ]
+        if self.advantage in ("rloo", "grpo") and self.samples_per_prompt == 1:
+            problems.append(f"samples_per_prompt: must be at least 2 for {self.advantage}, not 1")
         replies = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if not problems and replies % self.samples_per_prompt:
             problems.append(
@@ -141,15 +127,6 @@ class PPOConfig(TrainingArguments):
     def steps_per_rollout(self) -> int:
         """Optimizer steps on one rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
-
-
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "sampler": ("transformers", "vllm"),
-    "advantage": ("gae", "rloo", "grpo", "reinforce"),
-    "kl_estimator": ("k1", "k2", "k3"),
-    "truncated": ("bootstrap", "score"),
-    "critic_from": ("reward", "policy"),
-}
 
 
 def whole_rollouts(args: PPOConfig, prompts: int) -> None:

@@ -53,8 +53,6 @@ def test_a_renamed_column_replaces_no_other(write, tmp_path):
 def test_limit_stops_before_what_follows_is_read(write, tmp_path):
     write("a.jsonl", '{"a": 1}\nbroken')
     assert rows_of(tmp_path, source="a.jsonl", limit=1) == [({"a": 1}, "a.jsonl:1")]
-    assert "limit must be at least 1" in error_of(tmp_path, source="a.jsonl", limit=0)
-    assert "weight must be above 0" in error_of(tmp_path, source="a.jsonl", weight=0)
 
 
 def test_a_folder_is_its_data_files_in_the_order_of_their_names(write, tmp_path):

@@ -116,7 +116,7 @@ def test_the_evaluate_stage_measures_it_of_every_policy(project, tiny_llama):
             {"source": "pairs.jsonl", "judge": "solve"},
             "there is no 'solve' that scores under rewards:; did you mean 'solved'",
         ),
-        ({"source": "pairs.jsonl", "limit": 0}, "limit must be at least 1"),
+        ({"source": "pairs.jsonl", "limit": 0}, "limit: must be at least 1"),
         ({"source": "pairs.jsonl", "judgement": "long"}, "did you mean 'judge'"),
     ],
 )

@@ -50,7 +50,7 @@ def context_of(project, stage):
 
 def test_a_stage_that_learned_nothing_is_named(tmp_path, tiny_llama):
     """Which of the stages is bad is said by name, with its loss before and after."""
-    options = {"max_steps": 3, "save_strategy": "no", "learning_rate": 0.0}
+    options = {"max_steps": 3, "save_strategy": "no", "learning_rate": 1e-30}
     project = make_project(tmp_path, tiny_llama, stages={"sft": options, "dpo": {**options, "learning_rate": 1e-2}})
     for stage in ("sft", "dpo"):
         run_stage(project, stage)

@@ -57,7 +57,7 @@ def test_names_of_repetitions():
 
 
 def test_seeds_must_be_a_number_of_at_least_one(tmp_path, tiny_llama):
-    with pytest.raises(UserError, match=r"stages.dpo.seeds must be at least 1, not 0"):
+    with pytest.raises(UserError, match=r"stages.dpo.seeds: must be at least 1, not 0"):
         load_project(write_project(tmp_path, tiny_llama, stages={"dpo": {"seeds": 0}}))
     with pytest.raises(UserError, match="seeds"):
         load_project(write_project(tmp_path, tiny_llama, stages={"dpo": {"seeds": "three"}}))

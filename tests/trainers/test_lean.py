@@ -12,7 +12,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 from trl import DPOConfig, RewardConfig, SFTConfig
 
-from rlhf.trainers.dpo import LOSSES, DPOTrainer
+from rlhf.ranges import CHOICES
+from rlhf.trainers.dpo import DPOTrainer
 from rlhf.trainers.lean import PLAIN, Levers
 from rlhf.trainers.reward import RewardTrainer
 from rlhf.trainers.sft import SFTTrainer
@@ -93,7 +94,7 @@ def dpo(kind, folder, tokenizer, pairs, levers=None, family="llama", **fields):
 
 
 VARIANTS = {
-    **{loss: {"loss_type": [loss]} for loss in LOSSES},
+    **{loss: {"loss_type": [loss]} for loss in CHOICES["dpo.loss_type"]},
     "wpo": {"use_weighting": True},
     "ld": {"ld_alpha": 0.5},
     "mixture": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
