@@ -58,6 +58,16 @@ def kind_of(name: str) -> str:
     return name.partition("@")[0]
 
 
+def own_base(name: str) -> str:
+    """What the model of its own that a stage starts from is called among policies."""
+    return f"{kind_of(name)} base"
+
+
+def is_base(policy: str) -> bool:
+    """Whether a policy is a base model, the project's or a stage's own, and no stage."""
+    return policy == "base" or policy.endswith(" base")
+
+
 LEARNED = ("reward", "gold")
 """Stages whose artefact scores replies; their judges bear their names."""
 

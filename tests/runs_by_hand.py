@@ -35,6 +35,7 @@ def add_stage(
     parent: str | None = None,
     adapter: bool | dict = True,
     labels: int = 0,
+    unmoved: bool = False,
     **more: Any,
 ) -> list[float]:
     """Write a stage as the pipeline leaves it.
@@ -46,6 +47,7 @@ def add_stage(
         parent: The stage it starts from.
         adapter: Whether it trains an adapter (with these fields of LoraConfig), or all weights.
         labels: Outputs of its head; 0 for a policy.
+        unmoved: Whether it is what it started from.
         more: Entries of its record that replace the usual ones.
 
     Returns:
@@ -63,7 +65,8 @@ def add_stage(
     if adapter:
         fields = {"r": 4, **(adapter if isinstance(adapter, dict) else {})}
         model = attach(model, lora_config(fields, task, joined=source.adapter is not None), source)
-    perturb(model, len(name))
+    if not unmoved:
+        perturb(model, len(name))
     model.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
     (folder / "README.md").unlink(missing_ok=True)
     if adapter and source.adapter is not None:

@@ -28,6 +28,7 @@ from rlhf.evaluation.stats import (
     pair_wins,
     paired_p_value,
 )
+from rlhf.stages import is_base
 
 Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "no difference"]
@@ -193,8 +194,9 @@ def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) ->
 
 
 def comparison_pairs(policies: Sequence[str], parents: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(policy, baseline): every policy against its parent, then against `base`, each pair once."""
-    pairs = [(policy, baseline) for policy in policies for baseline in (parents.get(policy), "base")]
+    """(policy, baseline): every trained policy against its parent, then against `base`, each pair once."""
+    trained = [policy for policy in policies if not is_base(policy)]
+    pairs = [(policy, baseline) for policy in trained for baseline in (parents.get(policy), "base")]
     known = [(policy, baseline) for policy, baseline in pairs if baseline in policies and baseline != policy]
     return list(dict.fromkeys(known))  # type: ignore[arg-type]  # a baseline in `policies` is not None
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rlhf.config import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt
+from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.compare import comparison_pairs
 from rlhf.evaluation.lost import RETAINED
 from rlhf.evaluation.replies import fitted, load, replies_to
 from rlhf.evaluation.retain import Retained, measure, read_retained, write
+from rlhf.models.settings import base_settings, stage_settings
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_judges, load_rewards
 from rlhf.rollout.kl import sequence_kl
 from rlhf.rollout.sample import Reply, as_completion
-from rlhf.stages import Metrics, StageContext, parent_of, policies_of
+from rlhf.stages import Metrics, StageContext, is_base, own_base, parent_of, policies_of
 
 _ARGUMENTS = {"prompts", "completions"}
 """What a judge is called with besides columns; a column of this name cannot be handed on."""
@@ -55,8 +58,8 @@ def evaluate(context: StageContext) -> Metrics:
     """
     project = context.project
     judges, comparing = load_rewards(project, context.parents), load_judges(project)
-    folders = {"base": context.parents.get("base"), **{name: context.parents[name] for name in policies_of(project)}}
-    references = {name: parent_of(project, name) or "base" for name in folders if name != "base"}
+    references = {name: _started_from(project, name) for name in policies_of(project)}
+    policies = list(dict.fromkeys(["base", *(one for one in references.values() if is_base(one)), *references]))
     prompts = evaluation_prompts(project, project.evaluate.prompts)
     rows: list[dict[str, Any]] = [
         {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
@@ -64,30 +67,43 @@ def evaluate(context: StageContext) -> Metrics:
     ]
     sets = read_retained(project)
     cut, kept = 0, {}
-    for name in folders:
-        replies, cut, kept[name] = _replies(project, prompts, name, folders, references.get(name), sets, judges)
+    for name in policies:
+        replies, cut, kept[name] = _replies(context, prompts, name, references.get(name), sets, judges)
         _score(replies, prompts, judges)
         for row, of_prompt in zip(rows, replies, strict=True):
             row["replies"][name] = of_prompt
     if sets:
         write(context.directory / RETAINED, sets, kept)
     for name, judge in comparing.items():
-        _prefer(rows, comparison_pairs(list(folders), references), name, judge)
+        _prefer(rows, comparison_pairs(policies, references), name, judge)
     with (context.directory / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return {
-        "policies": list(folders), "judges": [*judges, *comparing], "parents": references, "references": references,
+        "policies": policies, "judges": [*judges, *comparing], "parents": references, "references": references,
         "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
 
 
+def _started_from(project: ProjectConfig, name: str) -> str:
+    """The policy that a stage's training started from: a stage, the project's base model, or one of its own."""
+    if (parent := parent_of(project, name)) is not None:
+        return parent
+    own, base = (replace(one, adapter=None) for one in (stage_settings(project, name), base_settings(project)))
+    return "base" if own == base else own_base(name)
+
+
+def _load(context: StageContext, name: str) -> tuple[PreTrainedModel, Codec]:
+    """A policy with its own tokenizer: a finished stage, or a base model."""
+    stage = next((one for one in policies_of(context.project) if name in (one, own_base(one))), None)
+    return load(context.project, context.parents.get(name), stage)
+
+
 def _replies(
-    project: ProjectConfig,
+    context: StageContext,
     prompts: Sequence[Prompt],
     name: str,
-    folders: Mapping[str, Path | None],
     reference: str | None,
     sets: Sequence[Retained],
     judges: Mapping[str, RewardFunction],
@@ -98,13 +114,13 @@ def _replies(
         Its replies to every prompt, with KL to its reference if it has one; how many prompts were cut; and its values
         on the rows of every set that is not to be lost.
     """
-    model, codec = load(project, folders[name])
-    settings = project.evaluate
+    project, settings = context.project, context.project.evaluate
+    model, codec = _load(context, name)
     ids, cut = fitted(model, codec, [prompt.prompt for prompt in prompts], settings.max_new_tokens)
     replies = replies_to(project, model, codec, ids, settings.samples, name)
     kl: list[list[float | None]] = [[None] * len(row) for row in replies]
     if reference is not None:
-        other, _ = load(project, folders[reference])
+        other, _ = _load(context, reference)
         kl = sequence_kl(model, other, ids, replies, settings.temperature or 1.0)
         del other
     limits = settings.max_new_tokens, settings.batch_size

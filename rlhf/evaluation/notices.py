@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.data.checks import NO_FAULT
 from rlhf.evaluation.phrases import capital, count, in_sentence, judge_in_sentence, label, number, percent, reward_model
-from rlhf.stages import kind_of
+from rlhf.stages import is_base, kind_of
 
 Report = Mapping[str, Any]
 
@@ -98,7 +98,7 @@ def _length_notices(report: Report) -> list[str]:
     }
     for (policy, baseline), (length, before) in pairs.items():
         # Not for the base: how long a model talks that was never taught to reply says nothing.
-        if baseline != "base" and length and before and length / before - 1 > _LONGER:
+        if not is_base(baseline) and length and before and length / before - 1 > _LONGER:
             found.append(
                 f"{label(policy)}: replies are {percent(length / before - 1)} longer than those of {label(baseline)} "
                 f"({number(length, 1)} and {number(before, 1)} tokens); a judge that likes length favours them."

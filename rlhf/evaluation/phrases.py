@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rlhf.stages import is_base
 
 _LABELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO", "reward": "Reward model", "gate": "Gate"}
 _PLURALS = {
@@ -21,13 +24,15 @@ _PLURALS = {
 
 def label(name: str) -> str:
     """A stage, policy or judge as it is written in a table; `dpo@1`, of another seed, as `DPO@1`."""
-    stage, seeded, seed = name.partition("@")
-    return _LABELS.get(stage, stage) + seeded + seed
+    stage, *more = re.split(r"(?=[@ ])", name, maxsplit=1)
+    return "".join([_LABELS.get(stage, stage), *more])
 
 
 def in_sentence(name: str) -> str:
     """A policy inside a sentence."""
-    return "the base model" if name == "base" else label(name)
+    if not is_base(name):
+        return label(name)
+    return "the base model" if name == "base" else f"{label(name.removesuffix(' base'))}'s own base model"
 
 
 def judge_in_sentence(name: str) -> str:

@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.config import load_project
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import prepare
 from rlhf.evaluation.report import build_report
+from rlhf.models.scratch import train_tokenizer
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
@@ -87,3 +89,30 @@ def test_groups_need_a_column(project):
     wrong = load_project(project.path, ["evaluate.group_by=kinds"])
     with pytest.raises(UserError, match="no prompt has a column 'kinds'; did you mean 'kind'"):
         prepare(StageContext(wrong, "evaluate", wrong.run_dir / "work", {}))
+
+
+def test_a_policy_with_a_model_of_its_own_is_held_against_that_model(tmp_path, tiny_llama, tiny_gpt2):
+    """The project's base has another, smaller vocabulary: it cannot even read the policy's tokens."""
+    small = train_tokenizer(iter(["a b c"]), 270)
+    base = LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_llama, vocab_size=len(small)))
+    base.save_pretrained(tmp_path / "base")
+    small.save_pretrained(tmp_path / "base")
+    path = write_project(
+        tmp_path, tmp_path / "base",
+        stages={"sft": {"max_steps": 1}, "dpo": {"max_steps": 1, "model": {"name_or_path": str(tiny_gpt2)}}},
+        rewards={"length": {"function": "rlhf.rewards.length:length"}},
+        evaluate={"prompts": 6, "samples": 2, "max_new_tokens": 6},
+    )  # fmt: skip
+    project = load_project(path)
+    own_folder(project)
+    add_stage(project.run_dir, "sft", tmp_path / "base")
+    add_stage(project.run_dir, "dpo", tiny_gpt2, unmoved=True)
+    run_stage(project, "evaluate")
+    metrics = contract.read_record(project.run_dir / "evaluate")["metrics"]
+    assert metrics["policies"] == ["base", "dpo base", "sft", "dpo"]
+    assert metrics["references"] == {"sft": "base", "dpo": "dpo base"}
+    rows = [json.loads(line) for line in (project.run_dir / "evaluate" / "samples.jsonl").read_text().splitlines()]
+    assert [reply["kl"] for row in rows for reply in row["replies"]["dpo"]] == pytest.approx([0.0] * 12, abs=1e-5)
+    assert min(reply["kl"] for row in rows for reply in row["replies"]["sft"]) > 1e-3
+    pairs_compared = [(row["policy"], row["baseline"]) for row in build_report(project.run_dir)["comparisons"]]
+    assert pairs_compared == [("sft", "base"), ("dpo", "dpo base"), ("dpo", "base")]

@@ -284,6 +284,7 @@ def test_notices_of_judges_groups_and_the_gate():
 
 
 def test_labels_of_seeds_and_lists():
+    assert (words.label("dpo base"), words.in_sentence("dpo base")) == ("DPO base", "DPO's own base model")
     assert [words.label(name) for name in ("dpo@2", "ppo", "mine", "mine@1")] == ["DPO@2", "PPO", "mine", "mine@1"]
     assert [phrases.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
     assert words.percent(-0.2, [-0.3, 0.1]) == "−20% [−30%, 10%]"
