@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
-from rlhf.data.records import Prompt
+from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.compare import comparison_pairs
@@ -57,7 +57,8 @@ def evaluate(context: StageContext) -> Metrics:
     Judges that compare add `preferences` to a line; `retained.jsonl` has what no policy may lose.
     """
     project = context.project
-    judges, comparing = load_rewards(project, context.parents), load_judges(project)
+    judges = {name: Remembering(judge) for name, judge in load_rewards(project, context.parents).items()}
+    comparing = load_judges(project)
     references = {name: _started_from(project, name) for name in policies_of(project)}
     policies = list(dict.fromkeys(["base", *(one for one in references.values() if is_base(one)), *references]))
     prompts = evaluation_prompts(project, project.evaluate.prompts)
@@ -84,6 +85,30 @@ def evaluate(context: StageContext) -> Metrics:
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
+
+
+class Remembering:
+    """A judge that is asked once about what it is asked again, so that identical replies tie.
+
+    A model's score of the same text differs by rounding from batch to batch.
+    """
+
+    def __init__(self, judge: RewardFunction) -> None:
+        self.judge = judge
+        self.known: dict[str, float | None] = {}
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
+        """One score a reply."""
+        rows = zip(prompts, completions, *columns.values(), strict=True)
+        keys = [json.dumps(row, sort_keys=True, default=repr) for row in rows]
+        first = {key: place for place, key in reversed([*enumerate(keys)]) if key not in self.known}
+        new = sorted(first.values())
+        if new:
+            arguments = ([values[place] for place in new] for values in (prompts, completions))
+            more = {name: [values[place] for place in new] for name, values in columns.items()}
+            scores = self.judge(*arguments, **more)
+            self.known.update(zip((keys[place] for place in new), scores, strict=True))
+        return [self.known[key] for key in keys]
 
 
 def _started_from(project: ProjectConfig, name: str) -> str:

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.config import load_project
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluate import prepare
+from rlhf.evaluation.evaluate import Remembering, prepare
 from rlhf.evaluation.report import build_report
 from rlhf.models.scratch import train_tokenizer
 from rlhf.pipeline import contract
@@ -116,3 +116,19 @@ def test_a_policy_with_a_model_of_its_own_is_held_against_that_model(tmp_path, t
     assert min(reply["kl"] for row in rows for reply in row["replies"]["sft"]) > 1e-3
     pairs_compared = [(row["policy"], row["baseline"]) for row in build_report(project.run_dir)["comparisons"]]
     assert pairs_compared == [("sft", "base"), ("dpo", "dpo base"), ("dpo", "base")]
+
+
+def test_identical_replies_are_scored_once():
+    asked = []
+
+    def judge(prompts, completions, topic):
+        asked.append([*zip(prompts, completions, topic, strict=True)])
+        return [len(asked) + n / 10 for n in range(len(prompts))]  # never the same twice
+
+    remembering = Remembering(judge)
+    turn = [{"role": "user", "content": "q"}]
+    assert remembering([turn, "p", turn], ["a", "a", "a"], topic=[1, 2, 1]) == [1.0, 1.1, 1.0]
+    assert remembering(["p", turn, turn], ["a", "b", "a"], topic=[2, 1, 3]) == [1.1, 2.0, 2.1]
+    assert asked == [[(turn, "a", 1), ("p", "a", 2)], [(turn, "b", 1), (turn, "a", 3)]]
+    assert remembering([turn], ["a"], topic=[1]) == [1.0]
+    assert len(asked) == 2
