@@ -27,6 +27,7 @@ from rlhf.evaluation.stats import (
     pair_differences,
     pair_wins,
     paired_p_value,
+    share_interval,
 )
 from rlhf.stages import is_base
 
@@ -156,6 +157,8 @@ class Judged(NamedTuple):
     policy_P: Floats
     """Mean score of the policy; NaN for a judge of pairs."""
     baseline_P: Floats
+    of_pairs: bool
+    """Whether the judge compares two replies, and scores none."""
 
 
 def judged(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judged:
@@ -169,13 +172,13 @@ def judged(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judge
         ours_PS, theirs_PS = (reply_values(rows, name, "scores", judge) for name in (policy, baseline))
         ours_P, theirs_P = mean_per_prompt(ours_PS), mean_per_prompt(theirs_PS)
         wins_PK = pair_wins(ours_PS, theirs_PS)
-        return Judged(ours_P - theirs_P, wins_PK, pair_differences(*tokens), ours_P, theirs_P)
+        return Judged(ours_P - theirs_P, wins_PK, pair_differences(*tokens), ours_P, theirs_P, of_pairs=False)
     wins_PK = _preferences(rows, policy, baseline, judge)
     longer_PK = np.full_like(wins_PK, np.nan)
     shared = min(wins_PK.shape[1], *(values_PS.shape[1] for values_PS in tokens))
     longer_PK[:, :shared] = tokens[0][:, :shared] - tokens[1][:, :shared]
     no_scores_P = np.full(len(rows), np.nan)
-    return Judged(2 * mean_per_prompt(wins_PK) - 1, wins_PK, longer_PK, no_scores_P, no_scores_P)
+    return Judged(2 * mean_per_prompt(wins_PK) - 1, wins_PK, longer_PK, no_scores_P, no_scores_P, of_pairs=True)
 
 
 def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Floats:
@@ -213,14 +216,16 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
     """Compare two policies on the same prompts by one judge, as the only comparison there is.
 
     The difference of a prompt is between the two means over its samples; a prompt on which one side has no scored
-    reply is left out and counted. Intervals are by bootstrap over prompts (`stats.bootstrap_ci`). Comparisons that are
-    read together belong through `correct`, as `compare_policies` does.
+    reply is left out and counted. Intervals are over prompts: of a difference by bootstrap (`stats.bootstrap_ci`), of a
+    win rate `stats.share_interval`, and of wins less losses by a judge of pairs what follows from that. Comparisons
+    that are read together belong through `correct`, as `compare_policies` does.
     """
     found = judged(rows, policy, baseline, judge)
     kept_P = np.isfinite(found.difference_P)
     difference_P, wins_PK = found.difference_P[kept_P], found.wins_PK[kept_P]
     controlled, controlled_ci = length_controlled_win_rate(wins_PK, found.longer_PK[kept_P])
     wins_P = mean_per_prompt(wins_PK)
+    rate_ci = share_interval(wins_P)
     comparison = Comparison(
         policy=policy,
         baseline=baseline,
@@ -228,9 +233,9 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
         policy_mean=finite_mean(found.policy_P[kept_P]),
         baseline_mean=finite_mean(found.baseline_P[kept_P]),
         mean_difference=finite_mean(difference_P),
-        difference_ci=mean_interval(difference_P),
+        difference_ci=[2 * end - 1 for end in rate_ci] if rate_ci and found.of_pairs else mean_interval(difference_P),
         win_rate=finite_mean(wins_P),
-        win_rate_ci=mean_interval(wins_P),
+        win_rate_ci=rate_ci,
         win_rate_length_controlled=_known(controlled),
         win_rate_length_controlled_ci=None if math.isnan(controlled_ci[0]) else list(controlled_ci),
         p_value=_known(paired_p_value(difference_P)),

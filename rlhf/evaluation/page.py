@@ -82,7 +82,7 @@ def standfirst(report: Report) -> str:
     limit = f", at most {words.count(longest, 'token')} each" if longest else ""
     return (
         f"Replies to {words.count(evaluation['prompts'], 'prompt')} kept out of training{samples}{heat}{limit}. "
-        "Brackets are 95% intervals, by bootstrap over prompts."
+        "Brackets are 95% intervals over prompts."
     )
 
 

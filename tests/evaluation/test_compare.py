@@ -64,6 +64,16 @@ def test_comparison_by_hand():
     assert set(result) == set(get_type_hints(Comparison))
 
 
+def test_ten_wins_of_ten_are_not_certain():
+    """Neither by scores nor by a judge of pairs, whose difference is wins less losses."""
+    scored = compare([make_row(i, base=[0.0], sft=[1.0]) for i in range(10)], "sft", "base", "gold")
+    asked = compare([preference_row(i, [1.0]) for i in range(10)], "sft", "base", "pairs")
+    for result in (scored, asked):
+        assert (result["win_rate"], result["win_rate_ci"][1], result["verdict"]) == (1.0, 1.0, "better")
+        assert 0.6 < result["win_rate_ci"][0] < 0.8
+    assert asked["difference_ci"] == [2 * end - 1 for end in asked["win_rate_ci"]]
+
+
 def test_samples_of_a_prompt_stay_together():
     """Many samples of few prompts must not pass for many observations."""
     draw = np.random.default_rng(0)
@@ -241,12 +251,12 @@ def test_a_judge_of_pairs_by_hand():
 
 
 def test_a_judge_of_pairs_turned_around():
-    rows = [preference_row(i, [1.0, 0.5, None]) for i in range(8)]
+    rows = [preference_row(i, [1.0, 0.5, None]) for i in range(12)]
     turned = compare(rows, "base", "sft", "pairs")
     assert (turned["win_rate"], turned["mean_difference"], turned["verdict"]) == (0.25, -0.5, "worse")
     assert compare(rows, "sft", "base", "pairs")["verdict"] == "better"
     other = compare(rows, "dpo", "base", "pairs")
-    assert (other["n"], other["left_out"], other["win_rate"], other["p_value"]) == (0, 8, None, None)
+    assert (other["n"], other["left_out"], other["win_rate"], other["p_value"]) == (0, 12, None, None)
 
 
 def test_both_kinds_of_judges_agree_on_the_same_wins():

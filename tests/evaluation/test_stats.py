@@ -16,6 +16,7 @@ from rlhf.evaluation.stats import (
     pair_differences,
     pair_wins,
     paired_p_value,
+    share_interval,
     wilson_interval,
     win_rate,
 )
@@ -218,7 +219,7 @@ def test_random_p_value_is_near_the_t_tests_and_never_zero():
         expected = scipy_stats.ttest_1samp(values, 0.0).pvalue
         assert paired_p_value(values) == pytest.approx(expected, abs=0.01)
         assert paired_p_value(-values) == paired_p_value(values)
-    assert paired_p_value(np.ones(200)) == 1 / 20_001
+    assert 0 < paired_p_value(np.ones(200)) < 1 / 20_001
     assert paired_p_value(values, seed=1) == paired_p_value(values, seed=1) != paired_p_value(values, seed=2)
 
 
@@ -353,3 +354,59 @@ def test_pairs_are_in_the_same_order():
     a, b = np.array([[3.0, 1.0]]), np.array([[2.0, 1.0, NAN]])
     np.testing.assert_array_equal(pair_wins(a, b), [[1.0, 1.0, NAN, 0.0, 0.5, NAN]])
     np.testing.assert_array_equal(pair_differences(a, b), [[1.0, 2.0, NAN, -1.0, 0.0, NAN]])
+
+
+def test_share_interval_by_hand():
+    """Ten wins in ten: z² / 2 = 1.92 wins and as many losses more, 11.92 of 13.84."""
+    low, high = share_interval(np.ones(10))
+    assert (low, high) == (pytest.approx(0.861 - 1.96 * math.sqrt(0.861 * 0.139 / 13.84), abs=2e-3), 1.0)
+    assert share_interval(np.zeros(10)) == pytest.approx([0.0, 1 - low])
+    assert share_interval(np.array([1.0])) is None
+    assert share_interval(np.array([1.0, NAN])) is None
+
+
+def test_share_interval_of_wins_and_losses_is_that_of_agresti_and_coull():
+    for wins, n in ((0, 8), (3, 8), (60, 100)):
+        values = np.array([1.0] * wins + [0.0] * (n - wins))
+        theirs = np.clip(proportion_confint(wins, n, method="agresti_coull"), 0, 1)
+        assert share_interval(values) == pytest.approx(list(theirs), abs=1e-12)
+
+
+def test_share_interval_of_values_between_is_that_of_a_mean():
+    shares = np.random.default_rng(3).beta(6, 4, 2000)
+    error = shares.std() / math.sqrt(2000)
+    assert share_interval(shares) == pytest.approx(
+        [shares.mean() - 1.96 * error, shares.mean() + 1.96 * error], abs=1e-3
+    )
+    ties = share_interval(np.full(10, 0.5))
+    assert ties[0] == pytest.approx(1 - ties[1])
+    assert 0.3 < ties[0] < 0.45, "that ten prompts tie does not show that all would"
+
+
+@pytest.mark.parametrize("n", [6, 10, 20, 50])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
+def test_share_interval_covers_the_truth_95_times_in_100(n, share):
+    """Of single pairs exactly, all counts summed; of four pairs a prompt that go together, in 2,000 simulations."""
+    counts = np.arange(n + 1)
+    ends = np.array([share_interval(np.repeat([1.0, 0.0], [k, n - k])) for k in counts])
+    inside = (ends[:, 0] <= share) & (share <= ends[:, 1])
+    assert scipy_stats.binom.pmf(counts, n, share)[inside].sum() > 0.925
+    draw, hits = np.random.default_rng(5), 0
+    for _ in range(2000):
+        prompts_P = draw.beta(4 * share, 4 * (1 - share), n)
+        low, high = share_interval(draw.binomial(4, prompts_P) / 4)
+        hits += low <= share <= high
+    assert hits / 2000 > 0.92
+
+
+def test_p_values_go_on_where_random_patterns_end():
+    """200 differences of one sign: 2 / 2^200 is the share; Holm's correction for 5,000 leaves it a difference."""
+    few, many = paired_p_value(np.ones(20)), paired_p_value(np.ones(200))
+    assert 2 * 0.5**20 <= few < 1 / 20_001
+    assert 2 * 0.5**200 <= many < few
+    assert holm(np.array([many, *[0.5] * 4_999]))[0] < 0.05
+    skewed = np.random.default_rng(0).exponential(size=16)
+    flips = np.arange(2**16)[:, None] >> np.arange(16) & 1
+    exact = (np.abs((1 - 2 * flips) @ skewed) >= skewed.sum() - 1e-9).mean()
+    assert exact == 2 / 2**16 < paired_p_value(skewed) <= 2 / 20_001
+    assert paired_p_value(np.zeros(20)) == 1.0
