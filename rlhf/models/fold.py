@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl.data_utils import common_prefix_length
 
@@ -28,7 +27,7 @@ from rlhf.models import foldable
 from rlhf.models.adapters import without_peft
 from rlhf.models.cost import Cost
 from rlhf.models.device import process_state, sharded
-from rlhf.models.forward import replace_forward
+from rlhf.models.forward import can_be_tried, replace_forward
 from rlhf.models.layout import lay_out
 
 
@@ -193,13 +192,7 @@ def _prompt_learning(model: nn.Module) -> str | None:
 
 
 def _trial(backbone: nn.Module) -> str | None:
-    return foldable.trial(backbone) if _can_be_tried(backbone) else None
-
-
-def _can_be_tried(backbone: nn.Module) -> bool:
-    """Whether this process has the weights, all of them."""
-    weight = next(backbone.parameters())
-    return not (weight.is_meta or isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
+    return foldable.trial(backbone) if can_be_tried(backbone) else None
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -222,7 +215,7 @@ def _dropout(backbone: Any, state: _State, plain: Callable[..., Any]) -> str | N
         return reason
     named = foldable.noise_settings(backbone.config)
     if named and named not in state.noisy:
-        state.noisy[named] = not _can_be_tried(backbone) or foldable.is_noisy(backbone, plain)
+        state.noisy[named] = not can_be_tried(backbone) or foldable.is_noisy(backbone, plain)
     return foldable.DROPOUT if named and state.noisy[named] else None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from rlhf.models.forward import plainly
 from rlhf.models.layout import lay_out
 
 _TAKE_A_MASK = ("eager", "sdpa", "flex_attention")
@@ -117,16 +118,11 @@ def _tried(backbone: Any, together: Callable[..., torch.Tensor]) -> str | None:
     size = backbone.config.get_text_config().vocab_size
     prompt, replies = [one % size for one in _PROMPT], [[one % size for one in reply] for reply in _REPLIES]
     weight = next(backbone.parameters())
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
     try:
-        with torch.autocast(weight.device.type, enabled=False):
+        with plainly(backbone):
             found, apart = together(backbone, prompt, replies), _folded(backbone, prompt, replies, separate=True)
     except Exception as error:  # another architecture may raise anything
         return f"{type(backbone).__name__} does not take several sequences in a row ({type(error).__name__}: {error})"
-    finally:
-        for module, mode in modes:
-            module.training = mode
     difference = float((found - apart).abs().max() / apart.abs().max())
     if difference <= (1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.05):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -92,6 +93,25 @@ def head_at(model: PreTrainedModel, index_K: torch.Tensor) -> Iterator[Choice]:
         yield choice
     finally:
         handle.remove()
+
+
+def can_be_tried(model: nn.Module) -> bool:
+    """Whether this process has the weights, all of them."""
+    weight = next(model.parameters())
+    return not (weight.is_meta or isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
+
+
+@contextlib.contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """Within, a model computes as it is for use: no dropout, no autocast; afterwards each module is in its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def with_states(output: ModelOutput, states: torch.Tensor) -> ModelOutput:

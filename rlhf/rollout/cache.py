@@ -1,4 +1,4 @@
-"""A key-value cache that is written in place, and joined from prompts of different lengths."""
+"""The cache of a batch that is sampled: joined from prompts of different lengths, and written in place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 
 class RoomyLayer(DynamicLayer):
@@ -51,36 +56,61 @@ class RoomyLayer(DynamicLayer):
         self._show()
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows."""
-        self._stores = [self._roomy(states[indices], self._room) for states in (self.keys, self.values)]
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows, in this order."""
+        self._stores = [self._roomy(states[beam_idx], self._room) for states in (self.keys, self.values)]
         self._show()
 
 
-def is_plain(cache: DynamicCache) -> bool:
-    """Whether every layer keeps all keys and values, so that caches can be joined and written in place."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+def is_recurrent(cache: DynamicCache) -> bool:
+    """Whether any layer keeps a state that has run over all tokens: no mask takes padding out of it."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
-def join(caches: Sequence[DynamicCache], samples: int, room: int) -> DynamicCache:
+def has_attention(cache: DynamicCache) -> bool:
+    """Whether any layer looks back at tokens, so that padding must be hidden from it."""
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def join(caches: Sequence[DynamicCache], rows_B: torch.Tensor, room: int) -> DynamicCache:
     """One cache from those of several batches of prompts, aligned at their ends.
 
     Args:
-        caches: Caches of plain layers, of left-padded prompts.
-        samples: How often each row is repeated.
+        caches: Caches of left-padded prompts; their layers are used up.
+        rows_B: For each row of the result its prompt, counted through all batches.
         room: Tokens that will follow at most.
     """
-    longest = max(cache.get_seq_length() for cache in caches)
     result = DynamicCache()
     for layers in zip(*(cache.layers for cache in caches), strict=True):
-        keys, values = (
-            torch.cat([_aligned(states, longest) for states in pair]).repeat_interleave(samples, dim=0)
-            for pair in ([layer.keys for layer in layers], [layer.values for layer in layers])
-        )
-        result.layers.append(RoomyLayer(keys, values, room))
+        layer = _joined(layers)
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            layer = RoomyLayer(layer.keys[rows_B], layer.values[rows_B], room)
+        else:
+            layer.reorder_cache(rows_B)
+        result.layers.append(layer)
     return result
 
 
-def _aligned(states: torch.Tensor, length: int) -> torch.Tensor:
-    """States with zeros before them; a mask hides these."""
-    return torch.nn.functional.pad(states, (0, 0, length - states.shape[-2], 0))
+def _joined(layers: Sequence[Any]) -> Any:
+    """The first layer with the rows of all; what it keeps of each token is aligned at the end, zeros before it."""
+    first = layers[0]
+    if len(layers) == 1:
+        return first
+    if isinstance(first, DynamicLayer) and first.is_initialized:
+        first.keys, first.values = (_aligned([getattr(layer, name) for layer in layers]) for name in ("keys", "values"))
+    if isinstance(first, DynamicSlidingWindowLayer):
+        first.cumulative_length = max(layer.cumulative_length for layer in layers)
+    if isinstance(first, DynamicIndexedLayer) and first.is_indexer_initialized:
+        first.indexer_keys = _aligned([layer.indexer_keys for layer in layers])
+    if isinstance(first, LinearAttentionCacheLayerMixin):
+        for name in ("conv_states", "recurrent_states"):
+            states = [getattr(layer, name) for layer in layers]
+            made = {key for key, value in states[0].items() if value is not None}
+            setattr(first, name, {**states[0], **{key: torch.cat([one[key] for one in states]) for key in made}})
+    return first
+
+
+def _aligned(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """States [B, …, length, d] in one tensor, zeros before the shorter ones; a mask hides these."""
+    longest = max(one.shape[-2] for one in states)
+    return torch.cat([torch.nn.functional.pad(one, (0, 0, longest - one.shape[-2], 0)) for one in states])

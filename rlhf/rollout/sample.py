@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.records import Text
 from rlhf.rollout.sampler import TransformersSampler, row_seed
+from rlhf.rollout.trial import batching_of
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,21 @@ def sample(
 
     Returns:
         For each prompt its replies, in the order of the prompts.
+
+    Raises:
+        UserError: The model cannot be sampled.
     """
     model.eval()
     samples = samples if temperature > 0 else 1  # greedy replies are all the same
     sampler = TransformersSampler(
-        model, stop_ids(model, tokenizer), int(tokenizer.pad_token_id), max_new_tokens, temperature, batch_size, label
+        model,
+        stop_ids(model, tokenizer),
+        int(tokenizer.pad_token_id),
+        max_new_tokens,
+        temperature,
+        batch_size,
+        batching_of(model),
+        label,
     )
     seeds = [[row_seed(seed, prompt, number) for number in range(samples)] for prompt in range(len(prompts))]
     return [

@@ -26,6 +26,7 @@ from rlhf.rollout.rollout import Rollout, padded
 from rlhf.rollout.sample import as_completion, stop_ids, text_of
 from rlhf.rollout.sampler import Completion, PolicySampler, Sampler, row_seed
 from rlhf.rollout.shape import token_rewards
+from rlhf.rollout.trial import batching_of
 from rlhf.rollout.vllm import VllmSampler
 from rlhf.trainers.ppo_config import PPOConfig
 
@@ -249,7 +250,8 @@ def make_sampler(roles: Roles, tokenizer: PreTrainedTokenizerBase, args: PPOConf
             roles, tokenizer, stops, args.max_new_tokens, args.max_length, args.temperature, args.vllm_memory
         )
     pad = int(tokenizer.pad_token_id)
-    return PolicySampler(roles, stops, pad, args.max_new_tokens, args.temperature, args.sampling_batch_size)
+    batching = batching_of(roles.language_model)
+    return PolicySampler(roles, stops, pad, args.max_new_tokens, args.temperature, args.sampling_batch_size, batching)
 
 
 def prompt_numbers(rollout: int, count: int, prompts: int, seed: int) -> list[int]:

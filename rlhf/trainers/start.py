@@ -16,6 +16,7 @@ from rlhf.models.adapters import attach, check_joinable, lora_config
 from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by
+from rlhf.rollout.trial import check_replies
 from rlhf.stages import StageContext, parent_of
 
 
@@ -88,9 +89,10 @@ def starting_policy(context: StageContext, begun: Start) -> PreTrainedModel:
     """The policy a stage starts from, held against its parent's probe.
 
     Raises:
-        UserError: It cannot be loaded, or is not the model that its parent left.
+        UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
     model = load_policy(begun.source, begun.config, begun.tokenizer)
+    check_replies(context.project, model)
     if context.parent is not None:
         probe.check_folder(model, context.parent, begun.tokenizer)
     return model

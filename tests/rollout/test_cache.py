@@ -1,8 +1,8 @@
 import torch
-from transformers import DynamicCache, MistralConfig
+from transformers import DynamicCache, Qwen2Config, Qwen3_5TextConfig
 from transformers.cache_utils import DynamicLayer
 
-from rlhf.rollout.cache import RoomyLayer, is_plain, join
+from rlhf.rollout.cache import RoomyLayer, has_attention, is_recurrent, join
 
 
 def states(rows, length, seed):
@@ -19,7 +19,7 @@ def test_a_roomy_layer_is_a_dynamic_one():
             assert torch.equal(one, other)
         if kept:
             for layer in (roomy, plain):
-                layer.batch_select_indices(torch.tensor(kept))
+                layer.reorder_cache(torch.tensor(kept))
         assert torch.equal(roomy.keys, plain.keys)
         assert torch.equal(roomy.values, plain.values)
         assert roomy.get_seq_length() == plain.get_seq_length()
@@ -39,7 +39,7 @@ def test_joined_caches_end_together():
     for layer in range(2):
         short.update(*states(1, 2, layer), layer)
         long.update(*states(2, 5, 10 + layer), layer)
-    both = join([short, long], samples=2, room=3)
+    both = join([short, long], torch.arange(3).repeat_interleave(2), room=3)
     assert both.get_seq_length() == 5
     for layer in range(2):
         for found, own, other in zip(
@@ -56,10 +56,34 @@ def test_joined_caches_end_together():
     assert both.layers[0].keys.shape[2] == 6
 
 
-def test_a_window_is_not_plain():
-    assert is_plain(DynamicCache())
-    config = MistralConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4,
-    )  # fmt: skip
-    assert not is_plain(DynamicCache(config=config))
+WINDOW = {"num_hidden_layers": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+def test_joined_windows_see_what_they_saw():
+    """Beyond the window only its last tokens are there, and the mask is counted from where they stand."""
+    config = Qwen2Config(**WINDOW, use_sliding_window=True)
+    short, long = DynamicCache(config=config), DynamicCache(config=config)
+    short.update(*states(1, 2, 0), 0)
+    long.update(*states(2, 7, 1), 0)
+    kept = long.layers[0].keys
+    both = join([short, long], torch.tensor([0, 0, 1, 2]), room=3).layers[0]
+    assert both.get_mask_sizes(1) == long.layers[0].get_mask_sizes(1) == (4, 4)
+    assert torch.equal(both.keys[0, :, 1:], states(1, 2, 0)[0][0])
+    assert torch.equal(both.keys[2:], kept[-2:])
+
+
+def test_joined_states_keep_their_rows():
+    config = Qwen3_5TextConfig(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
+    one, two = DynamicCache(config=config), DynamicCache(config=config)
+    assert is_recurrent(one)
+    assert has_attention(one)
+    for cache, rows, seed in ((one, 1, 0), (two, 2, 1)):
+        cache.layers[0].update_conv_state(states(rows, 3, seed)[0][:, 0])
+        cache.layers[0].update_recurrent_state(states(rows, 3, seed)[1])
+        cache.update(*states(rows, 3, seed), 1)
+    both = join([one, two], torch.tensor([0, 1, 1, 2]), room=3)
+    for row, (seed, of) in enumerate([(0, 0), (1, 0), (1, 0), (1, 1)]):
+        assert torch.equal(both.layers[0].recurrent_states[0][row], states(1 + seed, 3, seed)[1][of])
+        assert torch.equal(both.layers[0].conv_states[0][row], states(1 + seed, 3, seed)[0][of, 0])
+    both.reorder_cache(torch.tensor([3]))
+    assert torch.equal(both.layers[0].recurrent_states[0][0], states(2, 3, 1)[1][1])

@@ -14,6 +14,7 @@ from rlhf.ranges import CHOICES
 from rlhf.rewards.model import RewardModel
 from rlhf.trainers import dpo
 from rlhf.trainers.common import last_good_checkpoint
+from tests.architectures import built
 from tests.projects import NAMES, chats, make_project, write_rows
 
 
@@ -66,6 +67,17 @@ def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, ad
     for name in ("not", "plain"):
         for key in ("loss", "train_loss", "margin", "accuracy", "loss_before"):
             assert found["two"][1][key] == pytest.approx(found[name][1][key], abs=1e-5), key
+
+
+def test_a_policy_that_cannot_reply_is_refused_before_it_is_trained(tmp_path, tiny_tokenizer):
+    """Openai-gpt keeps no cache; without a comparison nobody asks it to reply."""
+    built("openai-gpt", vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    stages = {"sft": {"adapter": None, "max_steps": 1, "save_strategy": "no"}}
+    with pytest.raises(UserError, match="OpenAIGPTLMHeadModel cannot be sampled"):
+        run_stage(make_project(tmp_path, tmp_path / "base", stages=stages), "sft")
+    assert not list((tmp_path / "runs").rglob("metrics.jsonl"))
+    run_stage(make_project(tmp_path, tmp_path / "base", stages=stages, name="alone", evaluate=False), "sft")
 
 
 def test_a_stage_that_cannot_fold_says_so_once(tmp_path, tiny_bert, tiny_llama, capfd):
