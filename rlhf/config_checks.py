@@ -11,6 +11,8 @@ from rlhf.errors import UserError, unknown_name
 from rlhf.ranges import shown
 from rlhf.sections import SEEDS, ProjectConfig, RewardConfig
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What names a folder of a run: of the project, or of a judge, whose answers are kept."""
 _SHORTEST_ANSWER = 16
 """Tokens in which a judge can say which reply is better, with a word or two around it."""
 
@@ -32,6 +34,8 @@ def check(project: ProjectConfig) -> None:
     if (project.model.name_or_path is None) == (project.model.scratch is None):
         raise UserError(f"{where}: model: give one of name_or_path and scratch")
     for name, reward in project.rewards.items():
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{where}: rewards: {name!r} must be letters, digits, '.', '_' or '-' (it names a folder)")
         if problem := _reward_problem(reward):
             raise UserError(f"{where}: rewards.{name}: {problem}")
         if name in project.stages:
