@@ -18,14 +18,18 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from rlhf.evaluation import page, words
 from rlhf.evaluation.tables import comparison_table_md, ledger_table_md, markdown_table
+from rlhf.stages import LEARNED, kind_of
 
 _METHODS = {
     "base": "Random weights, a starting point",
     "sft": "Supervised fine-tuning on demonstrations",
     "reward": "A reward model, trained on preference pairs",
+    "gold": "A reward model, trained on the half of the preference pairs that the other stages leave out",
     "dpo": "Direct preference optimisation",
     "ppo": "Reinforcement learning (PPO)",
 }
+_PRIVATE = ("endpoint", "api_key_env")
+"""Fields of a judge behind an endpoint that say where in somebody's network it stands."""
 _FINGERPRINT = ("hub", "file", "folder", "sha256", "revision")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~\\-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s:\"']+[/\\])*([^/\\\s:\"']+)")
 
@@ -88,12 +92,12 @@ def public_base(base: str) -> str:
     return "./" + (os.path.basename(path) if outside else path.replace(os.sep, "/"))
 
 
-def without_paths(value: Any) -> Any:
-    """A JSON value in which each absolute path is cut to its last part."""
+def publishable(value: Any) -> Any:
+    """A JSON value as it may be published: absolute paths cut to their last part, addresses of judges left out."""
     if isinstance(value, Mapping):
-        return {without_paths(key): without_paths(item) for key, item in value.items()}
+        return {publishable(key): publishable(item) for key, item in value.items() if key not in _PRIVATE}
     if isinstance(value, list):
-        return [without_paths(item) for item in value]
+        return [publishable(item) for item in value]
     return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
 
 
@@ -103,7 +107,7 @@ def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: st
     Args:
         folder: Where.
         subject: What it is about.
-        report: From `evaluation.report.build_report`, paths removed.
+        report: From `evaluation.report.build_report`, made `publishable`.
         to: The hub id it will have, for the code that loads it.
     """
     environment = jinja2.Environment(
@@ -134,8 +138,9 @@ def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: st
 
 def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML header. A base on no hub is not named there: the hub would link to somebody else's model."""
-    trl = ["trl"] if subject.stage in ("sft", "reward", "dpo") else []
-    method = "reward-model" if subject.kind == "reward" else subject.stage
+    stage = kind_of(subject.stage)
+    trl = ["trl"] if stage in ("sft", "dpo", *LEARNED) else []
+    method = "reward-model" if subject.kind == "reward" else stage
     relation: dict[str, Any] = (
         {"base_model_relation": "adapter" if subject.adapter else "finetune"} if subject.hub_base else {}
     )
@@ -152,7 +157,9 @@ def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
 
 def summary(subject: Subject) -> str:
     """The first words of a card."""
-    method = "A text classifier" if subject.kind == "classifier" else _METHODS.get(subject.stage, subject.stage)
+    method = (
+        "A text classifier" if subject.kind == "classifier" else _METHODS.get(kind_of(subject.stage), subject.stage)
+    )
     if subject.hub_base:
         base = f"[{subject.hub_base}](https://huggingface.co/{subject.hub_base})"
     else:

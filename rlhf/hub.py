@@ -23,7 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from rlhf.card import Subject, is_local, public_base, without_paths, write_card
+from rlhf.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.evaluation.report import build_report
@@ -31,6 +31,7 @@ from rlhf.models import probe
 from rlhf.models.load import ADAPTER_CONFIG, Source, is_encoder, load_policy, load_scorer, model_config, source_of
 from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
 from rlhf.rewards.labels import ADAPTER_WEIGHTS, adapter_labels
+from rlhf.stages import LEARNED, kind_of
 
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
@@ -160,7 +161,7 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
         base_files=_base_files(origin.base) if adapter else {},
         origins={name: (one.get("lineage") or {}).get("base", "") for name, one in records.items()}, verified=verified,
     )  # fmt: skip
-    report = without_paths({key: value for key, value in build_report(run_dir).items() if key != "samples"})
+    report = publishable({key: value for key, value in build_report(run_dir).items() if key != "samples"})
     write_card(folder, subject, report, to)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return Published(folder, _sweep(folder), verified)
@@ -213,7 +214,7 @@ def _first_base(stage: str, records: dict[str, dict[str, Any]], origin: Source) 
 
 def _kind(source: Path, stage: str) -> str:
     """`policy`, `reward` or `classifier`."""
-    if stage == "reward":
+    if kind_of(stage) in LEARNED:
         return "reward"
     if (source / ADAPTER_CONFIG).is_file():
         scorer = _read(source / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"

@@ -13,9 +13,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf import hub
-from rlhf.card import public_base, without_paths
+from rlhf.card import public_base, publishable
 from rlhf.errors import UserError
 from rlhf.models import probe
+from tests.evaluation.fabricated import JUDGE_REPORT
 from tests.hub_server import READ_ONLY, TOKEN, HubServer, Repository
 from tests.runs_by_hand import SEQUENCES, add_stage, finished_run
 
@@ -305,6 +306,30 @@ def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "sft").pad_token == "[PAD]"
 
 
+@pytest.mark.parametrize("stage", ["gold", "reward@1"])
+def test_every_stage_that_learns_a_reward_is_published_as_one(tiny_bert, tmp_path, stage):
+    run_dir = tmp_path / "runs" / "bert"
+    add_stage(run_dir, stage, tiny_bert, labels=1, adapter={"modules_to_save": ["pooler", "classifier"]})
+    hub.build_folder(run_dir, stage, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.tags == ["rlhf", "trl", "reward-model", "lora"]
+    assert f"A reward model, trained on {'the half' if stage == 'gold' else 'preference pairs'}" in card.text
+    assert "classifier:" not in card.text
+
+
+def test_the_address_of_a_judge_stays_at_home(run, tmp_path):
+    run_dir, _ = run
+    record = json.loads((run_dir / "evaluate" / "stage.json").read_text())
+    record["metrics"]["comparing"] = {"judge": {**JUDGE_REPORT, "endpoint": "http://gpu7.corp.internal:8000/v1"}}
+    record["config"]["evaluate"]["rewards"] = {"judge": {"endpoint": "http://gpu7.corp.internal:8000/v1"}}
+    (run_dir / "evaluate" / "stage.json").write_text(json.dumps(record))
+    hub.build_folder(run_dir, "sft", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["comparing"]["judge"]["model"] == "judge-70b"
+    for path in (tmp_path / "out").glob("*"):
+        assert b"corp.internal" not in path.read_bytes(), path.name
+
+
 def test_what_is_not_the_run_any_more_is_refused(run, tiny_llama, tmp_path):
     run_dir, _ = run
     weights = tmp_path / "runs" / "broken" / "sft"
@@ -338,4 +363,4 @@ def test_paths_are_cut_and_nothing_else_is():
     paths = ["/srv/u/x.jsonl:12", "~/t/gold.py:score", "C:\\u\\x.csv", "at /srv/u/x.jsonl, line 3"]
     rest = {"b/c": 1, "url": "https://hf.co/a/b", "ratio": "a/b 1/2", "relative": "./data/base"}
     cut = ["x.jsonl:12", "gold.py:score", "x.csv", "at x.jsonl, line 3"]
-    assert without_paths({"paths": paths, **rest}) == {"paths": cut, **rest}
+    assert publishable({"paths": paths, **rest}) == {"paths": cut, **rest}
