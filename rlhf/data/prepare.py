@@ -53,6 +53,8 @@ _INDEX_FILE = "index.partial"
 _FILES = (LEDGER_FILE, DROPPED_FILE, FINDINGS_FILE)
 _LAYOUT = 3
 """Number of what a prepared folder holds; one made otherwise is made again."""
+_REPEATED, _REPEATED_SHARE = 1_000_000, 100
+"""Copies of rows that weights may make in any set, and of each row read on average."""
 _SERVED_BY = {
     "prompts": ("prompts", "rollouts", "preferences", "demonstrations"),
     "rollouts": ("rollouts", "preferences", "demonstrations"),
@@ -334,6 +336,11 @@ def _count_used(item: _Sorted, ledger: Ledger) -> None:
     if item.side == "train":
         ledger.trained += 1
         ledger.repeated += item.copies - 1
+        if ledger.repeated > max(_REPEATED, _REPEATED_SHARE * ledger.read):
+            raise UserError(
+                f"{item.record.origin}: its source's weight makes data.{ledger.name} more than {_REPEATED_SHARE} times "
+                "as long as what was read; lower weight"
+            )
     else:
         ledger.evaluated += 1
 

@@ -10,17 +10,25 @@ import codecs
 import csv
 import gzip
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from rlhf.errors import UserError
+
+_SPACE = re.compile(r"\s*")
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[Row, str]]
 
 _CHUNK = 1 << 20
+_LONGEST_ROW = 64 << 20
+"""Bytes of a row (of a cell of a table): a long book has one million."""
+_UNPACKED, _RATIO = 16 << 20, 200
+"""A packed file may unpack to so many bytes, or to so many times its own: text shrinks to a tenth, a bomb to 1/1000."""
 
 
 def read_jsonl(path: Path, name: str) -> Rows:
@@ -43,7 +51,7 @@ def read_csv(path: Path, name: str, delimiter: str = ",") -> Rows:
     Raises:
         UserError: A row with more or fewer cells than the header, or a quote that is never closed.
     """
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(_LONGEST_ROW)
     reader = csv.reader((line for _, line in _lines(path, name)), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
@@ -70,20 +78,24 @@ def read_parquet(path: Path, name: str) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    number = unpacked = 0
     try:
         with parquet.ParquetFile(path) as file:
+            _header(file.schema_arrow.names, name)
             for batch in file.iter_batches(batch_size=1024):
+                unpacked += batch.nbytes
+                _hold_ratio(unpacked, path.stat().st_size, name)
                 for row in batch.to_pylist():
                     number += 1
                     yield row, f"{name}#{number}"
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        # the last two: text that is no UTF-8, a date that Python cannot hold
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name}: not a readable Parquet file (after row {number}): {reason}") from None
 
 
 def _header(cells: list[str], origin: str) -> list[str]:
-    twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+    twice = next((cell for cell, count in Counter(cells).items() if count > 1), None)
     if twice is not None:
         raise UserError(f"{origin}: the header names column {twice!r} twice")
     return cells
@@ -121,28 +133,47 @@ def read_file(path: Path, name: str) -> Rows:
         raise UserError(f"{name}: the file is empty" if path.stat().st_size == 0 else f"{name}: no rows in the file")
 
 
-def _open(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    if file.peek(2)[:2] == b"\x1f\x8b":
-        file.close()
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return file
-
-
-def _blocks(path: Path, name: str, split: Callable[[BinaryIO], Iterator[bytes]]) -> Iterator[bytes]:
+def _blocks(path: Path, name: str) -> Iterator[bytes]:
     """The bytes of a file, unpacked, with a damaged or unreadable file reported as one."""
+    unpacked = 0
     try:
-        with _open(path) as file:
-            yield from split(file)
+        with path.open("rb") as raw:
+            file = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            while block := file.read(_CHUNK):
+                unpacked += len(block)
+                _hold_ratio(unpacked, raw.tell(), name)
+                yield block
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{name}: the gzip file is cut short or damaged: {error}") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
+def _hold_ratio(unpacked: int, packed: int, name: str) -> None:
+    if unpacked > max(_UNPACKED, _RATIO * packed):
+        raise UserError(
+            f"{name}: unpacks to more than {_RATIO} times its size, as no set of texts does; if it is meant to, unpack "
+            "it first (of Parquet, to JSON lines)"
+        )
+
+
+def _split(path: Path, name: str) -> Iterator[bytes]:
+    """Lines of a file, line ends kept."""
+    rest, number = b"", 0
+    for block in _blocks(path, name):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+        number += len(lines)
+        if len(rest) > _LONGEST_ROW:
+            raise UserError(f"{name}:{number + 1}: a line of more than {_LONGEST_ROW >> 20} MiB; each row has its own")
+    if rest:
+        yield rest
+
+
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file in UTF-8, line ends kept, a byte-order mark dropped."""
-    for number, line in enumerate(_blocks(path, name, iter), 1):
+    for number, line in enumerate(_split(path, name), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
@@ -179,7 +210,7 @@ class _Text:
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
-        self._blocks = _blocks(path, name, lambda file: iter(lambda: file.read(_CHUNK), b""))
+        self._blocks = _blocks(path, name)
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.buffer = ""
         self.start = 0
@@ -220,10 +251,7 @@ class _Text:
         if character:
             self.consume(self.start + 1)
         while self.next and self.next.isspace():
-            end = self.start
-            while end < len(self.buffer) and self.buffer[end].isspace():
-                end += 1
-            self.consume(end)
+            self.consume(_SPACE.match(self.buffer, self.start).end())  # type: ignore[union-attr]  # it matches nothing
 
     def error(self, message: str, at: int | None = None) -> UserError:
         """A mistake at an index of the buffer; at the window's start if not given."""
@@ -258,6 +286,8 @@ def _element(text: _Text) -> Any:
     """The object at the start of the window, reading on while it may only be cut off."""
     decoder = json.JSONDecoder()
     while True:
+        if len(text.buffer) - text.start > _LONGEST_ROW:
+            raise text.error(f"an object of more than {_LONGEST_ROW >> 20} MiB, or one that is never closed")
         try:
             value, end = decoder.raw_decode(text.buffer, text.start)
             text.consume(end)

@@ -83,8 +83,11 @@ def locate(source: str, base: Path) -> Path | None:
     """
     given = Path(source).expanduser()
     for path in (given, base / given):
-        if path.exists():
-            return path
+        try:
+            if path.exists():
+                return path
+        except OSError as error:  # a name too long, a folder that may not be entered
+            raise UserError(f"{source}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if _looks_like_path(source):
         raise UserError(f"{source}: no such file or folder{_nearest(given, base)}")
     return None
@@ -97,7 +100,7 @@ def _looks_like_path(source: str) -> bool:
 def _nearest(path: Path, base: Path) -> str:
     """A hint at the name in that folder which is most like the one asked for."""
     for folder in (path.parent, base / path.parent):
-        if folder.is_dir():
+        if folder.is_dir() and os.access(folder, os.R_OK):
             near = difflib.get_close_matches(path.name, sorted(os.listdir(folder)), n=1, cutoff=0.6)
             if near:
                 return f" (did you mean {str(path.parent / near[0])!r}?)"
@@ -109,8 +112,15 @@ def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:
     if not path.is_dir():
         if source.split is not None:
             raise UserError(f"{source.source}: split {source.split!r} is asked for, but this is a single file")
+        if not path.is_file():
+            raise UserError(
+                f"{source.source}: a pipe or a device, which cannot be read twice; write it to a file first"
+            )
         return [(path, source.source)]
-    files = sorted(file for file in path.iterdir() if _is_data(file))
+    try:
+        files = sorted(file for file in path.iterdir() if _is_data(file))
+    except OSError as error:
+        raise UserError(f"{source.source}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if not files:
         raise UserError(f"{source.source}: no data file in this folder (jsonl, json, csv, tsv, parquet)")
     if source.split is not None:

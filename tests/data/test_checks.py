@@ -185,7 +185,7 @@ def test_limits_are_keys_of_the_data(tmp_path):
 
     assert load("{dropped: 0.1, leaked: 0}") == LimitsConfig(dropped=0.1, leaked=0)
     assert load("null") == LimitsConfig()
-    with pytest.raises(UserError, match=r"data.limits.dropped: input should be less than or equal to 1, not 5"):
+    with pytest.raises(UserError, match=r"data.limits.dropped: must be at most 1, not 5"):
         load("{dropped: 5}")
     with pytest.raises(UserError, match=r"unknown key 'data.limits.droped'; did you mean 'dropped'"):
         load("{droped: 0.1}")

@@ -120,6 +120,18 @@ def test_no_prompt_held_out_of_one_set_trains_in_another(write, project):
     assert not trained & held_out
 
 
+def test_a_weight_cannot_fill_the_disk(write, project, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf.data.prepare._REPEATED", 1000)
+    light, heavy = ({"source": str(write("a.jsonl", rows(3))), "weight": weight} for weight in (300, 500))
+    made = prepare(project(demonstrations=light, holdout=0.0), "demonstrations", encode, tmp_path / "light")
+    assert len(made.train) == 900
+    with pytest.raises(
+        UserError, match=r"a.jsonl:3: its source's weight makes data.demonstrations more than 100 times"
+    ):
+        prepare(project(demonstrations=heavy, holdout=0.0), "demonstrations", encode, tmp_path / "heavy")
+    assert not (tmp_path / "heavy").exists()
+
+
 def test_all_pairs_of_a_prompt_that_only_their_texts_have_are_on_its_side(write, project):
     """However far two replies go together; and on the side of the same prompt in the other sets."""
     replies = ["It is blue.", "It is green.", "It was.", "No."]
@@ -329,7 +341,7 @@ def test_nothing_left_is_an_error_with_the_reasons_and_leaves_nothing(write, pro
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="left to train on: 3 held out"):
         prepare(
-            project(demonstrations=write("b.jsonl", rows(3)), holdout=1.0), "demonstrations", encode, tmp_path / "o"
+            project(demonstrations=write("b.jsonl", rows(3)), holdout=0.999), "demonstrations", encode, tmp_path / "o"
         )
     with pytest.raises(UserError, match="no prepared data here"):
         load_prepared(tmp_path / "out")

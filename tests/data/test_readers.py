@@ -107,6 +107,52 @@ def test_gzip_that_is_cut_short_or_damaged(write):
     assert error_of(write("bad.jsonl", damaged)).startswith("bad.jsonl: the gzip file is cut short or damaged")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": "' + "x" * 5000, "a.jsonl:2: a line of more than 0 MiB"),
+        ("a.json", '[{"a": 1},\n{"a": "' + "x" * 5000, "a.json:2:1: not valid JSON: an object of more than 0 MiB"),
+        ("a.csv", "a,b\n1,2\n3," + '"' + "\n" * 1001, "a.csv:3: not valid CSV: field larger than field limit (1000)"),
+        ("a.jsonl.gz", '{"a": 1}\n' + "\n" * 500_000, "a.jsonl.gz: unpacks to more than 200 times its size"),
+        ("a.json.gz", "[" + " " * 500_000 + "]", "a.json.gz: unpacks to more than 200 times its size"),
+    ],
+)
+def test_what_has_no_end_is_not_read_to_it(write, monkeypatch, name, content, message):
+    monkeypatch.setattr(readers, "_CHUNK", 512)
+    monkeypatch.setattr(readers, "_LONGEST_ROW", 1000)
+    monkeypatch.setattr(readers, "_UNPACKED", 100_000)
+    assert error_of(write(name, content)).startswith(message)
+
+
+def test_text_that_packs_well_is_no_bomb(write, monkeypatch):
+    monkeypatch.setattr(readers, "_UNPACKED", 1000)
+    rows = [{"prompt": f"Where is order {number}?", "reply": "On its way."} for number in range(5000)]
+    path = write("a.jsonl.gz", rows)
+    assert sum(len(json.dumps(row)) for row in rows) > 8 * path.stat().st_size
+    assert len(read(path)) == 5000
+
+
+def test_parquet_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    def error_with(table):
+        parquet.write_table(table, tmp_path / "a.parquet")
+        return error_of(tmp_path / "a.parquet")
+
+    def column(value, kind):
+        return pyarrow.table({"a": pyarrow.array([value], kind)})
+
+    raw = pyarrow.array([b"\xff"]).view(pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    assert "(after row 0): 'utf-8' codec can't decode" in error_with(pyarrow.table({"a": raw}))
+    assert "(after row 0): " in error_with(column(2**60, pyarrow.timestamp("us")))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["x"])] * 2, names=["a", "a"])
+    assert error_with(twice) == "a.parquet: the header names column 'a' twice"
+    monkeypatch.setattr(readers, "_UNPACKED", 1000)
+    bomb = pyarrow.table({"a": ["x" * 1000] * 20_000})
+    assert error_with(bomb).startswith("a.parquet: unpacks to more than 200 times its size")
+
+
 def test_an_array_is_read_in_pieces_of_any_size(write, monkeypatch):
     rng = random.Random(0)
     rows = [{"text": 'x\n"\\u00e4ä€😀[]{},' * rng.randrange(30), "n": rng.random()} for _ in range(40)]

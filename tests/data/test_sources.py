@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -81,6 +82,20 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(write, tmp_path):
     assert message == "data/preference.jsonl: no such file or folder (did you mean 'data/preferences.jsonl'?)"
     assert error_of(tmp_path, source="./nothing") == "./nothing: no such file or folder"
     assert error_of(tmp_path, source="x/y/z") == "x/y/z: no such file or folder"
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    assert error_of(tmp_path, source="pipe.jsonl").startswith("pipe.jsonl: a pipe or a device")
+    assert error_of(tmp_path, source="/dev/zero").startswith("/dev/zero: a pipe or a device")
+    with pytest.raises(UserError, match="a pipe or a device"):
+        fingerprint(SourceConfig(source="pipe.jsonl"), tmp_path)
+    assert error_of(tmp_path, source="loop.jsonl").startswith("loop.jsonl: no such file")
+    assert "cannot be read: file name too long" in error_of(tmp_path, source="x" * 300 + ".jsonl")
+    write("set/a.jsonl", ROWS)
+    os.mkfifo(tmp_path / "set/b.jsonl")
+    assert len(rows_of(tmp_path, source="./set")) == 2
 
 
 def test_a_hub_id_that_cannot_be_reached(tmp_path, monkeypatch, write):
