@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from rlhf.config import load_project
+from rlhf.pipeline.folder import locked
 from tests.projects import write_project
 
 STAGES = {
@@ -89,3 +92,24 @@ def test_accelerate_reads_each_config(root, name):
 
     config = load_config_from_file(str(root / f"recipes/accelerate/{name}.yaml"))
     assert config.num_processes == 2
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_what_accelerate_started(tmp_path, tiny_llama, root):
+    """Nothing trains once `rlhf run` has ended, and what goes on goes on alone: no step is logged twice."""
+    options = {**STAGES["sft"], "max_steps": 150, "save_steps": 7}
+    project = load_project(write_project(tmp_path, tiny_llama, stages={"sft": options}))
+    command = [sys.executable, "-m", "rlhf.cli", "run", str(project.path), "--only", "sft"]
+    command += ["--accelerate", str(root / "recipes/accelerate/cpu.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (project.run_dir / ".sft.partial/checkpoints/checkpoint-7").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.terminate()
+    assert run.wait() == 130
+    with locked(project):
+        assert not (project.run_dir / "sft").exists()
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    rows = [json.loads(line) for line in (project.run_dir / "sft/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 151))

@@ -1,4 +1,4 @@
-"""The folders of a run: whose it is, where a stage writes until it is done, and how its result gets into place.
+"""The folders of a run: whose it is, who is at work there, where a stage writes, and how its result gets into place.
 
 A stage's folder is there whole or not at all: it is written beside its place (`.STAGE.partial`) and moved.
 """
@@ -10,10 +10,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import replace
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlhf.config import ProjectConfig, load_project
 from rlhf.errors import UserError
@@ -22,41 +25,176 @@ from rlhf.pipeline import contract
 OWNER = "project.json"
 IDENTITY = "identity.json"
 LOCK = ".lock"
+"""Held by the one who runs the project; holds the key of that run."""
+WORKING = ".working"
+"""Held, together, by the processes of a stage."""
+_LINGER = 15.0
+"""Seconds that the processes of a stage have to end once their run has."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A run's folder, held alone."""
+
+    project: ProjectConfig
+    key: str
+    """What the run's processes show when they join it."""
+    made: tuple[Path, ...] = ()
+    """Folders that were made for it, inner ones first."""
+    new: bool = False
+    """Whether there was no run before."""
+
+    def note_overrides(self) -> None:
+        """Note how the run differs from its YAML, for commands that name the run alone."""
+        _write_owner(self.project)
+
+    def withdraw(self) -> None:
+        """Remove a run that never began; an earlier one keeps what it has."""
+        if not self.new:
+            return
+        shutil.rmtree(self.project.run_dir)
+        for folder in self.made[1:]:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def own_folder(project: ProjectConfig) -> None:
-    """Make the run's folder, or hold that it is this project's; note the overrides for commands that name the run.
+    """Make the run's folder, or hold that it is this project's.
+
+    Raises:
+        UserError: It belongs to another config, or holds something that is no run.
+    """
+    _check_owner(project)
+    project.run_dir.mkdir(parents=True, exist_ok=True)
+    if not (project.run_dir / OWNER).is_file():
+        _write_owner(project)
+
+
+@contextlib.contextmanager
+def locked(project: ProjectConfig) -> Iterator[Hold]:
+    """Hold a run's folder alone, made if need be; the lock goes with the process, however that ends.
+
+    Nothing of an earlier run is written to before the lock is held.
+
+    Raises:
+        UserError: Another run is at work there, the folder belongs to another config or holds something that is no
+            run, or it cannot be made.
+    """
+    run_dir = project.run_dir
+    try:
+        _check_owner(project)
+        made = tuple(folder for folder in (run_dir, *run_dir.parents) if not folder.exists())
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock, working = ((run_dir / name).open("a", encoding="utf-8") for name in (LOCK, WORKING))
+    except OSError as error:
+        raise UserError(f"{run_dir}: {error.strerror}; give another output_dir:") from None
+    with lock, working:
+        _take(lock, working, run_dir)
+        hold = Hold(project, uuid.uuid4().hex, made, not (run_dir / OWNER).is_file())
+        own_folder(project)
+        lock.truncate(0)
+        lock.write(hold.key)
+        lock.flush()
+        fcntl.flock(working, fcntl.LOCK_UN)
+        try:
+            yield hold
+        finally:  # whoever joined ends once the lock is free; then the caller may say that the run has ended
+            lock.close()
+            _within(_LINGER, lambda: _try(working))
+
+
+def _take(lock: IO[str], working: IO[str], run_dir: Path) -> None:
+    """Lock both files alone: no run holds the folder, and no process of an earlier one.
+
+    Raises:
+        UserError: Somebody is at work there, or the file system has no locks.
+    """
+
+    def nobody_works() -> bool:
+        if not _within(1.0, lambda: _try(lock)):  # what ended a moment ago lets go of it a moment later
+            raise UserError(f"{run_dir}: another run is at work here; wait for it to end")
+        if not (alone := _try(working)):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # by which those processes are told that their run has ended
+        return alone
+
+    try:
+        if not _within(_LINGER, nobody_works):
+            raise UserError(f"{run_dir}: processes of an earlier run are still at work here; end them")
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be locked ({error.strerror}); give another output_dir:") from None
+
+
+def _try(file: IO[str]) -> bool:
+    """Lock a file alone, if nobody has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition holds in time, tried again and again."""
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return met
+
+
+@contextlib.contextmanager
+def joined(run_dir: Path, key: str) -> Iterator[None]:
+    """Take part in a run as a process of one of its stages, and end when that run ends, however it does.
+
+    As long as one process takes part, no other run can hold the folder.
+
+    Args:
+        run_dir: The run's folder.
+        key: Of the run that started this process.
+
+    Raises:
+        UserError: That run has ended already.
+    """
+    with (run_dir / WORKING).open("a", encoding="utf-8") as working:
+        fcntl.flock(working, fcntl.LOCK_SH)
+        if (run_dir / LOCK).read_text(encoding="utf-8") != key:
+            raise UserError(f"{run_dir}: the run that started this process has ended")
+        threading.Thread(target=_end_with_run, args=(run_dir / LOCK,), daemon=True).start()
+        yield
+
+
+def _end_with_run(lock: Path) -> None:
+    """End this process once the run's lock is free: nothing trains behind the user's back."""
+    with lock.open(encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        os._exit(1)
+
+
+def _check_owner(project: ProjectConfig) -> None:
+    """Hold that a run's folder, where it is there, is this project's.
 
     Raises:
         UserError: It belongs to another config, or holds something that is no run.
     """
     folder, owner = project.run_dir, project.run_dir / OWNER
-    config = os.path.relpath(project.path.resolve(), folder.resolve())
     if owner.is_file():
         other = json.loads(owner.read_text(encoding="utf-8"))["config"]
-        if other != config:
+        if other != _config(project):
             raise UserError(
                 f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(one.name not in (LOCK, WORKING) for one in folder.iterdir())):
         raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
-    folder.mkdir(parents=True, exist_ok=True)
-    contract.write_json(owner, {"config": config, "name": project.name, "overrides": project.overrides})
 
 
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run's folder alone; the lock goes with the process, however that ends.
+def _config(project: ProjectConfig) -> str:
+    """Where the config lies, from the run's folder."""
+    return os.path.relpath(project.path.resolve(), project.run_dir.resolve())
 
-    Raises:
-        UserError: Another run is at work there.
-    """
-    with (run_dir / LOCK).open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{run_dir}: another run is at work here; wait for it to end") from None
-        yield
+
+def _write_owner(project: ProjectConfig) -> None:
+    owner = {"config": _config(project), "name": project.name, "overrides": project.overrides}
+    contract.write_json(project.run_dir / OWNER, owner)
 
 
 def project_of(run_dir: Path) -> ProjectConfig:

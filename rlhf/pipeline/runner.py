@@ -5,15 +5,15 @@ Imports no torch: a finished run is recognised in well under two seconds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +25,15 @@ from rlhf.data.checks import Ledger
 from rlhf.data.findings import Findings
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract, folder, gatekeeper
-from rlhf.pipeline.stage import guarded, prepare_stage, quiet_environment, run_stage
+from rlhf.pipeline.stage import guarded, join_stage, prepare_stage, quiet_environment, run_stage
 from rlhf.stages import STAGES, guards_of, kind_of, parents_of, planned
 
 _PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.trainers.ppo_stage",
             "rlhf.evaluation.evaluate"]  # fmt: skip
+
+
+_PATIENCE = 40.0
+"""Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
 
 
 @dataclass(frozen=True)
@@ -144,21 +148,19 @@ def run(
         StageFailed: A stage failed; it has said why.
         GateClosed: A reward model is not shown to be one.
     """
-    plans = plan(project, only, force)
-    owner = project.run_dir / folder.OWNER
-    before = owner.read_bytes() if owner.is_file() else None
-    folder.own_folder(project)
-    with folder.locked(project.run_dir):
+    with folder.locked(project) as hold:
         try:
-            _check_data(project, plans, say)
-        except StageFailed:  # a run that never was leaves no folder, and none of its overrides in an earlier one's
-            owner.write_bytes(before) if before is not None else shutil.rmtree(project.run_dir)
+            plans = plan(project, only, force)
+            _check_data(project, plans, hold.key, say)
+        except (UserError, StageFailed):
+            hold.withdraw()
             raise
-        _run(project, plans, accelerate_config, say)
+        hold.note_overrides()
+        _run(project, plans, hold.key, accelerate_config, say)
     return plans
 
 
-def _check_data(project: ProjectConfig, plans: list[Plan], say: Callable[[str], None]) -> None:
+def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callable[[str], None]) -> None:
     """Read, check and tokenise the data of the stages that are to run."""
     todo = [one for one in plans if one.reason]
     for one in plans:
@@ -167,15 +169,17 @@ def _check_data(project: ProjectConfig, plans: list[Plan], say: Callable[[str], 
         return
     server = _fork_server()
     if todo[0].stage == "base":  # the tokenizer that all data is prepared with
-        _start(server, run_stage, project, "base")
+        _start(server, run_stage, project, "base", key)
         todo = todo[1:]
     say("checking data")
     prepare = functools.partial(prepare_stage, running=frozenset(one.stage for one in todo))
     for one in todo:
-        _start(server, prepare, project, one.stage)
+        _start(server, prepare, project, one.stage, key)
 
 
-def _run(project: ProjectConfig, plans: list[Plan], accelerate_config: Path | None, say: Callable[[str], None]) -> None:
+def _run(
+    project: ProjectConfig, plans: list[Plan], key: str, accelerate_config: Path | None, say: Callable[[str], None]
+) -> None:
     """Run the stages that are to run."""
     for one in plans:
         if one.reason is None or one.stage == "base":
@@ -184,9 +188,9 @@ def _run(project: ProjectConfig, plans: list[Plan], accelerate_config: Path | No
         say(f"running {one.stage}")
         begun = time.perf_counter()
         if accelerate_config is not None and STAGES[one.stage].data is not None:
-            _accelerate(project, one.stage, accelerate_config)
+            _accelerate(project, one.stage, key, accelerate_config)
         else:
-            _start(_fork_server(), run_stage, project, one.stage)
+            _start(_fork_server(), run_stage, project, one.stage, key)
         if folder.partial_dir(project, one.stage).exists():
             raise UserError(f"{one.stage}: its process ended before the stage was done, and says that all is well; "
                             "does a reward of yours call os._exit?")  # fmt: skip
@@ -218,13 +222,14 @@ def check(project: ProjectConfig) -> dict[str, Checked]:
     checked = {}
     with tempfile.TemporaryDirectory() as scratch:
         trial = replace(project, output_dir=scratch)
-        for name in planned(trial):
-            if name != kind_of(name):
-                continue
-            _start(server, run_stage if name == "base" else prepare_stage, trial, name)
-            prepared = folder.partial_dir(trial, name) / "data"
-            if prepared.is_dir():
-                checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
+        with folder.locked(trial) as hold:
+            for name in planned(trial):
+                if name != kind_of(name):
+                    continue
+                _start(server, run_stage if name == "base" else prepare_stage, trial, name, hold.key)
+                prepared = folder.partial_dir(trial, name) / "data"
+                if prepared.is_dir():
+                    checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
     return checked
 
 
@@ -239,8 +244,10 @@ def _fork_server() -> Any:
     return context
 
 
-def _start(server: Any, function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
-    process = server.Process(target=_child, args=(function, project, name), name=name)
+def _start(
+    server: Any, function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str
+) -> None:
+    process = server.Process(target=_child, args=(function, project, name, key), name=name)
     process.start()
     try:
         process.join()
@@ -252,29 +259,30 @@ def _start(server: Any, function: Callable[[ProjectConfig, str], None], project:
         raise StageFailed(name, process.exitcode)
 
 
-def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(guarded(lambda: function(project, name)))
+def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
+    sys.exit(guarded(lambda: join_stage(function, project, name, key)))
 
 
-def _end_with_parent() -> None:
-    """A stage whose `rlhf run` was killed does not go on behind the user's back."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _accelerate(project: ProjectConfig, name: str, config: Path) -> None:
+def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> None:
     command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(config),
-        "-m",
-        "rlhf.pipeline.stage",
-    ]
-    done = subprocess.run([*command, str(project.path), name, *project.overrides], check=False)
-    if done.returncode:
-        raise StageFailed(name, done.returncode)
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
+        "-m", "rlhf.pipeline.stage", "--run", key, str(project.path), name, *project.overrides,
+    ]  # fmt: skip
+    launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
+    try:
+        code = launcher.wait()
+    except BaseException:
+        _end(launcher)
+        raise
+    if code:
+        raise StageFailed(name, code)
+
+
+def _end(launcher: subprocess.Popen[bytes]) -> None:
+    """End a launcher, which ends the processes it started."""
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, ending)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            launcher.wait(_PATIENCE)
+            return

@@ -152,9 +152,22 @@ def _run_alone(project: ProjectConfig, name: str) -> None:
         run_stage(project, name)
         return
     gatekeeper.hold(project, name)
-    folder.own_folder(project)
-    with folder.locked(project.run_dir):
+    with folder.locked(project) as hold:
+        hold.note_overrides()
         run_stage(project, name)
+
+
+def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
+    """A stage as part of a run, with which it ends.
+
+    Args:
+        stage: `run_stage`, or `prepare_stage`.
+        project: The project.
+        name: The stage.
+        key: Of the run that holds the folder.
+    """
+    with folder.joined(project.run_dir, key):
+        stage(project, name)
 
 
 def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
@@ -222,9 +235,18 @@ def main() -> int:
     parser.add_argument("config")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--run", help="key of the run that starts it; without one it holds the run's folder itself")
     args = parser.parse_args()
     quiet_environment()
-    return guarded(lambda: run_stage(load_project(args.config, args.overrides), args.stage))
+
+    def work() -> None:
+        project = load_project(args.config, args.overrides)
+        if args.run is None:
+            _run_alone(project, args.stage)
+        else:
+            join_stage(run_stage, project, args.stage, args.run)
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

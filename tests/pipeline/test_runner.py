@@ -265,8 +265,7 @@ def test_an_edited_template_makes_stale(tmp_path, tiny_llama):
 
 def test_two_runs_do_not_share_a_folder(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama)
-    folder.own_folder(project)
-    with folder.locked(project.run_dir), pytest.raises(UserError, match="another run is at work here"):
+    with folder.locked(project), pytest.raises(UserError, match="another run is at work here"):
         runner.run(project, **SILENT)
 
 

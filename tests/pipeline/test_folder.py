@@ -1,0 +1,115 @@
+"""Who may write into a run's folder, and what happens to those who may no longer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf.config import load_project
+from rlhf.errors import UserError
+from rlhf.pipeline import folder, runner
+from tests.projects import make_project
+
+RUN = """
+import subprocess, sys
+from rlhf.config import load_project
+from rlhf.pipeline import folder
+with folder.locked(load_project(sys.argv[1])) as hold:
+    stage = "import sys, time; from pathlib import Path; from rlhf.pipeline import folder\\n" \\
+        "with folder.joined(Path(sys.argv[1]), sys.argv[2]): print(1, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", stage, str(hold.project.run_dir), hold.key]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    print(worker.pid, flush=True)
+    worker.wait()
+"""
+"""A run with one process of a stage, which says when that has joined."""
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path, tmp_path)
+
+
+def state(pid: int) -> str:
+    """R, S, T (stopped), Z, or nothing where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def wait_for(states: str, pid: int) -> None:
+    end = time.monotonic() + 20
+    while state(pid) not in states:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_refused_run_leaves_the_first_ones_overrides(project):
+    with folder.locked(load_project(project.path, ["seed=1"])) as hold:
+        hold.note_overrides()
+        with pytest.raises(UserError, match="another run is at work here"):
+            runner.run(load_project(project.path, ["seed=2"]), say=lambda line: None)
+    assert folder.project_of(project.run_dir).seed == 1
+
+
+def test_a_run_that_never_began_leaves_an_earlier_ones_overrides(project):
+    with folder.locked(load_project(project.path, ["seed=1"])) as hold:
+        hold.note_overrides()
+    with pytest.raises(UserError, match="no stage 'nothing'"):
+        runner.run(load_project(project.path, ["seed=2"]), only=["nothing"], say=lambda line: None)
+    assert folder.project_of(project.run_dir).seed == 1
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_run_that_never_began_leaves_no_folder_that_it_made(project, there_before):
+    if there_before:
+        project.run_dir.parent.mkdir()
+    with pytest.raises(UserError, match="no stage 'nothing'"):
+        runner.run(project, only=["nothing"], say=lambda line: None)
+    assert not project.run_dir.exists()
+    assert project.run_dir.parent.exists() == there_before
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_of_a_stage_end_with_their_run(project, ending):
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(project.path)], stdout=subprocess.PIPE, text=True)
+    worker = int(run.stdout.readline())
+    with pytest.raises(UserError, match="another run is at work here"), folder.locked(project):
+        pass
+    run.send_signal(ending)
+    run.wait()
+    with folder.locked(project):
+        assert state(worker) in "Z"
+
+
+def test_as_long_as_a_process_of_a_stage_lives_no_run_begins(project, monkeypatch):
+    monkeypatch.setattr(folder, "_LINGER", 0.2)
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(project.path)], stdout=subprocess.PIPE, text=True)
+    worker = int(run.stdout.readline())
+    os.kill(worker, signal.SIGSTOP)  # it cannot hear that its run has ended
+    wait_for("T", worker)
+    run.kill()
+    run.wait()
+    try:
+        with pytest.raises(UserError, match="processes of an earlier run are still at work here"):
+            folder.locked(project).__enter__()
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    wait_for("Z", worker)
+    with folder.locked(project):
+        pass
+
+
+def test_a_process_that_comes_after_its_run_is_refused(project):
+    with folder.locked(project) as hold:
+        pass
+    with folder.locked(project), pytest.raises(UserError, match="has ended"), folder.joined(project.run_dir, hold.key):
+        pass
+    assert json.loads((project.run_dir / folder.OWNER).read_text())["name"] == "tiny"
