@@ -95,6 +95,20 @@ def test_accelerate_reads_each_config(root, name):
 
 
 @pytest.mark.slow
+def test_a_stage_that_goes_on_in_a_later_epoch_ends_in_the_same_weights(tmp_path, tiny_llama, root):
+    """On two processes, stopped in the middle of the second epoch; with rows of like length together and without."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(root / "tests/trainers/resumed_by_hand.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*command, script, str(tmp_path), str(tiny_llama)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [line for line in done.stdout.splitlines() if line.endswith(("equal", "different"))]
+    assert found == ["sft True equal", "reward True equal", "dpo True equal", "sft False equal"]
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_ends_what_accelerate_started(tmp_path, tiny_llama, root):
     """Nothing trains once `rlhf run` has ended, and what goes on goes on alone: no step is logged twice."""
     options = {**STAGES["sft"], "max_steps": 150, "save_steps": 7}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 
@@ -98,6 +101,25 @@ def _cuts(tokens: Sequence[int], parts: int) -> list[int]:
         left -= sum(tokens[done:end])
         done = end
     return ends
+
+
+class ResumedEpoch(TrainerCallback):
+    """Tells the sampler which epoch a resumed training stands in.
+
+    accelerate's `skip_first_batches` wraps the batch sampler of that epoch, and on several processes nobody's
+    `set_epoch` reaches through all the wrappers: the rest of the epoch would have the rows of the first one's order.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Set the epoch of every sampler behind the data loader."""
+        queue = [train_dataloader]
+        while queue:
+            sampler = queue.pop()
+            if isinstance(sampler, Sampler) and hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))
+            queue += filter(None, (getattr(sampler, name, None) for name in ("batch_sampler", "sampler")))
 
 
 def row_lengths(rows: Dataset) -> list[int]:

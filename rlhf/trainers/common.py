@@ -26,6 +26,7 @@ from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.device import process_state
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.stages import STAGES, StageContext, half_for, kind_of
+from rlhf.trainers.buckets import ResumedEpoch
 from rlhf.trainers.start import Start
 from rlhf.trainers.train_loss import LogAtCheckpoints, mean_train_loss
 
@@ -182,7 +183,7 @@ def run_training(trainer: Trainer, context: StageContext, logs: Sequence[Path] =
     if not trainer.args.disable_tqdm:
         trainer.add_callback(Progress())
     metrics_file = MetricsFile(context.name, context.directory / "metrics.jsonl")
-    for callback in (metrics_file, LogAtCheckpoints()):
+    for callback in (metrics_file, LogAtCheckpoints(), ResumedEpoch()):
         trainer.add_callback(callback)
     held_out = trainer.eval_dataset is not None
     with process_state().main_process_first():

@@ -35,11 +35,11 @@ def finished(tmp_path_factory, tiny_llama) -> Path:
 def test_a_process_that_ends_with_0_in_the_middle_of_a_stage_has_not_done_it(tmp_path, tiny_llama, monkeypatch):
     """`os._exit(0)`, in a reward say, ends a process before anybody can hear of it."""
     project = make_project(tmp_path, tiny_llama)
-    monkeypatch.setattr(runner, "_start", lambda server, function, project, name: None)
+    monkeypatch.setattr(runner, "_start", lambda server, function, project, name, key: None)
     folder.partial_dir(project, "sft").mkdir(parents=True)
     said = []
     with pytest.raises(UserError, match=r"^sft: its process ended before the stage was done"):
-        runner._run(project, [runner.Plan("sft", "not done yet")], None, said.append)
+        runner._run(project, [runner.Plan("sft", "not done yet")], "key", None, said.append)
     assert said == ["running sft"]
 
 

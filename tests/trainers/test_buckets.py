@@ -4,9 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, prepare_data_loader
 from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import TrainerState
 
-from rlhf.trainers.buckets import StepBuckets, row_lengths
+from rlhf.trainers.buckets import ResumedEpoch, StepBuckets, row_lengths
 
 LENGTHS = [3, 90, 14, 55, 8, 21, 34, 5, 60, 13, 7, 40, 2, 88, 19, 30, 11, 26, 47, 70, 9, 16, 33]
 
@@ -104,3 +108,29 @@ def test_row_lengths_count_all_token_ids():
 def test_one_long_row_stands_alone():
     ((batches,),) = steps([500, 10, 10, 10, 10, 10], 6, accumulation=3)
     assert [len(batch) for batch in batches] == [1, 3, 2]
+
+
+def bucketed() -> DataLoader:
+    """As `Trainer` prepares a loader whose batches are a process's own."""
+    sampler = StepBuckets(LENGTHS, 8, processes=2, accumulation=2, rank=1)
+    return DataLoaderShard(range(len(LENGTHS)), batch_sampler=BatchSamplerShard(sampler))
+
+
+def shuffled() -> DataLoader:
+    """As accelerate prepares a loader for the second of two processes."""
+    loader = DataLoader(range(len(LENGTHS)), batch_size=2, shuffle=True)
+    return prepare_data_loader(loader, num_processes=2, process_index=1, use_seedable_sampler=True, data_seed=3)
+
+
+@pytest.mark.parametrize("make", [bucketed, shuffled])
+def test_a_resumed_epoch_goes_on_in_its_own_order(make):
+    whole, resumed = make(), make()
+    orders = []
+    for epoch in range(2):
+        ResumedEpoch().on_epoch_begin(None, TrainerState(epoch=epoch), None, train_dataloader=whole)
+        whole.set_epoch(epoch)
+        orders.append([batch.tolist() for batch in whole])
+    ResumedEpoch().on_epoch_begin(None, TrainerState(epoch=1.4), None, train_dataloader=resumed)
+    rest = skip_first_batches(resumed, 2)
+    rest.set_epoch(1)  # as `Trainer` does, which does not reach every sampler
+    assert [batch.tolist() for batch in rest] == orders[1][2:] != orders[0][2:]
