@@ -80,6 +80,8 @@ class _State:
     cost: Cost
     rotary: bool
     """Whether only distances matter, so that positions may be shifted."""
+    widest: int | None
+    """Most tokens of a row that sequences may share."""
     decodes: bool
     """Whether callers may decode with the model token by token, and so expect a cache unless they say otherwise."""
     noisy: dict[tuple[Any, ...], bool] = field(default_factory=dict)
@@ -160,7 +162,9 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
         return made
     rotary = any("rotary" in type(module).__name__.lower() for module in backbone.modules())
     decodes = whole.can_generate() or whole is backbone
-    backbone._fold = _State(made, vars(backbone).get("forward"), Cost.of(backbone), rotary, decodes)
+    backbone._fold = _State(
+        made, vars(backbone).get("forward"), Cost.of(backbone), rotary, foldable.widest(backbone), decodes
+    )
     replace_forward(backbone, _forward)
     return made
 
@@ -279,7 +283,8 @@ def _items(rows: _Rows, state: _State) -> list[_Item]:
         tails = [rows.ids[one][shared:] for one in members]
         whole = _Item(rows.ids[first][:shared], tails, members, rows.positions[first])
         apart = sum(state.cost.rows(1, one.length, shared=False) for one in single)
-        items += [whole] if state.cost.rows(1, whole.length, whole.shared) <= apart else single
+        fits = state.widest is None or whole.length <= state.widest
+        items += [whole] if fits and state.cost.rows(1, whole.length, whole.shared) <= apart else single
     return items
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,8 +23,14 @@ DROPOUT = "dropout or other noise, which is drawn for each row by itself"
 _NOISE = re.compile("drop|jitter|neftune")
 """In the names of probabilities and scales: `attn_pdrop`, `layerdrop`, `router_jitter_noise`, `neftune_noise_alpha`."""
 
+_WINDOW = re.compile(
+    "(^|_)(window|window_size|window_len|local_attention|chunk_size|chunk_length|index_topk|indexer_budget)$"
+)
+"""In the names of numbers of tokens that a layer looks back at, at most: `keep_window_size`, `attention_chunk_size`."""
+
 _PROMPT, _REPLIES = [13, 29, 5, 17], [[23, 41, 3], [7, 31]]
-"""What `trial` reads, modulo the vocabulary."""
+_TIMES = 6
+"""What `trial` reads, modulo the vocabulary, and how often over: once, and as much longer as there are positions."""
 
 
 def why_not(model: nn.Module, longest: int | None = None) -> str | None:
@@ -42,11 +48,11 @@ def why_not(model: nn.Module, longest: int | None = None) -> str | None:
     if any(getattr(module, "is_causal", True) is False for module in model.modules()):
         return "attention that is not causal"
     kinds = set(getattr(config, "layer_types", None) or ())
-    window = _window(config, kinds)
-    if window is not None and (longest is None or longest > window):
-        return f"sliding-window attention over {window} tokens"
     if other := kinds - {"full_attention", "sliding_attention"}:
         return f"layers of type {', '.join(sorted(other))}"
+    for name, window in _windows(config).items():
+        if longest is None or longest > window:
+            return f"attention over at most {window} tokens ({name})"
     if (attention := config._attn_implementation) not in _TAKE_A_MASK:
         return f"attention implementation {attention}, which takes no mask of pairs"
     if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
@@ -57,6 +63,18 @@ def why_not(model: nn.Module, longest: int | None = None) -> str | None:
     if getattr(config, "output_router_logits", False):
         return ROUTERS
     return None
+
+
+def widest(model: nn.Module) -> int | None:
+    """Most tokens of a row that several sequences may share; None where only the sequences' own lengths matter.
+
+    Layers that make their mask by themselves count the columns of a row, not the positions of its tokens: those with a
+    window of another kind than transformers' own, and those that keep a square of all pairs.
+    """
+    windows = _windows(model.config.get_text_config())
+    limits = [window for name, window in windows.items() if name != "sliding_window"]
+    limits += [one.shape[-1] for one in model.buffers() if one.dim() > 1 and one.shape[-1] == one.shape[-2]]
+    return min(limits, default=None)
 
 
 def dropout(model: nn.Module) -> str | None:
@@ -93,9 +111,9 @@ def trial(backbone: Any) -> str | None:
     """Why a backbone cannot share prompts, found by trying: two short sequences by themselves and as one row.
 
     What settings do not tell shows here: positions that the model makes by itself, states beside attention, a mask that
-    is ignored. Costs two forward passes of some ten tokens.
+    is ignored, windows of a few tokens. Costs four forward passes of at most 54 tokens.
     """
-    return _tried(backbone, _folded)
+    return _tried(backbone, _folded) or _tried(backbone, _folded, _times(backbone.config.get_text_config()))
 
 
 def packing_trial(backbone: Any) -> str | None:
@@ -114,19 +132,26 @@ def _is_noise(name: str, value: Any) -> bool:
 
 
 @torch.no_grad()
-def _tried(backbone: Any, together: Callable[..., torch.Tensor]) -> str | None:
+def _tried(backbone: Any, together: Callable[..., torch.Tensor], times: int = 1) -> str | None:
     size = backbone.config.get_text_config().vocab_size
-    prompt, replies = [one % size for one in _PROMPT], [[one % size for one in reply] for reply in _REPLIES]
+    prompt, *replies = ([token % size for token in tokens] * times for tokens in (_PROMPT, *_REPLIES))
     weight = next(backbone.parameters())
     try:
         with plainly(backbone):
-            found, apart = together(backbone, prompt, replies), _folded(backbone, prompt, replies, separate=True)
+            found, apart = together(backbone, prompt, replies), _folded(backbone, prompt, replies, widest=0)
     except Exception as error:  # another architecture may raise anything
         return f"{type(backbone).__name__} does not take several sequences in a row ({type(error).__name__}: {error})"
     difference = float((found - apart).abs().max() / apart.abs().max())
     if difference <= (1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.05):
         return None
     return f"{type(backbone).__name__}, whose states change by {difference:.0%} when sequences share a row"
+
+
+def _times(config: PretrainedConfig) -> int:
+    """How often over the tokens of a trial stand within the model's positions and windows."""
+    limits = [getattr(config, "max_position_embeddings", None), *_windows(config).values()]
+    columns = len(_PROMPT) + sum(map(len, _REPLIES))
+    return max(1, min([_TIMES, *(limit // columns for limit in limits if limit)]))
 
 
 def _packed(backbone: Any, prompt: list[int], replies: list[list[int]]) -> torch.Tensor:
@@ -144,17 +169,29 @@ def _packed(backbone: Any, prompt: list[int], replies: list[list[int]]) -> torch
     return states[own].float()
 
 
-def _folded(backbone: Any, prompt: list[int], replies: list[list[int]], separate: bool = False) -> torch.Tensor:
+def _folded(backbone: Any, prompt: list[int], replies: list[list[int]], widest: int | None = None) -> torch.Tensor:
     weight = next(backbone.parameters())
-    folded = lay_out([prompt], [replies], pad=0, separate=separate).to(weight.device)
+    folded = lay_out([prompt], [replies], pad=0, widest=widest).to(weight.device)
     inputs = folded.inputs(backbone.config._attn_implementation, weight.dtype)
     return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BS.flatten()].float()
 
 
-def _window(config: PretrainedConfig, kinds: set[str]) -> int | None:
-    """The sliding window of any layer."""
+def _windows(config: PretrainedConfig) -> dict[str, int]:
+    """How far layers look back at most, by the setting's name; nothing for layers that see all."""
+    kinds = set(getattr(config, "layer_types", None) or ())
     used = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    return getattr(config, "sliding_window", None) if used else None
+    found = dict(_window_numbers(vars(config)))
+    if not used:
+        found.pop("sliding_window", None)
+    return found
+
+
+def _window_numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, value in settings.items():
+        if isinstance(value, PretrainedConfig | Mapping):
+            yield from _window_numbers(value if isinstance(value, Mapping) else vars(value))
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 0 and _WINDOW.search(str(name)):
+            yield str(name), value
 
 
 def _rotations(config: PretrainedConfig) -> list[tuple[str | None, int | None]]:

@@ -67,7 +67,10 @@ class Folded:
 
 
 def lay_out(
-    prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[Sequence[int]]], pad: int, separate: bool = False
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[Sequence[int]]],
+    pad: int,
+    widest: int | None = None,
 ) -> Folded:
     """Lay out prompts and their replies.
 
@@ -75,7 +78,7 @@ def lay_out(
         prompts: Token ids of each prompt, at least one token.
         replies: For each prompt the token ids of its replies.
         pad: Token that fills rows up.
-        separate: A row for each reply, for models that cannot share (see `foldable.why_not`).
+        widest: Most tokens of a row that replies share (see `foldable.widest`); 0 is a row for each reply.
 
     Returns:
         The layout; its sequences are the replies in order.
@@ -85,9 +88,11 @@ def lay_out(
     """
     if not all(map(len, prompts)):
         raise ValueError("an empty prompt has no state that predicts the first token")
-    rows = [(prompt, [one]) for prompt, row in zip(prompts, replies, strict=True) for one in row]
-    if not separate:
-        rows = list(zip(prompts, [list(row) for row in replies], strict=True))
+    rows = [
+        (prompt, row)
+        for prompt, group in zip(prompts, replies, strict=True)
+        for row in _rows(len(prompt), group, widest)
+    ]
     width = max(len(prompt) + sum(map(len, row)) for prompt, row in rows)
     longest = max(len(one) for _, row in rows for one in row)
     masked = any(sum(map(bool, row)) > 1 for _, row in rows)
@@ -119,6 +124,16 @@ def lay_out(
         torch.tensor(states),
         torch.arange(longest)[None] < torch.tensor(lengths)[:, None],
     )
+
+
+def _rows(prompt: int, replies: Sequence[Sequence[int]], widest: int | None) -> list[list[Sequence[int]]]:
+    """Replies to a prompt of so many tokens, row by row: as many in each as there is room for."""
+    rows: list[list[Sequence[int]]] = [[]]
+    for reply in replies:
+        if rows[-1] and widest is not None and prompt + sum(map(len, rows[-1])) + len(reply) > widest:
+            rows.append([])
+        rows[-1].append(reply)
+    return rows
 
 
 def visible_pairs(segments_RL: torch.Tensor) -> torch.Tensor:

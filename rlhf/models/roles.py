@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models.foldable import trial, why_not
+from rlhf.models.foldable import trial, why_not, widest
 from rlhf.models.forward import last_hidden, reply_log_probs
 from rlhf.models.layout import Folded
 
@@ -55,12 +55,18 @@ class Roles(nn.Module):
         self.shared = isinstance(policy, PeftModel)
         disable_dropout(self)
         self.unfolded = why_not(self.language_model) or trial(self.language_model.base_model)
+        self._widest = widest(self.language_model)
         self._trained: list[nn.Parameter] = []
         if self.shared:
             named = policy.named_parameters()
             adapters = (POLICY,) if value_head is None else (POLICY, CRITIC)
             self._trained = [one for name, one in named if any(f".{adapter}." in f"{name}." for adapter in adapters)]
             self._train()
+
+    @property
+    def widest(self) -> int | None:
+        """Most tokens of a row that replies share; 0 where each has its prompt to itself."""
+        return 0 if self.unfolded else self._widest
 
     @property
     def language_model(self) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf.models.foldable import trial, why_not
+from rlhf.models.foldable import trial, why_not, widest
 from rlhf.models.forward import reply_logits
 from rlhf.models.layout import lay_out
 from rlhf.objectives.kl import token_kl
@@ -38,10 +38,12 @@ def sequence_kl(
     """
     results = []
     device = next(policy.parameters()).device
-    separate = any(why_not(model) or trial(model.base_model) for model in (policy, reference))
+    both = (policy, reference)
+    apart = any(why_not(model) or trial(model.base_model) for model in both)
+    most = 0 if apart else min((limit for model in both if (limit := widest(model)) is not None), default=None)
     for prompt, row in zip(prompts, replies, strict=True):
-        folded = lay_out([prompt], [[reply.ids for reply in row]], pad=0, separate=separate).to(device)
-        ours_KV, theirs_KV = (reply_logits(model, folded) / temperature for model in (policy, reference))
+        folded = lay_out([prompt], [[reply.ids for reply in row]], pad=0, widest=most).to(device)
+        ours_KV, theirs_KV = (reply_logits(model, folded) / temperature for model in both)
         kl_K = token_kl(ours_KV, theirs_KV[:, : ours_KV.shape[1]])
         kl_BT = torch.zeros(folded.mask_BT.shape, device=device).masked_scatter(folded.mask_BT, kl_K)
         results.append(kl_BT.sum(-1).tolist())

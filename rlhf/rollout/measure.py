@@ -56,7 +56,7 @@ def measure(
     replies = [[one.ids for one in row] for row in completions]
     for chosen in _batches(prompts, replies, max(1, batch_size // samples)):
         rows = torch.tensor([p * samples + s for p in chosen for s in range(samples)])
-        folded = lay_out([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, bool(roles.unfolded))
+        folded = lay_out([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, roles.widest)
         folded = folded.to(roles.device)
         width = folded.mask_BT.shape[1]
         reference_BT[rows, :width] = roles.reference_log_probs(folded, temperature).cpu()
@@ -100,7 +100,7 @@ def adapter_scores(
     ]
     for chosen in _batches(prompts, replies, max(1, batch_size // samples)):
         rows = torch.tensor([p * samples + s for p in chosen for s in range(samples)])
-        folded = lay_out([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, bool(roles.unfolded))
+        folded = lay_out([prompts[p] for p in chosen], [replies[p] for p in chosen], pad, roles.widest)
         scores[rows] = roles.scores(folded.to(roles.device)).cpu()
     return scores.tolist()
 

@@ -54,8 +54,8 @@ class Rollout:
     weights_BT: torch.Tensor | None = None
     """Truncated importance weights, where another engine sampled."""
     pad: int = 0
-    separate: bool = False
-    """Whether the model cannot share prompts (see `models.fold`)."""
+    widest: int | None = None
+    """Most tokens of a row that replies share (see `layout.lay_out`)."""
 
     def __post_init__(self) -> None:
         """Hold the shapes.
@@ -98,7 +98,7 @@ class Rollout:
                 replies.append([])
                 last = group
             replies[-1].append(self.replies[group][sample])
-        folded = lay_out(prompts, replies, self.pad, self.separate)
+        folded = lay_out(prompts, replies, self.pad, self.widest)
         chosen = {
             name: value[list(rows), : folded.mask_BT.shape[1]]
             for name, value in vars(self).items()

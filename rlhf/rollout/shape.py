@@ -42,6 +42,34 @@ def token_rewards(
     return rewards_BT
 
 
+ROUNDING, GROSS = 2e-3, 2e-2
+"""Distance, nats a token, between log-probabilities that should be the same: above the first it is told, above the
+second the run ends. Float32 leaves 1e-5; a wrong mask, 0.1 and more."""
+
+
+def disagreement(what: str, distance: float, model: str, shared: bool) -> str | None:
+    """What it means that log-probabilities differ that should be the same.
+
+    Args:
+        what: Which.
+        distance: How far apart they are, nats a token.
+        model: The policy's class.
+        shared: Whether replies share rows.
+
+    Returns:
+        A sentence with the number, or None where it is rounding.
+    """
+    if not distance > ROUNDING:
+        return None
+    cause = "it computes other numbers where replies share a row (set fold: false)"
+    if not shared:
+        cause = "token by token and as a whole it computes other numbers"
+    return (
+        f"{what} by {distance:.2g} nats a token, where it must be 0: either {model} is at fault, as {cause}, or its "
+        "adapter changes it before it is trained"
+    )
+
+
 def hacking_signs(history: list[dict[str, float]], window: int = 5) -> str | None:
     """Whether scores rise together with lengths and KL, which is what reward hacking looks like from outside.
 

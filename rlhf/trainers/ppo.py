@@ -26,7 +26,7 @@ from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.rollout.rollout import Minibatch, Rollout
 from rlhf.rollout.sampler import Sampler, row_seed
-from rlhf.rollout.shape import hacking_signs
+from rlhf.rollout.shape import GROSS, disagreement, hacking_signs
 from rlhf.trainers.ppo_config import PPOConfig, whole_rollouts
 from rlhf.trainers.ppo_rollout import Collector, PromptRow, Rewards, make_sampler, prompt_numbers
 
@@ -108,6 +108,8 @@ class PPOTrainer(Trainer):
             ]
             rows = [self.prompts[numbers[place]] for place in places]
             collected = self.collector.collect(rows, seeds, self.kl_coef)
+        if number == 0:
+            self._hold("before its first step the policy is off its reference", collected.distance)
         self._after(number, collected.metrics, collected.samples)
         return collected.rollout
 
@@ -185,6 +187,15 @@ class PPOTrainer(Trainer):
         if self.is_world_process_zero() and kind not in self._said:
             print(f"ppo: {message}", file=sys.stderr)
         self._said = sorted({*self._said, kind})
+
+    def _hold(self, what: str, distance: float) -> None:
+        """Hold that two ways to the same log-probabilities agree: a small difference is told, a large one ends it."""
+        roles = self.collector.roles
+        message = disagreement(what, distance, type(roles.language_model).__name__, roles.unfolded is None)
+        if message and distance > GROSS:
+            raise UserError(f"stages.ppo: {message}")
+        if message:
+            self._say("distance", message)
 
     def _diverged(self, what: str) -> UserError:
         return UserError(f"stages.ppo: {what} is not finite: the run has diverged; lower learning_rate")
@@ -280,6 +291,8 @@ class PPOTrainer(Trainer):
         found = dict(zip(names, sums, strict=True))
         step = self.state.global_step + 1
         ratio, moved = found.get("policy/ratio", 1.0), found.get("policy/approxkl", 0.0)
+        if self.collector.sampler.exact and self.state.global_step % self.args.steps_per_rollout == 0:
+            self._hold("at a rollout's first step the policy is off what it sampled with", math.sqrt(2 * moved))
         skipped = ratio > self.args.max_ratio
         if skipped:
             self.model.zero_grad(set_to_none=True)

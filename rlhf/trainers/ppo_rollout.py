@@ -87,6 +87,8 @@ class Collected:
     rollout: Rollout
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
+    distance: float
+    """Mean |log π − log π_ref| of a token, nats: 0 while the policy is its reference."""
 
 
 @dataclass
@@ -165,14 +167,15 @@ class Collector:
             weights_BT = (log_probs_BT - sampled_BT).exp().clamp(max=args.max_importance_weight)
         rollout = Rollout(
             prompts, [[one.ids for one in group] for group in completions], mask_BT, log_probs_BT, advantages_BT,
-            returns_BT, values_BT, weights_BT, pad, bool(self.roles.unfolded),
+            returns_BT, values_BT, weights_BT, pad, self.roles.widest,
         )  # fmt: skip
         kl_B = (k1(log_probs_BT, measured.reference_BT) * replied_BT).sum(1)
         metrics = self._metrics(rollout, flat, scores_BK, scores_B, kl_B, paid_B, replied_BT)
         metrics["objective/kl_coef"] = kl_coef
         if not exact:
             metrics["sampler/gap"] = self._mean((log_probs_BT - sampled_BT).abs(), replied_BT)
-        return Collected(rollout, metrics, self._samples(rows, flat, scores_BK, scores_B, kl_B))
+        distance = self._mean((log_probs_BT - measured.reference_BT).abs(), replied_BT)
+        return Collected(rollout, metrics, self._samples(rows, flat, scores_BK, scores_B, kl_B), distance)
 
     def _metrics(
         self,

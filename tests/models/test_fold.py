@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
 from rlhf.models.cost import Cost
 from rlhf.models.fold import common_prefix, fold
+from tests.architectures import built
 from tests.families import FAMILIES, SMALL, VOCABULARY, causal, scorer
 from tests.models_by_hand import strengthened
 
@@ -282,7 +283,23 @@ def test_a_window_shorter_than_a_row(capsys):
     expected = outcome(model, long)
     with fold(model):
         assert_same(outcome(model, long), expected, 0)
-        assert "sliding-window attention over 64 tokens" in capsys.readouterr().err
+        assert "attention over at most 64 tokens (sliding_window)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [20, 12])
+def test_a_model_that_counts_columns(length, capsys):
+    """GPT-Neo: sequences within its window and its positions, of which a row of two is beyond them, run apart."""
+    model = strengthened(built("gpt_neo", window_size=16, max_position_embeddings=24, vocab_size=VOCABULARY), 4.0)
+    pairs = batch([[*range(10), *[reply] * (length - 10)] for reply in (20, 30)])
+    expected = outcome(model, pairs)
+    with fold(model):
+        assert_same(outcome(model, pairs), expected, 1e-5)
+        assert ("(window_size)" in capsys.readouterr().err) == (length > 16)
+    wide = batch([[*range(10), *[reply] * 6] for reply in (20, 30)])
+    expected = outcome(model, wide)
+    with fold(model) as folded:
+        assert folded.reason is None
+        assert_same(outcome(model, wide), expected, 1e-5)
 
 
 def test_an_adapter_that_learns_a_prompt_is_refused(capsys):

@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.integrations.neftune import activate_neftune
 
-from rlhf.models.foldable import dropout, is_noisy, noise_settings, packing_trial, trial, why_not
+from rlhf.models.foldable import dropout, is_noisy, noise_settings, packing_trial, trial, why_not, widest
+from tests.architectures import built
 from tests.families import FAMILIES, causal
 from tests.models_by_hand import strengthened, strong
 
@@ -36,17 +37,17 @@ LIKE_LLAMA = {**SMALL, "intermediate_size": 16, "num_key_value_heads": 1}
         (LlamaConfig(**LIKE_LLAMA), None),
         (GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2), None),
         (MistralConfig(**LIKE_LLAMA, sliding_window=None), None),
-        (MistralConfig(**LIKE_LLAMA, sliding_window=8), "sliding-window attention over 8 tokens"),
+        (MistralConfig(**LIKE_LLAMA, sliding_window=8), "attention over at most 8 tokens (sliding_window)"),
         (Qwen2Config(**LIKE_LLAMA), None),
         (
             Qwen2Config(**LIKE_LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-            "sliding-window attention over 8 tokens",
+            "attention over at most 8 tokens (sliding_window)",
         ),
         (
             Gemma3TextConfig(
                 **LIKE_LLAMA, head_dim=8, layer_types=["sliding_attention", "full_attention"], sliding_window=8
             ),
-            "sliding-window attention over 8 tokens",
+            "attention over at most 8 tokens (sliding_window)",
         ),
         (BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2), "bloom"),
         (MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, state_size=4), "of type linear_attention"),
@@ -78,7 +79,37 @@ def test_attention_that_takes_no_mask_of_pairs(tiny_llama):
 def test_a_window_hides_nothing_from_shorter_rows():
     model = AutoModelForCausalLM.from_config(MistralConfig(**LIKE_LLAMA, sliding_window=8))
     assert why_not(model, longest=8) is None
-    assert "over 8 tokens" in why_not(model, longest=9)
+    assert "at most 8 tokens" in why_not(model, longest=9)
+
+
+@pytest.mark.parametrize(("name", "setting"), [
+    ("gpt_neo", "window_size"), ("doge", "keep_window_size"), ("mistral", "sliding_window"),
+])  # fmt: skip
+def test_a_window_of_any_name(name, setting):
+    model = built(name, **{setting: 16})
+    assert f"at most 16 tokens ({setting})" in why_not(model)
+    assert why_not(model, longest=16) is None
+    assert f"({setting})" in why_not(model, longest=17)
+    assert trial(model.base_model) is None  # within the window all is well
+    assert widest(model) == (None if name == "mistral" else 16)
+
+
+def test_a_window_in_a_config_within():
+    config = LlamaConfig(**LIKE_LLAMA)
+    config.attn_config = {"heads": 2, "local": {"window_size": 16}}
+    assert "at most 16 tokens (window_size)" in why_not(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_square_of_all_pairs_bounds_a_row():
+    assert widest(built("gpt_neo", window_size=64, max_position_embeddings=32)) == 32
+    assert widest(built("gpt2", n_positions=32)) is None
+
+
+def test_a_trial_finds_a_window_without_a_name():
+    model = strengthened(built("gpt_neo", window_size=24), 4.0)
+    model.config.window_size = 0
+    assert why_not(model) is None
+    assert "states change by" in trial(model.base_model)
 
 
 def test_a_rotation_that_depends_on_length_is_plain_up_to_its_limit():

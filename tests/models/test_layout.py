@@ -37,11 +37,24 @@ def plainly(model, prompt, reply):
     return log_probs.gather(1, torch.tensor(reply)[:, None])[:, 0], output.hidden_states[-1][0, len(prompt) - 1 :]
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_a_fold_is_each_sequence_by_itself(model, separate):
-    folded = lay_out(PROMPTS, REPLIES, PAD, separate)
-    assert len(folded.ids_RL) == (10 if separate else 4)
-    assert folded.shares is not separate
+@pytest.mark.parametrize(("widest", "rows"), [(None, 1), (9, 1), (8, 2), (6, 2), (5, 3), (0, 4)])
+def test_as_many_replies_a_row_as_fit(widest, rows):
+    """A prompt of two, replies of one, two, one and three."""
+    replies = [[[5], [6, 7], [8], [9, 10, 11]]]
+    folded = lay_out([[3, 4]], replies, PAD, widest)
+    assert len(folded.ids_RL) == rows
+    tokens = folded.ids_RL.flatten()
+    assert [
+        tokens[states[1:]][mask].tolist() for states, mask in zip(folded.states_BS, folded.mask_BT, strict=True)
+    ] == replies[0]
+    assert all(tokens[states[0]] == 4 for states in folded.states_BS)
+
+
+@pytest.mark.parametrize("widest", [None, 0])
+def test_a_fold_is_each_sequence_by_itself(model, widest):
+    folded = lay_out(PROMPTS, REPLIES, PAD, widest)
+    assert len(folded.ids_RL) == (10 if widest == 0 else 4)
+    assert folded.shares is (widest is None)
     with torch.no_grad():
         log_probs, entropies = reply_log_probs(model, folded, 1.0, entropies=True)
         states = last_hidden(model.base_model, folded).flatten(0, 1)[folded.states_BS]
@@ -119,9 +132,9 @@ def test_what_else_a_backbone_puts_out_is_left_as_it_was():
     assert all(map(torch.equal, some.router_logits, full.router_logits))
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("widest", [None, 0])
 @pytest.mark.parametrize("family", ["opt", "bart"])
-def test_a_model_that_does_not_call_its_base_model(family, separate):
+def test_a_model_that_does_not_call_its_base_model(family, widest):
     """OPT's and BART's call the decoder within it, so that nothing can be chosen behind it."""
     sizes = {"vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 2}
     if family == "opt":
@@ -131,13 +144,13 @@ def test_a_model_that_does_not_call_its_base_model(family, separate):
     else:
         config = BartConfig(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, **sizes,
                             is_decoder=True, is_encoder_decoder=False, decoder_start_token_id=2)  # fmt: skip
-        if not separate:
+        if widest is None:
             pytest.skip("BART makes positions of its own, and is refused")
     model = strengthened(AutoModelForCausalLM.from_config(config).eval(), 4.0)
     with torch.no_grad(), head_at(model, torch.tensor([0])) as choice:
         model(torch.tensor(PROMPTS[:1]))
     assert not choice.made
-    found, _ = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD, separate), 1.0)
+    found, _ = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD, widest), 1.0)
     for row, (prompt, reply) in enumerate(each_alone()):
         torch.testing.assert_close(found[row, : len(reply)], plainly(model, prompt, reply)[0], atol=1e-5, rtol=1e-5)
 
@@ -150,9 +163,7 @@ def test_padding_does_not_count_on_beyond_the_longest_sequence():
     assert int(folded.positions_RL.max()) == 29
     config = GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4, n_positions=30, eos_token_id=2, bos_token_id=2)
     model = strengthened(AutoModelForCausalLM.from_config(config).eval())
-    together, apart = (
-        reply_log_probs(model, lay_out(prompts, replies, PAD, separate), 1.0)[0] for separate in (False, True)
-    )
+    together, apart = (reply_log_probs(model, lay_out(prompts, replies, PAD, widest), 1.0)[0] for widest in (None, 0))
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 
@@ -191,7 +202,7 @@ def test_mask_by_hand():
 
 
 def test_a_mask_is_given_only_where_prompts_are_shared():
-    shared, apart = (lay_out(PROMPTS[:1], REPLIES[:1], PAD, separate) for separate in (False, True))
+    shared, apart = (lay_out(PROMPTS[:1], REPLIES[:1], PAD, widest) for widest in (None, 0))
     assert "attention_mask" not in apart.inputs("sdpa", torch.float32)
     assert shared.inputs("sdpa", torch.float32)["attention_mask"].dtype == torch.bool
     added = shared.inputs("eager", torch.bfloat16)["attention_mask"]

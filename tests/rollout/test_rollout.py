@@ -34,9 +34,9 @@ def test_wrong_shapes_are_refused(fields, message):
         rollout(**fields)
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_a_minibatch_is_some_rows_of_the_whole(separate):
-    whole = rollout(separate=separate, values_BT=torch.arange(18.0).view(6, 3) + 300)
+@pytest.mark.parametrize("widest", [None, 0])
+def test_a_minibatch_is_some_rows_of_the_whole(widest):
+    whole = rollout(widest=widest, values_BT=torch.arange(18.0).view(6, 3) + 300)
     chosen = [5, 0, 1, 4]
     part = whole.minibatch(chosen, 7.0)
     assert part.tokens == 7
@@ -46,7 +46,7 @@ def test_a_minibatch_is_some_rows_of_the_whole(separate):
     assert torch.equal(part.folded.mask_BT, MASK[chosen, :2])
     tokens = part.folded.ids_RL.flatten()[part.folded.states_BS]
     assert tokens.tolist() == [[13, 29, 29], [10, 20, 21], [10, 22, 22], [13, 28, 28]]
-    assert len(part.folded.ids_RL) == (4 if separate else 3)  # 0 and 1 share a prompt and stand together
+    assert len(part.folded.ids_RL) == (4 if widest == 0 else 3)  # 0 and 1 share a prompt and stand together
 
 
 def test_a_reply_without_a_score_keeps_its_tokens_and_loses_its_mask():

@@ -8,11 +8,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from rlhf.errors import UserError
 from rlhf.models.layout import lay_out
 from rlhf.models.roles import Roles
 from rlhf.rollout.sampler import PolicySampler
 from rlhf.trainers.ppo import STATE, WEIGHTS, PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
+from tests.architectures import built
+from tests.models_by_hand import strengthened
 from tests.trainers.ppo_by_hand import make_roles, make_trainer, rollout_rows, wordy
 
 
@@ -42,7 +45,7 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
         for name, one in trainer.collector.roles.named_parameters():
             if "lora_B.default" in name:
                 torch.nn.init.normal_(one, std=0.1)
-    rollout = trainer.collect(0)
+    rollout = trainer.collect(1)
     batch = rollout.minibatch(rollout.by_length(range(len(rollout.prompts))), 1.0)
     with torch.no_grad():
         now, _ = trainer.model("policy", batch.folded, trainer.args.temperature)
@@ -267,6 +270,66 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
     assert trainer._metrics["sampler/gap"][0] > 0.1
 
 
+class Shifted:
+    """A sampler whose log-probabilities are off."""
+
+    exact = True
+
+    def __init__(self, sampler, shift):
+        self.sampler, self.shift = sampler, shift
+
+    def __call__(self, prompts, seeds):
+        return [
+            [dataclasses.replace(one, log_probs=[p + self.shift for p in one.log_probs]) for one in row]
+            for row in self.sampler(prompts, seeds)
+        ]
+
+
+def test_a_policy_that_is_not_its_reference_at_the_start_is_told(tmp_path, tiny_llama, capsys):
+    roles = make_roles(tiny_llama)
+    ours = PolicySampler(roles, [0], 1, 8)
+    with pytest.raises(UserError, match=r"0\.5 nats a token.*LlamaForCausalLM.*fold: false"):
+        make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, 0.5)).collect(0)
+    assert "ppo: " not in capsys.readouterr().err
+    make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, -0.01)).collect(0)
+    assert "off its reference by 0.01 nats a token" in capsys.readouterr().err
+    make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, 0.5)).collect(1)  # it may have moved
+
+
+@pytest.mark.parametrize("options", [{}, {"num_mini_batches": 2, "per_device_train_batch_size": 4}])
+def test_a_first_ratio_other_than_one_ends_the_run(tmp_path, tiny_llama, monkeypatch, options):
+    trainer = make_trainer(tmp_path, tiny_llama, **options)
+    forward = Roles.forward
+
+    def off(self, role, *args):
+        found, more = forward(self, role, *args)
+        return (found + 0.3 if role == "policy" else found), more
+
+    monkeypatch.setattr(Roles, "forward", off)
+    before = weights(trainer)
+    with pytest.raises(UserError, match=r"what it sampled with by 0\.3 nats a token"):
+        trainer.train()
+    assert close(before, weights(trainer), tolerance=0)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_model_that_cannot_share_rows(tmp_path, tiny_tokenizer, blind):
+    """GPT-Neo looks back over columns. Were it not known, the first rollout would show it."""
+    strengthened(built("gpt_neo", vocab_size=len(tiny_tokenizer), window_size=12), 4.0).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    roles = make_roles(tmp_path, adapter=False)
+    assert "window_size" in roles.unfolded
+    if blind:
+        roles.unfolded = roles._widest = None
+    trainer = make_trainer(tmp_path / "out", tmp_path, roles, samples_per_prompt=4, max_steps=1)
+    if blind:
+        with pytest.raises(UserError, match="off its reference by"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert rollout_rows(trainer)[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+
+
 def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
     """Merging it would change the embeddings too: it stays as it is while the others are merged."""
     set_seed(0)
@@ -276,7 +339,7 @@ def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
         if "lora_B" in name:
             torch.nn.init.normal_(one, std=0.1)
     trainer = make_trainer(tmp_path, tiny_llama, Roles(policy), advantage="reinforce")
-    batch = (rollout := trainer.collect(0)).minibatch(range(len(rollout.prompts)), 1.0)
+    batch = (rollout := trainer.collect(1)).minibatch(range(len(rollout.prompts)), 1.0)
     with torch.no_grad():
         now, _ = trainer.model("policy", batch.folded)
     assert now[batch.mask_BT] == pytest.approx(batch.log_probs_BT[batch.mask_BT], abs=1e-5)
