@@ -125,6 +125,17 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     return what
 
 
+def beginning(what: dict[str, Any], processes: int | None = None) -> dict[str, Any]:
+    """What decides whether an interrupted stage can go on: its identity, save for versions, and what cuts its batches.
+
+    Args:
+        what: Its identity.
+        processes: How many train it; None where that is not known yet.
+    """
+    rest = {key: value for key, value in what.items() if key != "package"}
+    return rest if processes is None else {**rest, "processes": processes}
+
+
 def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
     if reward.function is not None:
         return {**function_fingerprint(reward.function, project), "arguments": reward.arguments}

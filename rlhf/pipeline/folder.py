@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -217,20 +219,86 @@ def partial_dir(project: ProjectConfig, name: str) -> Path:
     return project.run_dir / f".{name}.partial"
 
 
-def claim(directory: Path, identity: dict[str, Any]) -> None:
-    """Make a partial folder this identity's own: what another identity left in it is dropped, prepared data excepted.
+def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) -> list[dict[str, str]]:
+    """Make a partial folder the place of a stage that begins so; what began so and was interrupted goes on there.
 
-    Prepared data has a key of its own and is used again only where that still fits.
+    What began otherwise is moved aside (`.STAGE.set-aside-N`), and comes back when the stage is to begin that way
+    again: nothing is deleted. Versions may differ: checkpoints outlive them, and days of training are not for an
+    upgrade to undo; it is said and recorded. Prepared data stays, it has a key of its own.
+
+    Args:
+        directory: The partial folder.
+        beginning: What decides which checkpoints can be gone on from.
+        versions: Of the packages that compute now.
+
+    Returns:
+        The versions that worked on the stage so far, the present ones last.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    beginning = json.loads(json.dumps(beginning, default=str))
+    stem = directory.with_suffix(".set-aside")
+    before = _beginning(directory)
+    if before is not None and before["beginning"] != beginning and _work(directory):
+        number = next(n for n in itertools.count(1) if not Path(f"{stem}-{n}").exists())
+        aside = Path(f"{stem}-{number}")
+        _move_work(directory, aside)
+        changed = ", ".join(contract.changes(before["beginning"], beginning)[:4])
+        _say(
+            f"{_stage_of(directory)}: what was interrupted cannot go on (changed: {changed}) and is kept in {aside}: "
+            f"change that back and it goes on, or delete it by rm -r {aside}"
+        )
+    if before is None or before["beginning"] != beginning:
+        before = None
+        for aside in sorted(directory.parent.glob(f"{stem.name}-*")):
+            if (kept := _beginning(aside)) is not None and kept["beginning"] == beginning:
+                before = kept
+                _move_work(aside, directory)
+                aside.rmdir()
+                _say(f"{_stage_of(directory)}: goes on with what was kept in {aside}")
+                break
+    worked = before["versions"] if before else []
+    if worked and worked[-1] != versions:
+        _say(f"{_stage_of(directory)}: goes on with what was begun with {other_versions(worked[-1], versions)}")
+    worked = [*(one for one in worked if one != versions), versions]
+    contract.write_json(directory / IDENTITY, {"beginning": beginning, "versions": worked})
+    return worked
+
+
+def interrupted(project: ProjectConfig, name: str) -> dict[str, Any] | None:
+    """How a stage began that was interrupted; None where there is nothing to go on with."""
+    directory = partial_dir(project, name)
+    before = _beginning(directory)
+    return before["beginning"] if before is not None and _work(directory) else None
+
+
+def other_versions(before: dict[str, str], now: dict[str, str]) -> str:
+    """`torch 2.12.0 (now 2.13.0), …` for the packages whose versions differ."""
+    return ", ".join(f"{name} {old} (now {now.get(name)})" for name, old in before.items() if now.get(name) != old)
+
+
+def _beginning(directory: Path) -> dict[str, Any] | None:
     path = directory / IDENTITY
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(identity, default=str)):
-        return
-    for child in directory.iterdir():
-        if child.name == "data":
-            continue
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
-    contract.write_json(path, identity)
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return kept if "beginning" in kept else None
+
+
+def _work(directory: Path) -> list[Path]:
+    """What a stage has written in a partial folder."""
+    return [child for child in directory.iterdir() if child.name not in ("data", IDENTITY)]
+
+
+def _move_work(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for child in [*_work(source), source / IDENTITY]:
+        os.replace(child, target / child.name)
+
+
+def _stage_of(partial: Path) -> str:
+    return partial.name.removeprefix(".").removesuffix(".partial")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def remove_if_empty(directory: Path) -> None:

@@ -43,6 +43,8 @@ class Plan:
     stage: str
     reason: str | None
     """Why it runs; None where it is done."""
+    note: str = ""
+    """What else is to be known of a stage that is done."""
 
 
 class StageFailed(Exception):
@@ -88,7 +90,7 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
         if reason is not None:
             _hold_answered(project, name, running)
             running.add(name)
-        plans.append(Plan(name, reason))
+        plans.append(Plan(name, reason, _note(project, name) if reason is None else ""))
     return plans
 
 
@@ -112,17 +114,41 @@ def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None
 def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> str | None:
     """Why a stage has to run, or None."""
     record = contract.read_record(project.run_dir / name)
+    upstream = [parent for parent in parents_of(project, name) if parent in running]
     if record is None:
-        return "not done yet"
+        return "not done yet" + ("" if upstream else _changed_since_it_began(project, name))
     if forced:
         return "forced"
-    upstream = [parent for parent in parents_of(project, name) if parent in running]
     if upstream:
         return f"{upstream[0]} runs again"
     if contract.is_current(record, project, name):
         return None
-    identity = json.loads(json.dumps(contract.identity(project, name), default=str))
-    return f"changed: {', '.join(contract.changes(record['identity'], identity)[:4])}"
+    return f"changed: {', '.join(contract.changes(record['identity'], _identity(project, name))[:4])}"
+
+
+def _changed_since_it_began(project: ProjectConfig, name: str) -> str:
+    """Why a stage that was interrupted will not go on, where it will not."""
+    before = folder.interrupted(project, name)
+    if before is None:
+        return ""
+    now = contract.beginning(_identity(project, name))
+    changed = contract.changes({key: before[key] for key in before if key in now}, now)
+    return f"; begins anew, changed since it was interrupted: {', '.join(changed[:4])}" if changed else ""
+
+
+def _identity(project: ProjectConfig, name: str) -> dict[str, Any]:
+    """A stage's identity as a record holds it."""
+    return json.loads(json.dumps(contract.identity(project, name), default=str))
+
+
+def _note(project: ProjectConfig, name: str) -> str:
+    """Versions of the libraries that a finished stage was made with, where they are others now.
+
+    They do not make it stale: an upgrade is no reason to train for days again unasked.
+    """
+    record = contract.read_record(project.run_dir / name) or {}
+    others = folder.other_versions(record.get("versions", {}), contract.versions())
+    return f" (made with {others}; --force {name} makes it again)" if others else ""
 
 
 def run(
@@ -164,7 +190,7 @@ def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callab
     """Read, check and tokenise the data of the stages that are to run."""
     todo = [one for one in plans if one.reason]
     for one in plans:
-        say(f"{one.stage}: {one.reason or 'done'}")
+        say(f"{one.stage}: {one.reason or 'done'}{one.note}")
     if not todo:
         return
     server = _fork_server()

@@ -54,7 +54,8 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
         folder.own_folder(project)
-        folder.claim(directory, identity)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        worked = folder.claim(directory, contract.beginning(identity, processes), contract.versions())
     _wait()
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
@@ -62,7 +63,9 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     metrics = load_callable(STAGES[name].run)(context)
     _wait()
     if main:
-        record = _record(context, identity, dict(metrics), time.perf_counter() - start)
+        record = _record(context, identity, dict(metrics), time.perf_counter() - start) | {
+            "earlier_versions": worked[:-1]
+        }
         contract.write_json(directory / contract.RECORD, record)
         folder.move_into_place(directory, project.run_dir / name)
 

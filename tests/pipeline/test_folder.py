@@ -12,7 +12,7 @@ import pytest
 
 from rlhf.config import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import folder, runner
+from rlhf.pipeline import contract, folder, runner
 from tests.projects import make_project
 
 RUN = """
@@ -113,3 +113,60 @@ def test_a_process_that_comes_after_its_run_is_refused(project):
     with folder.locked(project), pytest.raises(UserError, match="has ended"), folder.joined(project.run_dir, hold.key):
         pass
     assert json.loads((project.run_dir / folder.OWNER).read_text())["name"] == "tiny"
+
+
+NOW = {"torch": "2", "rlhf": "1"}
+
+
+@pytest.fixture
+def partial(project):
+    """A stage that was interrupted after a checkpoint."""
+    directory = folder.partial_dir(project, "sft")
+    assert folder.claim(directory, {"trainer": {"beta": 1}, "processes": 2}, NOW) == [NOW]
+    (directory / "checkpoints").mkdir()
+    (directory / "checkpoints/weights").write_text("hours")
+    (directory / "data").mkdir()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("beginning", "changed"),
+    [
+        ({"trainer": {"beta": 2}, "processes": 2}, "trainer.beta"),
+        ({"trainer": {"beta": 1}, "processes": 1}, "processes"),
+    ],
+)
+def test_what_cannot_go_on_is_kept_and_comes_back_when_the_change_does(partial, beginning, changed, capsys):
+    folder.claim(partial, beginning, NOW)
+    aside = partial.with_name(".sft.set-aside-1")
+    said = capsys.readouterr().err
+    assert f"(changed: {changed})" in said
+    assert f"rm -r {aside}" in said
+    assert said.count("\n") == 1
+    assert (aside / "checkpoints/weights").read_text() == "hours"
+    assert sorted(path.name for path in partial.iterdir()) == ["data", folder.IDENTITY]
+    (partial / "metrics.jsonl").write_text("minutes")
+    folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, NOW)
+    assert (partial / "checkpoints/weights").read_text() == "hours"
+    assert not aside.exists()
+    assert (partial.with_name(".sft.set-aside-2") / "metrics.jsonl").read_text() == "minutes"
+
+
+def test_an_upgrade_lets_a_stage_go_on_and_is_recorded(partial, capsys):
+    later = {"torch": "3", "rlhf": "1"}
+    assert folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, later) == [NOW, later]
+    assert "torch 2 (now 3)" in capsys.readouterr().err
+    assert (partial / "checkpoints/weights").read_text() == "hours"
+    assert folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, later) == [NOW, later]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_plan_says_what_keeps_an_interrupted_stage_from_going_on(project):
+    directory = folder.partial_dir(project, "sft")
+    folder.claim(directory, contract.beginning(contract.identity(project, "sft"), 1), NOW)
+    (directory / "metrics.jsonl").touch()
+    assert runner.plan(project, only=["sft"])[0].reason == "not done yet"
+    changed = load_project(project.path, ["stages.sft.learning_rate=0.5"])
+    reason = runner.plan(changed, only=["sft"])[0].reason
+    assert reason.startswith("not done yet; ")
+    assert reason.endswith(": trainer.learning_rate")
