@@ -27,10 +27,12 @@ SAMPLED_OUT = "sampled out"
 OTHER_HALF = "of the other half"
 """Reason of pairs that the gold judge trains on and the others do not, or the other way round; likewise."""
 DUPLICATE = "duplicate"
+SAME_PROMPT = "prompt of an earlier row"
+"""Reason of rows of another kind that give no new prompt: rightly, preferences have several pairs a prompt."""
 IDENTICAL = "identical"
 NEGATIVE = "negative feedback"
 HELD_OUT = "prompt held out"
-NO_FAULT = frozenset({DUPLICATE, HELD_OUT, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
+NO_FAULT = frozenset({DUPLICATE, SAME_PROMPT, HELD_OUT, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
 """Reasons of rows left out with which nothing is wrong."""
 
 _COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")
@@ -90,7 +92,7 @@ class Ledger:
         """Count a row as dropped, and keep it aside with its reason."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
-        if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF):
+        if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF, SAME_PROMPT):
             self._file.write(json.dumps({"origin": origin, "reason": reason, "row": row}, default=str) + "\n")
 
     def leave_out(self, row: dict[str, Any], origin: str) -> None:

@@ -26,6 +26,7 @@ from rlhf.data.checks import (
     IDENTICAL,
     LEDGER_FILE,
     OTHER_HALF,
+    SAME_PROMPT,
     SAMPLED_OUT,
     Ledger,
     check_left,
@@ -271,11 +272,12 @@ def _sorted_rows(
     project: ProjectConfig, role: str, ledger: Ledger, index: Index, inspector: Inspector | None = None
 ) -> Iterator[_Sorted]:
     """Rows of a set that passed the checks, shown to the inspector; the others are dropped in the ledger."""
+    repeated = DUPLICATE if source_set(project, role) == role else SAME_PROMPT
     held_out = role != "prompts" and _hold_out_prompts(project, index, inspector)
     for record, row, weight in progress(_records(project, role, ledger, inspector), role):
         digest = row_key(record)
         if not index.add(digest):
-            ledger.drop(DUPLICATE, record.origin, row)
+            ledger.drop(repeated, record.origin, row)
             continue
         prompts = contexts(record)
         where = "eval" if role == "prompts" else side(prompts[0], project.holdout, project.seed)

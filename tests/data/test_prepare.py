@@ -258,6 +258,23 @@ def test_limits_are_held_on_every_call_and_leave_a_folder_to_look_into(write, pr
     assert len(prepare(limited(dropped=0.1), "demonstrations", refuse, tmp_path / "out", key="k").train) == 18
 
 
+def test_several_pairs_of_a_prompt_are_no_duplicates_where_prompts_are_wanted(write, project, tmp_path):
+    pairs = [{"prompt": f"p{index % 10}", "chosen": f"a{index}", "rejected": "b"} for index in range(30)]
+    made = project(preferences=write("p.jsonl", pairs), holdout=0.0)
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, limits=LimitsConfig(duplicates=0.0)))
+
+    def ids(record):
+        return Encoded({"prompt_ids": [1], "prompt": record.prompt})
+
+    prepared = prepare(made, "rollouts", ids, tmp_path / "out")
+    assert len(prepared.train) == 10
+    assert prepared.ledger.dropped == {"prompt of an earlier row": 20}
+    assert (tmp_path / "out/dropped.jsonl").read_text() == ""
+    own = dataclasses.replace(made, data=dataclasses.replace(made.data, rollouts=made.data.preferences))
+    with pytest.raises(UserError, match=r"data.rollouts: 66.7% of 30 rows are duplicates"):
+        prepare(own, "rollouts", ids, tmp_path / "own")
+
+
 def test_work_ahead_changes_nothing_but_when_it_is_done(write, project, tmp_path):
     content = [*rows(600), {"prompt": "p1", "completion": "r1"}, {"prompt": "long", "completion": "r"}]
     made = project(demonstrations=write("a.jsonl", content), holdout=0.2)
