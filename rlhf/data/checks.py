@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rlhf.data.findings import Finding
 from rlhf.data.plain import Opaque
 from rlhf.data.records import Demonstration, Feedback, Labelled, Record, Text
 from rlhf.data.splits import canonical, completions
@@ -35,6 +37,10 @@ HELD_OUT = "prompt held out"
 NO_FAULT = frozenset({DUPLICATE, SAME_PROMPT, HELD_OUT, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
 """Reasons of rows left out with which nothing is wrong."""
 
+_FEW = 10
+"""Rows; fewer are told."""
+_GAP = 1000
+"""A label up to this may have no row."""
 _COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")
 
 
@@ -178,6 +184,39 @@ def check_left(role: str, ledger: Ledger, holdout: float) -> None:
         reasons.insert(0, f"{ledger.evaluated} held out (holdout {holdout})")
         raise UserError(f"no row of data.{role} is left to train on: {', '.join(reasons)}")
     raise UserError(f"every row of data.{role} was dropped: {', '.join(reasons)}")
+
+
+def thin(ledger: Ledger, holdout: float) -> list[Finding]:
+    """Whether so few rows are left that training on them, or measuring by them, says little.
+
+    Args:
+        ledger: What became of every row.
+        holdout: Share of prompts that the project holds out.
+    """
+    few = "rows are left to train on: a model learns them by heart"
+    none = f"rows are trained on and none is held out (holdout {holdout}): there is no held-out loss"
+    alone = holdout > 0 and not ledger.evaluated
+    return [
+        Finding("few", ledger.trained if ledger.trained < _FEW else 0, ledger.read, few),
+        Finding("none_held_out", ledger.trained if alone else 0, ledger.read, none),
+    ]
+
+
+def check_classes(found: Collection[int]) -> None:
+    """Hold that there are classes to tell apart, numbered so that a model can have an output for each.
+
+    Args:
+        found: The classes of the rows to train on, each once.
+
+    Raises:
+        UserError: There is one class, or a number far above how many there are.
+    """
+    if len(found) < 2:
+        raise UserError(f"every row of data.demonstrations has label {min(found)}: there is nothing to tell apart")
+    if max(found) > max(_GAP, 10 * len(found)):
+        raise UserError(
+            f"data.demonstrations has {len(found)} classes, and labels up to {max(found)}: number the classes from 0 on"
+        )
 
 
 def none_held_out(role: str, rows: int, holdout: float) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 FINDINGS_FILE = "findings.json"
 
 KINDS = (
+    "few",
+    "none_held_out",
     "contradictory",
     "leaked",
     "markers",

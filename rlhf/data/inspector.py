@@ -122,8 +122,8 @@ class Inspector:
         if "chosen_ids" in columns:
             self._lengths["length_tokens"].add(len(columns["chosen_ids"]), len(columns["rejected_ids"]))
 
-    def findings(self) -> Findings:
-        """All that was found, once every row has been looked at."""
+    def findings(self, *others: Finding) -> Findings:
+        """All that was found, once every row has been looked at, and what others found."""
         what = "rows" if self.name == "demonstrations" else "prompts"
         found = [
             self._of_rows("markers", _TEXTS["markers"].format(f" ({self._marker})" if self._marker else "")),
@@ -137,7 +137,7 @@ class Inspector:
             found.append(self._matching("contradictory", self.index.contradictions(), self.kept))
             found.append(self._matching("conflicting", self.index.conflicts(), self.kept))
         found += [lengths.finding(kind) for kind, lengths in self._lengths.items() if lengths.n]
-        return ordered(self.name, found)
+        return ordered(self.name, [*others, *found])
 
     def _count(self, kind: str, *origins: str) -> None:
         self._counts[kind] += 1

@@ -34,6 +34,7 @@ from rlhf.data.checks import (
     fault,
     none_held_out,
     row_key,
+    thin,
 )
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.data.formats import find
@@ -152,7 +153,7 @@ def _prepare(
             schema = files["train"].flush() or files["eval"].flush()
             for file in files.values():
                 file.finish(schema)
-            inspector.findings().save(directory)
+            inspector.findings(*thin(ledger, project.holdout)).save(directory)
     except BaseException:
         for file in files.values():
             file.discard()

@@ -171,6 +171,9 @@ class Codec:
             UserError: It is a demonstration, which an encoder cannot imitate.
         """
         if not isinstance(record, Labelled):
+            if "label" in record.extra:
+                label = f"here it is {str(record.extra['label'])[:40]!r}"
+                raise UserError(f"{record.origin}: an encoder takes a class's number in `label` (or neg, pos); {label}")
             raise UserError(f"{record.origin}: an encoder learns from `text` and `label`, not from replies")
         ids = self._ids(record.text)
         kept, length = self._window(len(ids), 0)

@@ -9,6 +9,7 @@ from peft import TaskType
 from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, set_seed
 from trl import SFTConfig
 
+from rlhf.data.checks import check_classes
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models.foldable import packing_trial
@@ -37,11 +38,11 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, SFTConfig, begun)
     codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode, encoder=begun.encoder)
     encode = codec.labelled if begun.encoder else codec.demonstration
-    return Ready(
-        begun,
-        args,
-        prepared_data(context, begun, encode, {"max_length": args.max_length, "keep": codec.keep}, ahead=codec.ahead),
-    )
+    settings = {"max_length": args.max_length, "keep": codec.keep}
+    data = prepared_data(context, begun, encode, settings, ahead=codec.ahead)
+    if begun.encoder:
+        check_classes({*data.train.unique("labels")})
+    return Ready(begun, args, data)
 
 
 def train(context: StageContext) -> Metrics:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rlhf.config import LimitsConfig, load_project
-from rlhf.data.checks import Ledger, check_limits, fault, row_key
+from rlhf.data.checks import Ledger, check_classes, check_limits, fault, row_key
 from rlhf.data.findings import Finding, Findings
 from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt
 from rlhf.errors import UserError
@@ -174,6 +174,15 @@ def test_each_limit_is_held(key, limit, says):
 def test_all_limits_that_are_exceeded_are_named():
     with pytest.raises(UserError, match=r"limits.dropped allows 0%; .*limits.leaked allows 0%$"):
         check_limits(LimitsConfig(dropped=0, leaked=0), "preferences", *flawed())
+
+
+def test_classes_are_several_and_numbered():
+    check_classes({0, 1})
+    check_classes({0, 77, 999})
+    with pytest.raises(UserError, match=r"every row of data.demonstrations has label 1: there is nothing to tell"):
+        check_classes({1})
+    with pytest.raises(UserError, match="has 2 classes, and labels up to 1000000000: number the classes"):
+        check_classes({0, 10**9})
 
 
 def test_limits_are_keys_of_the_data(tmp_path):

@@ -37,6 +37,17 @@ def sentence(seed, count=40):
     return [f"w{rng.randrange(10**6)}" for _ in range(count)]
 
 
+def test_a_set_of_a_few_rows_is_said(project, write, tmp_path):
+    rows = [{"prompt": f"p{number}", "completion": "r"} for number in range(9)]
+    made = project(demonstrations=write("a.jsonl", rows), holdout=1e-9)
+    few, none = prepare(made, "demonstrations", lambda _: Encoded({"n": 1}), tmp_path / "o").findings.lines()[:2]
+    assert few.startswith("9 of 9 (100.0%) rows are left to train on")
+    assert none.startswith("9 of 9 (100.0%) rows are trained on and none is held out")
+    more = project(demonstrations=write("a.jsonl", [*rows, {"prompt": "x", "completion": "r"}]), holdout=0.0)
+    found = prepare(more, "demonstrations", lambda _: Encoded({"n": 1}), tmp_path / "o").findings
+    assert not [line for line in found.lines() if "left to train" in line or "none is held out" in line]
+
+
 def test_a_finding_is_one_sentence():
     finding = Finding("length", 599, 1000, "pairs are so", (("a:1", "b:2"), ("a:3",)), (0.568, 0.6289))
     assert finding.share == 0.599

@@ -188,6 +188,8 @@ def test_an_encoder_frames_the_text_itself(tiny_bert):
     assert one.labelled(Labelled("lamp", 1)).columns["labels"] == 1
     with pytest.raises(UserError, match="an encoder learns from `text` and `label`"):
         one.labelled(Demonstration("a", "b"))
+    with pytest.raises(UserError, match=r"takes a class's number in `label` .*; here it is 'joy'"):
+        one.labelled(Demonstration("", "b", {"label": "joy"}))
 
 
 def test_what_follows_a_reply(tiny_tokenizer):

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.ranges import CHOICES
 from rlhf.rewards.model import RewardModel
 from rlhf.trainers import dpo
@@ -114,6 +114,9 @@ def test_an_encoder_learns_labels(tmp_path, tiny_bert):
     model = AutoModelForSequenceClassification.from_pretrained(project.run_dir / "sft")
     stored = record_of(project, "sft")["probe"]
     assert probe.outputs(model, stored["ids"]) == pytest.approx(stored["outputs"], abs=1e-5)
+    write_rows(tmp_path / "labels.jsonl", rows[1::2])
+    with pytest.raises(UserError, match=r"every row of data.demonstrations has label 1"):
+        prepare_stage(project, "sft")
 
 
 @pytest.mark.parametrize("adapter", [None, {"r": 4}])
@@ -209,8 +212,6 @@ def test_a_run_that_diverges_is_stopped(tmp_path, tiny_llama, stage):
     ],
 )
 def test_wrong_settings_are_refused_before_anything_trains(tmp_path, tiny_llama, stage, options, message):
-    from rlhf.pipeline.stage import prepare_stage
-
     project = make_project(tmp_path, tiny_llama, stages={stage: options})
     with pytest.raises(UserError, match=message):
         prepare_stage(project, stage)

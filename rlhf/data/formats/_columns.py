@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rlhf.data.plain import Opaque
 from rlhf.data.records import Message, Text, Unusable
 from rlhf.errors import UserError
 
-_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_TRUE, _FALSE = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
+_CLASSES = {"neg": 0, "negative": 0, "pos": 1, "positive": 1}
+"""Names of classes whose order is plain."""
 
 
 def is_text(value: Any) -> bool:
@@ -129,6 +132,17 @@ def integer(row: dict[str, Any], column: str, origin: str) -> int:
     except ValueError:
         pass
     raise wrong_type(found, column, origin, "a whole number")
+
+
+def class_number(found: Any) -> int | None:
+    """The number of a class, from 0 on, also written as text (`1`, `1.0`) or by name (`neg`, `pos`); else None."""
+    if isinstance(found, str):
+        word = found.strip().lower()
+        if word in _CLASSES:
+            return _CLASSES[word]
+        found = float(word) if re.fullmatch(r"[0-9]{1,15}(\.0*)?", word) else None
+    whole = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
+    return int(found) if whole and found >= 0 else None
 
 
 def rest(row: dict[str, Any], *used: str) -> dict[str, Any]:

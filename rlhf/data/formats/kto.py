@@ -15,7 +15,9 @@ BEFORE = ("prompt_completion", "prompt_only")
 def matches(row: dict[str, Any]) -> bool:
     """Whether a prompt and a completion stand beside a true or false; another label is just a column."""
     label = row.get("label")
-    binary = label in (0, 1) or (isinstance(label, str) and label.strip().lower() in ("true", "false", "0", "1"))
+    binary = label in (0, 1) or (
+        isinstance(label, str) and label.strip().lower() in ("true", "false", "0", "1", "0.0", "1.0")
+    )
     return _columns.has(row, "prompt", "completion") and binary
 
 

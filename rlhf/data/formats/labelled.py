@@ -1,4 +1,4 @@
-"""Text and its class, as a number: what an encoder is fine-tuned on."""
+"""Text and its class, a number, or `neg` and `pos`: what an encoder is fine-tuned on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ BEFORE = ("text",)
 
 
 def matches(row: dict[str, Any]) -> bool:
-    """Whether text stands beside a label that is a number; a label in words is just a column."""
-    label = row.get("label")
-    number = isinstance(label, int) or (isinstance(label, str) and label.isdigit())
-    return _columns.is_text(row.get("text")) and number
+    """Whether text stands beside a label that is a class; a label in other words is just a column."""
+    return _columns.is_text(row.get("text")) and _columns.class_number(row.get("label")) is not None
 
 
 def parse(row: dict[str, Any], origin: str) -> Labelled:
     """The row as labelled text."""
-    text, label = _columns.text(row, "text", origin), _columns.integer(row, "label", origin)
-    if label < 0:
-        raise _columns.wrong_type(label, "label", origin, "0 or more")
+    text, found = _columns.text(row, "text", origin), _columns.value(row, "label", origin)
+    label = _columns.class_number(found)
+    if label is None:
+        raise _columns.wrong_type(found, "label", origin, "the number of a class, from 0 on (or neg and pos)")
     return Labelled(text, label, _columns.rest(row, *COLUMNS), origin)

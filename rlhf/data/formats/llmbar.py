@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.data.formats import _columns
-from rlhf.data.records import Preference
+from rlhf.data.records import Preference, Unusable
 
 NAME = "llmbar"
 COLUMNS = ("input", "output_1", "output_2", "label")
@@ -17,7 +17,14 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], origin: str) -> Preference:
-    """The row as a preference for the output that the label names."""
+    """The row as a preference for the output that the label names.
+
+    Raises:
+        Unusable: It names none: the two are as good as one another.
+    """
+    found = _columns.value(row, "label", origin)
+    if found in (0, None) or (isinstance(found, str) and found.strip().lower() in ("", "0", "tie")):
+        raise Unusable("tie")
     label = _columns.integer(row, "label", origin)
     if label not in (1, 2):
         raise _columns.wrong_type(label, "label", origin, "1 or 2")

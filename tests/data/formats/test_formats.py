@@ -19,6 +19,7 @@ def reply(content):
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 Q, A, B = user("Sky?"), reply("Blue."), reply("Green.")
+A_CLASS = "column 'label' must be the number of a class, from 0 on (or neg and pos)"
 HH = "\n\nHuman: Sky?\n\nAssistant: {}"
 
 CASES = [
@@ -79,6 +80,10 @@ CASES = [
     ("text", {"text": "Once.", "label": "poem"}, Demonstration("", "Once.", {"label": "poem"})),
     ("labelled", {"text": "Good.", "label": 1}, Labelled("Good.", 1)),
     ("labelled", {"text": "Bad.", "label": "0"}, Labelled("Bad.", 0)),
+    ("labelled", {"text": "Good.", "label": "1.0"}, Labelled("Good.", 1)),
+    ("labelled", {"text": "Good.", "label": 2.0}, Labelled("Good.", 2)),
+    ("labelled", {"text": "Good.", "label": "Pos"}, Labelled("Good.", 1)),
+    ("labelled", {"text": "Bad.", "label": "negative"}, Labelled("Bad.", 0)),
     ("hh", {"chosen": HH.format("Blue."), "rejected": HH.format("Green.")}, Preference([Q], [A], [B])),
     ("hh", {"chosen": HH.format("Blue."), "rejected": HH.format("")}, Preference([Q], [A], [reply("")])),
     (
@@ -215,9 +220,9 @@ def test_any_two_formats_that_match_one_row_have_an_order():
             "column 'label' must be true or false, not text ('good')",
         ),
         ("kto", {"prompt": "p", "completion": "c", "label": None}, "column 'label' must be true or false, not null"),
-        ("labelled", {"text": "t", "label": "good"}, "column 'label' must be a whole number, not text ('good')"),
-        ("labelled", {"text": "t", "label": 0.5}, "column 'label' must be a whole number, not 0.5"),
-        ("labelled", {"text": "t", "label": -1}, "column 'label' must be 0 or more, not -1"),
+        ("labelled", {"text": "t", "label": "good"}, f"{A_CLASS}, not text ('good')"),
+        ("labelled", {"text": "t", "label": 0.5}, f"{A_CLASS}, not 0.5"),
+        ("labelled", {"text": "t", "label": -1}, f"{A_CLASS}, not -1"),
         (
             "llmbar",
             {"input": "i", "output_1": "a", "output_2": "b", "label": 3},
@@ -260,6 +265,9 @@ def test_a_wrong_row_is_an_error_that_names_place_and_column(name, row, message)
         ("messages", {"messages": [Q, {**reply(""), "tool_calls": [1]}]}, "calls a tool"),
         ("preference", {"chosen": [Q, A, Q, A], "rejected": [Q, B, Q, A]}, "a side is not one assistant reply"),
         ("preference", {"chosen": "same", "rejected": "same"}, "identical"),
+        ("llmbar", {"input": "i", "output_1": "a", "output_2": "b", "label": 0}, "tie"),
+        ("llmbar", {"input": "i", "output_1": "a", "output_2": "b", "label": "Tie"}, "tie"),
+        ("llmbar", {"input": "i", "output_1": "a", "output_2": "b", "label": None}, "tie"),
         ("preference", {"prompt": [Q], "chosen": [Q], "rejected": [A]}, None),
         ("sharegpt", {"conversations": [{"from": "tool", "value": "x"}]}, "unknown speaker 'tool'"),
     ],
