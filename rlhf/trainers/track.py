@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
 from rlhf.data.records import Text
-from rlhf.data.splits import content_key, contexts
+from rlhf.data.splits import Side, content_key, contexts
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS
@@ -122,6 +123,10 @@ def check_tracking(context: StageContext, args: TrainingArguments) -> None:
             f"{stage}.gold: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are needed; hold out more "
             "(holdout), or leave out data.prompts"
         )
+    if _side(context) == "train" and process_state().is_main_process:
+        how = "chosen by" if context.project.stages[context.name].select == "gold" else "scored on"
+        print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts the "
+              "held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
 
 
 def candidates(context: StageContext, policy: PeftModel | PreTrainedModel, trainer: Trainer) -> Candidates | None:
@@ -149,8 +154,8 @@ def choose(
         trainer: Its trainer, finished.
 
     Returns:
-        `gold`, the judge; `tracked`, a `Point` each; `selected_step`; `overoptimised`, the warning or None. Nothing
-        without a gold judge.
+        `gold`, the judge; `tracked`, a `Point` each; `tracked_on`, the side of their prompts; `selected_step`;
+        `overoptimised`, the warning or None. Nothing without a gold judge.
     """
     if kept is None:
         return {}
@@ -161,8 +166,9 @@ def choose(
         steps = kept.steps()
         chosen = steps[peak(gold) - 1] if stage.select == "gold" else steps[-1]
         found = [
-            {"gold": stage.gold, "tracked": points, "selected_step": chosen, "overoptimised": warning(points, gold)}
-        ]
+            {"gold": stage.gold, "tracked": points, "tracked_on": _side(context), "selected_step": chosen,
+             "overoptimised": warning(points, gold)}
+        ]  # fmt: skip
     broadcast_object_list(found)
     kept.restore(found[0]["selected_step"])
     return found[0]
@@ -225,6 +231,12 @@ class _Proxy:
         return weighted_sum(scaled_BK, self.weights_K, scaled_BK.nanmean(0)).numpy().reshape(scores_KPS[0].shape)
 
 
+def _side(context: StageContext) -> Side:
+    """Whether checkpoints reply to held-out prompts; without `data.prompts` the comparison has these."""
+    project = context.project
+    return "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
+
+
 def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[Any]]]:
     """Prompts that checkpoints are chosen by, with the other columns of their rows.
 
@@ -233,7 +245,7 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     """
     project = context.project
     role = source_set(project, str(STAGES[context.name].data))
-    wanted = "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
+    wanted = _side(context)
     compared = {content_key(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
     found: dict[bytes, tuple[Text, dict[str, Any]]] = {}
     for record, side in iter_records(project, role):

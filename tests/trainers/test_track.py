@@ -200,6 +200,18 @@ def test_checkpoints_are_not_chosen_on_the_prompts_of_the_comparison(tmp_path, t
     assert not set(chosen) & set(compared)
 
 
+def test_that_checkpoints_are_held_against_trained_prompts_is_said(tmp_path, tiny_llama, capsys):
+    """Without data.prompts all held-out prompts are those of the comparison."""
+    project = dpo_project(tmp_path, tiny_llama, pairs(60))
+    prepare_stage(project, "dpo")
+    assert capsys.readouterr().err.startswith("dpo: checkpoints are ")
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"How is {n}?"} for n in range(20)])
+    with_prompts = load_project(project.path, [f"data.prompts={json.dumps({'source': str(prompts)})}",
+                                               "data.preferences.holdout=0.5"])  # fmt: skip
+    prepare_stage(with_prompts, "dpo")
+    assert "checkpoints are" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("adapter", [{"r": 4}, None])
 def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, adapter):
     (tmp_path / "judges.py").write_text(JUDGES)
