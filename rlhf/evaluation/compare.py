@@ -89,6 +89,8 @@ class Comparison(TypedDict):
     corrected: bool
     """The interval alone would have shown a difference, p_adjusted does not: with so many comparisons it may be
     chance."""
+    doubted: bool
+    """Whether the judge is a reward model that is not shown to be right more often than chance and length are."""
 
 
 class GroupComparison(Comparison):
@@ -248,6 +250,7 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
         left_out=int((~kept_P).sum()),
         verdict="no difference",
         corrected=False,
+        doubted=False,
     )
     return correct([comparison])[0]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf.evaluation.stats import wilson_interval
+from rlhf.stages import LEARNED
 
 BATCH_TOLERANCE = 0.05
 """Largest change of a score by padding or company, in standard deviations: rounding in bf16 stays below."""
@@ -54,6 +55,28 @@ def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
         reasons.append(f"a score moves by up to {batch:.2f} standard deviations with what else is in the batch")
         advice.append("padding reaches the score: check the model's pad token and padding side")
     return {"passed": not reasons, "baseline": baseline, "reasons": reasons, "advice": advice, "notes": _notes(found)}
+
+
+def unproven(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The reward models that are not shown to be right more often than chance and length, by name, and why.
+
+    Args:
+        stages: Metrics of a run's stages. What the gate found of a model counts before what its own stage did.
+    """
+    doubts = {}
+    for name in LEARNED:
+        found = stages.get(name, {})
+        baseline = max(0.5, found.get("length_baseline") or 0.0)
+        if found.get("accuracy_ci") is not None and found["accuracy_ci"][0] <= baseline:
+            low, high = map(_percent, found["accuracy_ci"])
+            doubts[name] = f"right in {_percent(found['accuracy'])} [{low}, {high}] of held-out pairs, where " + (
+                "chance is in 50%" if baseline == 0.5 else f"length alone is in {_percent(baseline)}"
+            )
+    for name, found in stages.get("gate", {}).get("models", {}).items():
+        doubts.pop(name, None)
+        if not found["passed"]:
+            doubts[name] = "it did not pass the gate"
+    return doubts
 
 
 def pairs_needed(accuracy: float, baseline: float) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf.data.checks import NO_FAULT
+from rlhf.evaluation.gate_verdict import unproven
 from rlhf.evaluation.phrases import capital, count, in_sentence, judge_in_sentence, label, number, percent, reward_model
 from rlhf.stages import is_base, kind_of
 
@@ -22,12 +23,23 @@ _POSITION_BIAS = 0.2  # pairs whose verdict depends on which reply is shown firs
 def notices(report: Report) -> list[str]:
     """What limits the verdicts: missing scores, unsure judges, groups that differ, replies, rows and losses."""
     return [
+        *_doubt_notices(report),
         *_score_notices(report),
         *_judge_notices(report),
         *_group_notices(report),
         *_length_notices(report),
         *_gate_notices(report),
         *_stage_notices(report),
+    ]
+
+
+def _doubt_notices(report: Report) -> list[str]:
+    doubted = {row["judge"] for row in report["comparisons"] if row.get("doubted")}
+    return [
+        f"{capital(reward_model(name))} is not shown to be right more often than chance and length are ({why}): "
+        "what is better on it need not be better."
+        for name, why in unproven(report["stages"]).items()
+        if name in doubted
     ]
 
 
@@ -124,6 +136,11 @@ def _stage_notices(report: Report) -> list[str]:
             if sum(faults.values()) > _DROPPED * rows["read"]:
                 reasons = ", ".join(f"{n:,} {reason}" for reason, n in faults.items())
                 found.append(f"{label(name)}: many of {count(rows['read'], 'row')} of {kind} were dropped: {reasons}.")
+        if metrics.get("tracked_on") == "train":
+            found.append(
+                f"{label(name)}: its checkpoints were scored on prompts that were trained on, since there were no "
+                "others; which is best on new ones may be another."
+            )
         if metrics.get("warning"):
             found.append(f"{label(name)}: {metrics['warning']}.")
         before, after = metrics.get("loss_before"), metrics.get("loss")

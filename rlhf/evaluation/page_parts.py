@@ -10,7 +10,7 @@ from rlhf.evaluation.diff import Piece, word_diff
 from rlhf.evaluation.words import Report
 from rlhf.stages import kind_of
 
-TONES = {"better": "better", "worse": "worse", "no difference": "same", "alarm": "worse"}
+TONES = {"better": "better", "worse": "worse", "no difference": "same", "doubtful": "same", "alarm": "worse"}
 _REPLIES = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))
 _GROUP_STRIPS = 24
 """Groups in the figure of one judge; all are in report.json."""
@@ -37,11 +37,13 @@ def forests(report: Report) -> Iterator[Forest]:
         for row in report["comparisons"]:
             if row["judge"] != judge or row["policy"] != kind_of(row["policy"]):
                 continue
-            label, tone = words.versus(row), TONES[row["verdict"]]
+            label, tone = words.versus(row), TONES[words.shown_verdict(row)]
             seeds = over_seeds.get((row["policy"], row["baseline"], judge))
             if seeds:
                 many = f"{label}, {words.count(seeds['n_seeds'], 'seed')}"
-                differences.append((many, {"mean": seeds["mean"], "ci": seeds["ci"]}, TONES[seeds["verdict"]]))
+                differences.append(
+                    (many, {"mean": seeds["mean"], "ci": seeds["ci"]}, TONES[words.shown_verdict(seeds)])
+                )
             else:
                 differences.append((label, {"mean": row["mean_difference"], "ci": row["difference_ci"]}, tone))
             rates.append((label, {"mean": row["win_rate"], "ci": row["win_rate_ci"]}, tone))
@@ -81,7 +83,7 @@ def groups(report: Report) -> list[charts.StripPanel]:
             (
                 f"{words.versus(row)}: {row['group']} ({row['n']})",
                 {"mean": row["mean_difference"], "ci": row["difference_ci"]},
-                TONES[row["verdict"]],
+                TONES[words.shown_verdict(row)],
             )
             for row in rows[:_GROUP_STRIPS]
         ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.stages import is_base
 
+Kind = Literal["better", "worse", "no difference", "doubtful", "alarm"]
+"""What a statement of a report is; each has a mark and a colour."""
 _LABELS = {"base": "Base", "sft": "SFT", "dpo": "DPO", "ppo": "PPO", "reward": "Reward model", "gate": "Gate"}
 _PLURALS = {
     "rollout": "rollouts",
@@ -48,6 +50,12 @@ def reward_model(name: str) -> str:
 def versus(row: Mapping[str, Any]) -> str:
     """The two policies of a comparison as they are written in a table."""
     return f"{label(row['policy'])} vs {label(row['baseline'])}"
+
+
+def shown_verdict(row: Mapping[str, Any]) -> Kind:
+    """The verdict of a comparison as it is shown: `doubtful` where the judge that gives one is."""
+    verdict: Kind = row["verdict"]
+    return "doubtful" if row.get("doubted") and verdict != "no difference" else verdict
 
 
 def capital(text: str) -> str:

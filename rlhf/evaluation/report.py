@@ -18,6 +18,7 @@ from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
 from rlhf.evaluation import page
 from rlhf.evaluation.compare import compare_groups, compare_policies, summarise
+from rlhf.evaluation.gate_verdict import unproven
 from rlhf.evaluation.lost import RETAINED, compare_retained
 from rlhf.evaluation.seeds import over_seeds
 from rlhf.stages import STAGES, kind_of
@@ -85,6 +86,9 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
     }
     if evaluation:
         report |= _compared(evaluation, rows, retained)
+        doubts = unproven(report["stages"])
+        for row in (*report["comparisons"], *report["seeds"], *report["groups"]):
+            row["doubted"] = row["judge"] in doubts
     return _finite(report)
 
 

@@ -47,6 +47,8 @@ class SeedSummary(TypedDict):
     """As in `Comparison`: from the interval and p_adjusted."""
     corrected: bool
     """The interval alone would have shown a difference, p_adjusted does not."""
+    doubted: bool
+    """As in `Comparison`."""
 
 
 class Spread(NamedTuple):
@@ -121,6 +123,7 @@ def summarise_seeds(comparisons: Sequence[Comparison]) -> SeedSummary:
         n_comparisons=0,
         verdict="no difference",
         corrected=False,
+        doubted=False,
     )
     return _decided(summary, decide([verdict_of(interval, summary["n"])], [p_value])[0])
 

@@ -16,8 +16,8 @@ from rlhf.evaluation.gate_verdict import BATCH_TOLERANCE
 from rlhf.evaluation.words import Report
 from rlhf.stages import kind_of
 
-_STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "alarm": "red"}
-MARKS = {"better": "▲", "worse": "▼", "no difference": "=", "alarm": "!"}
+_STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow", "alarm": "red"}
+MARKS = {"better": "▲", "worse": "▼", "no difference": "=", "doubtful": "?", "alarm": "!"}
 
 COMPARISON_HEADER = (
     "Comparison", "Judge", "Scores", "Difference [95%]", "Win rate [95%]", "At equal length [95%]", "p", "KL", "Tokens",
@@ -63,7 +63,7 @@ def comparison_table(report: Report, columns: Sequence[str] = COMPARISON_HEADER)
             words.number(row["kl"]),
             words.number(row["mean_length"]),
             f"{row['n']:,}",
-            row["verdict"],
+            words.shown_verdict(row),
         )
         for row in report["comparisons"]
     ]
@@ -108,7 +108,7 @@ def _narrow_rows(report: Report) -> list[tuple[str, ...]]:
         else:
             many = f"{words.versus(seeds)}, {words.count(seeds['n_seeds'], 'seed')}"
             difference = words.estimate(seeds["mean"], seeds["ci"], signed=True)
-            cells = (many, seeds["judge"], difference, words.percent(seeds["win_rate"]), seeds["verdict"])
+            cells = (many, seeds["judge"], difference, words.percent(seeds["win_rate"]), words.shown_verdict(seeds))
         rows.append(cells)
     return rows
 
@@ -136,7 +136,7 @@ def seed_table(report: Report) -> Table:
             words.number(row["std"]),
             words.percent(row["win_rate"]),
             probability(row["p_adjusted"]),
-            row["verdict"],
+            words.shown_verdict(row),
         )
         for row in report["seeds"]
     ]
@@ -162,7 +162,7 @@ def group_table(report: Report) -> Table:
             words.percent(row["win_rate"], row["win_rate_ci"]),
             probability(row["p_adjusted"]),
             f"{row['n']:,}",
-            row["verdict"],
+            words.shown_verdict(row),
         )
         for row in own_groups(report)
     ]

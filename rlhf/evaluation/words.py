@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf.evaluation.compare import MIN_PROMPTS
 from rlhf.evaluation.notices import Report, notices
 from rlhf.evaluation.phrases import (
+    Kind,
     capital,
     count,
     duration,
@@ -23,6 +24,7 @@ from rlhf.evaluation.phrases import (
     number,
     percent,
     reward_model,
+    shown_verdict,
     versus,
 )
 from rlhf.evaluation.seeds import MIN_SEEDS
@@ -31,11 +33,10 @@ from rlhf.stages import STAGES, kind_of
 __all__ = [
     "Report", "Statement", "comparison_statement", "count", "duration", "estimate", "gate_statement", "in_sentence",
     "judge_in_sentence", "label", "ledger_phrases", "notices", "number", "percent", "retained_statements",
-    "reward_model", "reward_statement", "seed_statement", "stage_facts", "statements", "tracked_statement", "verdicts",
-    "versus",
+    "reward_model", "reward_statement", "seed_statement", "shown_verdict", "stage_facts", "statements",
+    "tracked_statement", "verdicts", "versus",
 ]  # fmt: skip
 
-Kind = Literal["better", "worse", "no difference", "alarm"]
 UNITS = {"log-likelihood": "nats a token", "score": ""}
 """Units of what `retained` measures."""
 
@@ -62,12 +63,10 @@ def comparison_statement(row: Mapping[str, Any], reference: str | None = None) -
     """
     policy, baseline = in_sentence(row["policy"]), in_sentence(row["baseline"])
     judge = judge_in_sentence(row["judge"])
-    if row["verdict"] == "no difference":
-        finding = f"No difference shown between {policy} and {baseline} on {judge}"
-    else:
-        finding = f"{policy} is {row['verdict']} than {baseline} on {judge}"
+    kind = shown_verdict(row)
+    finding = capital(_finding(row, policy, baseline, judge))
     if not row["n"]:
-        return Statement(row["verdict"], finding, "no prompt has a score on both sides")
+        return Statement(kind, finding, "no prompt has a score on both sides")
     numbers = (
         f"{estimate(row['mean_difference'], row['difference_ci'], signed=True)}, "
         f"wins {percent(row['win_rate'], row['win_rate_ci'])} of pairs"
@@ -77,7 +76,17 @@ def comparison_statement(row: Mapping[str, Any], reference: str | None = None) -
     numbers += _correction(row)
     if row["kl"] is not None:
         numbers += f"; KL {'to ' + in_sentence(reference) + ' ' if reference else ''}{number(row['kl'])} nats"
-    return Statement(row["verdict"], capital(finding), numbers)
+    return Statement(kind, finding, numbers)
+
+
+def _finding(row: Mapping[str, Any], policy: str, baseline: str, judge: str) -> str:
+    """What a comparison shows, in words; of a judge that is not shown to be right only what it says."""
+    if row["verdict"] == "no difference":
+        return f"no difference shown between {policy} and {baseline} on {judge}"
+    if not row.get("doubted"):
+        return f"{policy} is {row['verdict']} than {baseline} on {judge}"
+    scores = "higher" if row["verdict"] == "better" else "lower"
+    return f"{policy} scores {scores} than {baseline} on {judge}, which is not shown to tell better replies from worse"
 
 
 def _correction(row: Mapping[str, Any]) -> str:
@@ -94,12 +103,10 @@ def seed_statement(row: Mapping[str, Any]) -> Statement:
     """One entry of `seeds` in words: what holds for the recipe over the seeds it was trained with."""
     policy, baseline = in_sentence(row["policy"]), in_sentence(row["baseline"])
     judge, seeds = judge_in_sentence(row["judge"]), count(row["n_seeds"], "seed")
-    if row["verdict"] == "no difference":
-        finding = f"Over {seeds} no difference shown between {policy} and {baseline} on {judge}"
-    else:
-        finding = f"Over {seeds} {policy} is {row['verdict']} than {baseline} on {judge}"
+    finding = f"Over {seeds} {_finding(row, policy, baseline, judge)}"
+    kind = shown_verdict(row)
     if row["mean"] is None:
-        return Statement(row["verdict"], finding, "no prompt has a score on both sides")
+        return Statement(kind, finding, "no prompt has a score on both sides")
     numbers = f"{estimate(row['mean'], row['ci'], signed=True)}"
     if row["std"] is not None:
         low, high = (number(row[end], 2, signed=True) for end in ("min", "max"))
@@ -108,7 +115,7 @@ def seed_statement(row: Mapping[str, Any]) -> Statement:
     if row["n_seeds"] < MIN_SEEDS:
         numbers += f"; {seeds} cannot show one"
     numbers += _correction(row)
-    return Statement(row["verdict"], finding, numbers)
+    return Statement(kind, finding, numbers)
 
 
 def retained_statements(report: Report) -> list[Statement]:
@@ -185,22 +192,24 @@ def _gate_alarms(report: Report) -> Iterator[Statement]:
 
 
 def reward_statement(metrics: Mapping[str, Any]) -> Statement | None:
-    """The reward model beside the length-only baseline; better where its interval lies above that baseline."""
+    """The reward model beside chance and length alone; better where its interval lies above both."""
     accuracy, interval = metrics.get("accuracy"), metrics.get("accuracy_ci")
     baseline = metrics.get("length_baseline")
     if accuracy is None or baseline is None:
         return None
     low, high = interval or (-math.inf, math.inf)
-    kind: Kind = "better" if low > baseline else "worse" if high < baseline else "no difference"
+    bar = max(0.5, baseline)
+    kind: Kind = "better" if low > bar else "worse" if high < bar else "no difference"
+    other = "choosing by length alone" if low > bar or baseline > 0.5 else "chance"
     finding = {
-        "better": "The reward model is better than choosing by length alone",
-        "worse": "The reward model is worse than choosing by length alone",
-        "no difference": "No difference shown between the reward model and choosing by length alone",
+        "better": f"The reward model is better than {other}",
+        "worse": f"The reward model is worse than {other}",
+        "no difference": f"No difference shown between the reward model and {other}",
     }[kind]
     pairs = f"{metrics['n']:,} held-out pairs" if metrics.get("n") is not None else "held-out pairs"
     numbers = (
         f"it prefers the chosen reply in {percent(accuracy, interval)} of {pairs}, "
-        f"length in {percent(baseline, metrics.get('length_baseline_ci'))}"
+        f"length in {percent(baseline, metrics.get('length_baseline_ci'))}, chance in 50%"
     )
     return Statement(kind, finding, numbers)
 

@@ -5,7 +5,7 @@ import pytest
 
 from rlhf.data.records import Preference
 from rlhf.evaluation.gate import Pairs, distribution, examine, invariance
-from rlhf.evaluation.gate_verdict import pairs_needed, verdict
+from rlhf.evaluation.gate_verdict import pairs_needed, unproven, verdict
 from rlhf.evaluation.stats import wilson_interval
 
 
@@ -119,3 +119,13 @@ def test_histograms_share_their_edges():
     assert sum(two["one"]["counts"]) == 2
     assert two["other"]["n"] == 1
     assert two["one"]["quantiles"][2] == 0.5
+
+
+def test_what_the_gate_found_counts_before_what_the_stage_did():
+    """A judge is doubted whose interval does not lie above chance and length."""
+    low, high = ({"accuracy": 0.6, "accuracy_ci": ci, "length_baseline": 0.4} for ci in ([0.49, 0.7], [0.51, 0.7]))
+    assert list(unproven({"reward": low, "gold": high, "sft": {}})) == ["reward"]
+    assert list(unproven({"reward": {**high, "length_baseline": 0.52}})) == ["reward"]
+    gate = {"models": {"reward": {"passed": True}, "other": {"passed": False}}}
+    assert unproven({"reward": low, "gate": gate}) == {"other": "it did not pass the gate"}
+    assert unproven({"reward": {"accuracy": None, "accuracy_ci": None}}) == {}

@@ -85,7 +85,7 @@ def test_too_few_prompts_and_none_are_said():
         ([0.6, 0.8], "better", "The reward model is better than choosing by length alone: "),
         ([0.5, 0.8], "no difference", "No difference shown between the reward model and choosing by length alone: "),
         ([0.55, 0.8], "no difference", "No difference shown"),
-        ([0.3, 0.5], "worse", "The reward model is worse"),
+        ([0.3, 0.5], "worse", "The reward model is worse than choosing by length alone"),
     ],
 )
 def test_reward_model_beside_the_ruler(interval, kind, start):
@@ -99,8 +99,46 @@ def test_reward_model_beside_the_ruler(interval, kind, start):
     statement = words.reward_statement(metrics)
     assert statement.kind == kind
     assert statement.text.startswith(start)
-    assert "of 350 held-out pairs, length in 55% [50%, 60%]." in statement.text
+    assert "of 350 held-out pairs, length in 55% [50%, 60%], chance in 50%." in statement.text
     assert words.reward_statement({}) is None
+
+
+@pytest.mark.parametrize(
+    ("interval", "kind", "finding"),
+    [
+        ([0.38, 0.49], "worse", "The reward model is worse than chance"),
+        ([0.45, 0.55], "no difference", "No difference shown between the reward model and chance"),
+        ([0.55, 0.65], "better", "The reward model is better than choosing by length alone"),
+    ],
+)
+def test_a_ruler_below_chance_is_no_bar(interval, kind, finding):
+    """The ruler is right in 30%: to be right in 44% is no feat."""
+    metrics = {"accuracy": sum(interval) / 2, "accuracy_ci": interval, "length_baseline": 0.3, "n": 300}
+    assert words.reward_statement(metrics)[:2] == (kind, finding)
+
+
+def test_a_judge_that_is_not_shown_to_be_right_gives_no_plain_verdict():
+    doubted = {**ROW, "judge": "reward", "doubted": True, "kl": None}
+    statement = words.comparison_statement(doubted)
+    assert statement.kind == words.shown_verdict(doubted) == "doubtful"
+    assert statement.finding == (
+        "DPO scores higher than SFT on the reward model, which is not shown to tell better replies from worse"
+    )
+    assert words.seed_statement({**SEEDS, "doubted": True, "verdict": "worse"}).finding.startswith(
+        "Over 3 seeds DPO scores lower than SFT on gold, which is not"
+    )
+    same = {**doubted, "verdict": "no difference"}
+    assert words.comparison_statement(same).kind == words.shown_verdict(same) == "no difference"
+    stages = {"reward": {"accuracy": 0.44, "accuracy_ci": [0.38, 0.5], "length_baseline": 0.4}}
+    (notice,) = words.notices(_report(comparisons=[doubted], stages=stages))
+    assert notice.startswith(
+        "The reward model is not shown to be right more often than chance and length are (right in 44%"
+    )
+
+
+def test_checkpoints_chosen_on_trained_prompts_are_said_to_be():
+    assert "trained on" in words.notices(_report(stages={"ppo": {"tracked_on": "train"}}))[0]
+    assert words.notices(_report(stages={"ppo": {"tracked_on": "eval"}})) == []
 
 
 def _report(**changes):
