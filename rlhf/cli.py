@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import rlhf
-from rlhf.errors import GateClosed, UserError
+from rlhf.errors import Defect, GateClosed, UserError
 
 app = typer.Typer(
     help="SFT, reward models, DPO, evaluation and publishing, from one YAML file.",
@@ -182,20 +182,29 @@ def _report(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2, a shut gate 3, an interrupt 130."""
+    """Run the command; what goes wrong is one line.
+
+    Exit code 1 is a defect of ours, 2 a mistake of the user (or what a library makes of it), 3 a shut gate, 130 an
+    interrupt.
+    """
+    from rlhf.failure import explained
     from rlhf.pipeline.runner import StageFailed
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stages end with the command that started them
     try:
-        app()
+        with explained("rlhf", passed=(StageFailed,)):
+            app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Defect as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except StageFailed as error:
-        if error.code != 2:  # the stage has said what was wrong with its input
+        if error.code not in (1, 2):  # else the stage has said what was wrong
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.code if error.code > 0 else 1)
 

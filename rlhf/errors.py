@@ -17,6 +17,10 @@ class UserError(Exception):
     """
 
 
+class Defect(Exception):
+    """Our own code raised what it should not; the message is one line. The command line exits with code 1."""
+
+
 class GateClosed(Exception):
     """A reward model did not pass its gate; the message says why. The command line exits with code 3."""
 

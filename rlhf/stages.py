@@ -28,6 +28,8 @@ class Stage:
     """The set of `data:` it trains on."""
     prepare: str | None = None
     """`module:function` that reads, checks and tokenises that set, and trains nothing."""
+    trial: str | None = None
+    """`module:function` that takes a StageContext and what `prepare` returned, and makes the trainer for nothing."""
     follows: tuple[str, ...] = ()
     """Stages it starts from, the first that the project has; none of them means the base model."""
     uses: tuple[str, ...] = ()
@@ -75,12 +77,15 @@ STAGES = _Stages(
     (stage.name, stage)
     for stage in (
         Stage("base", "rlhf.models.scratch:build"),
-        Stage("sft", "rlhf.trainers.sft:train", "demonstrations", "rlhf.trainers.sft:prepare"),
+        Stage(
+            "sft", "rlhf.trainers.sft:train", "demonstrations", "rlhf.trainers.sft:prepare", "rlhf.trainers.sft:trial"
+        ),
         Stage(
             "reward",
             "rlhf.trainers.reward:train",
             "preferences",
             "rlhf.trainers.reward:prepare",
+            "rlhf.trainers.reward:trial",
             ("sft",),
             policy=False,
         ),
@@ -89,10 +94,18 @@ STAGES = _Stages(
             "rlhf.trainers.reward:train",
             "preferences",
             "rlhf.trainers.reward:prepare",
+            "rlhf.trainers.reward:trial",
             ("sft",),
             policy=False,
         ),
-        Stage("dpo", "rlhf.trainers.dpo:train", "preferences", "rlhf.trainers.dpo:prepare", ("sft",)),
+        Stage(
+            "dpo",
+            "rlhf.trainers.dpo:train",
+            "preferences",
+            "rlhf.trainers.dpo:prepare",
+            "rlhf.trainers.dpo:trial",
+            ("sft",),
+        ),
         Stage(
             "gate",
             "rlhf.evaluation.gate:gate",
@@ -102,7 +115,13 @@ STAGES = _Stages(
             guards="ppo",
         ),
         Stage(
-            "ppo", "rlhf.trainers.ppo_stage:train", "rollouts", "rlhf.trainers.ppo_stage:prepare", ("sft",), ("reward",)
+            "ppo",
+            "rlhf.trainers.ppo_stage:train",
+            "rollouts",
+            "rlhf.trainers.ppo_stage:prepare",
+            "rlhf.trainers.ppo_stage:trial",
+            ("sft",),
+            ("reward",),
         ),
         Stage(
             "evaluate",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ORDER = [
     {"errors", "network", "ranges", "yaml_loader", "schema", "sections", "config", "config_checks"},
-    {"stages"},
+    {"stages", "failure"},
     {"objectives"},
     {"data", "models"},
     {"rollout", "policies", "rewards"},

@@ -19,7 +19,8 @@ from typing import Any
 
 from rlhf import schema
 from rlhf.config import ProjectConfig, load_project
-from rlhf.errors import GateClosed, UserError
+from rlhf.errors import Defect, GateClosed, UserError
+from rlhf.failure import explained, explained_stage
 from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of
 
@@ -71,7 +72,9 @@ def run_stage(project: ProjectConfig, name: str) -> None:
 
 
 def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = ()) -> None:
-    """Read, check and tokenise a stage's data, where the stage will find it; its parents may be missing.
+    """Read, check and tokenise a stage's data, where the stage will find it, and try whether its trainer can be made.
+
+    Its parents may be missing.
 
     Args:
         project: The project.
@@ -92,8 +95,11 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
         for parent in (*parents_of(project, name), *ancestors_of(project, name))
         if parent not in running and contract.read_record(done := project.run_dir / parent) is not None
     }
+    context = StageContext(project, name, directory, parents)
     try:
-        load_callable(spec)(StageContext(project, name, directory, parents))
+        ready = load_callable(spec)(context)
+        if (trial := STAGES[name].trial) is not None:
+            load_callable(trial)(context, ready)
     finally:
         folder.remove_if_empty(directory)
 
@@ -140,7 +146,7 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
     """What a recipe runs: `--config FILE [--any_trainer_field value …]`.
 
     Returns:
-        0, or 2 after a line that says what the user got wrong.
+        The exit code, as `guarded` has it.
     """
     parser = argparse.ArgumentParser(description=f"Run the {stage} stage of a project.", allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the project's YAML")
@@ -152,12 +158,26 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
 def _run_alone(project: ProjectConfig, name: str) -> None:
     """A stage by itself; the main process holds the run's lock."""
     if int(os.environ.get("RANK", "0")) != 0:
-        run_stage(project, name)
+        attempt(run_stage, project, name)
         return
     gatekeeper.hold(project, name)
     with folder.locked(project) as hold:
         hold.note_overrides()
-        run_stage(project, name)
+        attempt(run_stage, project, name)
+
+
+def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
+    """Run or prepare a stage; whatever a library raises becomes a line, with its traceback in the run's folder.
+
+    A run of which no stage has begun leaves no folder: then the file is among the temporary ones.
+
+    Raises:
+        UserError: The stage refuses its input, or a library cannot do what the settings ask for.
+        Defect: Our own code raised something.
+    """
+    begun = function is run_stage and name != "base"
+    with explained_stage(project, name, project.run_dir if begun else None):
+        function(project, name)
 
 
 def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
@@ -170,7 +190,7 @@ def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConf
         key: Of the run that holds the folder.
     """
     with folder.joined(project.run_dir, key):
-        stage(project, name)
+        attempt(stage, project, name)
 
 
 def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
@@ -197,14 +217,22 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run something; a user's mistake becomes one line on stderr and exit code 2, a shut gate exit code 3."""
+    """Run something; what goes wrong becomes one line on stderr.
+
+    Returns:
+        0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate.
+    """
     try:
-        action()
+        with explained("rlhf"):
+            action()
     except UserError as error:
         if int(os.environ.get("RANK", "0")) != 0:
             time.sleep(_GRACE)
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Defect as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 3

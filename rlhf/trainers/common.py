@@ -69,10 +69,7 @@ def arguments(
 ) -> TrainingArguments:
     """The trainer's arguments: our defaults, the stage's own, then the YAML, then what the pipeline itself decides.
 
-    `max_length` never goes above the positions the model has.
-
-    Raises:
-        UserError: The trainer's own checks refuse a value.
+    `max_length` never goes above the positions the model has. What the trainer's own checks refuse, it raises.
     """
     state = process_state()
     given = context.project.stages[context.name].trainer
@@ -84,10 +81,7 @@ def arguments(
     if isinstance(fields.get("loss_type"), str) and kind_of(context.name) == "dpo":
         fields["loss_type"] = [fields["loss_type"]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
-    try:
-        args = kind(**fields)
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        raise UserError(f"stages.{context.name}: {str(error).strip().splitlines()[0]}") from None
+    args = kind(**fields)
     if begun.context_length is not None:
         args.max_length = min(args.max_length or begun.context_length, begun.context_length)
     return args

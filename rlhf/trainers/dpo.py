@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
@@ -28,9 +29,10 @@ from rlhf.trainers.common import (
     run_training,
     save_model,
 )
-from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.lean import PLAIN, LeanTrainer, Levers, levers
 from rlhf.trainers.start import adapted, start, starting_policy
 from rlhf.trainers.track import candidates, check_tracking, choose, drop
+from rlhf.trainers.trial import try_trainer, weightless
 
 _PREPARE = ["self", "dataset", "processing_class", "args", "dataset_name"]
 
@@ -115,6 +117,25 @@ def _worth_storing(args: Any, rows: int, second: bool) -> bool:
     return bool(epochs > 1 or (second and epochs == 1))
 
 
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make the trainer once for nothing, its reference not computed ahead."""
+    ready.args.precompute_ref_log_probs = False
+    reference = weightless(ready, TaskType.CAUSAL_LM) if ready.begun.config.adapter is None else None
+    try_trainer(ready, TaskType.CAUSAL_LM, functools.partial(_trainer, levers=PLAIN, reference=reference))
+
+
+def _trainer(ready: Ready, model: Any, levers: Levers, reference: Any) -> DPOTrainer:
+    return DPOTrainer(
+        model,
+        ref_model=reference,
+        args=ready.args,
+        train_dataset=ready.data.train,
+        eval_dataset=ready.eval_rows,
+        processing_class=ready.begun.tokenizer,
+        levers=levers,
+    )
+
+
 def train(context: StageContext) -> Metrics:
     """Train from the parent's model, which is also the reference."""
     check_trl()
@@ -125,15 +146,7 @@ def train(context: StageContext) -> Metrics:
     # while that can be stored, else a second copy
     alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
     reference = None if alone else starting_policy(context, begun)
-    trainer = DPOTrainer(
-        model,
-        ref_model=reference,
-        args=ready.args,
-        train_dataset=ready.data.train,
-        eval_dataset=ready.eval_rows,
-        processing_class=begun.tokenizer,
-        levers=levers(context),
-    )
+    trainer = _trainer(ready, model, levers(context), reference)
     kept = candidates(context, model, trainer)
     metrics = run_training(trainer, context)
     metrics.update(choose(kept, context, ready, model, trainer))

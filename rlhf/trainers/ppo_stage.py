@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 from datasets import Dataset
+from peft import TaskType
+from transformers import Trainer
 
 from rlhf.config import ProjectConfig
 from rlhf.data.records import Encoded, Prompt, Unusable
@@ -33,6 +35,7 @@ from rlhf.trainers.ppo_models import build_roles
 from rlhf.trainers.ppo_rollout import PromptRow, Rewards
 from rlhf.trainers.start import start
 from rlhf.trainers.track import candidates, check_tracking, choose, drop
+from rlhf.trainers.trial import try_trainer
 
 DEFAULTS: dict[str, Any] = {
     "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
@@ -72,6 +75,15 @@ def prepare(context: StageContext) -> Ready:
         return Encoded({"prompt_ids": ids, "prompt": json.dumps(record.prompt)})
 
     return Ready(begun, args, prepared_data(context, begun, encode, {"room": room}, keep_columns=True))
+
+
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make a trainer once for nothing: transformers' own, since `check` knows all that ours adds."""
+
+    def make(ready: Ready, model: Any) -> Trainer:
+        return Trainer(model, args=ready.args, train_dataset=ready.data.train, processing_class=ready.begun.tokenizer)
+
+    try_trainer(ready, TaskType.CAUSAL_LM, make)
 
 
 def train(context: StageContext) -> Metrics:

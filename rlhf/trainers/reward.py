@@ -15,8 +15,9 @@ from rlhf.evaluation.reward_model import held_out_accuracy
 from rlhf.models.load import load_scorer
 from rlhf.stages import Metrics, StageContext
 from rlhf.trainers.common import Ready, arguments, prepared_data, run_training, save_model
-from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.lean import PLAIN, LeanTrainer, Levers, levers
 from rlhf.trainers.start import adapted, start
+from rlhf.trainers.trial import try_trainer
 
 
 class RewardTrainer(LeanTrainer, trl.RewardTrainer):
@@ -36,21 +37,30 @@ def prepare(context: StageContext) -> Ready:
     return Ready(begun, args, prepared_data(context, begun, codec.scored_pair, settings, ahead=ahead))
 
 
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make the trainer once for nothing."""
+    try_trainer(ready, TaskType.SEQ_CLS, functools.partial(_trainer, levers=PLAIN))
+
+
 def train(context: StageContext) -> Metrics:
     """Train a reward model, and measure it beside a ruler on the held-out pairs."""
     ready = prepare(context)
     begun = ready.begun
     set_seed(ready.args.seed)  # the new head is drawn here
     scorer = load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True)
-    trainer = RewardTrainer(
-        adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh),
-        args=ready.args,
-        train_dataset=ready.data.train,
-        eval_dataset=ready.eval_rows,
-        processing_class=begun.tokenizer,
-        levers=levers(context),
-    )
+    trainer = _trainer(ready, adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh), levers(context))
     metrics = run_training(trainer, context)
     if ready.eval_rows is not None:
         metrics.update(held_out_accuracy(trainer, ready.data.train, ready.eval_rows))
     return {**metrics, **save_model(trainer, ready, context)}
+
+
+def _trainer(ready: Ready, model: Any, levers: Levers) -> RewardTrainer:
+    return RewardTrainer(
+        model,
+        args=ready.args,
+        train_dataset=ready.data.train,
+        eval_dataset=ready.eval_rows,
+        processing_class=ready.begun.tokenizer,
+        levers=levers,
+    )

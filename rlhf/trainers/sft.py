@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import trl
@@ -22,8 +23,9 @@ from rlhf.trainers.common import (
     run_training,
     save_model,
 )
-from rlhf.trainers.lean import LeanTrainer, levers
+from rlhf.trainers.lean import PLAIN, LeanTrainer, Levers, levers
 from rlhf.trainers.start import adapted, start, starting_policy
+from rlhf.trainers.trial import try_trainer
 
 
 class SFTTrainer(LeanTrainer, trl.SFTTrainer):
@@ -45,44 +47,58 @@ def prepare(context: StageContext) -> Ready:
     return Ready(begun, args, data)
 
 
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make the trainer once for nothing."""
+    if ready.begun.encoder:
+        try_trainer(ready, TaskType.SEQ_CLS, _classifier, labels=_labels(ready))
+    else:
+        try_trainer(ready, TaskType.CAUSAL_LM, functools.partial(_imitator, levers=PLAIN))
+
+
 def train(context: StageContext) -> Metrics:
     """Train a causal model to imitate, or an encoder to classify."""
     ready = prepare(context)
-    trainer = _classifier(ready) if ready.begun.encoder else _imitator(context, ready)
+    begun = ready.begun
+    if begun.encoder:
+        set_seed(ready.args.seed)  # the new head is drawn here
+        scorer = load_scorer(begun.source, begun.config, begun.tokenizer, labels=_labels(ready), new_head=True)
+        trainer = _classifier(ready, adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh))
+    else:
+        policy = starting_policy(context, begun)
+        if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
+            raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
+        trainer = _imitator(ready, adapted(policy, begun, TaskType.CAUSAL_LM, ready.args), levers(context))
     metrics = run_training(trainer, context)
     return {**metrics, **save_model(trainer, ready, context)}
 
 
-def _imitator(context: StageContext, ready: Ready) -> SFTTrainer:
-    begun = ready.begun
-    policy = starting_policy(context, begun)
-    if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
-        raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
+def _imitator(ready: Ready, model: Any, levers: Levers) -> Trainer:
     return SFTTrainer(
-        adapted(policy, begun, TaskType.CAUSAL_LM, ready.args),
+        model,
         args=ready.args,
         train_dataset=ready.data.train,
         eval_dataset=ready.eval_rows,
-        processing_class=begun.tokenizer,
-        levers=levers(context),
+        processing_class=ready.begun.tokenizer,
+        levers=levers,
     )
 
 
-def _classifier(ready: Ready) -> Trainer:
+def _classifier(ready: Ready, model: Any) -> Trainer:
     """Plain cross-entropy on class labels with transformers' own Trainer: TRL has no classifier."""
-    begun, data = ready.begun, ready.data
-    labels = max(max(data.train["labels"]), max(data.eval["labels"], default=0)) + 1
-    set_seed(ready.args.seed)  # the new head is drawn here
-    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, labels=max(labels, 2), new_head=True)
     return Trainer(
-        adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh),
+        model,
         args=ready.args,
-        train_dataset=data.train,
+        train_dataset=ready.data.train,
         eval_dataset=ready.eval_rows,
-        processing_class=begun.tokenizer,
-        data_collator=DataCollatorWithPadding(begun.tokenizer),
+        processing_class=ready.begun.tokenizer,
+        data_collator=DataCollatorWithPadding(ready.begun.tokenizer),
         compute_metrics=_accuracy,
     )
+
+
+def _labels(ready: Ready) -> int:
+    """Classes of the data, at least two."""
+    return max(2, 1 + max(max(ready.data.train["labels"]), max(ready.data.eval["labels"], default=0)))
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:

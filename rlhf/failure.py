@@ -1,0 +1,162 @@
+"""What becomes of an exception that nobody foresaw: one line, its traceback in a file, and whose side it is on.
+
+What a library or a user's own code raises is the user's side (exit code 2): a setting, a version or a machine that it
+cannot work with. What our code raises is a defect of ours (exit code 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import rlhf
+from rlhf.config import ProjectConfig
+from rlhf.errors import Defect, GateClosed, UserError
+from rlhf.ranges import shown
+
+_LONGEST = 400
+"""Characters of a library's message that are repeated."""
+_OURS = "rlhf"
+_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def explained(
+    where: str,
+    settings: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    passed: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn whatever is raised inside into a line that a user can act on; what is one already passes.
+
+    Args:
+        where: What was being done, such as `demo.yaml: stages.dpo`.
+        settings: What was set for it, by name: those that the message speaks of are named.
+        folder: Where the traceback is written; without it the folder for temporary files.
+        passed: What else passes.
+
+    Raises:
+        UserError: A library raised it, or code of the user's.
+        Defect: Our own code raised it.
+    """
+    try:
+        yield
+    except (UserError, GateClosed, Defect, *passed):
+        raise
+    except Exception as error:
+        file = _write_traceback(error, where, folder)
+        raise _explanation(error, where, settings or {}, file) from error
+
+
+@contextlib.contextmanager
+def explained_stage(project: ProjectConfig, name: str, folder: Path | None = None) -> Iterator[None]:
+    """The same for a stage of a project, with what its YAML sets.
+
+    Args:
+        project: The project.
+        name: The stage.
+        folder: Where the traceback is written; without it the folder for temporary files.
+
+    Raises:
+        UserError: A library raised something, or code of the user's.
+        Defect: Our own code did.
+    """
+    section = f"stages.{name}" if name in project.stages else name
+    settings: dict[str, Any] = {}
+    if name in project.stages:
+        adapter = project.stage_model(name).adapter or {}
+        settings = {**project.stages[name].trainer, **{f"adapter.{key}": value for key, value in adapter.items()}}
+    with explained(f"{project.path}: {section}", settings, folder):
+        yield
+
+
+def _explanation(error: Exception, where: str, settings: Mapping[str, Any], file: str) -> UserError | Defect:
+    message = _message(error)
+    culprit = _culprit(error.__traceback__)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _MEMORY.search(message):
+        return UserError(
+            f"{where}: out of memory; lower per_device_train_batch_size (raise gradient_accumulation_steps), "
+            f"max_length, or take a smaller model; {file}"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename}: " if error.filename is not None else ""
+        return UserError(f"{where}: {what}{(error.strerror or message).lower()}; {file}")
+    if culprit == _OURS:
+        return Defect(
+            f"{where}: {type(error).__name__}: {message}; this is a defect of rlhf {rlhf.__version__}: please report it"
+            f" ({file})"
+        )
+    named = _named(message, settings) or _named(_library_lines(error.__traceback__), settings)
+    if len(named) == 1:
+        where, advice = f"{where}.{named[0]}", f"set to {shown(settings[named[0]])}"
+    elif named or settings:
+        advice = f"it sets {', '.join(named or settings)}"
+    else:
+        advice = type(error).__name__
+    return UserError(f"{where}: {culprit}: {message} ({advice}); {file}")
+
+
+def _message(error: Exception) -> str:
+    """The first paragraph of an exception's message in one line, cut where it is long."""
+    words = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        words = f"KeyError: {words}"
+    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
+
+
+def _named(text: str, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that a text has by name, or by a word they are set to."""
+    return [
+        key
+        for key, value in settings.items()
+        if any(
+            len(word) > 3 and re.search(rf"(?<!\w){re.escape(word)}", text, re.IGNORECASE)
+            for word in (key.rpartition(".")[2], *(value if isinstance(value, list) else [value]))
+            if isinstance(word, str)
+        )
+    ]
+
+
+def _library_lines(trace: TracebackType | None) -> str:
+    """The lines of libraries' code that were running."""
+    return "\n".join(frame.line or "" for frame in traceback.extract_tb(trace) if "-packages" in frame.filename)
+
+
+def _culprit(trace: TracebackType | None) -> str:
+    """Whose code raised it: the library, or the file, of the innermost call that is not Python's own."""
+    culprit = _OURS
+    for frame, _ in traceback.walk_tb(trace):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        file = frame.f_code.co_filename
+        if package in sys.stdlib_module_names or file.startswith("<frozen"):
+            continue
+        installed = "site-packages" in file or "dist-packages" in file or not os.path.isabs(file)
+        culprit = package if package == _OURS or installed else file
+    return culprit
+
+
+def _write_traceback(error: Exception, where: str, folder: Path | None) -> str:
+    """Write the traceback, and say where it is."""
+    text = "".join(traceback.format_exception(error))
+    name = re.sub(r"\W+", "-", where.rpartition(" ")[2]).strip("-") + "-traceback"
+    rank = os.environ.get("RANK", "0")
+    name += f"-{rank}" if rank != "0" else ""
+    with contextlib.suppress(OSError):
+        if folder is not None and folder.is_dir():
+            path = folder / f"{name}.txt"
+            path.write_text(text, encoding="utf-8")
+            return f"the traceback is in {path}"
+    with contextlib.suppress(OSError):
+        descriptor, temporary = tempfile.mkstemp(prefix=f"rlhf-{name}-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        return f"the traceback is in {temporary}"
+    return "its traceback could not be written"
