@@ -16,7 +16,6 @@ app = typer.Typer(
     help="SFT, reward models, DPO, evaluation and publishing, from one YAML file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 Config = Annotated[Path, typer.Argument(help="The project's YAML file.", metavar="CONFIG")]

@@ -76,6 +76,18 @@ def trainer_fields(stage: str) -> dict[str, str]:
     return {name: kind for name, kind in fields.items() if name not in RESERVED and not name.startswith("_")}
 
 
+def fields_by_class(stage: str) -> dict[str, list[str]]:
+    """Importable name of each class, base first -> the fields that it adds to those a stage takes."""
+    known = list(trainer_fields(stage))
+    added: dict[str, list[str]] = {}
+    for file, class_name in STAGE_CONFIGS[stage]:
+        package, _, module = file.removesuffix(".py").partition("/")
+        name = class_name if package == "transformers" else f"{module.replace('/', '.')}.{class_name}"
+        added[f"{package}.{name}"] = [field for field in _class_fields(file, class_name) if field in known]
+        known = [field for field in known if field not in added[f"{package}.{name}"]]
+    return {name: fields for name, fields in added.items() if fields}
+
+
 @functools.cache
 def _class_fields(file: str, class_name: str) -> dict[str, str]:
     return {

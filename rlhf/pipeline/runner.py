@@ -82,6 +82,8 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
             parent for parent in (*parents_of(project, name), *guards_of(project, name))
             if parent not in running and contract.read_record(project.run_dir / parent) is None
         ]  # fmt: skip
+        if later := [parent for parent in missing if parent in stages[stages.index(name) :]]:
+            raise UserError(f"{name} needs {', '.join(later)}, which comes after it: rlhf run --only can run it first")
         if missing:
             raise UserError(
                 f"{name} needs {', '.join(missing)}, not done yet: rlhf run without --only runs all in order"

@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -22,7 +23,7 @@ from rlhf.config import ProjectConfig, load_project
 from rlhf.errors import Defect, GateClosed, UserError
 from rlhf.failure import explained, explained_stage
 from rlhf.pipeline import contract, folder, gatekeeper
-from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of
+from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of, planned
 
 _GRACE = 30.0
 """Seconds in which the main process says what all of them found wrong, and the launcher ends the others.
@@ -148,15 +149,33 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as `guarded` has it.
     """
-    parser = argparse.ArgumentParser(description=f"Run the {stage} stage of a project.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=f"Run the {stage} stage of a project.", usage="%(prog)s [-h] --config FILE [--FIELD VALUE ...]",
+        epilog=_fields_help(stage), allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE", help="the project's YAML")
     known, rest = parser.parse_known_args(arguments)
     quiet_environment()
     return guarded(lambda: _run_alone(load_project(known.config, field_overrides(stage, rest)), stage))
 
 
+def _fields_help(stage: str) -> str:
+    """The fields that a stage's options set, those of its own class first."""
+    paragraphs = []
+    for name, fields in reversed(schema.fields_by_class(stage).items()):
+        listed = textwrap.fill(", ".join(fields), 100, initial_indent="  ", subsequent_indent="  ")
+        paragraphs.append(f"fields of {name} (python -m pydoc {name}):\n{listed}")
+    return "Any field of its trainer's config is an option, such as --learning_rate 1e-5.\n\n" + "\n\n".join(paragraphs)
+
+
 def _run_alone(project: ProjectConfig, name: str) -> None:
-    """A stage by itself; the main process holds the run's lock."""
+    """A stage by itself; the main process holds the run's lock.
+
+    Raises:
+        UserError: The project has no such stage, or it refuses its input.
+    """
+    if name not in planned(project):
+        raise UserError(f"{project.path}: there is no stage {name!r}; add it under stages:, with {name}: {{}}")
     if int(os.environ.get("RANK", "0")) != 0:
         attempt(run_stage, project, name)
         return

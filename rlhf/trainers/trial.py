@@ -36,6 +36,7 @@ def try_trainer(ready: Ready, task: TaskType, make: Callable[[Ready, Any], Train
     """
     few = [rows.select(range(min(_ROWS, len(rows)))) for rows in (ready.data.train, ready.data.eval)]
     ready = replace(ready, data=replace(ready.data, train=few[0], eval=few[1]))
+    ready.args._n_gpu = 1  # TRL refuses several GPUs in one process; the stage may be given one for each
     with torch.device("meta"):
         trainer = make(ready, weightless(ready, task, labels))
     if ready.args.use_liger_kernel:
