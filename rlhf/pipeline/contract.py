@@ -138,7 +138,11 @@ def beginning(what: dict[str, Any], processes: int | None = None) -> dict[str, A
 
 def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
     if reward.function is not None:
-        return {**function_fingerprint(reward.function, project), "arguments": reward.arguments}
+        code = function_fingerprint(reward.function, project)
+        other = {
+            name: version for name, version in code.pop("packages", {}).items() if name not in ("rlhf", *_PACKAGES)
+        }
+        return {**code, "packages": other, "arguments": reward.arguments}
     if reward.endpoint is not None:
         return {"endpoint": reward.endpoint, "judge_model": reward.judge_model, "criteria": reward.criteria,
                 "max_tokens": reward.max_tokens}  # fmt: skip

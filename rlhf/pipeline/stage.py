@@ -65,9 +65,8 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     metrics = load_callable(STAGES[name].run)(context)
     _wait()
     if main:
-        record = _record(context, identity, dict(metrics), time.perf_counter() - start) | {
-            "earlier_versions": worked[:-1]
-        }
+        record = _record(context, identity, dict(metrics), time.perf_counter() - start)
+        record["earlier_versions"] = worked[:-1]
         contract.write_json(directory / contract.RECORD, record)
         folder.move_into_place(directory, project.run_dir / name)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +18,7 @@ from typing import Any
 from rlhf.config import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
+from rlhf.rewards.sources import code_behind
 
 BUILT_IN = "rlhf.rewards."
 """Where the reward functions of this project are."""
@@ -80,11 +80,15 @@ def _bound(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -
 
 
 def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
-    """What identifies a reward function without importing it: its name and, for a file, the file's content."""
-    target = spec.rpartition(":")[0]
+    """What identifies a reward function without importing it: its name, the user's code behind it, packages it uses.
+
+    Functions of this project are identified by its version.
+    """
+    target, _, name = spec.rpartition(":")
     path = project.resolve(target)
-    content = hashlib.sha256(path.read_bytes()).hexdigest() if target.endswith(".py") and path.is_file() else None
-    return {"function": spec.rpartition(":")[2], "module": None if content else target, "content": content}
+    in_file = target.endswith(".py") and path.is_file()
+    found = {"function": name, "module": None if in_file else target}
+    return found if target.startswith(BUILT_IN) else {**found, **code_behind(path if in_file else target)}
 
 
 def _checked(

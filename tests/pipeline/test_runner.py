@@ -263,6 +263,14 @@ def test_an_edited_template_makes_stale(tmp_path, tiny_llama):
     assert contract.changes(before, contract.identity(project, "sft")) == ["chat_template"]
 
 
+def test_an_edited_reward_makes_stale_and_is_named(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama)
+    before = contract.identity(project, "evaluate")
+    judge = tmp_path / "judge.py"
+    judge.write_text(judge.read_text().replace("float(len", "-float(len"))
+    assert contract.changes(before, contract.identity(project, "evaluate")) == ["rewards.long.files.judge.py"]
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama)
     with folder.locked(project), pytest.raises(UserError, match="another run is at work here"):
