@@ -12,24 +12,28 @@ The join reads and writes files only: it needs no base model in memory, and no g
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, reason, unknown_name
+from rlhf.models.device import check_memory
 from rlhf.models.load import ADAPTER_CONFIG, Source
 
 _INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern",
             "layers_to_transform", "target_parameters")  # fmt: skip
 """LoRA settings under which a concatenation is not the sum of the two updates."""
 
-_PLAIN_INIT = (True, False, "gaussian", "orthogonal")
-"""Initialisations that leave the base model as it is; the others (pissa, olora, corda, …) change its weights."""
+_PLAIN_INIT = (True, "gaussian", "orthogonal")
+"""Initialisations under which a fresh adapter changes nothing; the others (pissa, olora, corda, …) change the base."""
 
 
 def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraConfig:
@@ -45,16 +49,19 @@ def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraCon
     Raises:
         UserError: A field is unknown, or cannot be joined exactly.
     """
-    rank = fields.get("r", 8)
-    if not isinstance(rank, int) or rank < 1:
-        raise UserError(f"model.adapter: r must be a whole number of at least 1, not {rank!r}")
     if "task_type" in fields:
         raise UserError("model.adapter: task_type is the stage's to set")
-    defaults = {"target_modules": "all-linear", "lora_alpha": 2 * rank, "lora_dropout": 0.0}
+    _check_fields(fields)
+    defaults = {"target_modules": "all-linear", "lora_alpha": 2 * fields.get("r", 8), "lora_dropout": 0.0}
     try:
         config = LoraConfig(**{**defaults, **fields}, task_type=task)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.adapter: {error}") from None
+    except Exception as error:  # peft's own checks, and whatever they stumble over
+        raise UserError(f"model.adapter: {reason(error)}") from None
+    if config.init_lora_weights is False:
+        raise UserError(
+            "model.adapter: init_lora_weights: false starts the adapter at random weights, so that the model would not "
+            "start as its parent and its reference would be another; leave it out"
+        )
     if config.init_lora_weights not in _PLAIN_INIT:
         raise UserError(
             f"model.adapter: init_lora_weights {config.init_lora_weights!r} changes the base model's weights, so that "
@@ -63,6 +70,56 @@ def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraCon
     if joined:
         _refuse_inexact(config.to_dict(), "model.adapter")
     return config
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    """Hold names, types and ranges of what stands under `adapter:`; peft takes most values as they come.
+
+    Raises:
+        UserError: One is wrong.
+    """
+    kinds = {**get_type_hints(LoraConfig), "lora_alpha": float}
+    for key, value in fields.items():
+        if key not in kinds:
+            raise UserError(f"model.adapter: unknown key {key!r}; {unknown_name(str(key), kinds)}")
+        try:
+            TypeAdapter(kinds[key]).validate_python(value, strict=not isinstance(value, list))
+        except ValidationError as error:
+            said = dict.fromkeys(problem["msg"].lower() for problem in error.errors())
+            raise UserError(f"model.adapter.{key}: {' or '.join(said)}, not {value!r}") from None
+    ranges = {
+        "r": ("a whole number of at least 1", lambda rank: rank >= 1),
+        "lora_alpha": ("finite and above 0", lambda alpha: 0 < alpha < math.inf),
+        "lora_dropout": ("at least 0 and below 1", lambda share: 0 <= share < 1),
+    }
+    for key, (wanted, fits) in ranges.items():
+        if key in fields and not fits(fields[key]):
+            raise UserError(f"model.adapter.{key} must be {wanted}, not {fields[key]!r}")
+
+
+def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Hold that a model has the modules that its adapter is for, and that both fit into memory.
+
+    Args:
+        model: The model on the meta device, which has no memory; it is used up.
+        config: Its adapter.
+
+    Raises:
+        UserError: A module is not there, or peft refuses the two together.
+    """
+    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
+    named = {key: getattr(config, key) for key in ("target_modules", "modules_to_save")}  # before peft adds its own
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            adapted = get_peft_model(model, config)
+    except Exception as error:  # each kind of layer has checks of its own
+        raise UserError(f"model.adapter: {reason(error)}") from None
+    modules = [name for name, _ in adapted.named_modules()]
+    for key, wanted in named.items():
+        for name in sorted(wanted or ()) if not isinstance(wanted, str) else ():
+            if not any(f".{module}".endswith(f".{name}") for module in modules):
+                raise UserError(f"model.adapter.{key}: the model has no module {name!r}; {unknown_name(name, leaves)}")
+    check_memory("model.adapter", adapted.num_parameters())
 
 
 def check_joinable(folder: Path) -> None:

@@ -24,12 +24,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf import network
 from rlhf.config import ModelConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, reason
+from rlhf.models.device import sharded
 from rlhf.models.heads import init_score_head
+from rlhf.models.weights import Misfit, check_complete, check_files, check_finite, new_modules
 
 ADAPTER_CONFIG = "adapter_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -113,8 +116,8 @@ def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokeni
         UserError: The model cannot be loaded, or is not a causal language model.
     """
     check_policy(source, is_encoder(model_config(source)))
-    with _told(source.base):
-        model = AutoModelForCausalLM.from_pretrained(source.base, **_arguments(source, config))
+    model, misfit = _pretrained(AutoModelForCausalLM, source, config)
+    check_complete(model, misfit, source.base)
     return _finish(model, source, tokenizer)
 
 
@@ -136,11 +139,9 @@ def load_scorer(
     Raises:
         UserError: The model cannot be loaded, or has no head of this size and none may be made.
     """
-    with _told(source.base), _quiet():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source.base, num_labels=labels, output_loading_info=True, **_arguments(source, config)
-        )
-    fresh = _fresh_modules(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    model, misfit = _pretrained(AutoModelForSequenceClassification, source, config, num_labels=labels)
+    check_complete(model, misfit, source.base, new_head=True)
+    fresh = new_modules(model, misfit)
     if fresh and not new_head and not _adapter_has_head(source):
         raise UserError(f"{source.base}: has no reward head with {labels} output; train one with the reward stage")
     if fresh:
@@ -148,10 +149,40 @@ def load_scorer(
     return Scorer(_finish(model, source, tokenizer), fresh)
 
 
-def _fresh_modules(model: PreTrainedModel, keys: list[str]) -> tuple[str, ...]:
-    """Names, below the backbone, of the modules that hold these parameters: `bert.pooler.dense.weight` is `pooler`."""
-    below = [key.removeprefix(f"{model.base_model_prefix}.") for key in keys]
-    return tuple(dict.fromkeys(key.partition(".")[0] for key in below))
+def check_weights(source: Source, config: ModelConfig, scorer: bool = False) -> PreTrainedModel | None:
+    """Hold that a base model's files have the weights that it needs; headers are read and no weights.
+
+    Args:
+        source: Where they come from.
+        config: Type and attention implementation.
+        scorer: Whether the model will be a classifier, whose head may be new.
+
+    Returns:
+        The model on the meta device; None where weights are sharded, which were looked at before the launch.
+
+    Raises:
+        UserError: They have not, or the model cannot be made.
+    """
+    if sharded() or is_deepspeed_zero3_enabled():
+        return None
+    kind = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
+    model, misfit = _pretrained(kind, source, config, device_map="meta")
+    check_complete(model, misfit, source.base, new_head=scorer)
+    return model
+
+
+def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
+    """A base model, and how its files differ from its config."""
+    check_files(source.base)
+    with _told(source.base), _quiet():
+        model, info = kind.from_pretrained(
+            source.base,
+            output_loading_info=True,
+            ignore_mismatched_sizes=not is_deepspeed_zero3_enabled(),
+            **_arguments(source, config),
+            **options,
+        )
+    return model, Misfit.of(info)
 
 
 def _origin(source: Source) -> dict[str, Any]:
@@ -180,6 +211,8 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
             if not model.can_generate() and adapter.task_type == TaskType.CAUSAL_LM:
                 adapter.task_type = None  # a policy's adapter, under a head of another kind
             model = PeftModel.from_pretrained(model, str(source.adapter), config=adapter).merge_and_unload()
+    if not sharded() and not is_deepspeed_zero3_enabled():
+        check_finite(model, str(source.adapter or source.base))
     text = model.config.get_text_config()
     text.pad_token_id = tokenizer.pad_token_id
     if text.eos_token_id is None:
@@ -223,19 +256,19 @@ def _told(name: str) -> Iterator[None]:
         raise UserError(
             f"{name}: its files lack {lost} (the head of a reward model is one); train the stage again"
         ) from None
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if not Path(name).exists():
-            first = "neither a folder here nor a model that the hub could give (is there a network?)"
-        raise UserError(f"{name}: cannot load the model: {first}") from None
+    except Exception as error:
+        said = reason(error)
+        if isinstance(error, OSError | ValueError) and not Path(name).exists():
+            said = "neither a folder here nor a model that the hub could give (is there a network?)"
+        raise UserError(f"{name}: cannot load the model: {said}") from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' note that a new head is untrained: we make or refuse it ourselves."""
-    logger = logging.getLogger("transformers.modeling_utils")
+    """Silence transformers' report of weights that do not fit: we refuse them, or make a new head, ourselves."""
+    logger = logging.getLogger("transformers")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

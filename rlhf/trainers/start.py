@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from rlhf.config import ModelConfig
 from rlhf.models import probe
-from rlhf.models.adapters import attach, check_joinable, lora_config
-from rlhf.models.load import Source, context_length, is_encoder, load_policy, model_config, source_of
+from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config
+from rlhf.models.load import Source, check_weights, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by
 from rlhf.rollout.trial import check_replies
-from rlhf.stages import StageContext, parent_of
+from rlhf.stages import STAGES, StageContext, parent_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,13 @@ def start(context: StageContext) -> Start:
         probe.check_commit(source, record.get("lineage") or {}, str(context.parent))
         if settings is not None:
             check_settings(tokenizer, settings, context.parent)
+    scorer = is_encoder(architecture) or not STAGES[context.name].policy
+    model = check_weights(source, config, scorer)
     if config.adapter is not None:  # refused here, before anything trains
-        lora_config(config.adapter, TaskType.CAUSAL_LM, joined=_parent_has_adapter(context))
+        task = TaskType.SEQ_CLS if scorer else TaskType.CAUSAL_LM
+        adapter = lora_config(config.adapter, task, joined=_parent_has_adapter(context))
+        if model is not None:
+            check_attachable(model, adapter)
         if source.adapter is not None:
             check_joinable(source.adapter)
     return Start(tokenizer, config, source, is_encoder(architecture), context_length(architecture))

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf.config import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.adapters import attach, join_adapters, lora_config
-from rlhf.models.load import load_policy, load_scorer, source_of
+from rlhf.models.adapters import attach, check_attachable, join_adapters, lora_config
+from rlhf.models.load import check_weights, load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 
 IDS = torch.tensor([[5, 9, 30, 31, 60, 7], [8, 12, 44, 45, 46, 1]])
@@ -99,7 +99,56 @@ def test_what_cannot_be_joined_is_refused_before_training():
         lora_config({"r": 4, "target_modules": ".*(q|v)_proj"}, TaskType.CAUSAL_LM, joined=True)
     with pytest.raises(UserError, match="changes the base model's weights"):
         lora_config({"r": 4, "init_lora_weights": "pissa"}, TaskType.CAUSAL_LM, joined=False)
-    with pytest.raises(UserError, match="r must be a whole number of at least 1, not 0"):
-        lora_config({"r": 0}, TaskType.CAUSAL_LM, joined=False)
-    with pytest.raises(UserError, match="unexpected keyword argument 'rank'"):
-        lora_config({"rank": 4}, TaskType.CAUSAL_LM, joined=False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", 0), ("r", "eight"), ("r", True), ("lora_alpha", float("nan")), ("lora_alpha", 0), ("lora_dropout", 2),
+        ("lora_dropout", "none"), ("lora_dropout", float("nan")), ("bias", "some"), ("target_modules", 5),
+        ("target_modules", {"q_proj": 1}), ("target_modules", [1]), ("modules_to_save", "score"), ("use_rslora", "yes"),
+        ("rank_pattern", 3), ("layers_to_transform", "all"), ("init_lora_weights", "zero"),
+        ("init_lora_weights", False), ("init_lora_weights", None), ("rank", 4), ("task_type", "CAUSAL_LM"),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_wrong_kind_is_named(field, value):
+    with pytest.raises(UserError, match=rf"model\.adapter.*{field}") as error:
+        lora_config({field: value}, TaskType.CAUSAL_LM, joined=False)
+    assert "\n" not in str(error.value)
+
+
+def test_values_that_fit_are_taken():
+    config = lora_config(
+        {"r": 2, "lora_alpha": 0.5, "lora_dropout": 0, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+        TaskType.CAUSAL_LM, joined=False,
+    )  # fmt: skip
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"target_modules": ["nothing"]}, "model.adapter"),
+        ({"target_modules": ["q_proj", "k_prj"]}, "model.adapter.target_modules: the model has no module 'k_prj'"),
+        ({"target_modules": ".*nothing"}, "model.adapter"),
+        ({"target_modules": "("}, "model.adapter"),
+        ({"modules_to_save": ["nothing"]}, "model.adapter.modules_to_save"),
+        ({"layers_to_transform": [9]}, "model.adapter"),
+        ({"r": 10**9}, "GB of memory"),
+    ],
+)
+def test_an_adapter_for_what_the_model_lacks_is_refused(tiny_llama, fields, said):
+    config = ModelConfig(name_or_path=str(tiny_llama), adapter=fields)
+    model = check_weights(source_of(config), config)
+    with pytest.raises(UserError) as error:
+        check_attachable(model, lora_config(fields, TaskType.CAUSAL_LM, joined=False))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"target_modules": ["self_attn.q_proj"]}, {"target_modules": ".*q_proj"}])
+def test_an_adapter_for_what_the_model_has_is_attached(tiny_llama, fields):
+    config = ModelConfig(name_or_path=str(tiny_llama), adapter=fields)
+    for task in (TaskType.CAUSAL_LM, TaskType.SEQ_CLS):
+        model = check_weights(source_of(config), config, scorer=task == TaskType.SEQ_CLS)
+        check_attachable(model, lora_config(fields, task, joined=False))

@@ -1,0 +1,160 @@
+"""Whether the weights in a model's files are those that its config asks for, all of them and all numbers.
+
+transformers draws at random what the files lack and leaves out what the config has no place for; it says so in a log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf.errors import UserError, reason
+
+_POINTER = b"version https://git-lfs"
+_SHOWN = 3
+_LAYER = re.compile(r"(?P<stack>.*?)\.?(?P<number>\d+)\.(?P<tail>.+)")
+
+
+class Misfit(NamedTuple):
+    """How files and config differ, as transformers reports it: names of tensors."""
+
+    missing: frozenset[str]
+    """The model has them, the files do not."""
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Both have them: sizes in the file and in the model."""
+    unexpected: frozenset[str]
+    """The files have them, the model does not."""
+
+    @classmethod
+    def of(cls, info: dict[str, Any]) -> Misfit:
+        """From what `from_pretrained(…, output_loading_info=True, ignore_mismatched_sizes=True)` gives."""
+        resized = {name: (tuple(there), tuple(wanted)) for name, there, wanted in info["mismatched_keys"]}
+        return cls(frozenset(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """What is not loaded, and would be drawn at random."""
+        return self.missing | set(self.resized)
+
+
+def check_files(name: str) -> None:
+    """Hold that the weight files of a local folder are whole; a model of the hub has none to look at.
+
+    Raises:
+        UserError: One is empty, cut short, a pointer of git-LFS, or no weights at all.
+    """
+    files = sorted(Path(name).glob("*.safetensors"))
+    if not files and (pickled := sorted(Path(name).glob("*.bin"))):
+        raise UserError(f"{pickled[0]}: pickled weights are not loaded, as they can run code; save them as safetensors")
+    for path in files:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+        if not start:
+            raise UserError(f"{path}: the file is empty; copy or download it again")
+        if start == _POINTER:
+            raise UserError(f"{path}: is a git-LFS pointer and not the weights themselves; run git lfs pull there")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            problem = "is cut short" if "incomplete metadata" in str(error) else "is no safetensors file"
+            raise UserError(f"{path}: {problem} ({reason(error)}); copy or download it again") from None
+
+
+def new_modules(model: PreTrainedModel, misfit: Misfit) -> tuple[str, ...]:
+    """The modules around a classifier's backbone that the files have no weights for: its head, and BERT's pooler."""
+    heads = [name for name in sorted(misfit.drawn) if _is_head(model, name)]
+    return tuple(dict.fromkeys(name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in heads))
+
+
+def check_complete(model: PreTrainedModel, misfit: Misfit, name: str, new_head: bool = False) -> None:
+    """Hold that the files have each of a model's weights, and no further ones of its layers.
+
+    What files may have besides: heads of other tasks, and buffers that older versions of a library kept.
+
+    Args:
+        model: As loaded.
+        misfit: What was found.
+        name: Where it was loaded from.
+        new_head: Whether what stands around the backbone may be new.
+
+    Raises:
+        UserError: They do not; the first tensors are named.
+    """
+    own = model.state_dict().keys()
+    where, remedy = _where(name), "take config.json and weights from the same place"
+    lost = sorted(key for key in misfit.drawn if not (new_head and _is_head(model, key)))
+    resized = [key for key in lost if key in misfit.resized]
+    if resized:
+        there, wanted = misfit.resized[resized[0]]
+        raise UserError(
+            f"{where}: {resized[0]} has size {list(there)}, and config.json asks for {list(wanted)} "
+            f"({len(resized)} such tensors); {remedy}"
+        )
+    if lost:
+        others = sorted(misfit.unexpected)
+        besides = f", and has {len(others)} that it does not ask for ({_some(others)})" if others else ""
+        raise UserError(
+            f"{where}: lacks {len(lost)} of the {len(own)} tensors that config.json asks for ({_some(lost)}){besides}; "
+            f"they would be random numbers: {remedy}"
+        )
+    if spare := sorted(key for key in misfit.unexpected if _of_layers(key, own)):
+        raise UserError(
+            f"{where}: has {len(spare)} tensors that config.json has no place for ({_some(spare)}); they would be left "
+            f"out: {remedy}"
+        )
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Hold that all weights are numbers.
+
+    Raises:
+        UserError: One is NaN or infinite.
+    """
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            kind = "NaN" if weight.isnan().any() else "infinite"
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise UserError(f"{_where(name)}: {key} has {kind} weights (loaded as {dtype}); the file is damaged")
+
+
+def _is_head(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight stands around the backbone, or is the pooler that no masked language model has."""
+    prefix = f"{model.base_model_prefix}."
+    return not key.startswith(prefix) or key.startswith(f"{prefix}pooler.")
+
+
+def _of_layers(key: str, own: Iterable[str]) -> bool:
+    """Whether a tensor of the files is a weight of the model's stack of layers: of one more, or of one that it has.
+
+    `h.0.attn.bias` and `rotary_emb.inv_freq` are none: buffers of older versions.
+    """
+    if (place := _LAYER.match(key)) is None:
+        return False
+    theirs = [_LAYER.match(name) for name in own]
+    tails = {other["tail"] for other in theirs if other is not None and _same(other["stack"], place["stack"])}
+    module, _, leaf = place["tail"].rpartition(".")
+    return bool(tails) and (
+        place["tail"] in tails or leaf == "weight" or (leaf == "bias" and f"{module}.weight" in tails)
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two stacks of layers have the same name, with or without what stands before the backbone's."""
+    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
+
+
+def _where(name: str) -> str:
+    files = sorted(Path(name).glob("*.safetensors"))
+    return str(files[0]) if len(files) == 1 else name
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
