@@ -32,7 +32,15 @@ from rlhf.config import ModelConfig
 from rlhf.errors import UserError, reason
 from rlhf.models.device import sharded
 from rlhf.models.heads import init_score_head
-from rlhf.models.weights import Misfit, check_complete, check_files, check_finite, new_modules
+from rlhf.models.weights import (
+    Misfit,
+    check_adapter,
+    check_complete,
+    check_files,
+    check_finite,
+    check_pointers,
+    new_modules,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,16 +70,33 @@ def source_of(config: ModelConfig, parent: Path | None = None) -> Source:
         parent: A finished stage's folder.
 
     Raises:
-        UserError: The model is made from scratch, and is not there yet.
+        UserError: The model is made from scratch, and is not there yet; or an adapter does not name its base.
     """
     if parent is None and config.name_or_path is None:
         raise UserError("model.scratch: the base stage, which makes the model, is not done")
     name = str(parent or config.name_or_path)
     folder = Path(name)
     if (folder / ADAPTER_CONFIG).is_file():
-        adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        adapter = _adapter_config(folder)
         return Source(str(adapter["base_model_name_or_path"]), adapter.get("revision"), folder)
     return Source(name, None if parent else config.revision)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """An adapter's config, which names its base.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    path = folder / ADAPTER_CONFIG
+    check_pointers(str(folder))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {reason(error)}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
+        raise UserError(f"{path}: does not name the adapter's base model (base_model_name_or_path)")
+    return config
 
 
 def model_config(source: Source) -> PretrainedConfig:
@@ -174,7 +199,7 @@ def check_weights(source: Source, config: ModelConfig, scorer: bool = False) -> 
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
     """A base model, and how its files differ from its config."""
     check_files(source.base)
-    with _told(source.base), _quiet():
+    with _told(source.base, config.attn_implementation), _quiet():
         model, info = kind.from_pretrained(
             source.base,
             output_loading_info=True,
@@ -210,7 +235,10 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
             adapter = PeftConfig.from_pretrained(str(source.adapter))
             if not model.can_generate() and adapter.task_type == TaskType.CAUSAL_LM:
                 adapter.task_type = None  # a policy's adapter, under a head of another kind
-            model = PeftModel.from_pretrained(model, str(source.adapter), config=adapter).merge_and_unload()
+            check_files(str(source.adapter))
+            adapted = PeftModel.from_pretrained(model, str(source.adapter), config=adapter)
+            check_adapter(adapted, source.adapter)
+            model = adapted.merge_and_unload()
     if not sharded() and not is_deepspeed_zero3_enabled():
         check_finite(model, str(source.adapter or source.base))
     text = model.config.get_text_config()
@@ -242,15 +270,21 @@ def _make_room(model: PreTrainedModel, size: int) -> None:
 def _adapter_has_head(source: Source) -> bool:
     if source.adapter is None:
         return False
-    adapter = json.loads((source.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return adapter.get("task_type") == "SEQ_CLS"
+    return _adapter_config(source.adapter).get("task_type") == "SEQ_CLS"
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Turn the many ways in which a model is not there into one line."""
+def _told(name: str, attention: str | None = None) -> Iterator[None]:
+    """Turn the many ways in which a model is not there into one line.
+
+    Args:
+        name: Where it should be.
+        attention: The setting, where there is one: it is among what may be wrong.
+    """
     try:
         yield
+    except UserError:
+        raise
     except KeyError as error:
         lost = error.args[0] if error.args else "something"
         raise UserError(
@@ -260,7 +294,8 @@ def _told(name: str) -> Iterator[None]:
         said = reason(error)
         if isinstance(error, OSError | ValueError) and not Path(name).exists():
             said = "neither a folder here nor a model that the hub could give (is there a network?)"
-        raise UserError(f"{name}: cannot load the model: {said}") from None
+        setting = f" (with model.attn_implementation: {attention})" if attention else ""
+        raise UserError(f"{name}: cannot load the model{setting}: {said}") from None
 
 
 @contextlib.contextmanager

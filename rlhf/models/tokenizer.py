@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf import network
 from rlhf.config import ModelConfig, ProjectConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
-from rlhf.errors import UserError, unknown_name
+from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.settings import stage_settings
+from rlhf.models.weights import check_pointers
 from rlhf.stages import ancestors_of
 
 ADDED_PAD = "<|pad|>"
@@ -33,6 +35,7 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
         UserError: It cannot be found, a named token is not in the vocabulary, or pad and EOS are named the same.
     """
     name = str(source or config.tokenizer or config.name_or_path)
+    check_pointers(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -40,8 +43,8 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
             trust_remote_code=False,
             local_files_only=not Path(name).exists() and not network.hub_resolves(),
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: no tokenizer can be loaded: {_first_line(error)}") from None
+    except Exception as error:  # each kind of file that is damaged fails in its own way
+        raise UserError(f"{name}: no tokenizer can be loaded: {reason(error)}") from None
     if source is None:
         settle_special_tokens(tokenizer, config)
     return tokenizer
@@ -69,6 +72,7 @@ def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfi
         _name(tokenizer, "pad_token", _spare_token(tokenizer))
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(config.chat_template)
+        _try_template(tokenizer, config.chat_template)
     elif not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
 
@@ -171,11 +175,29 @@ def _read_template(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"model.chat_template: {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"model.chat_template: {path}: not a text file in UTF-8") from None
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Hold that a template writes a conversation; one that refuses this one by its own rules may take others.
+
+    Raises:
+        UserError: It is no Jinja, stumbles, or leaves the texts out.
+    """
+    texts = ("question", "answer")
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateSyntaxError as error:
+        raise UserError(f"model.chat_template: {path}:{error.lineno}: not valid Jinja: {reason(error)}") from None
+    except Exception as error:
+        if type(error) is TemplateError:  # what the template itself raises
+            return
+        raise UserError(f"model.chat_template: {path}: fails at a question and an answer: {reason(error)}") from None
+    if lost := [text for text in texts if text not in rendered]:
+        raise UserError(f"model.chat_template: {path}: does not write what a message says (its {lost[0]!r} is lost)")
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

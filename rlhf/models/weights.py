@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 from rlhf.errors import UserError, reason
 
 _POINTER = b"version https://git-lfs"
+_FILES = {".safetensors", ".json", ".model", ".jinja"}
 _SHOWN = 3
 _LAYER = re.compile(r"(?P<stack>.*?)\.?(?P<number>\d+)\.(?P<tail>.+)")
 
@@ -53,19 +56,31 @@ def check_files(name: str) -> None:
     files = sorted(Path(name).glob("*.safetensors"))
     if not files and (pickled := sorted(Path(name).glob("*.bin"))):
         raise UserError(f"{pickled[0]}: pickled weights are not loaded, as they can run code; save them as safetensors")
+    check_pointers(name)
     for path in files:
-        with path.open("rb") as file:
-            start = file.read(len(_POINTER))
-        if not start:
-            raise UserError(f"{path}: the file is empty; copy or download it again")
-        if start == _POINTER:
-            raise UserError(f"{path}: is a git-LFS pointer and not the weights themselves; run git lfs pull there")
         try:
             with safe_open(path, framework="pt"):
                 pass
         except SafetensorError as error:
             problem = "is cut short" if "incomplete metadata" in str(error) else "is no safetensors file"
             raise UserError(f"{path}: {problem} ({reason(error)}); copy or download it again") from None
+
+
+def check_pointers(name: str) -> None:
+    """Hold that the files of a local folder are there, and not the pointers that git-LFS leaves in their place.
+
+    Raises:
+        UserError: One is a pointer, or empty.
+    """
+    for path in sorted(Path(name).glob("*")):
+        if path.suffix not in _FILES or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+        if not start:
+            raise UserError(f"{path}: the file is empty; copy or download it again")
+        if start == _POINTER:
+            raise UserError(f"{path}: is a git-LFS pointer and not the file itself; run git lfs pull there")
 
 
 def new_modules(model: PreTrainedModel, misfit: Misfit) -> tuple[str, ...]:
@@ -110,6 +125,24 @@ def check_complete(model: PreTrainedModel, misfit: Misfit, name: str, new_head: 
             f"{where}: has {len(spare)} tensors that config.json has no place for ({_some(spare)}); they would be left "
             f"out: {remedy}"
         )
+
+
+def check_adapter(model: PeftModel, folder: Path) -> None:
+    """Hold that an adapter's file has the weights of each of its modules, and the model a module for each weight.
+
+    Raises:
+        UserError: It has not; the first tensors are named.
+    """
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.is_file():
+        return
+    own = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    with safe_open(path, framework="pt") as file:
+        saved = set(file.keys())
+    if lost := sorted(own - saved):
+        raise UserError(f"{path}: lacks {len(lost)} of the {len(own)} tensors of its adapter ({_some(lost)})")
+    if spare := sorted(name for name in saved - own if _of_layers(name, own)):
+        raise UserError(f"{path}: has {len(spare)} tensors that the base model has no place for ({_some(spare)})")
 
 
 def check_finite(model: nn.Module, name: str) -> None:

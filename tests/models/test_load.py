@@ -1,6 +1,7 @@
 import pytest
 import torch
 from peft import PeftModel, TaskType
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.config import ModelConfig
@@ -8,7 +9,7 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import attach, lora_config
 from rlhf.models.heads import init_score_head, score_head
-from rlhf.models.load import context_length, is_encoder, load_policy, load_scorer, source_of
+from rlhf.models.load import check_weights, context_length, is_encoder, load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 
 IDS = [[5, 9, 30, 31], [8, 12, 44]]
@@ -121,3 +122,58 @@ def test_an_unknown_model_is_one_line():
 def test_tokenizers_of_the_fixtures_are_sound(tiny_llama):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def lost(weights):
+    del weights[next(name for name in weights if "layers.1" in name and "lora_B" in name)]
+
+
+def spare(weights):
+    name = next(name for name in weights if "layers.1" in name and "lora_B" in name)
+    weights[name.replace("layers.1", "layers.7")] = weights[name].clone()
+
+
+def reshaped(weights):
+    name = next(name for name in weights if "layers.1" in name and "lora_B" in name)
+    weights[name] = torch.zeros(3, 2)
+
+
+def nan(weights):
+    weights[next(name for name in weights if "lora_B" in name)][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lost, r"lacks 1 of the \d+ tensors"), (spare, r"has 1 tensors"), (reshaped, "size mismatch"), (nan, "NaN")],
+)
+def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny_llama, tmp_path, change, said):
+    adapter = tmp_path / "a"
+    source = source_of(ModelConfig(name_or_path=str(tiny_llama)))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    attach(model, lora_config({"r": 2}, TaskType.CAUSAL_LM, joined=False), source).save_pretrained(adapter)
+    tokenizer = load_tokenizer(ModelConfig(name_or_path=str(tiny_llama)))
+    config = ModelConfig(name_or_path=str(adapter))
+    assert load_policy(source_of(config), config, tokenizer)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=said) as error:
+        load_policy(source_of(config), config, tokenizer)
+    assert str(adapter) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"r": 2}', "version https://git-lfs.github.com/spec/v1"])
+def test_a_damaged_adapter_config_is_one_line(tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"adapter_config\.json") as error:
+        source_of(ModelConfig(name_or_path=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_atention"])
+def test_an_attention_that_is_not_there_is_named(tiny_llama, attention):
+    config = ModelConfig(name_or_path=str(tiny_llama), attn_implementation=attention)
+    with pytest.raises(UserError, match=f"attn_implementation: {attention}") as error:
+        check_weights(source_of(config), config)
+    assert "\n" not in str(error.value)

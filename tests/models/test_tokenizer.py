@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -71,4 +73,47 @@ def test_a_missing_tokenizer_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         load_tokenizer(ModelConfig(name_or_path=str(tmp_path)))
     assert "no tokenizer can be loaded" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{% if %}", "not valid Jinja"),
+        (b"{{ messages | no_such_filter }}", "not valid Jinja"),
+        (b"{{ messages[0]['content'] + 1 }}", "fails at a question"),
+        (b"{{ messages[9]['content'] + 'x' }}", "fails at a question"),
+        (b"{{ bos_token }}", "'question' is lost"),
+        ("é {{ messages }}".encode("latin-1"), "UTF-8"),
+    ],
+)
+def test_a_template_that_writes_no_conversation_is_refused(bare, tmp_path, content, said):
+    path = tmp_path / "mine.jinja"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"model\.chat_template: .*mine\.jinja.*{said}") as error:
+        settled(bare, eos_token="<|end|>", chat_template=str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_may_refuse_some_conversations(bare, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ raise_exception('a system message comes first') }}")
+    assert settled(bare, eos_token="<|end|>", chat_template=str(tmp_path / "mine.jinja")).chat_template
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", r"tokenizer\.json.*git lfs pull"),
+        ("tokenizer.json", b"", r"tokenizer\.json.*empty"),
+        ("tokenizer.json", b"[]", "no tokenizer can be loaded"),
+        ("tokenizer_config.json", b"[1]", "no tokenizer can be loaded"),
+        ("tokenizer_config.json", b"{", "no tokenizer can be loaded"),
+        ("chat_template.jinja", b"\xe9", "no tokenizer can be loaded"),
+    ],
+)
+def test_damaged_files_are_one_line(tiny_llama, tmp_path, name, content, said):
+    folder = shutil.copytree(tiny_llama, tmp_path / "base")
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        load_tokenizer(ModelConfig(name_or_path=str(folder)))
     assert "\n" not in str(error.value)
