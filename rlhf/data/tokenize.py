@@ -38,6 +38,8 @@ class Codec:
         max_length: Most tokens of a sequence; None for no limit.
         keep: Which end of a sequence that is too long is kept, `keep_start` or `keep_end` (TRL's names).
         encoder: A BERT-type tokenizer, whose own special tokens frame the text and which needs no EOS.
+        eos: Whether EOS stands at the end of a conversation whose template ends it otherwise too (`<end_of_turn>`);
+            not for a reward model from outside, which learned to score what its template gives.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Codec:
         max_length: int | None = None,
         keep: str = "keep_start",
         encoder: bool = False,
+        eos: bool = True,
     ) -> None:
         if not encoder and tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token, so no reply could end: name one with model.eos_token")
         if keep not in ("keep_start", "keep_end"):
             raise UserError(f"truncation_mode: expected keep_start or keep_end, not {keep!r}")
         self.tokenizer, self.max_length, self.keep, self.encoder = tokenizer, max_length, keep, encoder
+        self._template_ends = not eos and self._ends_by_template()
         self._last_prompt: tuple[Text, list[int]] = ("", [])
         self._ready: dict[str, list[int]] = {}
 
@@ -181,10 +185,20 @@ class Codec:
 
     def _whole(self, prompt: Text, completion: Text) -> list[int]:
         """Token ids of prompt and completion, ended."""
-        full = self._ids(prompt + completion)  # type: ignore[operator]  # both text or both messages
-        if not self.encoder:
+        text = prompt + completion  # type: ignore[operator]  # both text or both messages
+        full = self._ids(text)
+        if not self.encoder and (isinstance(text, str) or not self._template_ends):
             self._end(full)
         return full
+
+    def _ends_by_template(self) -> bool:
+        """Whether the template writes something behind a reply."""
+        reply = "answer"
+        try:
+            rendered = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}])
+        except Unusable:
+            return False
+        return bool(rendered.rpartition(reply)[2].strip())
 
     def _ids(self, text: Text, generation_prompt: bool = False) -> list[int]:
         if isinstance(text, str):

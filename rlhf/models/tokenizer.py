@@ -19,6 +19,7 @@ from rlhf.models.weights import check_pointers
 from rlhf.stages import ancestors_of
 
 ADDED_PAD = "<|pad|>"
+_MARK = "sequences_end_in_eos"
 _SPARE_PADS = (ADDED_PAD, "<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]")
 _WORDS = {"eos": "EOS token", "pad": "pad token", "bos": "BOS token", "padding_side": "padding side",
           "template_hash": "chat template (hash)", "hash": "vocabulary (hash)"}  # fmt: skip
@@ -92,6 +93,16 @@ def _name(tokenizer: PreTrainedTokenizerBase, kind: str, token: str) -> None:
     """
     if getattr(tokenizer, kind) != token:
         tokenizer.add_special_tokens({kind: token})
+
+
+def mark_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Note in a tokenizer's own settings that its model learned sequences that end in EOS, whatever their template."""
+    tokenizer.init_kwargs[_MARK] = True
+
+
+def ends_in_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's model is one of ours, which learned sequences that end in EOS."""
+    return bool(tokenizer.init_kwargs.get(_MARK))
 
 
 def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

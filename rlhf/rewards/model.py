@@ -19,7 +19,7 @@ from rlhf.models.device import device
 from rlhf.models.fold import fold, is_folded
 from rlhf.models.foldable import why_not
 from rlhf.models.load import context_length, is_encoder, load_scorer, source_of
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.tokenizer import ends_in_eos, load_tokenizer
 from rlhf.rewards.labels import label_names, label_number, log_odds
 
 
@@ -27,7 +27,8 @@ class RewardModel:
     """Scores replies with an `AutoModelForSequenceClassification`.
 
     One output is the score; of several, the log odds of `label` are. The text, prompt and reply, is rendered with the
-    model's own template and tokenizer, so a BERT can judge a GPT. A sequence above its limit keeps its end: that is
+    model's own template and tokenizer, so a BERT can judge a GPT; a model from outside reads what its template gives,
+    one of ours an EOS behind it too. A sequence above its limit keeps its end: that is
     where the reply is.
 
     Args:
@@ -48,7 +49,8 @@ class RewardModel:
         self.model = load_scorer(source, config, self.tokenizer, labels=len(names)).model.eval()
         probe.check_folder(self.model, Path(name))
         self.model.to(device())
-        self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config))
+        ours = ends_in_eos(self.tokenizer) or (Path(name) / "stage.json").is_file()
+        self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config), eos=ours)
         self.limit = context_length(self.model.config)
         self.batch_size = batch_size
 

@@ -24,7 +24,7 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.device import process_state
-from rlhf.models.tokenizer import tokenizer_record
+from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.stages import STAGES, StageContext, half_for, kind_of
 from rlhf.trainers.buckets import ResumedEpoch
 from rlhf.trainers.start import Start
@@ -289,6 +289,7 @@ def write_model(
             join_adapters(begun.source.adapter, folder, folder)
     else:
         model.save_pretrained(folder, state_dict=state)
+    mark_eos(begun.tokenizer)
     begun.tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; publishing writes the real one
 

@@ -3,6 +3,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.errors import UserError
+from rlhf.models.tokenizer import ends_in_eos, mark_eos
 from rlhf.rewards.model import RewardModel
 from tests.rewards.models import save_classifier
 from tests.runs_by_hand import add_stage
@@ -53,3 +54,33 @@ def test_the_adapter_of_a_classifier(tiny_llama, tmp_path):
     scores = [RewardModel(tmp_path / "sft", label=label)(["Hello "], ["no"])[0] for label in range(3)]
     odds = torch.tensor(scores, dtype=torch.float64).sigmoid()
     assert odds.sum().item() == pytest.approx(1, abs=1e-5), "they are the odds of one distribution"
+
+
+TURNS = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '</' + m['role'] + '>\n' }}{% endfor %}"
+ASKED = [[{"role": "user", "content": "Where?"}]]
+ANSWERED = [[{"role": "assistant", "content": "Here."}]]
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(TURNS, "</assistant>\n"), ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "<|end|>")],
+)
+def test_a_model_from_outside_reads_what_its_template_gives(tiny_llama, tmp_path, template, end):
+    folder = save_classifier(tiny_llama, tmp_path / "theirs", ("score",))
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(ASKED[0] + ANSWERED[0], tokenize=False)
+    wanted = logits_of(folder, text.removesuffix(end) + end).item()
+    assert RewardModel(folder)(ASKED, ANSWERED) == pytest.approx([wanted], abs=1e-5)
+
+
+def test_a_model_of_ours_reads_the_eos_it_was_trained_with(tiny_llama, tmp_path):
+    folder = save_classifier(tiny_llama, tmp_path / "ours", ("score",))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TURNS
+    mark_eos(tokenizer)
+    tokenizer.save_pretrained(folder)
+    assert ends_in_eos(AutoTokenizer.from_pretrained(folder)), "wherever it is published to"
+    text = tokenizer.apply_chat_template(ASKED[0] + ANSWERED[0], tokenize=False)
+    assert RewardModel(folder)(ASKED, ANSWERED) == pytest.approx([logits_of(folder, text + "<|end|>").item()], abs=1e-5)
+    assert logits_of(folder, text + "<|end|>").item() != pytest.approx(logits_of(folder, text).item(), abs=1e-4)
