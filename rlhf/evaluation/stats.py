@@ -166,12 +166,13 @@ def mean_interval(values_N: Floats) -> list[float] | None:
 
 
 def share_interval(shares_N: Floats, level: float = 0.95) -> list[float] | None:
-    """Interval of the mean of values between 0 and 1, right at the edges too (after Agresti & Coull 1998).
+    """Interval of the mean of values between 0 and 1, right at the edges too: Wilson's, with an effective number.
 
-    With z² further values, half of them 0 and half 1, m the mean of all and v their variance (n + z² in its
-    denominator): m +/- z sqrt(v / (n + z²)), within 0 and 1. Of zeros and ones this is Agresti and Coull's interval,
-    which holds Wilson's: of ten wins in ten [68%, 100%], where ten draws with replacement are ten wins again. Values
-    between, such as the share of a prompt's pairs that were won, vary less, and their interval is as much narrower.
+    Of ten wins in ten draws with replacement are ten wins again, and a bootstrap would call that certain. Wilson's
+    interval holds for zeros and ones. Values between, such as the share of a prompt's pairs that were won, vary less:
+    with mean m and variance v, N of them count as N / d, d = (N v / (m (1 - m)) + z²) / (N + z²), the design effect
+    (Kish 1965, "Survey Sampling", section 8.2) drawn towards 1 as if z² further values were zeros and ones, so that a
+    few which happen to be equal are not taken for certain. Of zeros and ones this is Wilson's interval exactly.
 
     Args:
         shares_N: One value a prompt; those that are not finite are left out.
@@ -181,17 +182,16 @@ def share_interval(shares_N: Floats, level: float = 0.95) -> list[float] | None:
         Low and high end, as they stand in a report; None where fewer than two values are left.
     """
     shares_N = shares_N[np.isfinite(shares_N)]
-    if len(shares_N) < 2:
+    count = len(shares_N)
+    if count < 2:
         return None
-    z = float(special.ndtri((1 + level) / 2))
-    count = len(shares_N) + z * z
-    middle = (shares_N.sum() + z * z / 2) / count
-    squares = np.square(shares_N - middle).sum() + z * z / 2 * (middle**2 + (1 - middle) ** 2)
-    half = z * math.sqrt(squares) / count
-    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+    weight, mean = float(special.ndtri((1 + level) / 2)) ** 2, float(shares_N.mean())
+    design = float(shares_N.var()) / (mean * (1 - mean)) if 0 < mean < 1 else 1.0
+    effective = count * (count + weight) / (count * design + weight)
+    return list(wilson_interval(mean * effective, effective, level))
 
 
-def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
+def wilson_interval(successes: float, n: float, level: float = 0.95) -> Interval:
     """Confidence interval of a share: Wilson's score interval (Wilson 1927), without continuity correction.
 
     With share p, z of the normal distribution: (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n). Written out

@@ -356,20 +356,12 @@ def test_pairs_are_in_the_same_order():
     np.testing.assert_array_equal(pair_differences(a, b), [[1.0, 2.0, NAN, -1.0, 0.0, NAN]])
 
 
-def test_share_interval_by_hand():
-    """Ten wins in ten: z² / 2 = 1.92 wins and as many losses more, 11.92 of 13.84."""
-    low, high = share_interval(np.ones(10))
-    assert (low, high) == (pytest.approx(0.861 - 1.96 * math.sqrt(0.861 * 0.139 / 13.84), abs=2e-3), 1.0)
-    assert share_interval(np.zeros(10)) == pytest.approx([0.0, 1 - low])
+def test_share_interval_of_wins_and_losses_is_wilsons():
+    for wins, n in ((0, 8), (3, 8), (10, 10), (60, 100)):
+        values = np.array([1.0] * wins + [0.0] * (n - wins))
+        assert share_interval(values) == pytest.approx(list(wilson_interval(wins, n)), abs=1e-12)
     assert share_interval(np.array([1.0])) is None
     assert share_interval(np.array([1.0, NAN])) is None
-
-
-def test_share_interval_of_wins_and_losses_is_that_of_agresti_and_coull():
-    for wins, n in ((0, 8), (3, 8), (60, 100)):
-        values = np.array([1.0] * wins + [0.0] * (n - wins))
-        theirs = np.clip(proportion_confint(wins, n, method="agresti_coull"), 0, 1)
-        assert share_interval(values) == pytest.approx(list(theirs), abs=1e-12)
 
 
 def test_share_interval_of_values_between_is_that_of_a_mean():
@@ -380,17 +372,20 @@ def test_share_interval_of_values_between_is_that_of_a_mean():
     )
     ties = share_interval(np.full(10, 0.5))
     assert ties[0] == pytest.approx(1 - ties[1])
-    assert 0.3 < ties[0] < 0.45, "that ten prompts tie does not show that all would"
+    assert 0.3 < ties[0] < 0.4, "that ten prompts tie does not show that all would"
 
 
 @pytest.mark.parametrize("n", [6, 10, 20, 50])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
 def test_share_interval_covers_the_truth_95_times_in_100(n, share):
-    """Of single pairs exactly, all counts summed; of four pairs a prompt that go together, in 2,000 simulations."""
+    """Of single pairs, all counts summed, Wilson's at its worst; of four pairs a prompt that go together about 95%.
+
+    A bootstrap of six pairs holds a share of 0.98 in 11 cases of 100.
+    """
     counts = np.arange(n + 1)
     ends = np.array([share_interval(np.repeat([1.0, 0.0], [k, n - k])) for k in counts])
     inside = (ends[:, 0] <= share) & (share <= ends[:, 1])
-    assert scipy_stats.binom.pmf(counts, n, share)[inside].sum() > 0.925
+    assert scipy_stats.binom.pmf(counts, n, share)[inside].sum() > 0.88
     draw, hits = np.random.default_rng(5), 0
     for _ in range(2000):
         prompts_P = draw.beta(4 * share, 4 * (1 - share), n)
