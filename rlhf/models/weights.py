@@ -21,6 +21,7 @@ from rlhf.errors import UserError, reason
 
 _POINTER = b"version https://git-lfs"
 _FILES = {".safetensors", ".json", ".model", ".jinja"}
+_MASKS = ("mask", "masked_bias", "attn.bias")  # buffers of older versions, in which minus infinity is meant
 _SHOWN = 3
 _LAYER = re.compile(r"(?P<stack>.*?)\.?(?P<number>\d+)\.(?P<tail>.+)")
 
@@ -146,16 +147,37 @@ def check_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Hold that all weights are numbers.
+    """Hold that all weights of a model are numbers, as they were loaded.
+
+    Args:
+        model: The model.
+        name: Where it was loaded from.
 
     Raises:
         UserError: One is NaN or infinite.
     """
     for key, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            kind = "NaN" if weight.isnan().any() else "infinite"
-            dtype = str(weight.dtype).removeprefix("torch.")
-            raise UserError(f"{_where(name)}: {key} has {kind} weights (loaded as {dtype}); the file is damaged")
+        _check_finite(key, weight, _where(name))
+
+
+def check_numbers(name: str) -> None:
+    """Hold that all weights in the files of a local folder are numbers; they are read one by one, and not kept.
+
+    Raises:
+        UserError: One is NaN or infinite.
+    """
+    for path in sorted(Path(name).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if not key.endswith(_MASKS):
+                    _check_finite(key, file.get_tensor(key), str(path))
+
+
+def _check_finite(key: str, weight: torch.Tensor, where: str) -> None:
+    if weight.is_floating_point() and weight.itemsize > 1 and not torch.isfinite(weight).all():
+        kind = "NaN" if weight.isnan().any() else "infinite"
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise UserError(f"{where}: {key} has {kind} weights (as {dtype}); get the file again, or train it again")
 
 
 def _is_head(model: PreTrainedModel, key: str) -> bool:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from rlhf.errors import UserError, unknown_name
 from rlhf.models.load import Source, model_config
+from rlhf.models.weights import check_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -18,6 +19,7 @@ def adapter_labels(folder: Path) -> int:
     """Outputs of the head that is saved with an adapter: its last layer is the one with the fewest."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         return 1
+    check_files(str(folder))
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
     return min((shape[0] for shape in shapes if len(shape) == 2), default=1)

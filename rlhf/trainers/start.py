@@ -16,6 +16,7 @@ from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_
 from rlhf.models.load import Source, check_weights, context_length, is_encoder, load_policy, model_config, source_of
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by
+from rlhf.models.weights import check_numbers
 from rlhf.rollout.trial import check_replies
 from rlhf.stages import STAGES, StageContext, parent_of
 
@@ -53,6 +54,8 @@ def start(context: StageContext) -> Start:
             check_settings(tokenizer, settings, context.parent)
     scorer = is_encoder(architecture) or not STAGES[context.name].policy
     model = check_weights(source, config, scorer)
+    if parent_of(context.project, context.name) is None:  # each base once: its weights are read for it
+        check_numbers(source.base)
     if config.adapter is not None:  # refused here, before anything trains
         task = TaskType.SEQ_CLS if scorer else TaskType.CAUSAL_LM
         adapter = lora_config(config.adapter, task, joined=_parent_has_adapter(context))

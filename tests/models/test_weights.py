@@ -11,6 +11,7 @@ from rlhf.config import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.load import check_weights, load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.weights import check_numbers
 from rlhf.pipeline.stage import prepare_stage
 from tests.families import FAMILIES, causal
 from tests.projects import make_project
@@ -119,8 +120,11 @@ def test_an_untied_model_needs_its_own_head(tmp_path, tiny_llama):
 def test_weights_are_numbers(tmp_path, tiny_llama, value):
     base = damaged(tmp_path, tiny_llama, tensors(lambda weights: weights[LAYER][3].fill_(value)))
     config = ModelConfig(name_or_path=str(base))
-    with pytest.raises(UserError, match=rf"model\.safetensors: {LAYER} has (NaN|infinite) weights"):
+    said = rf"model\.safetensors: {LAYER} has (NaN|infinite) weights"
+    with pytest.raises(UserError, match=said):
         load_policy(source_of(config), config, load_tokenizer(config))
+    with pytest.raises(UserError, match=said):
+        prepare_stage(make_project(tmp_path, base), "sft")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,11 +141,12 @@ def test_what_other_tasks_and_older_versions_leave_is_let_be(tmp_path, tiny_gpt2
             weights[name.removeprefix("transformer.")] = weights.pop(name)
         for layer in range(2):
             weights[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 8, 8)
-            weights[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+            weights[f"h.{layer}.attn.masked_bias"] = torch.tensor(-torch.inf)
             weights[f"h.{layer}.attn.rotary_emb.inv_freq"] = torch.ones(4)
         weights["score.weight"] = torch.ones(1, 32)
 
     config = ModelConfig(name_or_path=str(damaged(tmp_path, tiny_gpt2, tensors(older))))
     assert check_weights(source_of(config), config) is not None
+    check_numbers(config.name_or_path)
     bert = ModelConfig(name_or_path=str(tiny_bert))  # a head for masked tokens, and no pooler
     assert check_weights(source_of(bert), bert, scorer=True) is not None

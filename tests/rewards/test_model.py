@@ -54,6 +54,10 @@ def test_the_adapter_of_a_classifier(tiny_llama, tmp_path):
     scores = [RewardModel(tmp_path / "sft", label=label)(["Hello "], ["no"])[0] for label in range(3)]
     odds = torch.tensor(scores, dtype=torch.float64).sigmoid()
     assert odds.sum().item() == pytest.approx(1, abs=1e-5), "they are the odds of one distribution"
+    weights = tmp_path / "sft/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: is cut short"):
+        RewardModel(tmp_path / "sft", label=0)
 
 
 TURNS = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '</' + m['role'] + '>\n' }}{% endfor %}"
