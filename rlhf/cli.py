@@ -203,9 +203,9 @@ def main() -> None:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)
     except StageFailed as error:
-        if error.code not in (1, 2):  # else the stage has said what was wrong
+        if not error.said:
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code if error.code > 0 else 1)
+        sys.exit(error.code if error.code > 0 else 2)
 
 
 if __name__ == "__main__":

@@ -47,12 +47,15 @@ def explained(
         UserError: A library raised it, or code of the user's.
         Defect: Our own code raised it.
     """
+    name = _file_name(where)
+    if folder is not None:
+        (folder / f"{name}.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         yield
     except (UserError, GateClosed, Defect, *passed):
         raise
     except Exception as error:
-        file = _write_traceback(error, where, folder)
+        file = _write_traceback(error, name, folder)
         raise _explanation(error, where, settings or {}, file) from error
 
 
@@ -143,12 +146,15 @@ def _culprit(trace: TracebackType | None) -> str:
     return culprit
 
 
-def _write_traceback(error: Exception, where: str, folder: Path | None) -> str:
+def _file_name(where: str) -> str:
+    """Name of the traceback's file, one for each process."""
+    rank = os.environ.get("RANK", "0")
+    return re.sub(r"\W+", "-", where.rpartition(" ")[2]).strip("-") + "-traceback" + (f"-{rank}" if rank != "0" else "")
+
+
+def _write_traceback(error: Exception, name: str, folder: Path | None) -> str:
     """Write the traceback, and say where it is."""
     text = "".join(traceback.format_exception(error))
-    name = re.sub(r"\W+", "-", where.rpartition(" ")[2]).strip("-") + "-traceback"
-    rank = os.environ.get("RANK", "0")
-    name += f"-{rank}" if rank != "0" else ""
     with contextlib.suppress(OSError):
         if folder is not None and folder.is_dir():
             path = folder / f"{name}.txt"

@@ -39,6 +39,8 @@ SAME = {"prompt": "Ask.", "chosen": " same", "rejected": " same"}
     ("override", "message"),
     [
         ("stages.dpo.betta=1", "stages.dpo: unknown key 'betta'; did you mean 'beta'?"),
+        ("stages.dpo.learning_rate=.nan", "project.yaml: stages.dpo.learning_rate: must be above 0, not nan"),
+        ("output_dir={folder}/judge.py", "project.yaml: output_dir: "),
         ("data.preferences.source={folder}/pears.jsonl", "pears.jsonl: no such file or folder (did you mean"),
         ("data.preferences.source=no/thing", "'no/thing' is neither a file here nor a reachable hub dataset"),
         ("data.preferences.source={folder}/bad.jsonl", "bad.jsonl:2:"),

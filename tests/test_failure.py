@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from rlhf.errors import Defect, UserError
 from rlhf.failure import explained
 from rlhf.pipeline.stage import attempt, guarded, run_stage
 from tests.projects import make_project
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def line_of(action, kind=UserError, settings=None, folder=None) -> str:
@@ -128,3 +134,8 @@ def test_a_stage_that_breaks_leaves_its_traceback_in_the_runs_folder(tmp_path, t
     assert "stages.sft.gradient_checkpointing: trl: gradient_checkpointing is broken" in str(caught.value)
     assert "RuntimeError" in (project.run_dir / "stages-sft-traceback.txt").read_text()
     assert not (project.run_dir / "sft").exists()
+    attempt(lambda project, name: None, project, "sft")
+    assert list(project.run_dir.glob("*.txt")), "preparing leaves what a stage's attempt said"
+    with explained("stages.sft", folder=project.run_dir):
+        pass
+    assert not list(project.run_dir.glob("*.txt")), "the next attempt begins without"

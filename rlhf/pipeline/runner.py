@@ -48,11 +48,19 @@ class Plan:
 
 
 class StageFailed(Exception):
-    """A stage ended with an exit code that is not 0; it has said why itself."""
+    """A stage ended with an exit code that is not 0.
 
-    def __init__(self, stage: str, code: int) -> None:
-        super().__init__(f"stage {stage} ended with exit code {code}")
-        self.stage, self.code = stage, code
+    Args:
+        stage: The stage.
+        code: Its exit code, or that of what launched it; negative where a signal ended it.
+        said: Whether it has said why itself.
+    """
+
+    def __init__(self, stage: str, code: int, said: bool = False) -> None:
+        how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
+        memory = "; was there memory enough?" if code == -signal.SIGKILL else ""
+        super().__init__(f"stage {stage} {how}{memory}")
+        self.stage, self.code, self.said = stage, code, said
 
 
 def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] = ()) -> list[Plan]:
@@ -284,7 +292,7 @@ def _start(
         process.join()
         raise
     if process.exitcode:
-        raise StageFailed(name, process.exitcode)
+        raise StageFailed(name, process.exitcode, said=process.exitcode in (1, 2))
 
 
 def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
@@ -292,18 +300,20 @@ def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfi
 
 
 def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> None:
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
-        "-m", "rlhf.pipeline.stage", "--run", key, str(project.path), name, *project.overrides,
-    ]  # fmt: skip
-    launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
-    try:
-        code = launcher.wait()
-    except BaseException:
-        _end(launcher)
-        raise
-    if code:
-        raise StageFailed(name, code)
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config),
+            "-m", "rlhf.pipeline.stage", "--run", key, "--tell", told.name, str(project.path), name, *project.overrides,
+        ]  # fmt: skip
+        launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
+        try:
+            code = launcher.wait()
+        except BaseException:
+            _end(launcher)
+            raise
+        if code:
+            own = told.read()
+            raise StageFailed(name, int(own or code), said=bool(own))
 
 
 def _end(launcher: subprocess.Popen[bytes]) -> None:

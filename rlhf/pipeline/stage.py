@@ -16,6 +16,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf import schema
@@ -285,6 +286,7 @@ def main() -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run", help="key of the run that starts it; without one it holds the run's folder itself")
+    parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")
     args = parser.parse_args()
     quiet_environment()
 
@@ -295,7 +297,10 @@ def main() -> int:
         else:
             join_stage(run_stage, project, args.stage, args.run)
 
-    return guarded(work)
+    code = guarded(work)
+    if code and args.tell is not None and int(os.environ.get("RANK", "0")) == 0:
+        args.tell.write_text(str(code), encoding="utf-8")
+    return code
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import pytest
 from rlhf import schema
 from rlhf.config import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import runner
-from rlhf.pipeline.stage import launch
+from rlhf.pipeline import folder, runner
+from rlhf.pipeline.stage import launch, main
 from tests.projects import write_project
 
 
@@ -35,6 +35,23 @@ def test_a_stage_that_the_project_lacks(tmp_path, tiny_llama, capfd):
 def test_options_are_held_to_the_same_bounds(tmp_path, tiny_llama, capfd, words, message):
     path = write_project(tmp_path, tiny_llama)
     assert message in said(capfd, "sft", "--config", str(path), *words)
+
+
+def test_a_launched_stage_tells_its_own_exit_code(tmp_path, tiny_llama, monkeypatch, capfd):
+    """Launchers of several processes end with 1 whatever became of them."""
+    path, told = write_project(tmp_path, tiny_llama), tmp_path / "code"
+    project = load_project(path)
+    with folder.locked(project):
+        words = ["stage", str(path), "sft", "--run", "of another run", "--tell", str(told)]
+        monkeypatch.setattr("sys.argv", words)
+        assert main() == 2
+    assert told.read_text() == "2"
+    assert "has ended" in capfd.readouterr().err
+
+
+def test_how_a_stage_ended_is_said_where_it_could_not_say_it():
+    assert "signal 9; was there memory enough" in str(runner.StageFailed("sft", -9))
+    assert "exit code 7" in str(runner.StageFailed("sft", 7))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])

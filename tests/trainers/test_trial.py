@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 
 import pytest
 from transformers import AutoConfig
@@ -10,6 +11,13 @@ from rlhf.errors import UserError
 from rlhf.pipeline.stage import attempt, prepare_stage
 from tests.projects import make_project, write_project
 from tests.test_cli import refused, rlhf
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Where tracebacks are written, in this process and in others."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
 def refusal(project, stage):
