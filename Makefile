@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow lint types format bench learning env clean
+.PHONY: quickstart test slow architectures lint types format bench learning env clean
 
 env: $(READY)
 
@@ -26,6 +26,11 @@ test: $(READY)
 # What takes long: the benchmarks at their smallest, a whole run on real pairs.
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Every causal architecture of transformers, sampled and folded, and the table of docs/architectures.md: a few minutes.
+architectures: $(READY)
+	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
+	$(BIN)/python -m tests.architectures
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -69,11 +69,13 @@ def widest(model: nn.Module) -> int | None:
     """Most tokens of a row that several sequences may share; None where only the sequences' own lengths matter.
 
     Layers that make their mask by themselves count the columns of a row, not the positions of its tokens: those with a
-    window of another kind than transformers' own, and those that keep a square of all pairs.
+    window of another kind than transformers' own, and those that keep a table of all columns or pairs of them.
     """
-    windows = _windows(model.config.get_text_config())
-    limits = [window for name, window in windows.items() if name != "sliding_window"]
-    limits += [one.shape[-1] for one in model.buffers() if one.dim() > 1 and one.shape[-1] == one.shape[-2]]
+    config: PretrainedConfig = model.config.get_text_config()
+    limits = [window for name, window in _windows(config).items() if name != "sliding_window"]
+    positions = getattr(config, "max_position_embeddings", None)
+    tables = [one for one in model.buffers() if one.dim() > 1 and one.shape[-1] in (one.shape[-2], positions)]
+    limits += [table.shape[-1] for table in tables]
     return min(limits, default=None)
 
 
@@ -173,6 +175,8 @@ def _folded(backbone: Any, prompt: list[int], replies: list[list[int]], widest: 
     weight = next(backbone.parameters())
     folded = lay_out([prompt], [replies], pad=0, widest=widest).to(weight.device)
     inputs = folded.inputs(backbone.config._attn_implementation, weight.dtype)
+    if widest == 0:
+        del inputs["position_ids"]  # it must be told the positions that it would count by itself
     return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BS.flatten()].float()
 
 

@@ -100,8 +100,9 @@ def test_a_window_in_a_config_within():
     assert "at most 16 tokens (window_size)" in why_not(AutoModelForCausalLM.from_config(config))
 
 
-def test_a_square_of_all_pairs_bounds_a_row():
+def test_a_table_of_columns_bounds_a_row():
     assert widest(built("gpt_neo", window_size=64, max_position_embeddings=32)) == 32
+    assert widest(built("bert", max_position_embeddings=32)) == 32  # token types, by column
     assert widest(built("gpt2", n_positions=32)) is None
 
 
