@@ -13,8 +13,12 @@ class UserError(Exception):
     """A mistake in what the user gave us: config, data, model or folder.
 
     The message is one line that names the file, line, column or key concerned. The command line prints it without a
-    traceback and exits with code 2; in Python it is an ordinary exception.
+    traceback and exits with code 2; in Python it is an ordinary exception. What does not print, a line break or an
+    escape sequence in a column's name say, stands in it as Python writes it.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
 
 
 class Defect(Exception):

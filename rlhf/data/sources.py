@@ -86,6 +86,8 @@ def locate(source: str, base: Path) -> Path | None:
         try:
             if path.exists():
                 return path
+            if path.is_symlink():
+                raise UserError(f"{source}: a link that leads nowhere")
         except OSError as error:  # a name too long, a folder that may not be entered
             raise UserError(f"{source}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if _looks_like_path(source):

@@ -60,9 +60,14 @@ def copies(key: bytes, weight: float, seed: int) -> int:
 
 
 def contexts(record: Record) -> list[Text]:
-    """The prompts that a record replies to: its own, and one before each later reply of a conversation."""
+    """The prompts that a record replies to: its own, and one before each later reply of a conversation.
+
+    Of text without a prompt it is the text itself, by which such rows are told apart.
+    """
     if isinstance(record, Labelled):
         return [record.text]
+    if isinstance(record, Demonstration) and not record.prompt:
+        return [record.completion]
     found: list[Text] = [record.prompt]
     if isinstance(record, Demonstration) and isinstance(record.completion, list) and isinstance(record.prompt, list):
         later = [index for index, message in enumerate(record.completion) if message["role"] == "assistant"][1:]

@@ -72,7 +72,13 @@ def test_the_accounts_balance_whatever_comes(write, project, tmp_path):
         assert balanced(prepared.ledger)
         assert len(prepared.train) == prepared.ledger.trained + prepared.ledger.repeated
         assert len(prepared.eval) == prepared.ledger.evaluated
-        assert not set(prepared.train["prompt"]) & set(prepared.eval["prompt"])
+        assert set(prepared.train["prompt"]) & set(prepared.eval["prompt"]) <= {""}  # text alone goes by itself
+
+
+def test_texts_without_a_prompt_are_split_too(write, project):
+    made = project(demonstrations=write("a.jsonl", [{"text": f"t{index}"} for index in range(300)]), holdout=0.2)
+    sides = [side for _, side in iter_records(made, "demonstrations")]
+    assert 40 < sides.count("eval") < 80
 
 
 def test_weights_repeat_or_thin_out_training_rows_only(write, project, tmp_path):

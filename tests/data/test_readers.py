@@ -93,6 +93,9 @@ def test_origins_name_the_line_or_the_number_of_the_row(write, tmp_path):
         ("a.csv", b"a,b\n1,\xff\n", "a.csv:2:3: not text in UTF-8 (byte 0xff)"),
         ("a.parquet", "no parquet", "a.parquet: not a readable Parquet file (after row 0)"),
         ("a.txt", "hello", "a.txt: unknown kind of file (known: .jsonl"),
+        ("a.jsonl", '{"a": 1}\n\n' + "\x00" * 9, "a.jsonl:3:1: not valid JSON: expecting value"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "a.jsonl:1:1: not text in UTF-8 (byte 0xff)"),
+        ("a.csv", "a,\x1b[31m\n1\n", "a.csv:2: 1 cells in a table of 2 columns (a, \\x1b[31m)"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_its_place(write, name, content, message):

@@ -91,7 +91,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, write):
     assert error_of(tmp_path, source="/dev/zero").startswith("/dev/zero: a pipe or a device")
     with pytest.raises(UserError, match="a pipe or a device"):
         fingerprint(SourceConfig(source="pipe.jsonl"), tmp_path)
-    assert error_of(tmp_path, source="loop.jsonl").startswith("loop.jsonl: no such file")
+    assert error_of(tmp_path, source="loop.jsonl").startswith("loop.jsonl: a link that leads nowhere")
     assert "cannot be read: file name too long" in error_of(tmp_path, source="x" * 300 + ".jsonl")
     write("set/a.jsonl", ROWS)
     os.mkfifo(tmp_path / "set/b.jsonl")

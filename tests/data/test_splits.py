@@ -68,7 +68,7 @@ def test_contexts_are_all_prompts_a_record_replies_to():
     record = Demonstration([user], [reply, again, reply])
     assert contexts(record) == [[user], [user, reply, again]]
     assert contexts(Demonstration("p", "c")) == ["p"]
-    assert contexts(Labelled("t", 1)) == ["t"]
+    assert contexts(Labelled("t", 1)) == contexts(Demonstration("", "t")) == ["t"]
     assert contexts(Preference([user, reply, again], [reply], [])) == [[user, reply, again]]
 
 
