@@ -178,7 +178,8 @@ def check_rlhf(words: list[str]) -> None:
     from rlhf.cli import app
 
     command = typer.main.get_command(app)
-    if words[1] == "--help":
+    if words[1].startswith("--"):
+        assert words[1] in {"--help", *(option for known in command.params for option in known.opts)}, words
         return
     assert words[1] in command.commands, words
     if len(words) == 2:  # in a sentence
