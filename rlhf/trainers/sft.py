@@ -43,7 +43,9 @@ def prepare(context: StageContext) -> Ready:
     settings = {"max_length": args.max_length, "keep": codec.keep}
     data = prepared_data(context, begun, encode, settings, ahead=codec.ahead)
     if begun.encoder:
-        check_classes({*data.train.unique("labels")})
+        learned = {*data.train.unique("labels")}
+        check_classes(learned)
+        check_classes(learned | {*data.eval.unique("labels")})  # the head has outputs for those held out, too
     return Ready(begun, args, data)
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.data.splits import side
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.pipeline.stage import prepare_stage, run_stage
@@ -117,6 +118,15 @@ def test_an_encoder_learns_labels(tmp_path, tiny_bert):
     write_rows(tmp_path / "labels.jsonl", rows[1::2])
     with pytest.raises(UserError, match=r"every row of data.demonstrations has label 1"):
         prepare_stage(project, "sft")
+
+
+@pytest.mark.parametrize("place", ["train", "eval"])
+def test_a_class_far_beyond_the_others_is_refused_wherever_it_stands(tmp_path, tiny_bert, place):
+    rows = [{"text": f"{NAMES[n % 10]} is here {n}", "label": n % 2} for n in range(40)]
+    next(row for row in rows if side(row["text"], 0.3, seed=0) == place)["label"] = 10**9
+    data = {"demonstrations": {"source": str(write_rows(tmp_path / "labels.jsonl", rows)), "holdout": 0.3}}
+    with pytest.raises(UserError, match="labels up to 1000000000"):
+        prepare_stage(make_project(tmp_path, tiny_bert, data=data, stages={"sft": {}}), "sft")
 
 
 @pytest.mark.parametrize("adapter", [None, {"r": 4}])
