@@ -32,7 +32,7 @@ STAGE_CONFIGS["gold"] = STAGE_CONFIGS["reward"]  # a reward model too, on other 
 _PUSH = "only `rlhf publish` pushes; publish: says where"
 _DATA = "the data is tokenised before the trainer sees it; format: and columns: of its source say how it is read"
 _SHARDING = "sharding is set where processes are: rlhf run --accelerate FILE, or accelerate launch --config_file FILE"
-_DEVICE = "accelerate chooses the device; CUDA_VISIBLE_DEVICES= leaves the processor alone"
+_DEVICE = "accelerate chooses the device; with CUDA_VISIBLE_DEVICES set to nothing it is the CPU"
 
 RESERVED = {
     "output_dir": "the stage writes to output_dir/name/STAGE; output_dir: stands at the top of the YAML",

@@ -89,3 +89,12 @@ def test_a_recipe_takes_the_trainers_fields(project, tmp_path, root):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "runs/tiny/sft/stage.json").read_text())
     assert record["metrics"]["steps"] == 1
+
+
+def test_the_shell_completes_commands():
+    from typer.testing import CliRunner
+
+    from rlhf.cli import app
+
+    typed = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": "rlhf re", "COMP_CWORD": "1"}
+    assert CliRunner().invoke(app, [], prog_name="rlhf", env=typed).output.split() == ["report"]

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from rlhf import schema
 from rlhf.data.prepare import Prepared, iter_records, prepare, source_set
 from rlhf.data.records import Encoded, Record
 from rlhf.errors import UserError
@@ -78,8 +79,9 @@ def arguments(
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
     fields.setdefault("dataloader_pin_memory", on_gpu)
     fields["use_cpu"] = state.device.type == "cpu"
-    if isinstance(fields.get("loss_type"), str) and kind_of(context.name) == "dpo":
-        fields["loss_type"] = [fields["loss_type"]]
+    for name, annotation in schema.trainer_fields(kind_of(context.name)).items():
+        if annotation.startswith("list[") and isinstance(fields.get(name), str):
+            fields[name] = [fields[name]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
     args = kind(**fields)
     if begun.context_length is not None:
