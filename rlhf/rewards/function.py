@@ -137,7 +137,7 @@ def _number(score: Any) -> float:
 def _told(what: str) -> Iterator[None]:
     """Turn whatever the user's own code raises into one line, `sys.exit` and a KeyboardInterrupt of its own included.
 
-    Ctrl-C is a signal, and is told from these by whether one came.
+    Ctrl-C is told from these by whether a signal came; it ends the run even where that code catches everything.
     """
     with _interrupts() as came:
         try:
@@ -145,30 +145,33 @@ def _told(what: str) -> Iterator[None]:
         except UserError as error:
             raise UserError(f"{what.removesuffix(' failed')}: {error}") from None
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and came:
-                raise
+            if came:
+                raise KeyboardInterrupt from None
             said = f": {str(error).splitlines()[0]}" if str(error) else ""
             raise UserError(f"{what}: {type(error).__name__}{said}") from error
+        if came:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """The interrupts (SIGINT) that come meanwhile, each handed on to whoever handled them before."""
+    """The signals that come meanwhile and raise KeyboardInterrupt."""
     came: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield came  # Python interrupts its main thread alone
-        return
+    raising = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is signal.default_int_handler]
+    if threading.current_thread() is not threading.main_thread():
+        raising = []  # Python interrupts its main thread alone
 
     def note(number: int, frame: Any) -> None:
         came.append(number)
-        handler(number, frame)
+        signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    for one in raising:
+        signal.signal(one, note)
     try:
         yield came
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for one in raising:
+            signal.signal(one, signal.default_int_handler)
 
 
 def _module_from_file(path: Path) -> ModuleType:

@@ -99,11 +99,13 @@ def test_numbers_of_any_library_are_scores(project, tmp_path, body):
     assert load_function("fine.py:score", project)(["p", "p"], ["a", "b"]) == [1.0, 2.0]
 
 
-def test_an_interrupt_by_the_keyboard_is_one(project, tmp_path):
-    """Ctrl-C while a function computes goes on to whoever handles it, and the handler is there again after."""
+@pytest.mark.parametrize("instead", ["return [0.0]", "raise ValueError('no score')"])
+def test_an_interrupt_by_the_keyboard_is_one(project, tmp_path, instead):
+    """Ctrl-C goes on where a function catches everything, and the handler is there again after."""
     (tmp_path / "slow.py").write_text(
-        "import os, signal\ndef score(prompts, completions, **columns):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n    return [0.0]\n"
+        "import os, signal, time\ndef score(prompts, completions, **columns):\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(9)\n"
+        f"    except:\n        {instead}\n"
     )
     score, before = load_function("slow.py:score", project), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
