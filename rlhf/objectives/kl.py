@@ -13,11 +13,12 @@ def token_kl(policy_BTV: torch.Tensor, reference_BTV: torch.Tensor) -> torch.Ten
         reference_BTV: Logits of q, [B, T, V].
 
     Returns:
-        Nats/token, [B, T], at least 0 up to rounding.
+        Nats/token, [B, T], at least 0 up to rounding; infinite where q rules out what p does not.
     """
     log_p = policy_BTV.float().log_softmax(-1)
     log_q = reference_BTV.float().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    terms = log_p.exp() * (log_p - log_q)
+    return terms.masked_fill(log_p == -torch.inf, 0.0).sum(-1)  # 0 log 0 is 0
 
 
 def k1(log_probs_BT: torch.Tensor, reference_BT: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ def adapter_scores(
     prompts: Sequence[Sequence[int]],
     completions: Groups,
     pad: int,
-    ending: Sequence[int],
+    endings: Sequence[Sequence[int]],
     batch_size: int,
     limit: int | None,
 ) -> list[float]:
@@ -88,7 +88,7 @@ def adapter_scores(
         prompts: Token ids of each prompt.
         completions: For each prompt its completions.
         pad: Token that fills rows up.
-        ending: What follows the text of a reply (`Codec.ending`).
+        endings: For each prompt what follows the text of a reply (`Codec.ending`).
         batch_size: Sequences a forward pass.
         limit: Most tokens of a sequence; of a longer one the reply's end is cut.
     """
@@ -96,7 +96,7 @@ def adapter_scores(
     scores = torch.zeros(len(prompts) * samples)
     replies = [
         [_closed(one, ending, None if limit is None else limit - len(prompt)) for one in row]
-        for prompt, row in zip(prompts, completions, strict=True)
+        for prompt, row, ending in zip(prompts, completions, endings, strict=True)
     ]
     for chosen in _batches(prompts, replies, max(1, batch_size // samples)):
         rows = torch.tensor([p * samples + s for p in chosen for s in range(samples)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -40,6 +42,16 @@ def token_rewards(
     last_B = mask_BT.sum(1) - 1
     rewards_BT[rows, last_B[rows]] += at_end_B[rows]
     return rewards_BT
+
+
+def alike(scores_PS: torch.Tensor) -> torch.Tensor:
+    """Which groups of replies have but one score, [P]: where replies to a prompt are compared, they teach nothing.
+
+    Args:
+        scores_PS: Scores, NaN for a reply that has none.
+    """
+    highest, lowest = (scores_PS.masked_fill(scores_PS.isnan(), filling) for filling in (-math.inf, math.inf))
+    return ~(highest.amax(1) > lowest.amin(1))
 
 
 ROUNDING, GROSS = 2e-3, 2e-2

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import UserError
 from rlhf.models.device import device
 from rlhf.models.roles import POLICY, Roles
 from rlhf.rollout.sampler import Completion
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Those that vLLM has kernels for; an adapter of a rank between runs with the next."""
 
 
 class VllmSampler:
@@ -37,7 +41,7 @@ class VllmSampler:
         memory: Share of the GPU's memory for vLLM, its copy of the weights and its cache.
 
     Raises:
-        UserError: vLLM is not installed, or there is no GPU.
+        UserError: vLLM is not installed, there is no GPU, or the adapter's rank is above those it has.
     """
 
     exact = False
@@ -70,7 +74,7 @@ class VllmSampler:
         tokenizer.save_pretrained(base)
         lora: dict[str, Any] = {}
         if roles.shared:
-            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": max(8, roles.policy.peft_config[POLICY].r)}
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(roles.policy.peft_config[POLICY])}
         self.engine = vllm.LLM(
             model=str(base), dtype=str(roles.language_model.dtype).removeprefix("torch."), max_model_len=max_length,
             gpu_memory_utilization=memory, logprobs_mode="processed_logprobs", seed=0, **lora,
@@ -113,6 +117,14 @@ class VllmSampler:
         model.load_weights(plain_weights(self.roles))
         self.engine.reset_prefix_cache()
         return None
+
+
+def _rank(config: LoraConfig) -> int:
+    """The rank that vLLM makes room for."""
+    largest = max([config.r, *config.rank_pattern.values()])
+    if largest > _RANKS[-1]:
+        raise UserError(f"stages.ppo.sampler: vllm takes adapters up to rank {_RANKS[-1]}, not {largest}")
+    return next(rank for rank in _RANKS if rank >= largest)
 
 
 def plain_weights(roles: Roles) -> Iterator[tuple[str, torch.Tensor]]:

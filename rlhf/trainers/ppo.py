@@ -47,7 +47,6 @@ class PPOTrainer(Trainer):
         prompts: What is replied to.
         rewards: What is maximised.
         tokenizer: The policy's.
-        ending: What follows the text of a reply (`Codec.ending`); EOS if not given.
         samples_file: Where some replies of each rollout are written.
         sampler: What writes; the one that the settings name if not given.
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
@@ -63,7 +62,6 @@ class PPOTrainer(Trainer):
         prompts: Sequence[PromptRow],
         rewards: Rewards,
         tokenizer: PreTrainedTokenizerBase,
-        ending: Sequence[int] = (),
         samples_file: Path | None = None,
         sampler: Sampler | None = None,
         **kwargs: Any,
@@ -79,7 +77,7 @@ class PPOTrainer(Trainer):
         self.history: list[dict[str, float]] = []
         self.collector = Collector(
             model, rewards, tokenizer, args, sampler or make_sampler(model, tokenizer, args),
-            list(ending) or [int(tokenizer.eos_token_id)], context_length(model.config), self._reduce,
+            context_length(model.config), self._reduce,
         )  # fmt: skip
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
@@ -176,6 +174,12 @@ class PPOTrainer(Trainer):
                 "cut",
                 f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
                 "raise it, or set truncated: score",
+            )
+        if metrics.get("objective/alike") == 1 and args.advantage in ("rloo", "grpo"):
+            self._say(
+                "alike",
+                f"in rollout {self._rollout} all replies to a prompt have the same score, for every prompt: there is "
+                "nothing to learn from; raise samples_per_prompt or temperature, or use a reward that tells them apart",
             )
         if metrics["response/scored_share"] < 0.5:
             self._say("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")

@@ -100,6 +100,8 @@ class PPOConfig(TrainingArguments):
         ]
         if self.advantage in ("rloo", "grpo") and self.samples_per_prompt == 1:
             problems.append(f"samples_per_prompt: must be at least 2 for {self.advantage}, not 1")
+        if self.kl_target is not None and self.kl_coef == 0:
+            problems.append("kl_target: an adaptive kl_coef grows by factors, and stays 0 from 0; start it above")
         replies = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if not problems and replies % self.samples_per_prompt:
             problems.append(

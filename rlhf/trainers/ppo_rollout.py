@@ -25,7 +25,7 @@ from rlhf.rollout.measure import adapter_scores, measure
 from rlhf.rollout.rollout import Rollout, padded
 from rlhf.rollout.sample import as_completion, stop_ids, text_of
 from rlhf.rollout.sampler import Completion, PolicySampler, Sampler, row_seed
-from rlhf.rollout.shape import token_rewards
+from rlhf.rollout.shape import alike, token_rewards
 from rlhf.rollout.trial import batching_of
 from rlhf.rollout.vllm import VllmSampler
 from rlhf.trainers.ppo_config import PPOConfig
@@ -38,6 +38,8 @@ class PromptRow:
     ids: list[int]
     prompt: Text
     columns: dict[str, Any]
+    ending: Sequence[int] = ()
+    """What follows the text of a reply (`Codec.ending`); EOS if empty."""
 
 
 @dataclass
@@ -104,8 +106,6 @@ class Collector:
     args: PPOConfig
     sampler: Sampler
     """Writes with the policy as it is when called."""
-    ending: list[int]
-    """What follows the text of a reply (`Codec.ending`)."""
     context_length: int | None
     reduce: Reduce
 
@@ -119,11 +119,12 @@ class Collector:
         found: list[Sequence[float | None]] = []
         for part in self.rewards.parts.values():
             if part is not None:
-                found.append(part(prompts, texts, **columns))
+                with torch.autocast(self.roles.device.type, enabled=False):  # a model scores as it does elsewhere
+                    found.append(part(prompts, texts, **columns))
             else:
-                ids = [row.ids for row in rows]
+                ids, endings = [row.ids for row in rows], [row.ending or [self.tokenizer.eos_token_id] for row in rows]
                 pad, size = int(self.tokenizer.pad_token_id), self.args.per_device_eval_batch_size
-                found.append(adapter_scores(self.roles, ids, completions, pad, self.ending, size, self.context_length))
+                found.append(adapter_scores(self.roles, ids, completions, pad, endings, size, self.context_length))
         return score_matrix(found)
 
     def text(self, completion: Completion) -> str:
@@ -172,6 +173,9 @@ class Collector:
         kl_B = (k1(log_probs_BT, measured.reference_BT) * replied_BT).sum(1)
         metrics = self._metrics(rollout, flat, scores_BK, scores_B, kl_B, paid_B, replied_BT)
         metrics["objective/kl_coef"] = kl_coef
+        if len(seeds[0]) > 1:
+            alike_P = alike(scores_B.view(-1, len(seeds[0])))
+            metrics["objective/alike"] = self._mean(alike_P.float(), torch.ones_like(alike_P))
         if not exact:
             metrics["sampler/gap"] = self._mean((log_probs_BT - sampled_BT).abs(), replied_BT)
         distance = self._mean((log_probs_BT - measured.reference_BT).abs(), replied_BT)

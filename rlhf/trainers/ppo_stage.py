@@ -96,11 +96,8 @@ def train(context: StageContext) -> Metrics:
     elif roles.unfolded is not None and process_state().is_main_process:
         print(f"ppo: each reply has its prompt to itself: {roles.unfolded}", file=sys.stderr)
     samples_file = context.directory / "rollouts.jsonl"
-    rows = prompt_rows(ready.data.train)
-    trainer = PPOTrainer(
-        roles, args, rows, _rewards(context, roles), begun.tokenizer,
-        Codec(begun.tokenizer).ending(rows[0].prompt), samples_file,
-    )  # fmt: skip
+    rows = prompt_rows(ready.data.train, Codec(begun.tokenizer))
+    trainer = PPOTrainer(roles, args, rows, _rewards(context, roles), begun.tokenizer, samples_file)
     kept = candidates(context, roles.policy, trainer)
     metrics = run_training(trainer, context, [samples_file])
     if roles.shared:
@@ -111,9 +108,16 @@ def train(context: StageContext) -> Metrics:
     return {**metrics, **_last(trainer), **saved}
 
 
-def prompt_rows(data: Dataset) -> list[PromptRow]:
-    """Prompts with their columns, as `prepare` encoded them."""
-    return [PromptRow(row["prompt_ids"], json.loads(row["prompt"]), json.loads(row["extra"])) for row in data]
+def prompt_rows(data: Dataset, codec: Codec) -> list[PromptRow]:
+    """Prompts with their columns, as `prepare` encoded them, and what ends a reply to a text or in a conversation."""
+    endings: dict[type, list[int]] = {}
+    rows = []
+    for row in data:
+        prompt = json.loads(row["prompt"])
+        if type(prompt) not in endings:
+            endings[type(prompt)] = codec.ending(prompt)
+        rows.append(PromptRow(row["prompt_ids"], prompt, json.loads(row["extra"]), endings[type(prompt)]))
+    return rows
 
 
 def _unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
@@ -129,6 +133,8 @@ def _unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
         found.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
     if args.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
         found.append("sampler: vllm is not installed (pip install vllm)")
+    if args.sampler == "vllm" and args.world_size > 1:
+        found.append("sampler: vllm runs on one GPU in one process; on several use transformers")
     return found
 
 

@@ -26,6 +26,18 @@ def test_never_negative_and_blind_to_shifts():
     torch.testing.assert_close(token_kl(p, p), torch.zeros(4, 5))
 
 
+def test_tokens_that_are_ruled_out():
+    """By p, or by both: they count nothing. By q alone: it is infinitely far."""
+    out = -math.inf
+    p = torch.tensor([[[0.0, 0.0, out, out]]])
+    both = torch.tensor([[[math.log(3), 0.0, out, out]]])
+    none = torch.tensor([[[math.log(3), 0.0, 0.0, 0.0]]])
+    expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert token_kl(p, both).item() == pytest.approx(expected)
+    assert token_kl(p, none).item() == pytest.approx(expected + math.log(6 / 4))
+    assert token_kl(none, p).item() == math.inf
+
+
 def test_estimates_of_one_token():
     """A token of probability 1/2 under p and 1/4 under q, and the other way round."""
     half, quarter = torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]])

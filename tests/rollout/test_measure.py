@@ -57,11 +57,11 @@ def test_each_row_is_its_sequence_alone(roles, batch_size):
 @pytest.mark.parametrize(("limit", "kept"), [(None, 5), (6, 3), (2, 0)])
 def test_a_score_is_read_behind_the_ending(roles, limit, kept):
     """A reply that ended by itself loses its end token first, so that none stands twice."""
-    found = adapter_scores(roles, PROMPTS[1:], COMPLETIONS[1:], 1, [0, 3], 2, limit)
+    found = adapter_scores(roles, PROMPTS[1:], COMPLETIONS[1:], 1, [[0, 3], [0, 4]], 2, limit)
     texts = [ids[:-1] if ids[-1] == 0 else ids for _, ids in PAIRS[2:]]
     for number, ((prompt, _), text) in enumerate(zip(PAIRS[2:], texts, strict=True)):
         room = None if limit is None else max(0, limit - len(prompt) - 2)
-        last = hidden(roles, REWARD, [*prompt, *text[:room], 0, 3])[-1]
+        last = hidden(roles, REWARD, [*prompt, *text[:room], 0, 3 if prompt == PROMPTS[1] else 4])[-1]
         assert found[number] == pytest.approx(roles.reward_head(last).item(), abs=1e-5)
         if number == 0:
             assert len(text[:room]) == kept

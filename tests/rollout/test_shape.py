@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.rollout.shape import hacking_signs, token_rewards
+from rlhf.rollout.shape import alike, hacking_signs, token_rewards
 
 MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False], [True, True, False]])
 KL = torch.tensor([[1.0, -2, 3], [4, math.nan, math.inf], [7, 7, 7], [0, 0, 9]])
@@ -60,3 +60,9 @@ def test_the_sentence_has_the_numbers_of_the_first_and_the_last_rollouts():
 def test_too_few_rollouts_say_nothing():
     assert hacking_signs(history((1.0, 100, 2), (9.0, 990, 99), each=4)) is None
     assert hacking_signs([]) is None
+
+
+def test_groups_with_one_score():
+    out = math.nan
+    scores = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [3.0, out, 3.0], [out, out, out], [1.0, out, 2.0]])
+    assert alike(scores).tolist() == [True, False, True, True, False]

@@ -5,12 +5,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.errors import UserError
 from rlhf.models.layout import lay_out
-from rlhf.rollout.vllm import VllmSampler
+from rlhf.rollout.vllm import VllmSampler, _rank
 from tests.trainers.ppo_by_hand import make_roles
 
 
@@ -74,6 +74,18 @@ def test_the_engine_gets_the_policy_after_every_update(vllm, tiny_llama, adapter
         if adapter:
             assert sampler.engine.calls[-1].number == update
     assert sampler.engine.options.get("enable_lora", False) == adapter
+
+
+@pytest.mark.parametrize(("rank", "pattern", "room"), [
+    (4, {}, 8), (8, {}, 8), (12, {}, 16), (24, {}, 32), (48, {}, 64), (8, {"q_proj": 24}, 32), (300, {}, 320),
+])  # fmt: skip
+def test_ranks_that_vllm_has(rank, pattern, room):
+    assert _rank(LoraConfig(r=rank, rank_pattern=pattern)) == room
+
+
+def test_a_rank_above_all_is_refused():
+    with pytest.raises(UserError, match="up to rank 512, not 600"):
+        _rank(LoraConfig(r=600))
 
 
 def test_without_vllm_or_a_gpu_it_is_refused(monkeypatch, tiny_llama, request):

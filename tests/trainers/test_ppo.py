@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from rlhf.errors import UserError
 from rlhf.models.layout import lay_out
 from rlhf.models.roles import Roles
-from rlhf.rollout.sampler import PolicySampler
+from rlhf.rollout.sampler import Completion, PolicySampler
+from rlhf.trainers import ppo_rollout
 from rlhf.trainers.ppo import STATE, WEIGHTS, PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from tests.architectures import built
@@ -168,6 +169,43 @@ def test_when_nothing_can_be_scored_nothing_moves(tmp_path, tiny_llama, capsys):
     trainer.train()
     assert close(before, weights(trainer), tolerance=0)
     assert "only 0% of the replies could be scored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("advantage", "told"), [("grpo", True), ("rloo", True), ("gae", False)])
+def test_rewards_that_are_all_alike_are_told(tmp_path, tiny_llama, capsys, advantage, told):
+    def by_prompt(prompts, completions, number, **columns):
+        return [float(one) for one in number]
+
+    options = {"advantage": advantage, "samples_per_prompt": 4}
+    make_trainer(tmp_path, tiny_llama, function=by_prompt, **options).train()
+    assert capsys.readouterr().err.count("all replies to a prompt have the same score") == told
+    trainer = make_trainer(tmp_path, tiny_llama, **options)
+    trainer.collect(0)
+    assert trainer._metrics["objective/alike"] == [0.0]
+    assert "the same score" not in capsys.readouterr().err
+
+
+def test_a_reward_scores_in_its_own_precision(tmp_path, tiny_llama):
+    """Outside of the policy's autocast: in bfloat16 its scores would stand on few levels."""
+    weight = torch.randn(16, 1)
+
+    def judge(prompts, completions, number, **columns):
+        return (torch.eye(16)[number] @ weight).squeeze(1).tolist()
+
+    trainer = make_trainer(tmp_path, tiny_llama, function=judge, bf16=True)
+    with trainer.accelerator.autocast():
+        found = trainer.collector.scores(trainer.prompts, [[Completion([5], False, [0.0], [0.0])]] * 8)
+    assert found[:, 0].float().tolist() == weight[:8, 0].tolist()
+
+
+def test_each_reply_has_the_ending_of_its_prompt(tmp_path, tiny_llama, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ppo_rollout, "adapter_scores", lambda *args: seen.append(args[4]) or [0.0] * 2)
+    trainer = make_trainer(tmp_path, tiny_llama)
+    trainer.collector.rewards.parts["wordy"] = None
+    rows = [dataclasses.replace(trainer.prompts[0], ending=[7, 0]), trainer.prompts[1]]
+    trainer.collector.scores(rows, [[Completion([5], False, [0.0], [0.0])]] * 2)
+    assert seen == [[[7, 0], [trainer.processing_class.eos_token_id]]]
 
 
 def test_a_step_with_a_wild_ratio_is_skipped(tmp_path, tiny_llama, capsys):

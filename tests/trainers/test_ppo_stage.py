@@ -145,11 +145,8 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     roles = build_roles(context, ready.begun, ready.args)
     assert roles.reward_head is not None
     assert roles.critic_scores
-    rows = ppo_stage.prompt_rows(ready.data.train)[:4]
-    trainer = ppo_stage.PPOTrainer(
-        roles, ready.args, rows, ppo_stage._rewards(context, roles), ready.begun.tokenizer,
-        Codec(ready.begun.tokenizer).ending(rows[0].prompt),
-    )  # fmt: skip
+    rows = ppo_stage.prompt_rows(ready.data.train, Codec(ready.begun.tokenizer))[:4]
+    trainer = ppo_stage.PPOTrainer(roles, ready.args, rows, ppo_stage._rewards(context, roles), ready.begun.tokenizer)
     completions = trainer.collector.sampler([row.ids for row in rows], [[n, n + 10] for n in range(4)])
     found = trainer.collector.scores(rows, completions)[:, 0].tolist()
     judge = RewardModel(made.run_dir / "reward")
@@ -220,6 +217,7 @@ def test_several_rewards_by_name_and_weight(tmp_path, tiny_llama):
         ({"fp16": True}, "stages.ppo.*fp16"),
         ({"eval_strategy": "epoch"}, "stages.ppo.eval_strategy: there is no held-out loss online"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"kl_coef": 0}, "stages.ppo.kl_target: an adaptive kl_coef grows by factors"),
         ({"neftune_noise_alpha": 5}, "stages.ppo.neftune_noise_alpha: online training has no use for it"),
         ({"rewards": ["long"]}, "stages.ppo.rewards: expected dict, not"),
         ({"rewards": {"long": float("nan")}}, "stages.ppo.rewards: must be finite, not nan"),
