@@ -18,7 +18,7 @@ from rlhf import network
 from rlhf.config import SourceConfig
 from rlhf.data.plain import plain
 from rlhf.data.readers import Row, Rows, read_file, reader_of
-from rlhf.errors import UserError
+from rlhf.errors import UserError, reason
 
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 _SPLIT_NAME = re.compile(r"(train|training|test|testing|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
@@ -188,6 +188,10 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
         raise UserError(unreachable) from None
     except ValueError as error:  # an unknown split or subset: the message lists those there are
         raise UserError(f"{source.source}: {' '.join(str(error).split())}") from None
+    except (
+        Exception
+    ) as error:  # a script, a file that no builder reads, a package that is missing: whatever datasets says
+        raise UserError(f"{source.source}: datasets cannot load it: {reason(error)}") from None
     rows = iter(data)
     for number in itertools.count(1):
         try:
@@ -196,6 +200,8 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
             break
         except OSError as error:
             raise UserError(f"{source.source}: the connection was lost after row {number - 1}: {error}") from None
+        except Exception as error:  # a column that needs a package to be decoded, say
+            raise UserError(f"{source.source}: row {number} cannot be read: {reason(error)}") from None
         yield dict(row), f"{name}/{split}#{number}"
     if number == 1:
         raise UserError(f"{source.source}: no rows in split {split!r}")

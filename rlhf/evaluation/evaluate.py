@@ -18,7 +18,7 @@ from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.compare import comparison_pairs
 from rlhf.evaluation.lost import RETAINED
-from rlhf.evaluation.replies import fitted, load, replies_to
+from rlhf.evaluation.replies import check_prompts, fitted, load, replies_to
 from rlhf.evaluation.retain import Retained, measure, read_retained, write
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.rewards import RewardFunction
@@ -36,6 +36,7 @@ def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
     project = context.project
     prompts = evaluation_prompts(project, project.evaluate.prompts)
+    check_prompts(context, prompts)
     column = project.evaluate.group_by
     if column is not None and not any(column in prompt.extra for prompt in prompts):
         names = {name for prompt in prompts for name in prompt.extra}

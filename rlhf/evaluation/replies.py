@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from rlhf.config import ProjectConfig
-from rlhf.data.records import Text
+from rlhf.data.records import Prompt, Text, Unusable
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -18,6 +18,7 @@ from rlhf.models.load import context_length, load_policy, source_of
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.rollout.sample import Reply, sample
+from rlhf.stages import StageContext, policies_of
 
 
 def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) -> tuple[PreTrainedModel, Codec]:
@@ -51,12 +52,44 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     return sys.maxsize if limit is None else limit - max_new_tokens
 
 
+def check_prompts(context: StageContext, prompts: Sequence[Prompt]) -> None:
+    """Hold, before anything trains, that the chat templates of all policies take the prompts to be replied to.
+
+    A training row that a template refuses is dropped; prompts are compared on, so that none is left out here.
+
+    Raises:
+        UserError: One refuses some; the message names the first.
+    """
+    project = context.project
+    own = [name for name in policies_of(project) if project.stages[name].model is not None]
+    tokenizers = [load_tokenizer(base_settings(project), context.parents.get("base"))]
+    tokenizers += [load_tokenizer(stage_settings(project, name)) for name in own]
+    for codec in map(Codec, tokenizers):
+        refused = [(one, why) for one in prompts if (why := _refusal(codec, one.prompt)) is not None]
+        if refused:
+            first, why = refused[0]
+            raise UserError(
+                f"{first.origin}: no reply can be asked for: {why}; so it is with {len(refused)} of the {len(prompts)} "
+                "prompts to evaluate on: take them out, or name others in data.prompts"
+            )
+
+
+def _refusal(codec: Codec, prompt: Text) -> str | None:
+    try:
+        return None if codec.prompt(prompt) else "it has no token"
+    except Unusable as error:
+        return error.reason
+
+
 def fitted(
     model: PreTrainedModel, codec: Codec, prompts: Sequence[Text], max_new_tokens: int
 ) -> tuple[list[list[int]], int]:
     """Token ids of prompts, of those that leave no room for a reply the end; and how many these were."""
     room = prompt_room(model, max_new_tokens)
-    ids = [codec.prompt(prompt) for prompt in prompts]
+    try:
+        ids = [codec.prompt(prompt) for prompt in prompts]
+    except Unusable as error:
+        raise UserError(f"a prompt to reply to: {error.reason}; take it out, or name others in data.prompts") from None
     return [row[-room:] for row in ids], sum(len(row) > room for row in ids)
 
 

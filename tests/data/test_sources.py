@@ -116,6 +116,10 @@ def test_hub_rows(tmp_path, monkeypatch):
             raise datasets.exceptions.DatasetNotFoundError("no such dataset")
         if kwargs["split"] == "tain":
             raise ValueError('Unknown split "tain".\nShould be one of ["train"].')
+        if args[0] == "old/script":
+            raise RuntimeError("Dataset scripts are no longer supported, but found script.py")
+        if args[0] == "with/images":
+            return (row if row is ROWS[0] else 1 / 0 for row in ROWS)
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr("rlhf.network.hub_resolves", lambda: True)
@@ -127,6 +131,10 @@ def test_hub_rows(tmp_path, monkeypatch):
         (("org/name", "main"), {"split": "test", "revision": "abc", "streaming": True}),
     ]
     assert error_of(tmp_path, source="gone/gone").startswith("'gone/gone' is neither a file here")
+    assert error_of(tmp_path, source="old/script") == (
+        "old/script: datasets cannot load it: Dataset scripts are no longer supported, but found script.py"
+    )
+    assert error_of(tmp_path, source="with/images").startswith("with/images: row 2 cannot be read: division by zero")
     assert error_of(tmp_path, source="org/name", split="tain").startswith('org/name: Unknown split "tain". Should be')
 
 

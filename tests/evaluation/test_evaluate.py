@@ -91,6 +91,19 @@ def test_groups_need_a_column(project):
         prepare(StageContext(wrong, "evaluate", wrong.run_dir / "work", {}))
 
 
+def test_a_prompt_that_the_chat_template_refuses_is_known_before_anything_trains(project, tmp_path):
+    """A training row of this kind is dropped; this one would have ended the comparison."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": turns[1:], "kind": "a"}, {"prompt": turns, "kind": "a"}])
+    (tmp_path / "strict.jinja").write_text(
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}{{ message['content'] + eos_token }}{% endfor %}"
+    )
+    strict = load_project(project.path, [f"model.chat_template={tmp_path}/strict.jinja"])
+    with pytest.raises(UserError, match=r"prompts.jsonl:2: no reply .*: no system role; so it is with 1 of the 2"):
+        prepare(StageContext(strict, "evaluate", strict.run_dir / "work", {}))
+
+
 def test_a_policy_with_a_model_of_its_own_is_held_against_that_model(tmp_path, tiny_llama, tiny_gpt2):
     """The project's base has another, smaller vocabulary: it cannot even read the policy's tokens."""
     small = train_tokenizer(iter(["a b c"]), 270)
