@@ -35,6 +35,13 @@ _INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pa
 _PLAIN_INIT = (True, "gaussian", "orthogonal")
 """Initialisations under which a fresh adapter changes nothing; the others (pissa, olora, corda, …) change the base."""
 
+_SETTLED = ("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
+            "peft_version", "runtime_config")  # fmt: skip
+"""What follows from the stage, and would be overwritten."""
+
+_NARROWER: dict[str, Any] = {"lora_alpha": float, "rank_pattern": dict[str, int], "alpha_pattern": dict[str, float]}
+"""Types of fields that peft declares otherwise than it uses them."""
+
 
 def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraConfig:
     """A `peft.LoraConfig` from the `adapter:` section.
@@ -49,8 +56,6 @@ def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraCon
     Raises:
         UserError: A field is unknown, or cannot be joined exactly.
     """
-    if "task_type" in fields:
-        raise UserError("model.adapter: task_type is the stage's to set")
     _check_fields(fields)
     defaults = {"target_modules": "all-linear", "lora_alpha": 2 * fields.get("r", 8), "lora_dropout": 0.0}
     try:
@@ -78,8 +83,10 @@ def _check_fields(fields: dict[str, Any]) -> None:
     Raises:
         UserError: One is wrong.
     """
-    kinds = {**get_type_hints(LoraConfig), "lora_alpha": float}
+    kinds = {**get_type_hints(LoraConfig), **_NARROWER}
     for key, value in fields.items():
+        if key in _SETTLED:
+            raise UserError(f"model.adapter: {key} is the stage's to set")
         if key not in kinds:
             raise UserError(f"model.adapter: unknown key {key!r}; {unknown_name(str(key), kinds)}")
         try:
@@ -107,18 +114,19 @@ def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
     Raises:
         UserError: A module is not there, or peft refuses the two together.
     """
-    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
-    named = {key: getattr(config, key) for key in ("target_modules", "modules_to_save")}  # before peft adds its own
+    parts = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
+    leaves = {name.rpartition(".")[2] for name in parts}
+    lists = ("target_modules", "modules_to_save", "target_parameters")
+    named = {key: getattr(config, key) for key in lists}  # before peft adds its own
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             adapted = get_peft_model(model, config)
     except Exception as error:  # each kind of layer has checks of its own
         raise UserError(f"model.adapter: {reason(error)}") from None
-    modules = [name for name, _ in adapted.named_modules()]
     for key, wanted in named.items():
         for name in sorted(wanted or ()) if not isinstance(wanted, str) else ():
-            if not any(f".{module}".endswith(f".{name}") for module in modules):
-                raise UserError(f"model.adapter.{key}: the model has no module {name!r}; {unknown_name(name, leaves)}")
+            if not any(f".{part}".endswith(f".{name}") for part in parts):
+                raise UserError(f"model.adapter.{key}: the model has no {name!r}; {unknown_name(name, leaves)}")
     check_memory("model.adapter", adapted.num_parameters())
 
 

@@ -109,6 +109,7 @@ def test_what_cannot_be_joined_is_refused_before_training():
         ("target_modules", {"q_proj": 1}), ("target_modules", [1]), ("modules_to_save", "score"), ("use_rslora", "yes"),
         ("rank_pattern", 3), ("layers_to_transform", "all"), ("init_lora_weights", "zero"),
         ("init_lora_weights", False), ("init_lora_weights", None), ("rank", 4), ("task_type", "CAUSAL_LM"),
+        ("inference_mode", True), ("peft_type", "IA3"), ("rank_pattern", {"q_proj": "x"}),
     ],
 )  # fmt: skip
 def test_a_field_of_the_wrong_kind_is_named(field, value):
@@ -129,10 +130,14 @@ def test_values_that_fit_are_taken():
     ("fields", "said"),
     [
         ({"target_modules": ["nothing"]}, "model.adapter"),
-        ({"target_modules": ["q_proj", "k_prj"]}, "model.adapter.target_modules: the model has no module 'k_prj'"),
+        (
+            {"target_modules": ["q_proj", "k_prj"]},
+            "the model has no 'k_prj'; did you mean 'k_proj'?",
+        ),
         ({"target_modules": ".*nothing"}, "model.adapter"),
         ({"target_modules": "("}, "model.adapter"),
         ({"modules_to_save": ["nothing"]}, "model.adapter.modules_to_save"),
+        ({"target_parameters": ["nothing"]}, "model.adapter.target_parameters"),
         ({"layers_to_transform": [9]}, "model.adapter"),
         ({"r": 10**9}, "GB of memory"),
     ],
