@@ -244,14 +244,11 @@ def guarded(action: Callable[[], None]) -> int:
     try:
         with explained("rlhf"):
             action()
-    except UserError as error:
+    except (UserError, Defect) as error:
         if int(os.environ.get("RANK", "0")) != 0:
             time.sleep(_GRACE)
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Defect as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 3
