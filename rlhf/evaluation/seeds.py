@@ -72,6 +72,8 @@ class Spread(NamedTuple):
         def beyond(log_alpha: float) -> float:
             return self.half_width(math.exp(log_alpha)) - abs(mean)
 
+        if not mean:
+            return 1.0
         least = max(2.0 ** (1 - self.prompts), 1e-30)
         return least if beyond(math.log(least)) <= 0 else math.exp(optimize.brentq(beyond, math.log(least), 0.0))
 

@@ -83,6 +83,7 @@ def test_p_value_and_interval_are_one():
     assert spread.half_width(found["p_value"]) == pytest.approx(found["mean"])
     assert spread.half_width(0.05) == pytest.approx(found["ci"][1] - found["mean"])
     assert summarise_seeds([_seed(1.0)] * 3)["p_value"] == pytest.approx(2.0**-99)
+    assert summarise_seeds([_seed(0.0)] * 3)["p_value"] == 1.0
 
 
 def test_seeds_are_joined_to_recipes():
