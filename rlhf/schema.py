@@ -7,6 +7,7 @@ anything runs, and still start in milliseconds, the class bodies of the installe
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterable
@@ -74,6 +75,23 @@ def trainer_fields(stage: str) -> dict[str, str]:
     for file, class_name in STAGE_CONFIGS[stage]:
         fields.update(_class_fields(file, class_name))
     return {name: kind for name, kind in fields.items() if name not in RESERVED and not name.startswith("_")}
+
+
+@functools.cache
+def class_defaults(stage: str) -> dict[str, Any]:
+    """Field name -> default of a stage's trainer config, where its source has the value itself."""
+    found: dict[str, Any] = {}
+    for file, class_name in STAGE_CONFIGS[stage]:
+        for node in _body(_module(file), class_name):
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
+                continue
+            given = node.value
+            if isinstance(given, ast.Call):
+                given = next((word.value for word in given.keywords if word.arg == "default"), given)
+            found.pop(node.target.id, None)
+            with contextlib.suppress(ValueError):
+                found[node.target.id] = ast.literal_eval(given)
+    return found
 
 
 def fields_by_class(stage: str) -> dict[str, list[str]]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -98,3 +100,19 @@ def test_the_shell_completes_commands():
 
     typed = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": "rlhf re", "COMP_CWORD": "1"}
     assert CliRunner().invoke(app, [], prog_name="rlhf", env=typed).output.split() == ["report"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_libraries_load_is_one_line(project):
+    """Ctrl-C reaches all processes of the terminal."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "rlhf.cli", "run", str(project)], start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    while run.stdout.readline() != "checking data\n":
+        pass
+    time.sleep(1)
+    os.killpg(run.pid, signal.SIGINT)
+    said = run.communicate()[1]
+    assert run.returncode == 130
+    assert said == "interrupted; the same command goes on from the last checkpoint\n"

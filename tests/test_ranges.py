@@ -216,7 +216,7 @@ def test_every_number_of_a_trainer_has_an_interval_and_no_interval_is_of_nothing
 def test_the_defaults_of_the_libraries_lie_inside():
     import trl
 
-    from rlhf.trainers.common import DEFAULTS
+    from rlhf.trainers.defaults import DEFAULTS
     from rlhf.trainers.ppo_config import PPOConfig
 
     for stage, kind in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -11,12 +12,17 @@ from torch.distributed.tensor import DTensor
 from rlhf.errors import UserError
 
 
-def process_state() -> PartialState:
+def process_state(patience: float | None = None) -> PartialState:
     """The state of a distributed launch (or of a single process), on CPUs where there is no accelerator.
 
     accelerate forms a group of CPU processes only when told at the first call; so this is that call everywhere.
+
+    Args:
+        patience: Seconds that processes wait for each other before they give up, heard at the first call alone; None
+            leaves it to torch.
     """
-    return PartialState(cpu=not torch.accelerator.is_available())
+    timeout = {} if patience is None else {"timeout": timedelta(seconds=patience)}
+    return PartialState(cpu=not torch.accelerator.is_available(), **timeout)
 
 
 def check_memory(name: str, parameters: int) -> None:

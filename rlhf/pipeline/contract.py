@@ -20,7 +20,8 @@ from rlhf.data.prepare import fingerprints
 from rlhf.data.sources import fingerprint
 from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint
-from rlhf.stages import STAGES, half_for, parent_of, parents_of, rewards_of
+from rlhf.stages import STAGES, half_for, kind_of, parent_of, parents_of, rewards_of
+from rlhf.trainers.defaults import said
 
 RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -32,7 +33,7 @@ _NOT_MODEL = {
 _LOGGING = (
     "logging_", "save_", "report_to", "run_name", "disable_tqdm", "project", "trackio", "log_", "include_num_input",
     "dataloader_num", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch", "dataset_num_proc",
-    "torch_empty_cache",
+    "torch_empty_cache", "per_device_eval_batch_size", "eval_accumulation_steps",
 )  # fmt: skip
 """Prefixes of trainer fields that change what is written or how fast, not what is learned."""
 
@@ -112,14 +113,14 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
         what["base"] = base_fingerprint(model, project)
     role = STAGES[name].data
     if role is not None:
-        what["trainer"] = _learning_fields(project.stages[name].trainer)
+        what["trainer"] = _learning_fields(name, project.stages[name].trainer)
         what["data"] = {role: fingerprints(project, role)}
         if (half := half_for(project, name)) is not None:
             what["half"] = half
     if (gold := project.stages[name].gold if name in project.stages else None) is not None:
         sampling = {key: getattr(project.evaluate, key) for key in ("temperature", "max_new_tokens")}
         judge = _judge_fingerprint(project.rewards[gold], project) if gold in project.rewards else gold
-        trainer = project.stages[name].trainer  # which checkpoints there are to choose from
+        trainer = said(kind_of(name), project.stages[name].trainer)  # which checkpoints there are to choose from
         sampling |= {key: trainer.get(key) for key in ("save_steps", "save_strategy")}
         what["gold"] = {"judge": judge, "select": project.stages[name].select, **sampling}
     return what
@@ -150,8 +151,9 @@ def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str
     return {"models": models, "label": reward.label, "std_weight": reward.std_weight}
 
 
-def _learning_fields(trainer: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in trainer.items() if not key.startswith(_LOGGING)}
+def _learning_fields(name: str, trainer: dict[str, Any]) -> dict[str, Any]:
+    """What decides what is learned: a default that the YAML writes out is nothing new."""
+    return {key: value for key, value in said(kind_of(name), trainer).items() if not key.startswith(_LOGGING)}
 
 
 def is_current(record: dict[str, Any], project: ProjectConfig, name: str) -> bool:

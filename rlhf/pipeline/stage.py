@@ -59,7 +59,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         worked = folder.claim(directory, contract.beginning(identity, processes), contract.versions())
-    _wait()
+    _wait(project.stages[name].trainer.get("ddp_timeout") if name in project.stages else None)
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
@@ -135,12 +135,12 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
     }
 
 
-def _wait() -> None:
-    """A barrier where there are several processes."""
+def _wait(patience: float | None = None) -> None:
+    """A barrier where there are several processes, which wait for each other so many seconds from the first on."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from rlhf.models.device import process_state
 
-        process_state().wait_for_everyone()
+        process_state(patience).wait_for_everyone()
 
 
 def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
@@ -239,7 +239,8 @@ def guarded(action: Callable[[], None]) -> int:
     """Run something; what goes wrong becomes one line on stderr.
 
     Returns:
-        0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate.
+        0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate, 130 where the user
+        ended it.
     """
     try:
         with explained("rlhf"):
@@ -252,6 +253,9 @@ def guarded(action: Callable[[], None]) -> int:
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,12 @@ from rlhf.models.device import process_state
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.stages import STAGES, StageContext, half_for, kind_of
 from rlhf.trainers.buckets import ResumedEpoch
+from rlhf.trainers.defaults import DEFAULTS
 from rlhf.trainers.start import Start
 from rlhf.trainers.train_loss import LogAtCheckpoints, mean_train_loss
 
-DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 16,
-    "disable_tqdm": not sys.stderr.isatty(),
-    "logging_steps": 5,
-    "logging_nan_inf_filter": False,  # it hides a diverged run from the logs and from `train_loss`
-    "logging_first_step": True,
-    "save_strategy": "steps",
-    "save_steps": 0.2,
-    "save_total_limit": 2,
-    "eval_strategy": "no",
-    "report_to": "none",
-    "gradient_checkpointing": False,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
-}
-"""Where a stage's YAML is silent; `bf16` follows the hardware."""
+_EVERY = 30.0
+"""Seconds between lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +134,43 @@ class MetricsFile(TrainerCallback):
 def keep_through(path: Path, step: int) -> None:
     """Drop from a file, whose lines have a `step`, what an interrupted run wrote after the resumed checkpoint."""
     lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    kept = [line for line in lines if _step(line) <= step]
+    whole = path.with_name(path.name + ".new")
+    whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    whole.replace(path)
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line that was cut short, by a full disk say, comes after all others."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+
+
+class ProgressLines(TrainerCallback):
+    """A line now and then where no terminal shows a bar: in a file, in CI, behind a scheduler."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.first_step, self.started, self.due = 0, 0.0, 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note where and when training starts."""
+        self.first_step, self.started = state.global_step, time.monotonic()
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Say how far training is, how well it goes and how long it will take."""
+        now, done = time.monotonic(), state.global_step - self.first_step
+        if not state.is_world_process_zero or done < 1 or (now < self.due and state.global_step < state.max_steps):
+            return
+        self.due = now + _EVERY
+        loss = f", loss {logs['loss']:.4f}" if logs and "loss" in logs else ""
+        left = timedelta(seconds=round((now - self.started) / done * (state.max_steps - state.global_step)))
+        line = f"{self.stage}: step {state.global_step}/{state.max_steps}{loss}, {left} left"
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress(ProgressCallback):
@@ -176,8 +197,7 @@ def run_training(trainer: Trainer, context: StageContext, logs: Sequence[Path] =
         `train_rows`, `eval_rows`, `train_time_s`.
     """
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
-    if not trainer.args.disable_tqdm:
-        trainer.add_callback(Progress())
+    trainer.add_callback(ProgressLines(context.name) if trainer.args.disable_tqdm else Progress())
     metrics_file = MetricsFile(context.name, context.directory / "metrics.jsonl")
     for callback in (metrics_file, LogAtCheckpoints(), ResumedEpoch()):
         trainer.add_callback(callback)

@@ -29,6 +29,7 @@ from rlhf.trainers.common import (
     run_training,
     save_model,
 )
+from rlhf.trainers.defaults import PPO_DEFAULTS
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.ppo_config import PPOConfig
 from rlhf.trainers.ppo_models import build_roles
@@ -37,15 +38,6 @@ from rlhf.trainers.start import start
 from rlhf.trainers.track import candidates, check_tracking, choose, drop
 from rlhf.trainers.trial import try_trainer
 
-DEFAULTS: dict[str, Any] = {
-    "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0,
-    "logging_steps": 1,
-    "logging_first_step": False,
-}
-"""Where the stage's YAML is silent."""
-
 _UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_end", "label_smoothing_factor")
 
 
@@ -53,7 +45,7 @@ def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and hold that there is something to maximise."""
     begun = start(context)
     check_policy(begun.source, begun.encoder)
-    args: Any = arguments(context, PPOConfig, begun, DEFAULTS)
+    args: Any = arguments(context, PPOConfig, begun, PPO_DEFAULTS)
     if problems := [*args.check(), *_unfit(args, begun.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
     _check_rewards(context.project, context.name)

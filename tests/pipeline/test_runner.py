@@ -122,6 +122,8 @@ def test_a_finished_run_does_nothing_and_is_quick(finished):
         ("evaluate.samples=3", {"evaluate"}),
         ("stages.sft.logging_steps=1", set()),
         ("stages.dpo.save_total_limit=1", set()),
+        ("stages.dpo.beta=0.1", set()),
+        ("stages.reward.per_device_eval_batch_size=2", set()),
         ("seed=1", {"sft", "reward", "dpo", "evaluate"}),
     ],
 )
