@@ -22,6 +22,12 @@ def test_how_a_model_is_sampled(name, expected):
     assert torch.equal(torch.get_rng_state(), state)  # what is drawn in training is what it would have been
 
 
+@pytest.mark.parametrize("factor", [1.0, 4.0, 12.0])
+@pytest.mark.parametrize(("name", "expected"), [("llama", Batching.MIXED), ("bart", Batching.EQUAL)])
+def test_how_a_model_in_low_precision_is_sampled(name, expected, factor):
+    assert batching_of(strengthened(built(name), factor).bfloat16()) is expected
+
+
 def test_a_model_without_a_cache_is_refused_by_name():
     with pytest.raises(UserError, match="OpenAIGPTLMHeadModel cannot be sampled"):
         batching_of(strengthened(built("openai-gpt"), 4.0))
