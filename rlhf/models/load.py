@@ -285,13 +285,10 @@ def _told(name: str, attention: str | None = None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except KeyError as error:
-        lost = error.args[0] if error.args else "something"
-        raise UserError(
-            f"{name}: its files lack {lost} (the head of a reward model is one); train the stage again"
-        ) from None
     except Exception as error:
         said = reason(error)
+        if isinstance(error, KeyError) and (Path(name) / ADAPTER_CONFIG).is_file():
+            said = f"its files lack {error.args[0]} (the head of a reward model is one); train the stage again"
         if isinstance(error, OSError | ValueError) and not Path(name).exists():
             said = "neither a folder here nor a model that the hub could give (is there a network?)"
         setting = f" (with model.attn_implementation: {attention})" if attention else ""

@@ -50,7 +50,17 @@ def pickled(folder):
     (folder / "model.safetensors").unlink()
 
 
+def index(text):
+    def change(folder):
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return change
+
+
 DAMAGE = {
+    "no index": (index("{}"), "'weight_map'"),
+    "a part gone": (index('{"metadata": {}, "weight_map": {"x": "model-00002-of-00002.safetensors"}}'), "model-00002"),
     "deleted": (tensors(lambda weights: weights.pop(LAYER)), f"lacks 1 of the 21 tensors .*{LAYER}"),
     "a layer more": (settings(num_hidden_layers=3), r"lacks 9 of the 30 tensors .*model\.layers\.2\."),
     "a layer fewer": (settings(num_hidden_layers=1), r"has 9 tensors .*model\.layers\.1\."),
