@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from rlhf.config import ProjectConfig
 from rlhf.errors import UserError
@@ -19,6 +20,7 @@ _PROMPTS = [[13, 29, 5, 17, 23], [41, 3]]
 """What is replied to, modulo the vocabulary."""
 _EXACT, _ROUNDED = 1e-3, 0.5
 """Gaps, nats, that rounding explains: in float32, and in bfloat16, where the ways to sample are compared besides."""
+_NO_CACHE = "it keeps no cache"
 _TOKENS = 4
 _SAMPLES = 2
 
@@ -39,7 +41,7 @@ def batching_of(model: Any) -> Batching:
         return Batching.MIXED
     said: dict[str, None] = {}
     if not keeps_tokens(type(model)):
-        raise _refused(model, "it keeps no cache")
+        raise _refused(model.config.name_or_path, type(model), _NO_CACHE)
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     gaps: dict[Batching, float] = {}
     with plainly(model):
@@ -56,12 +58,12 @@ def batching_of(model: Any) -> Batching:
     smallest = min(gaps.values(), default=math.inf)
     if not exact and smallest <= _ROUNDED:
         return next(batching for batching, gap in gaps.items() if gap <= max(3 * smallest, 0.03))
-    raise _refused(model, "; ".join(said))
+    raise _refused(model.config.name_or_path, type(model), "; ".join(said))
 
 
-def _refused(model: Any, reason: str) -> UserError:
-    name = model.config.name_or_path or "the model"
-    return UserError(f"{name}: {type(model).__name__} cannot be sampled: {reason}; a policy needs another architecture")
+def _refused(name: str, kind: type, reason: str) -> UserError:
+    name = name or "the model"
+    return UserError(f"{name}: {kind.__name__} cannot be sampled: {reason}; a policy needs another architecture")
 
 
 def check_replies(project: ProjectConfig, model: Any) -> None:
@@ -70,8 +72,23 @@ def check_replies(project: ProjectConfig, model: Any) -> None:
     Raises:
         UserError: They cannot.
     """
-    if project.evaluate.enabled or "ppo" in map(kind_of, project.stages):
+    if _will_reply(project):
         batching_of(model)
+
+
+def check_architecture(project: ProjectConfig, config: PretrainedConfig) -> None:
+    """The same as far as a config tells, while data is prepared and nothing is loaded.
+
+    Raises:
+        UserError: Models of this kind cannot reply.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if _will_reply(project) and kind is not None and not keeps_tokens(kind):
+        raise _refused(config.name_or_path, kind, _NO_CACHE)
+
+
+def _will_reply(project: ProjectConfig) -> bool:
+    return project.evaluate.enabled or "ppo" in map(kind_of, project.stages)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from rlhf.models.load import Source, check_weights, context_length, is_encoder, 
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by
 from rlhf.models.weights import check_numbers
-from rlhf.rollout.trial import check_replies
+from rlhf.rollout.trial import check_architecture, check_replies
 from rlhf.stages import STAGES, StageContext, parent_of
 
 
@@ -53,6 +53,8 @@ def start(context: StageContext) -> Start:
         if settings is not None:
             check_settings(tokenizer, settings, context.parent)
     scorer = is_encoder(architecture) or not STAGES[context.name].policy
+    if not scorer:
+        check_architecture(context.project, architecture)
     model = check_weights(source, config, scorer)
     if parent_of(context.project, context.name) is None:  # each base once: its weights are read for it
         check_numbers(source.base)

@@ -16,6 +16,7 @@ from rlhf.rewards.model import RewardModel
 from rlhf.trainers import dpo
 from rlhf.trainers.common import last_good_checkpoint
 from tests.architectures import built
+from tests.models_by_hand import strengthened
 from tests.projects import NAMES, chats, make_project, write_rows
 
 
@@ -75,10 +76,19 @@ def test_a_policy_that_cannot_reply_is_refused_before_it_is_trained(tmp_path, ti
     built("openai-gpt", vocab_size=len(tiny_tokenizer)).save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
     stages = {"sft": {"adapter": None, "max_steps": 1, "save_strategy": "no"}}
-    with pytest.raises(UserError, match="OpenAIGPTLMHeadModel cannot be sampled"):
-        run_stage(make_project(tmp_path, tmp_path / "base", stages=stages), "sft")
-    assert not list((tmp_path / "runs").rglob("metrics.jsonl"))
+    with pytest.raises(UserError, match="base: OpenAIGPTLMHeadModel cannot be sampled"):
+        prepare_stage(make_project(tmp_path, tmp_path / "base", stages=stages), "sft")
     run_stage(make_project(tmp_path, tmp_path / "base", stages=stages, name="alone", evaluate=False), "sft")
+
+
+def test_a_policy_whose_replies_are_wrong_is_refused_before_it_is_trained(tmp_path, tiny_tokenizer):
+    """What no config tells: RWKV's state, handed on, gives other numbers."""
+    strengthened(built("rwkv", vocab_size=len(tiny_tokenizer)), 4.0).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    project = make_project(tmp_path, tmp_path / "base", stages={"sft": {"adapter": None, "max_steps": 1}})
+    with pytest.raises(UserError, match="RwkvForCausalLM cannot be sampled"):
+        run_stage(project, "sft")
+    assert not list((tmp_path / "runs").rglob("metrics.jsonl"))
 
 
 def test_a_stage_that_cannot_fold_says_so_once(tmp_path, tiny_bert, tiny_llama, capfd):
