@@ -7,6 +7,7 @@ cannot work with. What our code raises is a defect of ours (exit code 1).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from rlhf.ranges import shown
 _LONGEST = 400
 """Characters of a library's message that are repeated."""
 _OURS = "rlhf"
+_FULL = re.compile(r"no space left on device|disk is full|disk quota exceeded", re.IGNORECASE)
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 
 
@@ -88,6 +90,11 @@ def _explanation(error: Exception, where: str, settings: Mapping[str, Any], file
         return UserError(
             f"{where}: out of memory; lower per_device_train_batch_size (raise gradient_accumulation_steps), "
             f"max_length, or take a smaller model; {file}"
+        )
+    if _FULL.search(message) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"{where}: the disk is full; make room, or keep fewer checkpoints (save_total_limit), and start it again; "
+            f"{file}"
         )
     if isinstance(error, OSError) and error.errno is not None:
         what = f"{error.filename}: " if error.filename is not None else ""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import tempfile
 from pathlib import Path
 
@@ -60,6 +61,20 @@ def test_what_pythons_library_raises_belongs_to_its_caller():
 
     assert "report it" in line_of(lambda: sha256_file(5), Defect)
     assert __file__ in line_of(lambda: json.loads("{"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(122, "Disk quota exceeded"),
+        RuntimeError("[enforce fail] . No space left on device"),  # torch, safetensors
+        sqlite3.OperationalError("database or disk is full"),  # a log of evaluations
+    ],
+)
+def test_a_full_disk_is_no_defect_of_ours(error):
+    with pytest.raises(UserError, match=r"^here: the disk is full; "), explained("here"):
+        raise error
 
 
 @pytest.mark.parametrize("message", ["out of memory", "DefaultCPUAllocator: can't allocate memory: you tried to"])

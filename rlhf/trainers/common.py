@@ -164,12 +164,12 @@ class ProgressLines(TrainerCallback):
     ) -> None:
         """Say how far training is, how well it goes and how long it will take."""
         now, done = time.monotonic(), state.global_step - self.first_step
-        if not state.is_world_process_zero or done < 1 or (now < self.due and state.global_step < state.max_steps):
+        last = state.global_step == state.max_steps
+        if not state.is_world_process_zero or not logs or "loss" not in logs or (now < self.due and not last):
             return
         self.due = now + _EVERY
-        loss = f", loss {logs['loss']:.4f}" if logs and "loss" in logs else ""
-        left = timedelta(seconds=round((now - self.started) / done * (state.max_steps - state.global_step)))
-        line = f"{self.stage}: step {state.global_step}/{state.max_steps}{loss}, {left} left"
+        left = timedelta(seconds=round((now - self.started) / max(1, done) * (state.max_steps - state.global_step)))
+        line = f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.4f}, {left} left"
         print(line, file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,6 @@
 """Who may write into a run's folder, and what happens to those who may no longer."""
 
+import errno
 import json
 import os
 import signal
@@ -75,6 +76,15 @@ def test_a_run_that_never_began_leaves_no_folder_that_it_made(project, there_bef
         runner.run(project, only=["nothing"], say=lambda line: None)
     assert not project.run_dir.exists()
     assert project.run_dir.parent.exists() == there_before
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(project, monkeypatch):
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(UserError, match=f"^{project.run_dir}: Read-only file system; give another output_dir:$"):
+        runner.run(project)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])

@@ -20,7 +20,7 @@ def test_a_line_that_was_cut_short_goes_with_what_comes_after_the_checkpoint(tmp
 
 
 def test_progress_is_said_first_last_and_now_and_then(monkeypatch, capsys):
-    clock = iter([100.0, 110.0, 111.0, 141.0, 142.0])
+    clock = iter([100.0, 110.0, 111.0, 141.0, 142.0, 143.0, 144.0])
     monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
     lines = common.ProgressLines("sft")
     state = TrainerState(global_step=10, max_steps=14, is_world_process_zero=True)
@@ -28,6 +28,8 @@ def test_progress_is_said_first_last_and_now_and_then(monkeypatch, capsys):
     for step, loss in ((11, 2.0), (12, 1.5), (13, 1.0), (14, 0.5)):
         state.global_step = step
         lines.on_log(None, state, None, {"loss": loss})
+    lines.on_log(None, state, None, {"train_runtime": 1.0, "train_loss": 1.0})
+    lines.on_log(None, state, None, {"eval_loss": 1.0})
     assert capsys.readouterr().err.splitlines() == [
         "sft: step 11/14, loss 2.0000, 0:00:30 left",
         "sft: step 13/14, loss 1.0000, 0:00:14 left",
