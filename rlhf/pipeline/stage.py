@@ -182,7 +182,12 @@ def _run_alone(project: ProjectConfig, name: str) -> None:
     gatekeeper.hold(project, name)
     with folder.locked(project) as hold:
         hold.note_overrides()
-        attempt(run_stage, project, name)
+        try:
+            attempt(run_stage, project, name)
+        except UserError:
+            if not folder.partial_dir(project, name).exists():  # refused before it began
+                hold.withdraw()
+            raise
 
 
 def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:

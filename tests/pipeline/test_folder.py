@@ -13,7 +13,7 @@ import pytest
 
 from rlhf.config import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import contract, folder, runner
+from rlhf.pipeline import contract, folder, runner, stage
 from tests.projects import make_project
 
 RUN = """
@@ -76,6 +76,12 @@ def test_a_run_that_never_began_leaves_no_folder_that_it_made(project, there_bef
         runner.run(project, only=["nothing"], say=lambda line: None)
     assert not project.run_dir.exists()
     assert project.run_dir.parent.exists() == there_before
+
+
+def test_a_recipe_that_is_refused_leaves_no_folder(project):
+    with pytest.raises(UserError, match="no finished stage is there"):
+        stage._run_alone(project, "dpo")
+    assert not project.run_dir.parent.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(project, monkeypatch):
