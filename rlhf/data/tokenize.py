@@ -24,8 +24,10 @@ PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}"
     "{% elif message['role'] == 'user' %}{{ '\\n\\nHuman: ' + message['content'] }}"
-    "{% else %}{{ '\\n\\nAssistant:' }}{% generation %}{{ ' ' + message['content'] + (eos_token or '') }}"
-    "{% endgeneration %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '\\n\\nAssistant:' }}{% generation %}{{ ' ' + message['content'] + (eos_token or '') }}{% endgeneration %}"
+    "{% else %}{{ raise_exception('its roles are system, user and assistant, not ' + message['role']) }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
 )
 """Chat template for a tokenizer that has none: the transcript layout of HH, EOS after each reply."""
 

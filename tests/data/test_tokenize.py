@@ -70,6 +70,12 @@ def test_an_end_that_is_there_is_not_doubled(byte_tokenizer, completion):
     assert whole(row, byte_tokenizer) == "Ask. Answer.<end>"
 
 
+def test_a_role_that_the_plain_template_does_not_know_is_no_reply(byte_tokenizer):
+    for role in ("human", "tool", "User", ""):
+        with pytest.raises(Unusable, match=f"its roles are system, user and assistant, not {role}"):
+            codec(byte_tokenizer).demonstration(Demonstration([turn(role, "Ask.")], [turn("assistant", "Yes.")]))
+
+
 def test_text_without_a_prompt_learns_all_of_it(byte_tokenizer):
     row = codec(byte_tokenizer).demonstration(Demonstration("", "Once."))
     assert learned(row, byte_tokenizer) == "Once.<end>"
