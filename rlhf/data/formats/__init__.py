@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
+from rlhf.data.plain import Opaque
 from rlhf.data.records import Record
 from rlhf.errors import UserError
 
@@ -72,6 +73,7 @@ def find(name: str | None, first_row: dict[str, Any], origin: str) -> Format:
         if one.matches(first_row):
             return one
     layouts = "; ".join(f"{one.name} ({', '.join(one.columns)})" for one in known.values())
-    columns = ", ".join(map(str, first_row)) or "none"
+    names = (f"{column} {value}" if isinstance(value, Opaque) else str(column) for column, value in first_row.items())
+    columns = ", ".join(names) or "none"
     advice = "rename them with `columns`, or name a `format`"
     raise UserError(f"{origin}: no known format has these columns: {columns}; {advice}: {layouts}")

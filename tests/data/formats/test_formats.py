@@ -5,6 +5,7 @@ import random
 import pytest
 
 from rlhf.data.formats import find, formats
+from rlhf.data.plain import Opaque
 from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt, Unusable
 from rlhf.errors import UserError
 
@@ -290,6 +291,8 @@ def test_unknown_formats_and_columns():
         UserError, match=r"^f:1: no known format has these columns: a, b; .*alpaca .instruction, output"
     ):
         find(None, {"a": 1, "b": 2}, "f:1")
+    with pytest.raises(UserError, match=r"has these columns: prompt <bytes>, completion; "):
+        find(None, {"prompt": Opaque("bytes"), "completion": 1}, "f:1")
 
 
 def test_implicit_prompts_are_taken_out_as_trl_does():
