@@ -291,8 +291,8 @@ def test_unknown_formats_and_columns():
         UserError, match=r"^f:1: no known format has these columns: a, b; .*alpaca .instruction, output"
     ):
         find(None, {"a": 1, "b": 2}, "f:1")
-    with pytest.raises(UserError, match=r"has these columns: prompt <bytes>, completion; "):
-        find(None, {"prompt": Opaque("bytes"), "completion": 1}, "f:1")
+    with pytest.raises(UserError, match=r"has these columns: prompt <bytes>, n; "):
+        find(None, {"prompt": Opaque("bytes"), "n": 1}, "f:1")
 
 
 def test_implicit_prompts_are_taken_out_as_trl_does():
