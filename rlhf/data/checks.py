@@ -280,9 +280,10 @@ def _allows(key: str, limit: float) -> str:
 def fault(record: Record) -> str | None:
     """Why nothing can be learned from a record as it stands, or None.
 
-    `empty side`: a reply without text. `identical`: both replies are the same but for white space around them.
-    `empty prompt`: nothing to reply to (a demonstration may be plain text without a prompt). `empty text`: nothing to
-    classify. `broken Unicode`: half a surrogate pair, which no tokenizer takes and no file in UTF-8 holds.
+    `empty side`: a reply without text, or without a message of the assistant's. `identical`: both replies are the same
+    but for white space around them. `empty prompt`: nothing to reply to (a demonstration may be plain text without a
+    prompt, but no messages without one). `empty text`: nothing to classify. `broken Unicode`: half a surrogate pair,
+    which no tokenizer takes and no file in UTF-8 holds.
     """
     if isinstance(record, Labelled):
         return _broken([record.text, record.extra]) or (None if record.text.strip() else "empty text")
@@ -291,7 +292,7 @@ def fault(record: Record) -> str | None:
         return "empty side"
     if len(replies) == 2 and canonical(replies[0]) == canonical(replies[1]):
         return IDENTICAL
-    if not isinstance(record, Demonstration) and _empty_prompt(record.prompt):
+    if record.prompt == [] or (not isinstance(record, Demonstration) and _empty_prompt(record.prompt)):
         return "empty prompt"
     return _broken([record.prompt, *replies, record.extra])
 
@@ -311,7 +312,8 @@ def row_key(record: Record) -> bytes:
 def _empty_reply(reply: Text) -> bool:
     if isinstance(reply, str):
         return not reply.strip()
-    return not reply or any(message["role"] == "assistant" and not message["content"].strip() for message in reply)
+    said = [message["content"] for message in reply if message["role"] == "assistant"]
+    return not said or not all(content.strip() for content in said)
 
 
 def _empty_prompt(prompt: Text) -> bool:
