@@ -33,6 +33,13 @@ def check(project: ProjectConfig) -> None:
         raise UserError(f"{where}: output_dir: {file} is a file; the run is to be a folder at {project.run_dir}")
     if (project.model.name_or_path is None) == (project.model.scratch is None):
         raise UserError(f"{where}: model: give one of name_or_path and scratch")
+    models = {"model": project.model, **{f"stages.{name}.model": stage.model for name, stage in project.stages.items()}}
+    for key, model in models.items():
+        if model is not None and "/" in (model.attn_implementation or ""):
+            raise UserError(
+                f"{where}: {key}.attn_implementation: {shown(model.attn_implementation)} is code from the hub, and no "
+                "code from the hub is run; take eager, sdpa, flex_attention or flash_attention_2"
+            )
     for name, reward in project.rewards.items():
         if not _NAME.fullmatch(name):
             raise UserError(f"{where}: rewards: {name!r} must be letters, digits, '.', '_' or '-' (it names a folder)")

@@ -148,6 +148,11 @@ def test_overrides_come_last(path):
         ("name=a/b", "'a/b' must be letters, digits"),
         ("data.demonstrations.holdout=1.5", "data.demonstrations.holdout: must be below 1, not 1.5"),
         ("model.name_or_path=null", "give one of name_or_path and scratch"),
+        ("model.attn_implementation=kernels-community/flash-attn", "model.attn_implementation: 'kernels-community/"),
+        (
+            "stages.dpo.model={name_or_path: x, attn_implementation: a/b}",
+            "stages.dpo.model.attn_implementation: 'a/b' is code from the hub",
+        ),
         ("path=x", "unknown key 'path'"),
         ("seed", "override 'seed': expected key=value"),
         ("name.x=1", "'name' is not a section"),
