@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
@@ -102,7 +103,8 @@ def _checked(
 ) -> list[float | None]:
     """Call a reward function; one score a completion, or the user hears which function gave something else."""
     with _told(f"rewards: {spec} failed"):
-        scores = function(prompts=prompts, completions=completions, **{**columns, **arguments})
+        own = copy.deepcopy({**columns, "prompts": prompts, "completions": completions})  # what others read stays
+        scores = function(**{**own, **arguments})
         if isinstance(scores, str | bytes | Mapping | Set) or not isinstance(scores, Iterable):
             raise UserError(f"returned a {type(scores).__name__}; expected a list with one score a completion")
         scores = list(scores)

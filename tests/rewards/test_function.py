@@ -126,6 +126,20 @@ def test_one_score_a_completion(project):
         load_function("mine.py:short", project)(["p", "p"], ["a", "b"])
 
 
+def test_what_it_changes_is_its_own(project, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def score(prompts, completions, **columns):\n"
+        "    for completion in completions: completion[-1]['content'] = ''\n"
+        "    columns['topics'][0].append('new')\n"
+        "    prompts.clear(), completions.clear()\n"
+        "    return []\n"
+    )
+    replies, topics = [[{"role": "assistant", "content": "yes"}]], [["old"]]
+    with pytest.raises(UserError, match="0 scores for 1 completions"):
+        load_function("own.py:score", project)(["why?"], replies, topics=topics)
+    assert (replies, topics) == ([[{"role": "assistant", "content": "yes"}]], [["old"]])
+
+
 def test_the_fingerprint_follows_the_content(project, tmp_path):
     before = function_fingerprint("mine.py:length", project)
     (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [0.0 for _ in completions]\n")
