@@ -44,6 +44,10 @@ class Interval:
 
     def problem(self, value: float) -> str | None:
         """Which bound a number does not keep, or None; NaN keeps neither."""
+        try:
+            value = float(value)  # as libraries use it
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
         low = value > self.low if self.above else value >= self.low
         high = value < self.high if self.below else value <= self.high
         if (low and high) or value == self.also:

@@ -73,7 +73,7 @@ ONE_STAGE = {
     "sft.eos_token": {"<e>": "model.eos_token"},
     "dpo.pad_token": {"<p>": "model.pad_token"},
     "sft.fsdp": {"full_shard": "--accelerate"},
-    "dpo.beta": {"-1": "above 0", ".inf": "finite", ".nan": "above 0"},
+    "dpo.beta": {"-1": "above 0", "1" + "0" * 400: "finite", ".inf": "finite", ".nan": "above 0"},
     "dpo.loss_type": {"sigmoidal": "did you mean 'sigmoid'", "[ipo, foo]": "unknown 'foo'"},
     "dpo.loss_weights": {"[1, .nan]": "finite"},
     "dpo.f_divergence_type": {"forward": "did you mean 'forward_kl'"},
@@ -185,11 +185,11 @@ def test_a_value_that_repeats_itself_without_end_is_cut(tmp_path):
 @pytest.mark.parametrize(
     ("text", "inside", "outside"),
     [
-        ("(0, inf)", [1e-30, 10**400], [0, -1, math.inf, math.nan]),
+        ("(0, inf)", [1e-30, 10**300], [0, -1, math.inf, math.nan, 10**400]),
         ("[0, inf]", [0, math.inf], [-1e-9, math.nan]),
         ("[0, 1)", [0, 0.999], [1, -0.1, math.nan]),
         ("[1, 1e9] or -1", [1, 10**9, -1], [0, -2, 10**9 + 1]),
-        ("(-inf, inf)", [-5, 5], [math.inf, -math.inf, math.nan]),
+        ("(-inf, inf)", [-5, 5], [math.inf, -math.inf, math.nan, -(10**400)]),
     ],
 )
 def test_an_interval_is_what_its_brackets_say(text, inside, outside):
