@@ -182,6 +182,8 @@ def settled_by(project: ProjectConfig, stage: str) -> ModelConfig | None:
 
 
 def _read_template(path: str) -> str:
+    if Path(path).is_fifo():
+        raise UserError(f"model.chat_template: {path}: a pipe, which cannot be read twice; write it to a file first")
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -74,8 +74,12 @@ def check_pointers(name: str) -> None:
         UserError: One is a pointer, or empty.
     """
     for path in sorted(Path(name).glob("*")):
-        if path.suffix not in _FILES or not path.is_file():
+        if path.suffix not in _FILES:
             continue
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no file to read (a folder, a pipe, or a link to nothing); copy or download it again"
+            )
         with path.open("rb") as file:
             start = file.read(len(_POINTER))
         if not start:

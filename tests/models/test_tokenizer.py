@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -56,6 +57,9 @@ def test_a_template_is_kept_replaced_or_given(bare, tmp_path):
     assert settled(bare).chat_template == "{{ messages }}"
     with pytest.raises(UserError, match=r"none\.jinja"):
         settled(bare, chat_template=str(tmp_path / "none.jinja"))
+    os.mkfifo(tmp_path / "pipe.jinja")
+    with pytest.raises(UserError, match=r"pipe\.jinja: a pipe"):
+        settled(bare, chat_template=str(tmp_path / "pipe.jinja"))
 
 
 def test_the_record_sees_what_matters_and_nothing_else(tiny_llama):

@@ -1,7 +1,9 @@
 """What the files of a model may lack, and what else they may hold."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,7 +60,19 @@ def index(text):
     return change
 
 
+def replaced(by):
+    def change(folder):
+        path = folder / "model.safetensors"
+        path.unlink()
+        by(path)
+
+    return change
+
+
 DAMAGE = {
+    "a folder": (replaced(Path.mkdir), "no file to read"),
+    "a pipe": (replaced(os.mkfifo), "no file to read"),
+    "a link to nothing": (replaced(lambda path: path.symlink_to("gone")), "no file to read"),
     "no index": (index("{}"), "'weight_map'"),
     "a part gone": (index('{"metadata": {}, "weight_map": {"x": "model-00002-of-00002.safetensors"}}'), "model-00002"),
     "deleted": (tensors(lambda weights: weights.pop(LAYER)), f"lacks 1 of the 21 tensors .*{LAYER}"),
