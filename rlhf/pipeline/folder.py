@@ -238,25 +238,25 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
     beginning = json.loads(json.dumps(beginning, default=str))
     stem = directory.with_suffix(".set-aside")
     before = _beginning(directory)
-    if before is not None and before["beginning"] != beginning and _work(directory):
+    if before["beginning"] != beginning and _work(directory):
         number = next(n for n in itertools.count(1) if not Path(f"{stem}-{n}").exists())
         aside = Path(f"{stem}-{number}")
         _move_work(directory, aside)
-        changed = ", ".join(contract.changes(before["beginning"], beginning)[:4])
         _say(
-            f"{_stage_of(directory)}: what was interrupted cannot go on (changed: {changed}) and is kept in {aside}: "
+            f"{_stage_of(directory)}: what was interrupted cannot go on "
+            f"(changed: {changed(before['beginning'], beginning)}) and is kept in {aside}: "
             f"change that back and it goes on, or delete it by rm -r {aside}"
         )
-    if before is None or before["beginning"] != beginning:
-        before = None
+    worked = before["versions"]
+    if before["beginning"] != beginning:
+        worked = []
         for aside in sorted(directory.parent.glob(f"{stem.name}-*")):
-            if (kept := _beginning(aside)) is not None and kept["beginning"] == beginning:
-                before = kept
+            if (kept := _beginning(aside))["beginning"] == beginning:
+                worked = kept["versions"]
                 _move_work(aside, directory)
                 aside.rmdir()
                 _say(f"{_stage_of(directory)}: goes on with what was kept in {aside}")
                 break
-    worked = before["versions"] if before else []
     if worked and worked[-1] != versions:
         _say(f"{_stage_of(directory)}: goes on with what was begun with {other_versions(worked[-1], versions)}")
     worked = [*(one for one in worked if one != versions), versions]
@@ -267,8 +267,12 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
 def interrupted(project: ProjectConfig, name: str) -> dict[str, Any] | None:
     """How a stage began that was interrupted; None where there is nothing to go on with."""
     directory = partial_dir(project, name)
-    before = _beginning(directory)
-    return before["beginning"] if before is not None and _work(directory) else None
+    return _beginning(directory)["beginning"] if directory.is_dir() and _work(directory) else None
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first keys in which two beginnings differ; of one that is not known, that it is not."""
+    return ", ".join(contract.changes(before, now)[:4]) if before else f"the form of {IDENTITY}"
 
 
 def other_versions(before: dict[str, str], now: dict[str, str]) -> str:
@@ -276,10 +280,11 @@ def other_versions(before: dict[str, str], now: dict[str, str]) -> str:
     return ", ".join(f"{name} {old} (now {now.get(name)})" for name, old in before.items() if now.get(name) != old)
 
 
-def _beginning(directory: Path) -> dict[str, Any] | None:
+def _beginning(directory: Path) -> dict[str, Any]:
+    """How the work in a folder began, and with which versions; nothing where an earlier form of the file is there."""
     path = directory / IDENTITY
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return kept if "beginning" in kept else None
+    return kept if "beginning" in kept else {"beginning": {}, "versions": []}
 
 
 def _work(directory: Path) -> list[Path]:
@@ -290,7 +295,8 @@ def _work(directory: Path) -> list[Path]:
 def _move_work(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for child in [*_work(source), source / IDENTITY]:
-        os.replace(child, target / child.name)
+        with contextlib.suppress(FileNotFoundError):  # not noted: the move before was cut short
+            os.replace(child, target / child.name)
 
 
 def _stage_of(partial: Path) -> str:

@@ -143,8 +143,8 @@ def _changed_since_it_began(project: ProjectConfig, name: str) -> str:
     if before is None:
         return ""
     now = contract.beginning(_identity(project, name))
-    changed = contract.changes({key: before[key] for key in before if key in now}, now)
-    return f"; begins anew, changed since it was interrupted: {', '.join(changed[:4])}" if changed else ""
+    before = {key: before[key] for key in before if key in now}
+    return f"; begins anew, changed since it was interrupted: {folder.changed(before, now)}" if before != now else ""
 
 
 def _identity(project: ProjectConfig, name: str) -> dict[str, Any]:

@@ -170,6 +170,18 @@ def test_what_cannot_go_on_is_kept_and_comes_back_when_the_change_does(partial, 
     assert (partial.with_name(".sft.set-aside-2") / "metrics.jsonl").read_text() == "minutes"
 
 
+@pytest.mark.parametrize("noted", ['{"trainer": {"beta": 1}, "package": "1"}', None])
+def test_work_that_nobody_knows_the_beginning_of_is_not_gone_on_with(partial, noted, capsys):
+    (partial / folder.IDENTITY).unlink()
+    if noted is not None:
+        (partial / folder.IDENTITY).write_text(noted)
+    beginning = {"trainer": {"beta": 1}, "processes": 2}
+    assert folder.claim(partial, beginning, NOW) == [NOW]
+    assert (partial.with_name(".sft.set-aside-1") / "checkpoints/weights").read_text() == "hours"
+    assert sorted(path.name for path in partial.iterdir()) == ["data", folder.IDENTITY]
+    assert f"(changed: the form of {folder.IDENTITY})" in capsys.readouterr().err
+
+
 def test_an_upgrade_lets_a_stage_go_on_and_is_recorded(partial, capsys):
     later = {"torch": "3", "rlhf": "1"}
     assert folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, later) == [NOW, later]
@@ -188,3 +200,5 @@ def test_a_plan_says_what_keeps_an_interrupted_stage_from_going_on(project):
     reason = runner.plan(changed, only=["sft"])[0].reason
     assert reason.startswith("not done yet; ")
     assert reason.endswith(": trainer.learning_rate")
+    (directory / folder.IDENTITY).write_text('{"package": "1"}')
+    assert folder.IDENTITY in runner.plan(project, only=["sft"])[0].reason
