@@ -11,7 +11,8 @@ from rlhf.errors import UserError, unknown_name
 from rlhf.ranges import shown
 from rlhf.sections import SEEDS, ProjectConfig, RewardConfig
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAMED = "must be letters, digits, '.', '_' or '-', at most 100 (it names a folder)"
 """What names a folder of a run: of the project, or of a judge, whose answers are kept."""
 _SHORTEST_ANSWER = 16
 """Tokens in which a judge can say which reply is better, with a word or two around it."""
@@ -24,11 +25,8 @@ def check(project: ProjectConfig) -> None:
         UserError: One is wrong.
     """
     where = project.path
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", project.name):
-        raise UserError(
-            f"{where}: name: {shown(project.name)} must be letters, digits, '.', '_' or '-', at most 100 "
-            "(it names a folder)"
-        )
+    if not _NAME.fullmatch(project.name):
+        raise UserError(f"{where}: name: {shown(project.name)} {_NAMED}")
     if (file := _file_in_the_way(project.run_dir)) is not None:
         raise UserError(f"{where}: output_dir: {file} is a file; the run is to be a folder at {project.run_dir}")
     if (project.model.name_or_path is None) == (project.model.scratch is None):
@@ -42,7 +40,7 @@ def check(project: ProjectConfig) -> None:
             )
     for name, reward in project.rewards.items():
         if not _NAME.fullmatch(name):
-            raise UserError(f"{where}: rewards: {name!r} must be letters, digits, '.', '_' or '-' (it names a folder)")
+            raise UserError(f"{where}: rewards: {shown(name)} {_NAMED}")
         if problem := _reward_problem(reward):
             raise UserError(f"{where}: rewards.{name}: {problem}")
         if name in project.stages:

@@ -7,9 +7,19 @@ from typing import Any
 
 import yaml
 
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
 
 class Loader(yaml.SafeLoader):
     """YAML 1.1 takes `1e-4` for a string, `no` for false, and a key twice; this loader mends all three."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """A scalar, which files can be named by and written with: YAML's escapes spell what neither can hold."""
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and _UNWRITABLE.search(text):
+            problem = "NUL or half a surrogate pair is no text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A mapping, whose keys must differ."""

@@ -118,6 +118,7 @@ def test_overrides_come_last(path):
         ("rewards.gold.criteria=kind", "rewards.gold: criteria belongs to an endpoint, not to a function"),
         ("rewards={../../x: {model: x}}", "rewards: '../../x' must be letters, digits"),
         ("rewards={'': {model: x}}", "rewards: '' must be letters, digits"),
+        (f"rewards={{{'x' * 300}: {{model: x}}}}", "at most 100"),
         ("rewards.gold={model: x, judge_model: y}", "judge_model belongs to an endpoint, not to a model"),
         ("rewards.gold={model: x, api_key_env: Y}", "api_key_env belongs to an endpoint, not to a model"),
         ("rewards.j={endpoint: 'http://x/v1'}", "rewards.j: judge_model is missing"),
@@ -174,6 +175,8 @@ def test_a_mistake_is_named(path, override, message):
     [
         ("name: [", ":1:8: not valid YAML"),
         ("name: a\nname: b\nmodel: {}", ":2:1: not valid YAML: the key 'name' is there twice"),
+        ('name: "a\\0b"\nmodel: {}', ":1:7: not valid YAML: NUL"),
+        ('name: a\nmodel: {name_or_path: "\\ud800"}', ":2:23: not valid YAML"),
         ("just words", "expected a mapping"),
         ("model: {name_or_path: x}", "'name' is missing"),
         ("name: a", "'model' is missing"),
