@@ -123,6 +123,8 @@ def _take(lock: IO[str], working: IO[str], run_dir: Path) -> None:
     try:
         if not _within(_LINGER, nobody_works):
             raise UserError(f"{run_dir}: processes of an earlier run are still at work here; end them")
+        if not os.fstat(lock.fileno()).st_nlink:  # withdrawn by the run that was waited for
+            raise UserError(f"{run_dir}: another run removed it a moment ago; start this one again")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be locked ({error.strerror}); give another output_dir:") from None
 
@@ -288,8 +290,9 @@ def _beginning(directory: Path) -> dict[str, Any]:
 
 
 def _work(directory: Path) -> list[Path]:
-    """What a stage has written in a partial folder."""
-    return [child for child in directory.iterdir() if child.name not in ("data", IDENTITY)]
+    """What a stage has written in a partial folder; an empty folder, as the making of a trainer leaves it, is none."""
+    children = [child for child in directory.iterdir() if child.name not in ("data", IDENTITY)]
+    return [child for child in children if not child.is_dir() or any(child.iterdir())]
 
 
 def _move_work(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,19 @@ def test_a_process_that_comes_after_its_run_is_refused(project):
     assert json.loads((project.run_dir / folder.OWNER).read_text())["name"] == "tiny"
 
 
+def test_a_folder_that_is_withdrawn_while_its_lock_is_awaited_is_not_held(project, monkeypatch):
+    take = folder._try
+
+    def withdrawn_meanwhile(file):
+        shutil.rmtree(project.run_dir, ignore_errors=True)
+        return take(file)
+
+    monkeypatch.setattr(folder, "_try", withdrawn_meanwhile)
+    with pytest.raises(UserError, match="a moment ago"), folder.locked(project):
+        pass
+    assert not project.run_dir.exists()
+
+
 NOW = {"torch": "2", "rlhf": "1"}
 
 
@@ -180,6 +194,15 @@ def test_work_that_nobody_knows_the_beginning_of_is_not_gone_on_with(partial, no
     assert (partial.with_name(".sft.set-aside-1") / "checkpoints/weights").read_text() == "hours"
     assert sorted(path.name for path in partial.iterdir()) == ["data", folder.IDENTITY]
     assert f"(changed: the form of {folder.IDENTITY})" in capsys.readouterr().err
+
+
+def test_the_empty_folder_of_a_trainer_that_was_only_tried_is_no_work(project, capsys):
+    directory = folder.partial_dir(project, "sft")
+    (directory / "checkpoints").mkdir(parents=True)
+    assert folder.interrupted(project, "sft") is None
+    folder.claim(directory, {"seed": 0}, NOW)
+    assert [path.name for path in project.run_dir.iterdir()] == [".sft.partial"]
+    assert capsys.readouterr().err == ""
 
 
 def test_an_upgrade_lets_a_stage_go_on_and_is_recorded(partial, capsys):
