@@ -177,15 +177,35 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     """The contract of a finished stage, or None where the stage is not finished.
 
     Raises:
-        UserError: The file is there but is no JSON.
+        UserError: The file is there but is no such record.
     """
     path = directory / RECORD
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    return read_fields(path, {}, f"delete {directory} to run the stage again")
+
+
+def read_fields(path: Path, fields: dict[str, type], remedy: str) -> dict[str, Any]:
+    """A JSON object that this package wrote.
+
+    Args:
+        path: The file.
+        fields: What must be in it, and of what type.
+        remedy: What to do where it is damaged.
+
+    Raises:
+        UserError: It is no JSON object, or lacks one of the fields.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path}: not valid JSON; delete {directory} to run the stage again") from None
+        raise UserError(f"{path}: not valid JSON; {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; {remedy}")
+    for name, kind in fields.items():
+        if not isinstance(value.get(name), kind):
+            raise UserError(f"{path}: has no {name!r}, or one of another type; {remedy}")
+    return value
 
 
 def artifact_of(project: ProjectConfig, name: str) -> str | None:

@@ -182,7 +182,7 @@ def _check_owner(project: ProjectConfig) -> None:
     """
     folder, owner = project.run_dir, project.run_dir / OWNER
     if owner.is_file():
-        other = json.loads(owner.read_text(encoding="utf-8"))["config"]
+        other = _read_owner(owner, {"config": str})["config"]
         if other != _config(project):
             raise UserError(
                 f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
@@ -201,6 +201,11 @@ def _write_owner(project: ProjectConfig) -> None:
     contract.write_json(project.run_dir / OWNER, owner)
 
 
+def _read_owner(owner: Path, fields: dict[str, type]) -> dict[str, Any]:
+    remedy = "delete the file if the folder is this project's, and start the run again"
+    return contract.read_fields(owner, fields, remedy)
+
+
 def project_of(run_dir: Path) -> ProjectConfig:
     """The project that a run's folder belongs to, with the overrides of its last run.
 
@@ -210,7 +215,7 @@ def project_of(run_dir: Path) -> ProjectConfig:
     owner = run_dir / OWNER
     if not owner.is_file():
         raise UserError(f"{run_dir}: not a run (no {OWNER} in it)")
-    noted = json.loads(owner.read_text(encoding="utf-8"))
+    noted = _read_owner(owner, {"config": str, "overrides": list})
     path = Path(os.path.relpath((run_dir / noted["config"]).resolve()))
     project = load_project(path, noted["overrides"])
     return replace(project, output_dir=str(run_dir.parent), name=run_dir.name)

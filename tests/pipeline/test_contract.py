@@ -87,6 +87,13 @@ def test_no_record_and_a_broken_one(tmp_path):
         contract.verify(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "1", "null"])
+def test_a_record_of_another_shape_is_damaged(tmp_path, text):
+    (tmp_path / contract.RECORD).write_text(text)
+    with pytest.raises(UserError, match=r"stage\.json: holds no JSON object; delete .* to run"):
+        contract.read_record(tmp_path)
+
+
 def test_the_keys_that_differ_are_named():
     before = {"trainer": {"beta": 0.1, "seed": 1}, "parents": {"sft": "a"}}
     now = json.loads(json.dumps(before))

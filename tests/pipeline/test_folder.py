@@ -63,6 +63,15 @@ def test_a_refused_run_leaves_the_first_ones_overrides(project):
     assert folder.project_of(project.run_dir).seed == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"{}", b'{"config": 1}'])
+def test_a_damaged_record_of_the_project_is_named(project, content):
+    project.run_dir.mkdir(parents=True)
+    (project.run_dir / folder.OWNER).write_bytes(content)
+    for read in (lambda: folder.project_of(project.run_dir), lambda: folder.own_folder(project)):
+        with pytest.raises(UserError, match=rf"{folder.OWNER}: .*delete the file"):
+            read()
+
+
 def test_a_run_that_never_began_leaves_an_earlier_ones_overrides(project):
     with folder.locked(load_project(project.path, ["seed=1"])) as hold:
         hold.note_overrides()
