@@ -49,7 +49,22 @@ def prepare(context: StageContext) -> None:
         )
     for judge in comparing.values():
         judge.check()
+    _try_functions(project, prompts[:2])
     read_retained(project)
+
+
+def _try_functions(project: ProjectConfig, prompts: Sequence[Prompt]) -> None:
+    """Let the functions that judge score a reply and an empty one, which a policy may give too.
+
+    Raises:
+        UserError: One fails, or returns something else than a score a reply.
+    """
+    functions = load_rewards(project, names=[name for name, one in project.rewards.items() if one.function])
+    for text, kind in (("A reply.", "a reply"), ("", "an empty reply")):
+        try:
+            _score([[{"text": text, "scores": {}}] for _ in prompts], prompts, functions)
+        except UserError as error:
+            raise UserError(f"{error} (tried on {kind} to the first prompts)") from None
 
 
 def evaluate(context: StageContext) -> Metrics:

@@ -145,3 +145,19 @@ def test_identical_replies_are_scored_once():
     assert asked == [[(turn, "a", 1), ("p", "a", 2)], [(turn, "b", 1), (turn, "a", 3)]]
     assert remembering([turn], ["a"], topic=[1]) == [1.0]
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return {'score': 1.0}", "returned a dict"),
+        ("return [1.0]", "returned 1 scores for 2 completions"),
+        ("return [float(c.split()[0] == 'Yes') for c in completions]", "IndexError.*an empty reply"),
+    ],
+)
+def test_what_a_function_makes_of_a_reply_is_tried_before_anything_trains(tmp_path, tiny_llama, body, said):
+    path = write_project(tmp_path, tiny_llama)
+    (tmp_path / "judge.py").write_text(f"def score(prompts, completions, **columns):\n    {body}\n")
+    project = load_project(path)
+    with pytest.raises(UserError, match=said):
+        prepare(StageContext(project, "evaluate", tmp_path, {}))
