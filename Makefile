@@ -30,7 +30,7 @@ slow: $(READY)
 # Every causal architecture of transformers, sampled and folded, and the table of docs/architectures.md: a few minutes.
 architectures: $(READY)
 	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
-	$(BIN)/python -m tests.architectures
+	$(BIN)/python -m tests.support.architectures
 
 lint: $(READY)
 	$(BIN)/ruff check .

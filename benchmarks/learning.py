@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.pipeline import runner
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def run(name: str, tree: dict[str, Any], seed: int, folder: Path) -> Path:
 
 def read(run_dir: Path, judge: str) -> dict[str, Any]:
     """Curves of a finished run, and its comparison with the policy that PPO started from."""
-    from rlhf.evaluation.report import build_report
+    from rlhf.report.build import build_report
 
     lines = (run_dir / "ppo/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "objective/scores" in row]

@@ -21,10 +21,10 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from rlhf.models.roles import CRITIC, REWARD, Roles
+from rlhf.ppo.collector import PromptRow, Rewards
+from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.trainer import PPOTrainer
 from rlhf.rewards.model import score_groups
-from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.ppo_config import PPOConfig
-from rlhf.trainers.ppo_rollout import PromptRow, Rewards
 
 
 def shared_roles(folder: Path) -> Roles:

@@ -36,9 +36,9 @@ def make_trainer(folder: Path, job: dict[str, Any]) -> Any:
     kind, config = (trl.DPOTrainer, trl.DPOConfig) if dpo else (trl.RewardTrainer, trl.RewardConfig)
     own: dict[str, Any] = {}
     if job["ours"]:
-        from rlhf.trainers.dpo import DPOTrainer
-        from rlhf.trainers.lean import Levers
-        from rlhf.trainers.reward import RewardTrainer
+        from rlhf.trl_trainers.dpo import DPOTrainer
+        from rlhf.trl_trainers.reward import RewardTrainer
+        from rlhf.trl_trainers.speedups import Levers
 
         kind = DPOTrainer if dpo else RewardTrainer
         own["levers"] = Levers(job["fold"], job["head"], job["buckets"])

@@ -39,7 +39,7 @@ from setting import (
 )
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from rlhf.rollout.sampler import TransformersSampler, pad_left, row_seed
+from rlhf.policies.sampler import TransformersSampler, pad_left, row_seed
 
 PAD = 1
 """The pad token's id in the benchmark's tokenizer."""

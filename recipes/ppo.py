@@ -2,7 +2,7 @@
 
     accelerate launch recipes/ppo.py --config recipes/quickstart.yaml [--advantage rloo --samples_per_prompt 4 …]
 
-Every field of `rlhf.trainers.ppo_config.PPOConfig` is an option. The YAML names model, data, rewards and the other
+Every field of `rlhf.ppo.config.PPOConfig` is an option. The YAML names model, data, rewards and the other
 stages; the result goes to runs/NAME/ppo, where `rlhf run` and the stages after it find it.
 """
 

@@ -54,7 +54,7 @@ def run(
     gate: Annotated[str | None, typer.Option(help="stop or warn: if a reward model fails its gate.")] = None,
 ) -> None:
     """Run every stage that is not already done, and write the report."""
-    from rlhf.config import load_project
+    from rlhf.config.load import load_project
     from rlhf.pipeline import runner
 
     project = load_project(config, [*(overrides or []), *([f"gate={gate}"] if gate else [])])
@@ -80,7 +80,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
     """Read the data and the models' settings, print what becomes of every row and what misleads, train nothing."""
     from rich.console import Console
 
-    from rlhf.config import load_project
+    from rlhf.config.load import load_project
     from rlhf.pipeline import runner
     from rlhf.pipeline.ledger_table import findings_lines, ledger_table
 
@@ -116,7 +116,7 @@ def chat(
     folder = pick_stage(*find_run(run))
     quiet_environment()
     quiet_libraries()
-    from rlhf.chat import chat as talk
+    from rlhf.publish.chat import chat as talk
 
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     talk(folder, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
@@ -142,7 +142,7 @@ def publish(
     settings = project_of(run_dir).publish
     quiet_environment()
     quiet_libraries()
-    from rlhf.hub import publish as push
+    from rlhf.publish.hub import publish as push
 
     result = push(
         run_dir, folder.name, to or settings.to, merge=settings.merge if merge is None else merge,
@@ -171,8 +171,8 @@ def report(
 def _report(folder: Path) -> Path:
     from rich.console import Console
 
-    from rlhf.evaluation.report import read_json, write_report
-    from rlhf.evaluation.tables import terminal_table
+    from rlhf.report.build import read_json, write_report
+    from rlhf.report.tables import terminal_table
 
     page = write_report(folder)
     Console().print(terminal_table(read_json(page.with_suffix(".json"))))

@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 import rlhf
-from rlhf.config import ProjectConfig
+from rlhf.config.project import ProjectConfig
+from rlhf.config.ranges import shown
 from rlhf.errors import Defect, GateClosed, UserError
-from rlhf.ranges import shown
 
 _LONGEST = 400
 """Characters of a library's message that are repeated."""

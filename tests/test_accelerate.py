@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.pipeline.folder import locked
-from tests.projects import write_project
+from tests.support.projects import write_project
 
 STAGES = {
     name: {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
@@ -98,7 +98,7 @@ def test_accelerate_reads_each_config(root, name):
 def test_a_stage_that_goes_on_in_a_later_epoch_ends_in_the_same_weights(tmp_path, tiny_llama, root):
     """On two processes, stopped in the middle of the second epoch; with rows of like length together and without."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = str(root / "tests/trainers/resumed_by_hand.py")
+    script = str(root / "tests/support/resumed.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run(
         [*command, script, str(tmp_path), str(tiny_llama)], capture_output=True, text=True, check=False, env=environment

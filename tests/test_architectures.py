@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.architectures import NAMES, examined, read_table
+from tests.support.architectures import NAMES, examined, read_table
 
 FEW = ["llama", "qwen3_5", "falcon_h1", "jamba", "recurrent_gemma", "lfm2", "gpt_neo", "doge", "gemma3_text", "mixtral"]
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.projects import pairs, write_project, write_rows
+from tests.support.projects import pairs, write_project, write_rows
 
 
 def rlhf(*arguments, **environment) -> subprocess.CompletedProcess:

@@ -14,13 +14,13 @@ import pytest
 import typer
 import yaml
 
-from rlhf import config
-from rlhf.config import load_project
+from rlhf.config import project as config_project
+from rlhf.config.load import load_project
 from rlhf.data.formats import find, formats
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import field_overrides
-from tests.hub_server import TOKEN, HubServer
-from tests.projects import pairs
+from tests.support.hub_server import TOKEN, HubServer
+from tests.support.projects import pairs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -105,7 +105,7 @@ def test_the_python_of_the_folding_page_runs(tmp_path, tiny_llama, monkeypatch, 
     """TRL's own trainer, with a model and pairs at hand."""
     from datasets import Dataset
 
-    from rlhf.models.fold import is_folded
+    from rlhf.prefix_sharing.fold import is_folded
 
     ((_, code),) = blocks("docs/folding.md", "python")
     monkeypatch.chdir(tmp_path)
@@ -281,10 +281,10 @@ def test_every_row_of_the_formats_page_is_recognised_as_what_it_is_called():
 
 
 def fields_of_config() -> list[tuple[str, str, bool]]:
-    """(class, field, whether a docstring stands below it) of every dataclass in rlhf/sections.py."""
+    """(class, field, whether a docstring stands below it) of every dataclass in rlhf/config/project.py."""
     found = []
-    for node in ast.parse((ROOT / "rlhf/sections.py").read_text()).body:
-        if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config, node.name)):
+    for node in ast.parse((ROOT / "rlhf/config/project.py").read_text()).body:
+        if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config_project, node.name)):
             for line, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(line, ast.AnnAssign):
                     said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
@@ -327,7 +327,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_hooks_and_ci_run_what_make_runs():
-    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-load.yaml").read_text())["repos"]
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
     for hook in repo["hooks"]:
         assert hook["entry"].partition(" --")[0] in makefile  # the tools of .venv, which constraints.txt pins

@@ -12,7 +12,7 @@ import torch
 from rlhf.errors import Defect, UserError
 from rlhf.failure import explained
 from rlhf.pipeline.stage import attempt, guarded, run_stage
-from tests.projects import make_project
+from tests.support.projects import make_project
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from rlhf.config import load_project
-from rlhf.evaluation.report import read_json, write_report
+from rlhf.config.load import load_project
 from rlhf.pipeline import runner
+from rlhf.report.build import read_json, write_report
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 ORDER = [
-    {"errors", "network", "ranges", "yaml_loader", "schema", "sections", "config", "config_checks"},
+    {"errors", "network", "config"},
     {"stages", "failure"},
     {"objectives"},
-    {"data", "models"},
-    {"rollout", "policies", "rewards"},
-    {"evaluation"},
-    {"trainers", "hub", "card", "chat"},
+    {"data", "models", "prefix_sharing"},
+    {"policies", "rewards"},
+    {"evaluation", "report"},
+    {"training", "publish"},
+    {"trl_trainers", "ppo"},
     {"pipeline"},
     {"cli"},
 ]

@@ -18,7 +18,7 @@ from rlhf.data.splits import canonical, completions
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf.config import LimitsConfig
+    from rlhf.config.project import LimitsConfig
     from rlhf.data.findings import Findings
 
 LEDGER_FILE = "ledger.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import __version__
-from rlhf.config import DatasetConfig, ProjectConfig
+from rlhf.config.project import DatasetConfig, ProjectConfig
 from rlhf.data.arrow import ArrowFile
 from rlhf.data.checks import (
     DROPPED_FILE,

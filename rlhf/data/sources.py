@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import network
-from rlhf.config import SourceConfig
+from rlhf.config.project import SourceConfig
 from rlhf.data.plain import plain
 from rlhf.data.readers import Row, Rows, read_file, reader_of
 from rlhf.errors import UserError, reason

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rlhf.config import ProjectConfig
+from rlhf.config.project import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.compare import comparison_pairs
-from rlhf.evaluation.lost import RETAINED
-from rlhf.evaluation.replies import check_prompts, fitted, load, replies_to
+from rlhf.evaluation.completions import check_prompts, fitted, load, replies_to
+from rlhf.evaluation.regressions import RETAINED
 from rlhf.evaluation.retain import Retained, measure, read_retained, write
 from rlhf.models.settings import base_settings, stage_settings
+from rlhf.policies.kl import sequence_kl
+from rlhf.policies.sample import Reply, as_completion
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_judges, load_rewards
-from rlhf.rollout.kl import sequence_kl
-from rlhf.rollout.sample import Reply, as_completion
 from rlhf.stages import Metrics, StageContext, is_base, own_base, parent_of, policies_of
 
 _ARGUMENTS = {"prompts", "completions"}

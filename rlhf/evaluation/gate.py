@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config import ProjectConfig
+from rlhf.config.project import ProjectConfig
 from rlhf.data.checks import Ledger, none_held_out
 from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Preference, Text
 from rlhf.data.splits import canonical, content_key
 from rlhf.errors import UserError
 from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
+from rlhf.evaluation.completions import fitted, load, replies_to
 from rlhf.evaluation.gate_verdict import verdict
-from rlhf.evaluation.replies import fitted, load, replies_to
 from rlhf.evaluation.reward_model import effective_pairs, length_baseline, share_interval, wins
 from rlhf.evaluation.stats import Floats
+from rlhf.policies.sample import as_completion
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.load import load_rewards
 from rlhf.rewards.text import text_of
-from rlhf.rollout.sample import as_completion
 from rlhf.stages import STAGES, Metrics, StageContext, judged, parent_of
 
 PAIRS = 2000

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.evaluation.compare import MIN_PROMPTS
-from rlhf.evaluation.phrases import number
 from rlhf.evaluation.stats import Floats, bootstrap_ci, finite_mean, mean_interval
+from rlhf.report.phrases import number
 
 
 class Point(TypedDict):

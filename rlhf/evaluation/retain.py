@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rlhf.config import ProjectConfig, RetainConfig, SourceConfig
+from rlhf.config.project import ProjectConfig, RetainConfig, SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
-from rlhf.evaluation.lost import Measure
-from rlhf.evaluation.replies import fitted
+from rlhf.evaluation.completions import fitted
+from rlhf.evaluation.regressions import Measure
 from rlhf.models.load import context_length
+from rlhf.policies.sample import as_completion, sample
 from rlhf.rewards import RewardFunction
-from rlhf.rollout.sample import as_completion, sample
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf import network
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
 from rlhf.models.device import sharded
 from rlhf.models.heads import init_score_head

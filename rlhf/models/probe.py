@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import without_peft
 from rlhf.models.load import ADAPTER_CONFIG, Source, load_policy, load_scorer, source_of

@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.models.foldable import trial, why_not, widest
-from rlhf.models.forward import last_hidden, reply_log_probs
-from rlhf.models.layout import Folded
+from rlhf.prefix_sharing.forward import last_hidden, reply_log_probs
+from rlhf.prefix_sharing.layout import Folded
+from rlhf.prefix_sharing.support import trial, why_not, widest
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""

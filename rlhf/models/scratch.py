@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from rlhf.config import ModelConfig, ProjectConfig
+from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.device import check_memory
 from rlhf.models.load import is_encoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlhf.config import ModelConfig, ProjectConfig
+from rlhf.config.project import ModelConfig, ProjectConfig
 
 
 def base_settings(project: ProjectConfig) -> ModelConfig:

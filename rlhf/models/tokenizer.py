@@ -11,7 +11,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf import network
-from rlhf.config import ModelConfig, ProjectConfig
+from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.settings import stage_settings

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import rlhf
-from rlhf.config import ModelConfig, ProjectConfig, RewardConfig, SourceConfig
+from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig, SourceConfig
 from rlhf.data.prepare import fingerprints
 from rlhf.data.sources import fingerprint
 from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint
 from rlhf.stages import STAGES, half_for, kind_of, parent_of, parents_of, rewards_of
-from rlhf.trainers.defaults import said
+from rlhf.training.defaults import said
 
 RECORD = "stage.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from rlhf.config import ProjectConfig, load_project
+from rlhf.config.load import load_project
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.pipeline import contract
 

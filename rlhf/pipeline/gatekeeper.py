@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rlhf.config import ProjectConfig
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import GateClosed
 from rlhf.pipeline import contract
 from rlhf.stages import guards_of, unguarded

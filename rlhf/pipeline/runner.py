@@ -21,7 +21,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.config import ProjectConfig
+from rlhf.config.project import ProjectConfig
 from rlhf.data.checks import Ledger
 from rlhf.data.findings import Findings
 from rlhf.errors import UserError, unknown_name
@@ -29,7 +29,7 @@ from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.pipeline.stage import guarded, join_stage, prepare_stage, quiet_environment, run_stage
 from rlhf.stages import STAGES, guards_of, kind_of, parents_of, planned
 
-_PRELOAD = ["rlhf.trainers.sft", "rlhf.trainers.reward", "rlhf.trainers.dpo", "rlhf.trainers.ppo_stage",
+_PRELOAD = ["rlhf.trl_trainers.sft", "rlhf.trl_trainers.reward", "rlhf.trl_trainers.dpo", "rlhf.ppo.stage",
             "rlhf.evaluation.evaluate"]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import OWNER

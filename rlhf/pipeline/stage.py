@@ -19,8 +19,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf import schema
-from rlhf.config import ProjectConfig, load_project
+from rlhf.config import trainer_fields
+from rlhf.config.load import load_project
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import Defect, GateClosed, UserError
 from rlhf.failure import explained, explained_stage
 from rlhf.pipeline import contract, folder, gatekeeper
@@ -162,7 +163,7 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
 def _fields_help(stage: str) -> str:
     """The fields that a stage's options set, those of its own class first."""
     paragraphs = []
-    for name, fields in reversed(schema.fields_by_class(stage).items()):
+    for name, fields in reversed(trainer_fields.fields_by_class(stage).items()):
         listed = textwrap.fill(", ".join(fields), 100, initial_indent="  ", subsequent_indent="  ")
         paragraphs.append(f"fields of {name} (python -m pydoc {name}):\n{listed}")
     return "Any field of its trainer's config is an option, such as --learning_rate 1e-5.\n\n" + "\n\n".join(paragraphs)
@@ -223,7 +224,7 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: A word is no option, or names no field of the stage's trainer.
     """
-    fields = schema.trainer_fields(stage)
+    fields = trainer_fields.trainer_fields(stage)
     overrides: list[str] = []
     queue = list(words)
     while queue:
@@ -233,7 +234,7 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
         name, separator, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name not in fields:
-            raise UserError(f"unknown option --{name}; {schema.unknown_field(stage, name)}")
+            raise UserError(f"unknown option --{name}; {trainer_fields.unknown_field(stage, name)}")
         if not separator:
             value = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
         overrides.append(f"stages.{stage}.{name}={value}")

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import httpx2
 from tqdm.auto import tqdm
 
-from rlhf.config import RewardConfig
-from rlhf.config_checks import endpoint_problem
+from rlhf.config.checks import endpoint_problem
+from rlhf.config.project import RewardConfig
 from rlhf.data.records import Message, Text
 from rlhf.errors import UserError
 from rlhf.rewards.judge_cache import JudgeCache, request_key

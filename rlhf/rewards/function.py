@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf.config import ProjectConfig
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.sources import code_behind

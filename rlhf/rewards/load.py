@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rlhf.config import ProjectConfig, RewardConfig
+from rlhf.config.project import ProjectConfig, RewardConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.endpoint import EndpointJudge, load_judge

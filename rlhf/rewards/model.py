@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
 from rlhf.models import probe
 from rlhf.models.device import device
-from rlhf.models.fold import fold, is_folded
-from rlhf.models.foldable import why_not
 from rlhf.models.load import context_length, is_encoder, load_scorer, source_of
 from rlhf.models.tokenizer import ends_in_eos, load_tokenizer
+from rlhf.prefix_sharing.fold import fold, is_folded
+from rlhf.prefix_sharing.support import why_not
 from rlhf.rewards.labels import label_names, label_number, log_odds
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import DataConfig, DatasetConfig, ModelConfig, ProjectConfig, SourceConfig
+from rlhf.config.project import DataConfig, DatasetConfig, ModelConfig, ProjectConfig, SourceConfig
 
 
 @pytest.fixture

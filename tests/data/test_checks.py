@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from rlhf.config import LimitsConfig, load_project
+from rlhf.config.load import load_project
+from rlhf.config.project import LimitsConfig
 from rlhf.data.checks import Ledger, check_classes, check_limits, fault, row_key
 from rlhf.data.findings import Finding, Findings
 from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt

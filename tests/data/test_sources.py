@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from rlhf.config import SourceConfig
+from rlhf.config.project import SourceConfig
 from rlhf.data.sources import fingerprint, locate, read_rows
 from rlhf.errors import UserError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.fabricated import make_run
+from tests.support.reports import make_run
 
 
 @pytest.fixture

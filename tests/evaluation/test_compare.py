@@ -20,7 +20,7 @@ from rlhf.evaluation.compare import (
     summarise,
     verdict_of,
 )
-from tests.evaluation.fabricated import make_row, preference_row, reply, sample_rows
+from tests.support.reports import make_row, preference_row, reply, sample_rows
 
 
 def test_pairs_are_parent_then_base_each_once():

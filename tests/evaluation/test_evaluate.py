@@ -5,18 +5,18 @@ import json
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import Remembering, prepare
-from rlhf.evaluation.report import build_report
 from rlhf.models.scratch import train_tokenizer
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
+from rlhf.report.build import build_report
 from rlhf.stages import StageContext
-from tests.judge_server import JudgeServer, Raw, prefer_longer
-from tests.projects import pairs, write_project, write_rows
-from tests.runs_by_hand import add_stage
+from tests.support.judge_server import JudgeServer, Raw, prefer_longer
+from tests.support.projects import pairs, write_project, write_rows
+from tests.support.runs import add_stage
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import prepare
-from rlhf.evaluation.lost import compare_retained
+from rlhf.evaluation.regressions import compare_retained
 from rlhf.evaluation.retain import measure, read_retained
 from rlhf.models.load import load_policy, source_of
 from rlhf.models.settings import base_settings
@@ -19,8 +19,8 @@ from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
 from rlhf.stages import StageContext
-from tests.projects import pairs, write_project, write_rows
-from tests.runs_by_hand import add_stage
+from tests.support.projects import pairs, write_project, write_rows
+from tests.support.runs import add_stage
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.evaluation.reward_model import held_out_accuracy, length_baseline
-from rlhf.models.fold import fold, is_folded
+from rlhf.prefix_sharing.fold import fold, is_folded
 from rlhf.rewards.model import score_groups
 
 

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rlhf.evaluation.compare import compare
-from rlhf.evaluation.report import _compared
 from rlhf.evaluation.seeds import Spread, over_seeds, summarise_seeds
-from tests.evaluation.fabricated import make_row
+from rlhf.report.build import _compared
+from tests.support.reports import make_row
 
 
 def _seed(difference: float, half: float = 0.0, n: int = 100):

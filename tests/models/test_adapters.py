@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import attach, check_attachable, join_adapters, lora_config
 from rlhf.models.load import check_weights, load_policy, load_scorer, source_of

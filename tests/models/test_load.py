@@ -4,7 +4,7 @@ from peft import PeftModel, TaskType
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import attach, lora_config
@@ -66,7 +66,7 @@ def test_a_new_head_has_the_spread_that_the_literature_gives():
 
 def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     """BERT's pooler is in no masked-language-model checkpoint: saved with the head, or drawn anew at every load."""
-    from rlhf.trainers.start import Start, adapted
+    from rlhf.training.start import Start, adapted
 
     config = ModelConfig(name_or_path=str(tiny_bert), adapter={"r": 4})
     tokenizer, source = load_tokenizer(config), source_of(config)

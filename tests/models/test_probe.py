@@ -3,16 +3,16 @@ import torch
 from peft import TaskType
 from safetensors.torch import load_file, save_file
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import attach, lora_config
 from rlhf.models.load import load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
 from rlhf.pipeline.stage import run_stage
-from tests.models_by_hand import strengthened
-from tests.projects import make_project
-from tests.runs_by_hand import SEQUENCES, add_stage, perturb
+from tests.support.models import strengthened
+from tests.support.projects import make_project
+from tests.support.runs import SEQUENCES, add_stage, perturb
 
 
 def loaded(folder, load=load_policy, **options):

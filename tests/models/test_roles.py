@@ -4,9 +4,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlhf.models.layout import lay_out
 from rlhf.models.roles import CRITIC, POLICY, REWARD, Roles, disable_dropout, merged
-from tests.models_by_hand import strong
+from rlhf.prefix_sharing.layout import lay_out
+from tests.support.models import strong
 
 FOLDED = lay_out([[5, 9, 30], [8, 12]], [[[31, 32, 33], [40]], [[60], [61, 62]]], 1)
 IDS = torch.tensor([[5, 9, 30, 31, 60, 7]])

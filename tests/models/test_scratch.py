@@ -8,7 +8,7 @@ from rlhf.models.scratch import build
 from rlhf.models.settings import base_settings
 from rlhf.pipeline.stage import prepare_stage
 from rlhf.stages import StageContext, ancestors_of
-from tests.projects import make_project
+from tests.support.projects import make_project
 
 GPT2 = {"architecture": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128,
         "tokenizer": {"vocab_size": 300}}  # fmt: skip

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError
 from rlhf.models.tokenizer import ADDED_PAD, load_tokenizer, settle_special_tokens, tokenizer_record

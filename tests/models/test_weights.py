@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.load import check_weights, load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.models.weights import check_numbers
 from rlhf.pipeline.stage import prepare_stage
-from tests.families import FAMILIES, causal
-from tests.projects import make_project
+from tests.support.families import FAMILIES, causal
+from tests.support.projects import make_project
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline import contract, folder, runner, stage
-from tests.projects import make_project
+from tests.support.projects import make_project
 
 RUN = """
 import subprocess, sys
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.pipeline import folder
 with folder.locked(load_project(sys.argv[1])) as hold:
     stage = "import sys, time; from pathlib import Path; from rlhf.pipeline import folder\\n" \\

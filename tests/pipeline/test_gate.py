@@ -6,15 +6,15 @@ import random
 import numpy as np
 import pytest
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import GateClosed, UserError
 from rlhf.evaluation.gate import held_out_pairs, score_pairs
-from rlhf.evaluation.report import build_report
 from rlhf.pipeline import contract, runner
 from rlhf.pipeline.gatekeeper import hold
 from rlhf.pipeline.stage import launch, prepare_stage, run_stage
+from rlhf.report.build import build_report
 from rlhf.rewards.model import RewardModel
-from tests.projects import make_project, write_project
+from tests.support.projects import make_project, write_project
 
 KIND, RUDE = ["Hello", "thank", "please", "Monday"], ["system", "Human", "assistant", "0123"]
 FILLER = ["lamp", "order", "kettle", "today", "back", "your"]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline import contract, runner
 from rlhf.stages import half_for, parents_of, planned
-from tests.projects import make_project, write_project
+from tests.support.projects import make_project, write_project
 
 FEW = {"max_steps": 2, "learning_rate": 1e-2}
 STAGES = {"reward": FEW, "gold": FEW, "dpo": {**FEW, "gold": "gold", "select": "gold", "save_steps": 1}}

@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.pipeline import contract, folder, runner
-from tests.projects import make_project, pairs, write_project, write_rows
+from tests.support.projects import make_project, pairs, write_project, write_rows
 
 SILENT = {"say": lambda line: None}
 

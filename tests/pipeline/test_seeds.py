@@ -2,12 +2,12 @@
 
 import pytest
 
-from rlhf.config import load_project
+from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline import contract, runner
 from rlhf.pipeline.runs import find_run, pick_stage
 from rlhf.stages import STAGES, parent_of, parents_of, planned, policies_of
-from tests.projects import make_project, write_project
+from tests.support.projects import make_project, write_project
 
 SILENT = {"say": lambda line: None}
 FEW = {"max_steps": 2, "learning_rate": 1e-2}

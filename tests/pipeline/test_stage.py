@@ -2,12 +2,12 @@
 
 import pytest
 
-from rlhf import schema
-from rlhf.config import load_project
+from rlhf.config import trainer_fields
+from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline import folder, runner
 from rlhf.pipeline.stage import launch, main
-from tests.projects import write_project
+from tests.support.projects import write_project
 
 
 def said(capfd, stage, *words) -> str:
@@ -59,7 +59,7 @@ def test_help_lists_every_option(stage, capsys):
     with pytest.raises(SystemExit):
         launch(stage, ["--help"])
     words = set(capsys.readouterr().out.replace(",", " ").split())
-    assert set(schema.trainer_fields(stage)) <= words
+    assert set(trainer_fields.trainer_fields(stage)) <= words
     assert {"--config", "--learning_rate"} <= words
 
 

@@ -6,11 +6,12 @@ from email.utils import format_datetime
 
 import pytest
 
-from rlhf.config import RewardConfig, load_project
+from rlhf.config.load import load_project
+from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
 from rlhf.rewards.endpoint import EndpointJudge, load_judge, retry_delay
 from rlhf.rewards.pairwise import REMINDER, preference, question, read_verdict
-from tests.judge_server import JudgeServer, Raw, parts, prefer_longer
+from tests.support.judge_server import JudgeServer, Raw, parts, prefer_longer
 
 KEY = "sk-s3cret" * 4
 PAIRS = (["Hello", "Bye", "Why"], ["a long reply", "short", "same size"], ["short", "a long reply", "size same"])

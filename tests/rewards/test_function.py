@@ -4,7 +4,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint, load_function
-from tests.projects import make_project
+from tests.support.projects import make_project
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def project(tmp_path, tiny_llama):
 
 def test_by_file_and_by_module(project):
     assert load_function("mine.py:length", project)(["p", "p"], ["ab", "abc"]) == [2.0, 3.0]
-    assert load_function("tests.rewards.judge:one", project)(["p"], ["ab"], topic=[1]) == [1.0]
+    assert load_function("tests.support.judge:one", project)(["p"], ["ab"], topic=[1]) == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from rlhf.config import ModelConfig
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.load import source_of
 from rlhf.rewards.labels import label_names, label_number, log_odds
-from tests.rewards.models import save_classifier
-from tests.runs_by_hand import add_stage
+from tests.support.classifiers import save_classifier
+from tests.support.runs import add_stage
 
 NAMES = ["negative", "neutral", "positive"]
 

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import RewardConfig
+from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
 from rlhf.pipeline import contract
 from rlhf.rewards.load import load_reward, load_rewards
 from rlhf.rewards.model import RewardModel
-from tests.projects import make_project
-from tests.rewards.models import save_classifier
+from tests.support.classifiers import save_classifier
+from tests.support.projects import make_project
 
 REWARDS = {
     "polite": {"function": "rlhf.rewards.regex:regex", "arguments": {"pattern": "(?i)please"}},

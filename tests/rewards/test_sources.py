@@ -2,7 +2,7 @@ import pytest
 
 from rlhf.rewards.function import function_fingerprint
 from rlhf.rewards.sources import code_behind
-from tests.projects import make_project
+from tests.support.projects import make_project
 
 FILES = {
     "judge.py": "import json, numpy as np\nfrom mine_h2.words import good\nimport beside_h2\nraise SystemExit\n",

@@ -1,0 +1,174 @@
+"""What the types of a config cannot say: names, shares, and what goes together."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig
+from rlhf.config.ranges import shown
+from rlhf.errors import UserError, unknown_name
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAMED = "must be letters, digits, '.', '_' or '-', at most 100 (it names a folder)"
+"""What names a folder of a run: of the project, or of a judge, whose answers are kept."""
+_SHORTEST_ANSWER = 16
+"""Tokens in which a judge can say which reply is better, with a word or two around it."""
+
+
+def check(project: ProjectConfig) -> None:
+    """Hold a project's names, shares and the model's origin.
+
+    Raises:
+        UserError: One is wrong.
+    """
+    where = project.path
+    if not _NAME.fullmatch(project.name):
+        raise UserError(f"{where}: name: {shown(project.name)} {_NAMED}")
+    if (file := _file_in_the_way(project.run_dir)) is not None:
+        raise UserError(f"{where}: output_dir: {file} is a file; the run is to be a folder at {project.run_dir}")
+    if (project.model.name_or_path is None) == (project.model.scratch is None):
+        raise UserError(f"{where}: model: give one of name_or_path and scratch")
+    models = {"model": project.model, **{f"stages.{name}.model": stage.model for name, stage in project.stages.items()}}
+    for key, model in models.items():
+        if model is not None and "/" in (model.attn_implementation or ""):
+            raise UserError(
+                f"{where}: {key}.attn_implementation: {shown(model.attn_implementation)} is code from the hub, and no "
+                "code from the hub is run; take eager, sdpa, flex_attention or flash_attention_2"
+            )
+    for name, reward in project.rewards.items():
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{where}: rewards: {shown(name)} {_NAMED}")
+        if problem := _reward_problem(reward):
+            raise UserError(f"{where}: rewards.{name}: {problem}")
+        if name in project.stages:
+            raise UserError(f"{where}: rewards.{name}: {name!r} is a stage; give the judge another name")
+    if problem := _training_problem(project):
+        raise UserError(f"{where}: {problem}")
+    for name, stage in project.stages.items():
+        if problem := SEEDS.problem(seed := project.stage_seed(name)):
+            raise UserError(f"{where}: seed: {problem}, and stages.{name} would have {seed}")
+        if stage.model is not None and stage.model.name_or_path is None:
+            raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")
+        if stage.parent == name or (stage.parent not in (None, "base") and stage.parent not in project.stages):
+            hint = unknown_name(str(stage.parent), {"base", *project.stages} - {name})
+            raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
+    _check_gold(project)
+
+
+def _file_in_the_way(folder: Path) -> Path | None:
+    """A file where a folder or one of those above it is to be."""
+    return next((path for path in (folder, *folder.parents) if path.is_file()), None)
+
+
+def _check_gold(project: ProjectConfig) -> None:
+    """Hold that a stage's gold judge is there, scores single replies, and is not what the stage maximises.
+
+    Raises:
+        UserError: It is not.
+    """
+    for name, stage in project.stages.items():
+        where = f"{project.path}: stages.{name}"
+        if stage.gold is None:
+            if stage.select == "gold":
+                raise UserError(f"{where}.select: gold needs a judge that training does not see: gold: NAME")
+            continue
+        if name.partition("@")[0] not in ("dpo", "ppo"):
+            raise UserError(f"{where}.gold: checkpoints are scored of dpo and ppo")
+        if stage.gold == "gold" and "gold" in project.stages:
+            continue  # a reward model trained on the other half of the preferences
+        if stage.gold not in project.rewards:
+            hint = unknown_name(stage.gold, project.rewards)
+            raise UserError(f"{where}.gold: there is no {stage.gold!r} under rewards:; {hint}")
+        if project.rewards[stage.gold].endpoint is not None:
+            raise UserError(f"{where}.gold: {stage.gold!r} compares two replies; a gold judge scores one")
+        if stage.gold in (stage.trainer.get("rewards") or {}):
+            raise UserError(f"{where}.gold: {stage.gold!r} is what the stage maximises; the gold judge must be another")
+
+
+def _reward_problem(reward: RewardConfig) -> str | None:
+    """What is wrong with the settings of a reward, if anything."""
+    given = [key for key in ("function", "model", "endpoint") if getattr(reward, key) is not None]
+    if len(given) != 1:
+        return f"give one of function, model and endpoint, not {' and '.join(given) or 'none'}"
+    kind = given[0]
+    if reward.arguments and kind != "function":
+        return f"arguments belong to a function, not to {_a(kind)}"
+    if reward.label is not None and kind != "model":
+        return f"label belongs to a model, not to {_a(kind)}"
+    for key in ("judge_model", "criteria", "max_tokens", "api_key_env"):
+        if getattr(reward, key) is not None and kind != "endpoint":
+            return f"{key} belongs to an endpoint, not to {_a(kind)}"
+    if reward.endpoint is not None:
+        return _judge_problem(reward, reward.endpoint)
+    if isinstance(reward.model, list) and len(reward.model) < 2:
+        return "an ensemble needs at least two models"
+    if reward.std_weight is not None and not isinstance(reward.model, list):
+        return "std_weight belongs to an ensemble: give a list of models"
+    return None
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "endpoint" else f"a {kind}"
+
+
+def _judge_problem(reward: RewardConfig, endpoint: str) -> str | None:
+    """What is wrong with the settings of a judge behind an endpoint; a key in the wrong place is not repeated."""
+    if reward.std_weight is not None:
+        return "std_weight belongs to an ensemble: give a list of models"
+    if not (reward.judge_model or "").strip():
+        return "judge_model is missing: the name of the model, as the server knows it"
+    if reward.criteria is not None and not reward.criteria.strip():
+        return "criteria is empty: say what better means, or leave it out"
+    if reward.max_tokens is not None and reward.max_tokens < _SHORTEST_ANSWER:
+        return f"max_tokens must be at least {_SHORTEST_ANSWER}, not {reward.max_tokens}: a verdict has to fit"
+    if reward.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", reward.api_key_env):
+        return "api_key_env takes the name of an environment variable, in capitals; the key itself stands in no file"
+    problem = endpoint_problem(endpoint, with_key=reward.api_key_env is not None)
+    return f"endpoint: {problem}" if problem else None
+
+
+def endpoint_problem(url: str, with_key: bool) -> str | None:
+    """What is wrong with the base URL of a server that judges, if anything.
+
+    A key goes over plain http to this machine, a private address or a name without a dot only. A URL that could itself
+    hold a secret (a user, a query) is not repeated.
+
+    Args:
+        url: The base URL.
+        with_key: Whether a key will be sent to it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "not a URL; expected one such as http://127.0.0.1:8000/v1"
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        return "a base URL has no user, query or fragment; a key comes from the variable that api_key_env names"
+    if parts.scheme not in ("http", "https") or not host:
+        return f"expected a base URL such as http://127.0.0.1:8000/v1, not {url!r}"
+    if with_key and parts.scheme == "http" and not _near(host):
+        return f"a key is not sent over plain http to {host}; use https"
+    return None
+
+
+def _near(host: str) -> bool:
+    """Whether a host is this machine or stands in a private network."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host.endswith(".localhost") or ("." not in host and not host[0].isdigit())
+
+
+def _training_problem(project: ProjectConfig) -> str | None:
+    """A judge that compares cannot be maximised: it gives no reply a score of its own."""
+    ppo = project.stages.get("ppo")
+    if ppo is None:
+        return None
+    named = ppo.trainer.get("rewards") or ({} if "reward" in project.stages else project.rewards)
+    for name in named if isinstance(named, dict) else ():
+        if name in project.rewards and project.rewards[name].endpoint is not None:
+            return f"stages.ppo.rewards: {name!r} compares two replies and scores none: name functions or models"
+    return None

@@ -1,0 +1,301 @@
+"""A project and its sections, as dataclasses; `rlhf.config.load` reads them from a YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from rlhf.config.ranges import Interval
+
+STRICT = ConfigDict(extra="forbid")
+
+
+def _within(interval: str | Interval) -> AfterValidator:
+    """Hold that a number lies in an interval."""
+    interval = Interval.of(interval) if isinstance(interval, str) else interval
+
+    def validate(value: float) -> float:
+        if problem := interval.problem(value):
+            raise PydanticCustomError("interval", "{problem}", {"problem": problem})
+        return value
+
+    return AfterValidator(validate)
+
+
+_PLAIN = Field(strict=True)
+"""A number is no boolean, and no text that looks like one."""
+SEEDS = Interval.of("[0, 4294967295]")
+"""What NumPy takes."""
+MOST_SEEDS = 100
+Flag = Annotated[bool, _PLAIN]
+Share = Annotated[float, _PLAIN, _within("[0, 1]")]
+Count = Annotated[int, _PLAIN, _within("[1, 1e9]")]
+Seed = Annotated[int, _PLAIN, _within(SEEDS)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """A model to start from."""
+
+    name_or_path: str | None = None
+    """Hub id or local folder."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    scratch: dict[str, Any] | None = None
+    """Train from nothing: `architecture`, `tokenizer` (a folder or `{vocab_size: N}`), that config's own fields."""
+    tokenizer: str | None = None
+    """Tokenizer, where it is not the model's own."""
+    adapter: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"r": 16})
+    """Fields of `peft.LoraConfig`; null trains all weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type the weights are loaded in."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`; null lets transformers choose."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
+    eos_token: str | None = None
+    """End-of-sequence token, where the tokenizer names none or the wrong one."""
+    pad_token: str | None = None
+    """Padding token, where the tokenizer names none or the same as EOS."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SourceConfig:
+    """Where rows come from."""
+
+    source: str
+    """A file (jsonl, json, csv, tsv, parquet; gzip too), a folder of them, or a hub id."""
+    format: str | None = None
+    """Name of a format of `rlhf.data.formats`; null looks at the columns."""
+    weight: Annotated[float, _PLAIN, _within("(0, 1000]")] = 1.0
+    """How often each training row is used: 2 repeats all, 0.5 keeps half."""
+    split: str | None = None
+    """Split of a hub dataset (`train` if not named)."""
+    streaming: Flag = False
+    """Read a hub dataset row by row instead of downloading it first."""
+    limit: Count | None = None
+    """Stop after so many rows."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Our column name: the file's column name."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DatasetConfig:
+    """A dataset: one source or a mixture."""
+
+    sources: tuple[SourceConfig, ...]
+    """The sources, each with its weight."""
+    holdout: Annotated[float, _PLAIN, _within("[0, 1)")] | None = None
+    """Share of prompts kept out of training; the largest of a project holds for all its sets (0.1 if none is given)."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class LimitsConfig:
+    """The most that may be wrong with a set, as shares; more ends its preparation. Null allows any share."""
+
+    dropped: Share | None = None
+    """Rows dropped because nothing can be learned from them, or too long; of rows read."""
+    truncated: Share | None = None
+    """Rows cut to the length limit; of rows read."""
+    eos_lost: Share | None = None
+    """Rows that lost their end-of-sequence token by that; of rows read."""
+    duplicates: Share | None = None
+    """Exact duplicates, which are dropped; of rows read."""
+    near_duplicates: Share | None = None
+    """Prompts (of demonstrations: prompt and reply) that nearly repeat an earlier one."""
+    contradictory: Share | None = None
+    """Pairs that an earlier row has the other way round; of rows that are no duplicates."""
+    conflicting: Share | None = None
+    """Pairs with a reply that an earlier row judges the other way; of rows that are no duplicates."""
+    leaked: Share | None = None
+    """Held-out prompts that are nearly those of training rows."""
+    markers: Share | None = None
+    """Rows with a token or turn marker of a chat template in a reply."""
+    undecodable: Share | None = None
+    """Rows with control or replacement characters, or HTML entities."""
+    other_language: Share | None = None
+    """Rows with a reply in another script than most."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """The sets of a project, by what they are for."""
+
+    demonstrations: DatasetConfig | None = None
+    """What SFT imitates."""
+    preferences: DatasetConfig | None = None
+    """What the reward model and DPO learn from."""
+    prompts: DatasetConfig | None = None
+    """Prompts for evaluation; held-out prompts of the other sets if not given."""
+    rollouts: DatasetConfig | None = None
+    """Prompts that online training replies to; those of the preferences, else of the demonstrations, if not given."""
+    limits: LimitsConfig = dataclasses.field(default_factory=LimitsConfig)
+    """What may be wrong with any of these sets before it is refused."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardConfig:
+    """What "better" means: a judge in evaluation, a reward in online training. One of function, model and endpoint."""
+
+    function: str | None = None
+    """`package.module:function` or `path/to/file.py:function`, called as `f(prompts, completions, **columns)`."""
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the function, by name; a column of the data does not replace them."""
+    model: str | list[str] | None = None
+    """Folder or hub id of a sequence classifier of any architecture; a list of them is an ensemble."""
+    label: int | str | None = None
+    """Number or name of the class whose log odds are the score, where a model has more than one label."""
+    std_weight: Annotated[float, _PLAIN, _within("[0, inf)")] | None = None
+    """k of an ensemble's score, mean - k * std; null is 1."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server whose model compares replies, such as `http://127.0.0.1:8000/v1`."""
+    judge_model: str | None = None
+    """Name of that model, as the server knows it."""
+    criteria: str | None = None
+    """What better means to that model, one paragraph; null asks for helpful, correct, honest and harmless."""
+    max_tokens: int | None = None
+    """Longest answer of that model, in tokens, what it thinks aloud included; null is 1024."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key; the key itself stands in no file."""
+
+    @property
+    def models(self) -> list[str]:
+        """The models, of which there are several in an ensemble and none for a function."""
+        return self.model if isinstance(self.model, list) else [] if self.model is None else [self.model]
+
+
+@dataclass(frozen=True, config=STRICT)
+class RetainConfig:
+    """Rows on which no policy may get worse: text by its loss, or a task by the score of a judge."""
+
+    source: str
+    """As in `data:`."""
+    format: str | None = None
+    """Name of a format; null looks at the columns."""
+    split: str | None = None
+    """Split of a hub dataset."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Our column name: the file's column name."""
+    judge: str | None = None
+    """A reward that scores greedy replies to the rows' prompts; null takes the loss on the rows' own replies."""
+    limit: Count = 200
+    """Most rows used."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluateConfig:
+    """How policies are compared; `evaluate: false` leaves the comparison out."""
+
+    enabled: Flag = True
+    """Whether policies are compared at all: a classifier has no replies to judge."""
+    prompts: Count = 200
+    """Most prompts used."""
+    samples: Count = 4
+    """Replies a prompt from each policy."""
+    max_new_tokens: Count = 128
+    """Longest reply, in tokens."""
+    temperature: Annotated[float, _PLAIN, _within("[0, inf)")] = 1.0
+    """Sampling temperature; 0 is greedy."""
+    batch_size: Count = 64
+    """Replies generated at once."""
+    group_by: str | None = None
+    """A column of the prompts' rows; policies are compared within each of its values too."""
+    retain: dict[str, RetainConfig] = dataclasses.field(default_factory=dict)
+    """What must not be lost, by name."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class PublishConfig:
+    """Where `rlhf publish` pushes to; nothing else ever pushes."""
+
+    to: str | None = None
+    """Hub id, `user/name`."""
+    merge: Flag = False
+    """Publish merged weights instead of the adapter."""
+    private: Flag = True
+    """Create the repository as private."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class StageConfig:
+    """One stage of a project: our few fields, and the fields of its trainer's config class."""
+
+    model: ModelConfig | None = None
+    """Start from this model instead of the parent stage (an encoder reward model, say)."""
+    parent: str | None = None
+    """The stage (or `base`) to start from, where it is not the usual one."""
+    adapter: dict[str, Any] | Literal["inherit"] | None = "inherit"
+    """As `model.adapter`, for this stage alone."""
+    gold: str | None = None
+    """Name of a judge, not maximised, that every checkpoint of a policy is scored by."""
+    select: Literal["last", "gold"] = "last"
+    """Which checkpoint of a policy is kept: the last, or the one with the highest gold score."""
+    seeds: Annotated[int, _PLAIN, _within(f"[1, {MOST_SEEDS}]")] = 1
+    """How often it is trained, each time from another seed; what follows starts from the first."""
+    fold: Flag = True
+    """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""
+    trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the trainer's config class."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProjectConfig:
+    """A whole project, as one YAML file describes it."""
+
+    name: str
+    """Output goes to `output_dir/name`."""
+    model: ModelConfig
+    """The base model."""
+    seed: Seed = 0
+    """Seed of everything random."""
+    output_dir: str = "runs"
+    """Folder of all runs."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """The datasets."""
+    rewards: dict[str, RewardConfig] = dataclasses.field(default_factory=dict)
+    """Reward functions by name."""
+    stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
+    """The stages to run."""
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    """How policies are compared."""
+    publish: PublishConfig = dataclasses.field(default_factory=PublishConfig)
+    """Where to publish, when asked."""
+    gate: Literal["stop", "warn"] = "stop"
+    """Whether online training waits for its reward models to pass the gate, or goes on and the report says so."""
+    path: Path = Path("project.yaml")
+    """The file this was read from; set by `load_project`."""
+    overrides: tuple[str, ...] = ()
+    """How it differs from that file; set by `load_project`."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this project's artefacts."""
+        return Path(self.output_dir) / self.name
+
+    @property
+    def holdout(self) -> float:
+        """Share of prompts held out of training: one value for all sets, so that no prompt changes sides."""
+        sets = (self.data.demonstrations, self.data.preferences, self.data.rollouts)
+        given = [one.holdout for one in sets if one is not None and one.holdout is not None]
+        return max(given, default=0.1)
+
+    def stage_seed(self, stage: str) -> int:
+        """The seed a stage is trained with: the project's, and one more for each repetition (`dpo@1`, `dpo@2`)."""
+        return self.seed + int(stage.partition("@")[2] or 0)
+
+    def stage_model(self, stage: str) -> ModelConfig:
+        """The model a stage starts from when it starts from no other stage, with the stage's own adapter setting."""
+        config = self.stages[stage]
+        model = config.model or self.model
+        return model if config.adapter == "inherit" else dataclasses.replace(model, adapter=config.adapter)
+
+    def resolve(self, path: str) -> Path:
+        """A path of the YAML: as it stands from the current folder, else from the YAML's folder."""
+        given = Path(path).expanduser()
+        beside = self.path.parent / given
+        return given if given.exists() or not beside.exists() else beside

@@ -1,0 +1,113 @@
+"""A finished policy, loaded to reply to prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from rlhf.config.project import ProjectConfig
+from rlhf.data.records import Prompt, Text, Unusable
+from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.device import device
+from rlhf.models.load import context_length, load_policy, source_of
+from rlhf.models.settings import base_settings, stage_settings
+from rlhf.models.tokenizer import load_tokenizer
+from rlhf.policies.sample import Reply, sample
+from rlhf.stages import StageContext, policies_of
+
+
+def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) -> tuple[PreTrainedModel, Codec]:
+    """A policy on the device, held against its probe, with its tokenizer.
+
+    Args:
+        project: The project.
+        folder: A finished stage's folder; None for a base model.
+        stage: Whose base model that is, where it may have one of its own; None for the project's.
+
+    Raises:
+        UserError: It cannot be loaded, or is not what the stage left.
+    """
+    config = base_settings(project) if stage is None else stage_settings(project, stage)
+    tokenizer = load_tokenizer(config, folder)
+    model = load_policy(source_of(config, folder), config, tokenizer)
+    if folder is not None:
+        probe.check_folder(model, folder)
+    return model.to(device()), Codec(tokenizer)
+
+
+def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that leave room for a reply; of a longer one the end is kept.
+
+    Raises:
+        UserError: None are left.
+    """
+    limit = context_length(model.config)
+    if limit is not None and limit <= max_new_tokens:
+        raise UserError(f"evaluate.max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {limit}")
+    return sys.maxsize if limit is None else limit - max_new_tokens
+
+
+def check_prompts(context: StageContext, prompts: Sequence[Prompt]) -> None:
+    """Hold, before anything trains, that the chat templates of all policies take the prompts to be replied to.
+
+    A training row that a template refuses is dropped; prompts are compared on, so that none is left out here.
+
+    Raises:
+        UserError: One refuses some; the message names the first.
+    """
+    project = context.project
+    own = [name for name in policies_of(project) if project.stages[name].model is not None]
+    tokenizers = [load_tokenizer(base_settings(project), context.parents.get("base"))]
+    tokenizers += [load_tokenizer(stage_settings(project, name)) for name in own]
+    for codec in map(Codec, tokenizers):
+        refused = [(one, why) for one in prompts if (why := _refusal(codec, one.prompt)) is not None]
+        if refused:
+            first, why = refused[0]
+            raise UserError(
+                f"{first.origin}: no reply can be asked for: {why}; so it is with {len(refused)} of the {len(prompts)} "
+                "prompts to evaluate on: take them out, or name others in data.prompts"
+            )
+
+
+def _refusal(codec: Codec, prompt: Text) -> str | None:
+    try:
+        return None if codec.prompt(prompt) else "it has no token"
+    except Unusable as error:
+        return error.reason
+
+
+def fitted(
+    model: PreTrainedModel, codec: Codec, prompts: Sequence[Text], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of prompts, of those that leave no room for a reply the end; and how many these were."""
+    room = prompt_room(model, max_new_tokens)
+    try:
+        ids = [codec.prompt(prompt) for prompt in prompts]
+    except Unusable as error:
+        raise UserError(f"a prompt to reply to: {error.reason}; take it out, or name others in data.prompts") from None
+    return [row[-room:] for row in ids], sum(len(row) > room for row in ids)
+
+
+def replies_to(
+    project: ProjectConfig, model: PreTrainedModel, codec: Codec, ids: Sequence[Sequence[int]], samples: int, label: str
+) -> list[list[Reply]]:
+    """Sample replies as `evaluate:` says.
+
+    Args:
+        project: Its `evaluate` section and seed count.
+        model: The policy.
+        codec: Its tokenizer.
+        ids: Token ids of each prompt.
+        samples: Replies a prompt.
+        label: Words before the progress bar.
+    """
+    settings = project.evaluate
+    return sample(
+        model, codec.tokenizer, ids, samples=samples, max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature, batch_size=settings.batch_size, seed=project.seed, label=f"{label} replies",
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""How a model can be sampled, found by trying before anything trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+
+from rlhf.config.project import ProjectConfig
+from rlhf.errors import UserError
+from rlhf.policies.sampler import Batching, TransformersSampler, keeps_tokens
+from rlhf.prefix_sharing.forward import can_be_tried, plainly
+from rlhf.stages import kind_of
+
+_PROMPTS = [[13, 29, 5, 17, 23], [41, 3]]
+"""What is replied to, modulo the vocabulary."""
+_EXACT, _ROUNDED = 1e-3, 0.5
+"""Gaps, nats, that rounding explains: in float32, and in bfloat16, where the ways to sample are compared besides."""
+_NO_CACHE = "it keeps no cache"
+_TOKENS = 4
+_SAMPLES = 2
+
+
+def batching_of(model: Any) -> Batching:
+    """Which rows a model can be sampled with at once: those whose log-probabilities are a plain forward pass's.
+
+    Two prompts of different lengths get two replies each, once more with one that ends early; then each prompt with its
+    reply is read by itself. Costs some twenty forward passes of a few tokens.
+
+    Args:
+        model: A causal language model; where its weights are spread over processes it is not tried.
+
+    Raises:
+        UserError: Nothing works.
+    """
+    if not can_be_tried(model):
+        return Batching.MIXED
+    said: dict[str, None] = {}
+    if not keeps_tokens(type(model)):
+        raise _refused(model.config.name_or_path, type(model), _NO_CACHE)
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    gaps: dict[Batching, float] = {}
+    with plainly(model):
+        for batching in Batching:
+            try:
+                gap = _gap(model, batching)
+            except Exception as error:  # another architecture may raise anything
+                said[f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"] = None
+                continue
+            if gap <= _EXACT and exact:
+                return batching
+            said[f"its log-probabilities are {gap:.2g} nats from a forward pass's"] = None
+            gaps[batching] = gap if math.isfinite(gap) else math.inf
+    smallest = min(gaps.values(), default=math.inf)
+    if not exact and smallest <= _ROUNDED:
+        return next(batching for batching, gap in gaps.items() if gap <= max(3 * smallest, 0.03))
+    raise _refused(model.config.name_or_path, type(model), "; ".join(said))
+
+
+def _refused(name: str, kind: type, reason: str) -> UserError:
+    name = name or "the model"
+    return UserError(f"{name}: {kind.__name__} cannot be sampled: {reason}; a policy needs another architecture")
+
+
+def check_replies(project: ProjectConfig, model: Any) -> None:
+    """Hold that the policies of a run can reply, where any of them will have to, before the first is trained.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if _will_reply(project):
+        batching_of(model)
+
+
+def check_architecture(project: ProjectConfig, config: PretrainedConfig) -> None:
+    """The same as far as a config tells, while data is prepared and nothing is loaded.
+
+    Raises:
+        UserError: Models of this kind cannot reply.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if _will_reply(project) and kind is not None and not keeps_tokens(kind):
+        raise _refused(config.name_or_path, kind, _NO_CACHE)
+
+
+def _will_reply(project: ProjectConfig) -> bool:
+    return project.evaluate.enabled or "ppo" in map(kind_of, project.stages)
+
+
+@torch.no_grad()
+def _gap(model: Any, batching: Batching) -> float:
+    """Largest difference of a sampled token's log-probability to that of a plain forward pass, relative above 1 nat."""
+    size = model.config.get_text_config(decoder=True).vocab_size
+    prompts = [[token % size for token in prompt] for prompt in _PROMPTS]
+    seeds = [[_SAMPLES * row + sample for sample in range(_SAMPLES)] for row in range(len(prompts))]
+    whole = TransformersSampler(model, [], 0, _TOKENS, batching=batching)
+    replies = whole(prompts, seeds)
+    ended = replace(whole, stop_ids=replies[0][0].ids[1:2])(prompts, seeds)  # the first reply leaves the batch
+    gaps: list[float] = []
+    for prompt, row, cut in zip(prompts, replies, ended, strict=True):
+        for reply, begun in zip(row, cut, strict=True):
+            for completion in (reply, begun):
+                expected = _plain_log_probs(model, prompt, completion.ids)
+                both = zip(completion.log_probs, expected, strict=True)
+                gaps += [abs(sampled - plain) / max(1.0, abs(plain)) for sampled, plain in both]
+    return torch.tensor(gaps).max().item()  # NaN where any is
+
+
+def _plain_log_probs(model: Any, prompt: Sequence[int], reply: Sequence[int]) -> list[float]:
+    """Log-probability of each token of a reply, nats: one forward pass, one row, no cache."""
+    ids = torch.tensor([[*prompt, *reply]], device=model.device)
+    log_probs = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+    return log_probs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()

@@ -1,0 +1,1 @@
+"""PPO, RLOO, GRPO and REINFORCE on `transformers.Trainer`."""

@@ -1,0 +1,170 @@
+"""The roles of the ppo stage: which models they are, and whether the reward model fits on the policy's base."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType
+from peft.utils.save_and_load import set_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+
+from rlhf.config.project import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.adapters import lora_config, own_part
+from rlhf.models.heads import score_head
+from rlhf.models.load import load_policy, load_scorer, model_config, source_of
+from rlhf.models.roles import CRITIC, REWARD, Roles
+from rlhf.models.tokenizer import tokenizer_record
+from rlhf.ppo.config import PPOConfig
+from rlhf.prefix_sharing.layout import lay_out
+from rlhf.rewards.load import OWN
+from rlhf.stages import StageContext, rewards_of
+from rlhf.training.start import Start, adapted, starting_policy
+
+
+class RewardPart(NamedTuple):
+    """A reward stage's own update of the base that it shares with the policy."""
+
+    config: LoraConfig
+    state: dict[str, torch.Tensor]
+    head: nn.Linear
+
+
+def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
+    """Policy, reference and, where the estimator needs one, critic; the reward adapter too where it fits.
+
+    Raises:
+        UserError: A model cannot be loaded, or is not what its stage left.
+    """
+    base = starting_policy(context, begun)
+    maximised = OWN in rewards_of(context.project, context.name)
+    folder = context.parents.get(OWN) if maximised else None  # another reward's critic must not start as this one
+    set_seed(args.seed)
+    policy = adapted(base, begun, TaskType.CAUSAL_LM, args)
+    if begun.config.adapter is None:
+        return _separate_roles(policy, context, begun, args, folder)
+    part = reward_part(folder, begun) if folder is not None else None
+    value_head = None
+    from_reward = args.needs_critic and part is not None and args.critic_from == "reward"
+    if part is not None:
+        add_adapter(policy, REWARD, part.config, part.state)
+    if args.needs_critic:
+        value_head = _zero_head(base)
+        if part is not None and from_reward:
+            add_adapter(policy, CRITIC, part.config, part.state)
+            _copy_head(part.head, value_head)
+        else:
+            policy.add_adapter(CRITIC, lora_config(begun.config.adapter, TaskType.CAUSAL_LM, joined=False))
+    roles = Roles(policy, value_head, reward_head=part.head if part is not None else None, critic_scores=from_reward)
+    if folder is not None and part is not None:
+        _check_scores(roles, folder, int(begun.tokenizer.pad_token_id))
+    return roles
+
+
+def reward_part(folder: Path, begun: Start) -> RewardPart | None:
+    """A reward stage's adapter as it stands on the policy's base, or None where it does not fit there.
+
+    It fits if it is a LoRA adapter on the same base with the same tokenizer, trained from the stage that the policy
+    starts from, under a head that is one linear layer.
+    """
+    source = source_of(ModelConfig(name_or_path=str(folder)))
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    if source.adapter is None or (source.base, source.revision) != (begun.source.base, begun.source.revision):
+        return None
+    if record.get("tokenizer") != tokenizer_record(begun.tokenizer):
+        return None
+    try:
+        config, state = own_part(folder, begun.source.adapter)
+    except ValueError:
+        return None
+    head = {name: state.pop(name) for name in list(state) if ".lora_" not in name}
+    if len({name.rpartition(".")[0] for name in head}) != 1:
+        return None
+    weights = [tensor for name, tensor in head.items() if name.endswith(".weight")]
+    biases = [tensor for name, tensor in head.items() if name.endswith(".bias")]
+    if len(weights) != 1 or weights[0].shape[0] != 1:
+        return None
+    layer = nn.Linear(weights[0].shape[1], 1, bias=bool(biases))
+    layer.load_state_dict({"weight": weights[0].float(), **({"bias": biases[0].float()} if biases else {})})
+    config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
+    return RewardPart(config, state, layer)
+
+
+def add_adapter(policy: PeftModel, name: str, config: LoraConfig, state: dict[str, torch.Tensor]) -> None:
+    """Put trained LoRA weights on a model under a name.
+
+    Raises:
+        UserError: They are not for this model.
+    """
+    policy.add_adapter(name, config)
+    left = set_peft_model_state_dict(policy, state, adapter_name=name)
+    if left.unexpected_keys:
+        raise UserError(f"the reward model's adapter has weights for {left.unexpected_keys[0]}, which the policy lacks")
+
+
+def _separate_roles(
+    base: PreTrainedModel, context: StageContext, begun: Start, args: PPOConfig, folder: Path | None
+) -> Roles:
+    """All weights trained: the reference is a second copy, the critic a third model."""
+    reference = starting_policy(context, begun)
+    if not args.needs_critic:
+        return Roles(base, reference=reference)
+    value_head = _zero_head(base)
+    scorer = _like_the_policy(folder, begun) if folder is not None and args.critic_from == "reward" else None
+    if scorer is None:
+        critic = load_policy(begun.source, begun.config, begun.tokenizer).base_model
+    else:
+        critic = scorer.base_model
+        _copy_head(score_head(scorer), value_head)
+    return Roles(base, value_head, critic.requires_grad_(True), reference, critic_scores=scorer is not None)
+
+
+def _like_the_policy(folder: Path, begun: Start) -> PreTrainedModel | None:
+    """A reward model of the policy's own architecture and tokenizer, whose backbone can become the critic."""
+    config = ModelConfig(name_or_path=str(folder), adapter=None)
+    source = source_of(config)
+    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    theirs, ours = (model_config(one).get_text_config() for one in (source, begun.source))
+    same = all(getattr(theirs, name, None) == getattr(ours, name, None) for name in ("model_type", "hidden_size"))
+    if not same or record.get("tokenizer") != tokenizer_record(begun.tokenizer):
+        return None
+    return load_scorer(source, config, begun.tokenizer).model
+
+
+def _zero_head(model: PreTrainedModel) -> nn.Linear:
+    """A value head that says 0: a critic that starts unbiased (Huang et al., 2023)."""
+    head = nn.Linear(model.config.get_text_config().hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+@torch.no_grad()
+def _copy_head(source: nn.Linear, target: nn.Linear) -> None:
+    target.weight.copy_(source.weight)
+    if source.bias is not None:
+        target.bias.copy_(source.bias)
+
+
+def _check_scores(roles: Roles, folder: Path, pad: int) -> None:
+    """Hold that the reward adapter on the policy's base scores as the reward model did when it was saved.
+
+    Raises:
+        UserError: It does not.
+    """
+    stored: dict[str, Any] | None = json.loads((folder / "stage.json").read_text(encoding="utf-8")).get("probe")
+    if not stored:
+        return
+    allowed = probe.TOLERANCE.get(stored["dtype"], 0.1)
+    for ids, was in zip(stored["ids"], stored["outputs"], strict=True):
+        now = roles.scores(lay_out([ids[:-1]], [[ids[-1:]]], pad).to(roles.device)).item()
+        if not math.isclose(was, now, rel_tol=allowed, abs_tol=allowed):
+            raise UserError(
+                f"{folder}: on the policy's base the reward adapter scores {now:.4f}; saved, it scored {was:.4f}"
+            )

@@ -1,0 +1,395 @@
+"""The ppo stage, and its trainer: proximal policy optimisation on `transformers.Trainer`.
+
+An epoch of the Trainer is one rollout: it is collected when the epoch begins, and gone through in minibatches, one
+optimizer step each. So whatever the Trainer does between epochs happens between rollouts, checkpoints above all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from rlhf.errors import UserError
+from rlhf.models.load import context_length
+from rlhf.models.roles import Roles
+from rlhf.objectives.kl import adapt_kl_coefficient
+from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
+from rlhf.policies.sampler import Sampler, row_seed
+from rlhf.ppo.collector import Collector, PromptRow, Rewards, make_sampler, prompt_numbers
+from rlhf.ppo.config import PPOConfig, whole_rollouts
+from rlhf.ppo.diagnostics import GROSS, disagreement, hacking_signs
+from rlhf.ppo.rollout import Minibatch, Rollout
+
+WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
+"""Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
+
+
+_LARGE_STEP = 0.2
+"""Approximate KL of a step's policy to the one that sampled, nats a token, that is warned of; 0.05 is common."""
+
+
+class PPOTrainer(Trainer):
+    """PPO, RLOO, GRPO and REINFORCE on one loop.
+
+    Args:
+        model: Policy, critic, reference and maybe the reward model.
+        args: Settings; `max_steps`, `save_steps` and `logging_steps` are brought to whole rollouts.
+        prompts: What is replied to.
+        rewards: What is maximised.
+        tokenizer: The policy's.
+        samples_file: Where some replies of each rollout are written.
+        sampler: What writes; the one that the settings name if not given.
+        **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
+
+    Raises:
+        UserError: It is launched under FSDP or DeepSpeed.
+    """
+
+    def __init__(
+        self,
+        model: Roles,
+        args: PPOConfig,
+        prompts: Sequence[PromptRow],
+        rewards: Rewards,
+        tokenizer: PreTrainedTokenizerBase,
+        samples_file: Path | None = None,
+        sampler: Sampler | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.prompts, self.samples_file = prompts, samples_file
+        args._n_gpu = min(1, args.n_gpu)  # several GPUs are several processes: DataParallel cannot part a rollout
+        whole_rollouts(args, len(prompts))
+        super().__init__(model=model, args=args, train_dataset=prompts, processing_class=tokenizer, **kwargs)  # type: ignore[arg-type]
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError("stages.ppo: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
+        self.loss_is_scaled_for_ga = True  # every mean has the denominator of the whole optimizer step
+        self.kl_coef = args.kl_coef
+        self.history: list[dict[str, float]] = []
+        self.collector = Collector(
+            model, rewards, tokenizer, args, sampler or make_sampler(model, tokenizer, args),
+            context_length(model.config), self._reduce,
+        )  # fmt: skip
+        self._metrics: defaultdict[str, list[float]] = defaultdict(list)
+        self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
+        self._rollout = 0
+        self._stopped = False
+        self._said: list[str] = []
+
+    # rollouts
+
+    def get_train_dataloader(self) -> Any:
+        """The micro-batches of one rollout."""
+        return _RolloutLoader(self)
+
+    def collect(self, number: int) -> Rollout:
+        """Rollout `number` with the policy as it is now."""
+        args, world, rank = self.args, self.args.world_size, self.args.process_index
+        self._rollout, self._stopped = number, False
+        with torch.no_grad(), self.accelerator.autocast():
+            self._settle_rewards()
+            count = args.prompts_per_process * world
+            numbers = prompt_numbers(number, count, len(self.prompts), args.seed)
+            places = range(rank, count, world)
+            seeds = [
+                [row_seed(args.seed, "rollout", number, place, sample) for sample in range(args.samples_per_prompt)]
+                for place in places
+            ]
+            rows = [self.prompts[numbers[place]] for place in places]
+            collected = self.collector.collect(rows, seeds, self.kl_coef)
+        if number == 0:
+            self._hold("before its first step the policy is off its reference", collected.distance)
+        self._after(number, collected.metrics, collected.samples)
+        return collected.rollout
+
+    def _settle_rewards(self) -> None:
+        """Before the first rollout: bring each reward to mean 0 and std 1 on replies of the starting policy.
+
+        A critic that was a reward model follows, so that its values are in the same units.
+        """
+        rewards, roles = self.collector.rewards, self.collector.roles
+        if self._rollout > 0 or len(rewards.mean_K):
+            return
+        if self.args.normalize_samples:
+            rewards.settle(self._reference_scores())
+        if roles.critic_scores and "reward" in rewards.parts:
+            roles.scale_values(*rewards.scale_of("reward"))
+
+    def _reference_scores(self) -> torch.Tensor:
+        """Scores of replies of the starting policy by each reward, [B, K]."""
+        args = self.args
+        world, rank = args.world_size, args.process_index
+        count = math.ceil(args.normalize_samples / world) * world
+        numbers = prompt_numbers(0, count, len(self.prompts), args.seed)
+        rows = [self.prompts[numbers[place]] for place in range(rank, count, world)]
+        seeds = [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
+        completions = self.collector.sampler([row.ids for row in rows], seeds)
+        scores_BK = self.collector.scores(rows, completions).to(args.device)
+        every = self.accelerator.gather(scores_BK).cpu()
+        # process r has places r, r + world, …; what was sampled only to give all of them as many is left out
+        place = torch.arange(count).view(-1, world).T.flatten()
+        return every[place < args.normalize_samples]
+
+    def _after(self, number: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+        """Log a rollout, look for signs of trouble, adapt the KL coefficient."""
+        episodes = self.args.replies_per_process * self.args.world_size
+        for name, value in {**metrics, "episodes": float(episodes * (number + 1))}.items():
+            self._metrics[name].append(value)
+        if "objective/kl" not in metrics:  # only what is finite is there
+            raise self._diverged(f"the KL of rollout {number}")
+        names = {"objective/scores": "scores", "response/length": "length", "objective/kl": "kl"}
+        if all(name in metrics for name in names):
+            self.history.append({short: metrics[name] for name, short in names.items()})
+        self._warn(metrics)
+        if self.is_world_process_zero() and self.samples_file is not None:
+            with self.samples_file.open("a", encoding="utf-8") as file:
+                for row in samples:
+                    row = {"step": (number + 1) * self.args.steps_per_rollout, "rollout": number, **row}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if self.args.kl_target is not None:
+            self.kl_coef = adapt_kl_coefficient(
+                self.kl_coef, metrics["objective/kl"], self.args.kl_target, episodes, self.args.kl_horizon
+            )
+
+    def _warn(self, metrics: dict[str, float]) -> None:
+        """Say in plain words what numbers alone would hide."""
+        args, cut = self.args, 1 - metrics["response/eos_share"]
+        if metrics["objective/kl"] < -1:
+            self._say(
+                "kl",
+                f"the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
+                "more than chance, the log-probabilities of sampling and of training differ",
+            )
+        if self._rollout == 0 and cut > 0.5 and args.truncated == "bootstrap" and args.needs_critic:
+            self._say(
+                "cut",
+                f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
+                "raise it, or set truncated: score",
+            )
+        if metrics.get("objective/alike") == 1 and args.advantage in ("rloo", "grpo"):
+            self._say(
+                "alike",
+                f"in rollout {self._rollout} all replies to a prompt have the same score, for every prompt: there is "
+                "nothing to learn from; raise samples_per_prompt or temperature, or use a reward that tells them apart",
+            )
+        if metrics["response/scored_share"] < 0.5:
+            self._say("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")
+        if signs := hacking_signs(self.history):
+            self._say("hacking", signs)
+
+    def _say(self, kind: str, message: str) -> None:
+        """Warn on the main process, once for each kind."""
+        if self.is_world_process_zero() and kind not in self._said:
+            print(f"ppo: {message}", file=sys.stderr)
+        self._said = sorted({*self._said, kind})
+
+    def _hold(self, what: str, distance: float) -> None:
+        """Hold that two ways to the same log-probabilities agree: a small difference is told, a large one ends it."""
+        roles = self.collector.roles
+        message = disagreement(what, distance, type(roles.language_model).__name__, roles.unfolded is None)
+        if message and distance > GROSS:
+            raise UserError(f"stages.ppo: {message}")
+        if message:
+            self._say("distance", message)
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(f"stages.ppo: {what} is not finite: the run has diverged; lower learning_rate")
+
+    # optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Policy and critic in groups of their own, from explicit lists of what is trained."""
+        if self.optimizer is None:
+            roles = self.model if model is None else model
+            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, roles)
+            critic = {id(one) for one in self.collector.roles.critic_parameters()}
+            decayed = set(self.get_decay_parameter_names(roles))
+            groups: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in roles.named_parameters():
+                if parameter.requires_grad:
+                    rate = self.args.critic_learning_rate if id(parameter) in critic else None
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    groups[rate or self.args.learning_rate, decay].append(parameter)
+            self.optimizer = kind(
+                [{"params": them, "lr": rate, "weight_decay": decay} for (rate, decay), them in groups.items()],
+                **kwargs,
+            )
+        return self.optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {**inputs, "minibatch": inputs["minibatch"].to(self.args.device)}
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of a micro-batch, a role after the other; nothing once the rollout's steps were stopped.
+
+        A stopped step counts as a step, so that schedule, checkpoints and the number of rollouts stay as planned; with
+        no gradients the optimizer leaves the weights alone.
+        """
+        loss = torch.zeros((), device=self.args.device)
+        if self._stopped:
+            if self.accelerator.sync_gradients:
+                self._metrics["policy/stopped"].append(1.0)
+            return loss
+        for role in self._trained_roles():
+            loss += super().training_step(model, {**inputs, "role": role}, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._end_of_step()
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; what is not finite is told there
+
+    def _trained_roles(self) -> list[str]:
+        """The roles that learn from this rollout."""
+        if not self.args.needs_critic:
+            return ["policy"]
+        return ["critic"] if self._rollout < self.args.critic_warmup_rollouts else ["policy", "critic"]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a role on a micro-batch, as its share of the optimizer step's mean.
+
+        DDP averages gradients over processes; as the denominator is global already, the loss is multiplied by their
+        number.
+        """
+        batch, role = inputs["minibatch"], inputs["role"]
+        outputs = model(role, batch.folded, self.args.temperature, self.args.entropy_coef > 0)
+        loss, parts = (self._policy_loss if role == "policy" else self._value_loss)(batch, *outputs)
+        for name, part in parts.items():
+            self._sums[name] = self._sums[name] + part.detach()
+        loss = loss * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def _policy_loss(
+        self, batch: Minibatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        found = policy_loss(
+            log_probs_BT, batch.log_probs_BT, batch.advantages_BT, batch.mask_BT, self.args.cliprange, batch.tokens,
+            batch.weights_BT,
+        )  # fmt: skip
+        loss = found.loss
+        if entropies_BT is not None:
+            loss = loss + self.args.entropy_coef * entropy_loss(entropies_BT, batch.mask_BT, batch.tokens)
+        return loss, {f"policy/{name}": value for name, value in found._asdict().items()}
+
+    def _value_loss(
+        self, batch: Minibatch, values_BT: torch.Tensor, _: None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert batch.values_BT is not None
+        found = value_loss(
+            values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.args.cliprange_value, batch.tokens
+        )
+        return self.args.vf_coef * found.loss, {f"value/{name}": value for name, value in found._asdict().items()}
+
+    def _end_of_step(self) -> None:
+        """After the last micro-batch of an optimizer step: its metrics, and whether it and the next ones are taken."""
+        names = list(self._sums)
+        sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
+        found = dict(zip(names, sums, strict=True))
+        step = self.state.global_step + 1
+        ratio, moved = found.get("policy/ratio", 1.0), found.get("policy/approxkl", 0.0)
+        if self.collector.sampler.exact and self.state.global_step % self.args.steps_per_rollout == 0:
+            self._hold("at a rollout's first step the policy is off what it sampled with", math.sqrt(2 * moved))
+        skipped = ratio > self.args.max_ratio
+        if skipped:
+            self.model.zero_grad(set_to_none=True)
+            if self.is_world_process_zero():
+                print(
+                    f"ppo: step {step} skipped: the mean probability ratio is {ratio:.1f} (max_ratio "
+                    f"{self.args.max_ratio})",
+                    file=sys.stderr,
+                )
+        elif broken := [name for name, value in found.items() if not math.isfinite(value)]:
+            raise self._diverged(f"{broken[0]} of step {step}")
+        if moved > _LARGE_STEP:
+            self._say(
+                "step",
+                f"step {step} finds the policy {moved:.2f} nats a token from where it sampled: too far to learn from; "
+                "lower learning_rate, or set target_kl",
+            )
+        self._stopped = self.args.target_kl is not None and moved > self.args.target_kl
+        taken = {} if skipped else found
+        for name, value in {**taken, "policy/skipped": float(skipped), "policy/stopped": 0.0}.items():
+            self._metrics[name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the means of what was gathered since the last time."""
+        logs |= {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        if "episodes" in logs:
+            logs["episodes"] = self._metrics["episodes"][-1]
+        self._metrics.clear()
+        super().log(logs, start_time)
+
+    def _reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over processes."""
+        if self.args.world_size == 1:
+            return tensor
+        return self.accelerator.reduce(tensor.to(self.args.device), "sum").to(tensor.device)
+
+    # checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Everything that is trained, under its own name; frozen weights are where they came from."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        roles = self.collector.roles
+        trained = {name: one.detach().contiguous() for name, one in roles.named_parameters() if one.requires_grad}
+        save_file(trained, folder / WEIGHTS)
+        rewards = self.collector.rewards
+        state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
+                 "history": self.history, "said": self._said}  # fmt: skip
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+    @torch.no_grad()
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        saved = load_file(folder / WEIGHTS)
+        trained = {name: one for name, one in self.collector.roles.named_parameters() if one.requires_grad}
+        if saved.keys() != trained.keys():
+            raise ValueError(f"{folder}: holds other weights than are trained now")
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        rewards = self.collector.rewards
+        self.kl_coef, self.history, self._said = state["kl_coef"], state["history"], state["said"]
+        rewards.mean_K = torch.tensor(state["reward_mean"], dtype=torch.float64)
+        rewards.std_K = torch.tensor(state["reward_std"], dtype=torch.float64)
+
+
+class _RolloutLoader:
+    """What the Trainer takes for a data loader: iterating collects a rollout and yields its micro-batches."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer, self.epoch = trainer, 0
+        self.dataset = trainer.prompts
+
+    def __len__(self) -> int:
+        args = self.trainer.args
+        return args.steps_per_rollout * args.gradient_accumulation_steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer's epoch is the number of the rollout."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Minibatch]]:
+        trainer, args = self.trainer, self.trainer.args
+        rollout = trainer.collect(self.epoch)
+        count = len(rollout.prompts)
+        for passing in range(args.num_ppo_epochs):
+            seed = row_seed(args.seed, "minibatches", self.epoch, passing)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+            for begin in range(0, count, count // args.num_mini_batches):
+                rows = rollout.by_length(order[begin : begin + count // args.num_mini_batches])
+                tokens = trainer._reduce(rollout.mask_BT[rows].sum().double()).item()
+                for first in range(0, len(rows), args.per_device_train_batch_size):
+                    chosen = rows[first : first + args.per_device_train_batch_size]
+                    yield {"minibatch": rollout.minibatch(chosen, tokens)}

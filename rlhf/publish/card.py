@@ -1,0 +1,287 @@
+"""The model card of a published stage: what it is, how to load it, whether it helps, where it comes from.
+
+Everything is taken from the run's records and report; nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from rlhf.report import html, sentences
+from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_table
+from rlhf.stages import LEARNED, kind_of
+
+_METHODS = {
+    "base": "Random weights, a starting point",
+    "sft": "Supervised fine-tuning on demonstrations",
+    "reward": "A reward model, trained on preference pairs",
+    "gold": "A reward model, trained on the half of the preference pairs that the other stages leave out",
+    "dpo": "Direct preference optimisation",
+    "ppo": "Reinforcement learning (PPO)",
+}
+_PRIVATE = ("endpoint", "api_key_env")
+"""Fields of a judge behind an endpoint that say where in somebody's network it stands."""
+_FINGERPRINT = ("hub", "file", "folder", "sha256", "revision")
+_ABSOLUTE = re.compile(r"(?<![\w.:/~\\-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s:\"']+[/\\])*([^/\\\s:\"']+)")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a card is about."""
+
+    run: str
+    stage: str
+    kind: str
+    """`policy`, `reward` (one score) or `classifier`."""
+    labels: int
+    """Outputs of the head; 1 for a policy."""
+    adapter: bool
+    """Whether the folder holds an adapter; if not, whole weights."""
+    base: str | None
+    """The model it goes back to: a hub id, a local folder, or None for random weights."""
+    revision: str | None
+    dtype: str
+    prompt_format: str
+    """`messages` or `text`."""
+    encoder: bool
+    added_tokens: bool
+    """Whether the tokenizer has more tokens than the base has embeddings."""
+    base_files: Mapping[str, str]
+    """SHA-256 of a local base's weight files, by name."""
+    origins: Mapping[str, str]
+    """What each stage without a parent started from, by stage."""
+    verified: bool
+    """Whether the folder was loaded again and gave the outputs recorded in training."""
+
+    @property
+    def hub_base(self) -> str | None:
+        """The base where it is on the hub."""
+        return self.base if self.base is not None and not is_local(self.base) else None
+
+
+def is_local(base: str) -> bool:
+    """Whether a base model's name is a folder, and not a hub id."""
+    if Path(base).exists():
+        return True
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return True
+    return False
+
+
+def public_base(base: str) -> str:
+    """A base model's name as it may be published.
+
+    A hub id stays. A folder below the project stays too, as `./folder`, which no reader or library takes for a hub id;
+    of any other only the last part of its path remains.
+    """
+    if not is_local(base):
+        return base
+    path = os.path.normpath(os.path.expanduser(base))
+    outside = os.path.isabs(path) or path.startswith("..")
+    return "./" + (os.path.basename(path) if outside else path.replace(os.sep, "/"))
+
+
+def publishable(value: Any) -> Any:
+    """A JSON value as it may be published: absolute paths cut to their last part, addresses of judges left out."""
+    if isinstance(value, Mapping):
+        return {publishable(key): publishable(item) for key, item in value.items() if key not in _PRIVATE}
+    if isinstance(value, list):
+        return [publishable(item) for item in value]
+    return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: str | None) -> None:
+    """Write README.md.
+
+    Args:
+        folder: Where.
+        subject: What it is about.
+        report: From `evaluation.report.build_report`, made `publishable`.
+        to: The hub id it will have, for the code that loads it.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rlhf.publish"), autoescape=False, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    text = environment.get_template("model_card.md").render(
+        metadata=metadata(subject, report).to_yaml(),
+        title=(to or f"{subject.run}-{subject.stage}").rpartition("/")[2],
+        summary=summary(subject),
+        about=subject,
+        name=to or "path/to/this/folder",
+        base=public_base(subject.base or ""),
+        loading_notes=list(_loading_notes(subject)),
+        standfirst=html.standfirst(report),
+        verdicts=sentences.verdicts(report),
+        notices=sentences.notices(report),
+        comparisons=comparison_table_md(report),
+        lineage=_lineage(subject, report),
+        settings=list(_settings(report)),
+        data=_data(report),
+        ledger=ledger_table_md(report),
+        versions=_versions(subject, report),
+        limits=list(_limits(subject, report)),
+    )
+    ModelCard(text).save(folder / "README.md")
+
+
+def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
+    """The card's YAML header. A base on no hub is not named there: the hub would link to somebody else's model."""
+    stage = kind_of(subject.stage)
+    trl = ["trl"] if stage in ("sft", "dpo", *LEARNED) else []
+    method = "reward-model" if subject.kind == "reward" else stage
+    relation: dict[str, Any] = (
+        {"base_model_relation": "adapter" if subject.adapter else "finetune"} if subject.hub_base else {}
+    )
+    return ModelCardData(
+        base_model=subject.hub_base,
+        datasets=sorted({source["hub"] for _, _, source in _sources(report) if "hub" in source}) or None,
+        library_name="peft" if subject.adapter else "transformers",
+        license=_license(subject.base),
+        pipeline_tag="text-generation" if subject.kind == "policy" else "text-classification",
+        tags=["rlhf", *trl, method, *(["lora"] if subject.adapter else [])],
+        **relation,
+    )
+
+
+def summary(subject: Subject) -> str:
+    """The first words of a card."""
+    method = (
+        "A text classifier" if subject.kind == "classifier" else _METHODS.get(kind_of(subject.stage), subject.stage)
+    )
+    if subject.hub_base:
+        base = f"[{subject.hub_base}](https://huggingface.co/{subject.hub_base})"
+    else:
+        base = f"`{public_base(subject.base)}`" if subject.base else "random weights"
+    revision = f" at revision `{subject.revision}`" if subject.revision else ""
+    what = "a LoRA adapter for" if subject.adapter else "whole weights, trained from"
+    return f"{method}: {what} {base}{revision}. It is the stage `{subject.stage}` of the run `{subject.run}`."
+
+
+def _loading_notes(subject: Subject) -> Iterator[str]:
+    if subject.adapter and subject.base and not subject.hub_base:
+        files = "; ".join(f"`{name}` SHA-256 `{digest}`" for name, digest in subject.base_files.items())
+        yield (
+            f"The base model `{public_base(subject.base)}` was a local folder and is not on the hub: "
+            f"give the path of your own copy instead.{f' Its weights: {files}.' if files else ''}"
+        )
+    if subject.adapter and subject.added_tokens:
+        yield (
+            "The tokenizer has a pad token that the base has no embedding for: to run padded batches, call "
+            "`model.resize_token_embeddings(len(tokenizer))` on the base before loading the adapter."
+        )
+    if subject.verified:
+        yield (
+            "Before it was published, this folder was loaded in this way and gave the outputs that were recorded when "
+            "it was trained."
+        )
+    else:
+        yield "Training recorded no outputs to compare with (sharded weights): this folder was loaded, not compared."
+
+
+def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
+    header = ("Stage", "Starts from", "Rows trained on", "Seed", "Artefact", "Time")
+    rows = []
+    for name, stage in report["provenance"].items():
+        if name == "evaluate":
+            continue
+        parents = [f"{parent} `{digest[:12]}`" for parent, digest in (stage.get("parents") or {}).items() if digest]
+        origin = subject.origins.get(name)
+        trained = report["stages"].get(name, {}).get("train_rows")
+        rows.append(
+            (
+                f"**{name}** (this)" if name == subject.stage else name,
+                ", ".join(parents) or (f"`{public_base(origin)}`" if origin else "nothing"),
+                sentences.number(trained, 0),
+                stage.get("seed", "–"),
+                f"`{str(stage.get('artifact', ''))[:12]}`",
+                sentences.duration(stage.get("wall_time_s")),
+            )
+        )
+    return markdown_table(header, rows, right="Rows trained on,Seed,Time")
+
+
+def _settings(report: Mapping[str, Any]) -> Iterator[str]:
+    """What each stage's configuration sets."""
+    for name, stage in report["provenance"].items():
+        config = stage.get("config") or {}
+        fields = dict((config.get("evaluate") if name == "evaluate" else config.get("trainer")) or {})
+        model = config.get("model")
+        if model and name not in ("base", "evaluate"):
+            fields["adapter"] = model.get("adapter") or "none (all weights are trained)"
+        if fields:
+            yield f"`{name}`: " + ", ".join(f"{key} {_plain(value)}" for key, value in fields.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sources(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(stage, set, source) of every source a stage was trained or judged on."""
+    for name, stage in report["provenance"].items():
+        for role, found in (stage.get("data") or {}).items():
+            for source in found.get("sources", []):
+                yield name, role, source
+
+
+def _data(report: Mapping[str, Any]) -> str:
+    used: dict[tuple[str, str, str, str], list[str]] = {}
+    for stage, role, source in _sources(report):
+        name = source.get("hub") or source.get("file") or source.get("folder") or "–"
+        mark = (
+            f"SHA-256 `{source['sha256']}`" if "sha256" in source else f"revision {source.get('revision') or 'latest'}"
+        )
+        options = ", ".join(f"{key} {_plain(value)}" for key, value in source.items() if key not in _FINGERPRINT)
+        stages = used.setdefault((role, name, options or "–", mark), [])
+        if stage not in stages:
+            stages.append(stage)
+    rows = [(role, name, ", ".join(stages), options, mark) for (role, name, options, mark), stages in used.items()]
+    return markdown_table(("Set", "Source", "Stages", "Read with", "Fingerprint"), rows) if rows else ""
+
+
+def _versions(subject: Subject, report: Mapping[str, Any]) -> str:
+    stage = report["provenance"][subject.stage]
+    found = [f"{package} {version}" for package, version in (stage.get("versions") or {}).items()]
+    return ", ".join([*found, *([f"git {stage['git_sha'][:12]}"] if stage.get("git_sha") else [])])
+
+
+def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
+    rows = [row for row in report["comparisons"] if row["policy"] == subject.stage]
+    if subject.kind == "reward":
+        yield (
+            "Scores order replies to one prompt; their scale means nothing, and far from the training data neither "
+            "does the order."
+        )
+    elif rows:
+        yield "The verdicts hold for prompts like the held-out ones, and for the judges named; a judge is not a person."
+        if any(row["judge"] == "reward" for row in rows):
+            yield "The reward model learned from the same preferences as the policy: as a judge of it, it is partial."
+    else:
+        yield "This stage was not compared with another: nothing here shows that it is better than its base."
+    yield "Safety, bias and factual truth were not examined; in these, expect what the base model does."
+
+
+def _license(base: str | None) -> str | None:
+    """The licence that a local base's own card states; nothing is looked up on a network."""
+    readme = Path(base) / "README.md" if base else None
+    if readme is None or not readme.is_file():
+        return None
+    try:
+        stated = ModelCard.load(readme).data.license
+    except ValueError:  # a header that is no YAML
+        return None
+    return stated if isinstance(stated, str) else None

@@ -1,0 +1,380 @@
+"""Publish a stage: build the folder, load it again and hold it against the run, then push it as one commit.
+
+What is pushed is exactly a folder that can be looked at first (`dry_run`): safetensors, JSON and text, never a pickle,
+no path of this machine, no token. Nothing but `publish` ever pushes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from rlhf.config.project import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.load import ADAPTER_CONFIG, Source, is_encoder, load_policy, load_scorer, model_config, source_of
+from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
+from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
+from rlhf.report.build import build_report
+from rlhf.rewards.labels import ADAPTER_WEIGHTS, adapter_labels
+from rlhf.stages import LEARNED, kind_of
+
+_WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
+_ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
+_TEXT = {".json", ".jinja", ".txt", ".md"}
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+_SUPERSEDED = ["*.safetensors", "*.safetensors.index.json", *_WEIGHTS[:2], ADAPTER_CONFIG]
+"""What an earlier push may have left: adapter and whole weights side by side would load as something else."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder ready to be pushed."""
+
+    folder: Path
+    files: tuple[tuple[str, int], ...]
+    """Name and size in bytes of each file."""
+    verified: bool
+    """Whether, loaded again, it gave the outputs recorded in training (none are where weights were sharded)."""
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """What was pushed, or with `dry_run` would be."""
+
+    url: str | None
+    """Page of the model on the hub; None for a dry run."""
+    folder: Path
+    files: tuple[tuple[str, int], ...]
+    verified: bool
+    private: bool
+
+
+def publish(
+    run_dir: Path,
+    stage: str,
+    to: str | None,
+    *,
+    merge: bool = False,
+    private: bool = True,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> PublishResult:
+    """Build `run_dir/published/STAGE` and push it.
+
+    Args:
+        run_dir: A run's folder.
+        stage: One of its finished stages.
+        to: Hub id, `user/name`; only a dry run does without.
+        merge: Merged weights instead of the adapter.
+        private: Create the repository as private. An existing public one is refused unless this is False.
+        dry_run: Build and verify the folder, and push nothing; a base that is on the hub is still loaded from there.
+        token: Hub token; None takes the one that is logged in.
+
+    Raises:
+        UserError: The stage cannot be published, the id is malformed, or the hub refuses or cannot be reached.
+    """
+    if to is not None:
+        _check_id(to)
+    elif not dry_run:
+        raise UserError("name where to publish: --to user/name, or publish: {to: user/name} in the YAML")
+    if not dry_run and not (token or get_token()):
+        raise UserError("no hub token: run `hf auth login` or set HF_TOKEN")
+    folder = run_dir / "published" / stage
+    partial = folder.with_name(f".{stage}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        built = build_folder(run_dir, stage, partial, merge, to)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()  # if nothing is in it
+    if dry_run or to is None:
+        return PublishResult(None, folder, built.files, built.verified, private)
+    url, is_private = _push(folder, to, private, token, f"Publish {stage} of {run_dir.resolve().name}")
+    return PublishResult(url, folder, built.files, built.verified, is_private)
+
+
+def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, to: str | None = None) -> Published:
+    """Build exactly what would be pushed, and verify it by loading it from there.
+
+    Args:
+        run_dir: A run's folder.
+        stage: One of its finished stages.
+        folder: A new or empty folder.
+        merge: Merged weights instead of the adapter.
+        to: The hub id it will have, for the card.
+
+    Raises:
+        UserError: The stage is not finished or no longer fits the others, its base is on nobody else's machine, or the
+            folder does not give the outputs recorded in training.
+    """
+    source = run_dir / stage
+    records = {path.parent.name: _read(path) for path in run_dir.glob("*/stage.json")}
+    if stage not in records:
+        raise UserError(f"{source}: no finished stage is there (no stage.json)")
+    _check_lineage(run_dir, stage, records)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty")
+    record = records[stage]
+    adapter = (source / ADAPTER_CONFIG).is_file() and not merge
+    if not adapter and not merge and not (source / "config.json").is_file():
+        raise UserError(f"{source}: holds no model")
+    config = _settings(record, source)
+    origin = source_of(config)
+    if adapter and (Path(origin.base) / "stage.json").is_file():
+        raise UserError(
+            f"{source}: its base is {origin.base}, a stage of a run, which nobody else has; "
+            "publish whole weights with --merge"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    load_tokenizer(config).save_pretrained(folder)
+    kind = _kind(source, stage)
+    if adapter:
+        _copy_adapter(source, folder)
+    elif (source / ADAPTER_CONFIG).is_file():
+        _save_merged(config, kind, adapter_labels(source), folder)
+    else:
+        _copy_weights(source, folder)
+    verified, added = _verify(folder, record, origin.base, origin.revision, config.dtype, kind)
+    base, revision = _first_base(stage, records, origin)
+    subject = Subject(
+        run=run_dir.resolve().name, stage=stage, kind=kind, labels=adapter_labels(source), adapter=adapter, base=base,
+        revision=revision, dtype=config.dtype, prompt_format=record.get("prompt_format", "messages"),
+        encoder=is_encoder(model_config(origin)), added_tokens=added,
+        base_files=_base_files(origin.base) if adapter else {},
+        origins={name: (one.get("lineage") or {}).get("base", "") for name, one in records.items()}, verified=verified,
+    )  # fmt: skip
+    report = publishable({key: value for key, value in build_report(run_dir).items() if key != "samples"})
+    write_card(folder, subject, report, to)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return Published(folder, _sweep(folder), verified)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON") from None
+
+
+def _settings(record: dict[str, Any], source: Path) -> ModelConfig:
+    """How a stage's own model is loaded again."""
+    recorded = (record.get("config") or {}).get("model") or {}
+    return ModelConfig(name_or_path=str(source), adapter=None, dtype=recorded.get("dtype") or "float32")
+
+
+def _check_lineage(run_dir: Path, stage: str, records: dict[str, dict[str, Any]]) -> None:
+    """Hold that the card would tell of the models that there are: no parent, and no compared policy, replaced since."""
+    queue, seen = [stage, *(["evaluate"] if stage in (records.get("evaluate", {}).get("parents") or {}) else [])], set()
+    while queue:
+        name = queue.pop(0)
+        seen.add(name)
+        for parent, artifact in (records[name].get("parents") or {}).items():
+            now = records.get(parent, {}).get("artifact")
+            if now != artifact:
+                raise UserError(
+                    f"{run_dir / name}: was made from {parent} {str(artifact)[:12]}, which is {str(now)[:12]} now; "
+                    "bring the run up to date with rlhf run first"
+                )
+            if parent not in seen:
+                queue.append(parent)
+
+
+def _first_base(stage: str, records: dict[str, dict[str, Any]], origin: Source) -> tuple[str | None, str | None]:
+    """The model that a stage goes back to, through parents that are whole weights, and its revision.
+
+    None where that is random weights made by the run.
+    """
+    lineage = records[stage].get("lineage") or {}
+    base, revision = lineage.get("base") or origin.base, lineage.get("revision") or origin.revision
+    if stage == "base":
+        return None, None
+    parents = [name for name in records[stage].get("parents") or {} if name == Path(base).name]
+    if parents and (Path(base) / "stage.json").is_file():
+        return _first_base(parents[0], records, origin)
+    return base, revision
+
+
+def _kind(source: Path, stage: str) -> str:
+    """`policy`, `reward` or `classifier`."""
+    if kind_of(stage) in LEARNED:
+        return "reward"
+    if (source / ADAPTER_CONFIG).is_file():
+        scorer = _read(source / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
+    else:
+        names = _read(source / "config.json").get("architectures") or [""]
+        scorer = names[0].endswith("ForSequenceClassification")
+    return "classifier" if scorer else "policy"
+
+
+def _copy_adapter(source: Path, folder: Path) -> None:
+    shutil.copy(source / ADAPTER_WEIGHTS, folder)
+    config = _read(source / ADAPTER_CONFIG)
+    config["base_model_name_or_path"] = public_base(config["base_model_name_or_path"])
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_weights(source: Path, folder: Path) -> None:
+    for path in (*(source / name for name in _WEIGHTS), *source.glob("model*.safetensors")):
+        if path.is_file():
+            shutil.copy(path, folder)
+
+
+def _save_merged(config: ModelConfig, kind: str, labels: int, folder: Path) -> None:
+    """Whole weights with the adapter, and its head, merged in."""
+    origin, tokenizer = source_of(config), load_tokenizer(config)
+    if kind == "policy":
+        model = load_policy(origin, config, tokenizer)
+    else:
+        model = load_scorer(origin, config, tokenizer, labels=labels).model
+    model.save_pretrained(folder)
+    del model
+    gc.collect()
+
+
+def load_published(folder: Path, base: str, revision: str | None, dtype: str, kind: str) -> PreTrainedModel | PeftModel:
+    """Load a published folder as its card says: transformers alone, or peft on the base.
+
+    Args:
+        folder: The folder, or a download of it.
+        base: Where the base model is; read only if the folder holds an adapter.
+        revision: Of the base model.
+        dtype: Type of the weights.
+        kind: `policy`, `reward` or `classifier`.
+
+    Raises:
+        UserError: Whole weights are not whole.
+    """
+    auto: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if not (folder / ADAPTER_CONFIG).is_file():
+        model, info = auto.from_pretrained(str(folder), output_loading_info=True, **arguments)
+        if info["missing_keys"]:  # drawn anew at every loading: a lost head would score at random
+            raise UserError(f"{folder}: lost the weights {min(info['missing_keys'])}; build it again from the stage")
+        return model
+    if kind != "policy":
+        arguments["num_labels"] = adapter_labels(folder)
+    model = auto.from_pretrained(base, revision=revision, **arguments)
+    if kind != "policy":  # the score is read at the last token that is no pad
+        model.config.pad_token_id = AutoTokenizer.from_pretrained(str(folder)).pad_token_id
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def _verify(
+    folder: Path, record: dict[str, Any], base: str, revision: str | None, dtype: str, kind: str
+) -> tuple[bool, bool]:
+    """Load the folder, and hold tokenizer and model against what training recorded.
+
+    Returns:
+        Whether there was something recorded to compare with, and whether the tokenizer has more tokens than the base
+        has embeddings.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    check_tokenizer(tokenizer, record.get("tokenizer") or {}, folder)
+    probe.check_head(folder)
+    try:
+        model = load_published(folder, base, revision, dtype, kind)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+    if record.get("probe"):
+        probe.check(model, record["probe"], str(folder), "what was written is not the model of the stage")
+    added = len(tokenizer) > len(model.get_input_embeddings().weight)
+    del model
+    gc.collect()
+    return bool(record.get("probe")), added
+
+
+def _base_files(base: str) -> dict[str, str]:
+    """SHA-256 of a local base's weight files, by name."""
+    found = {}
+    for path in sorted(Path(base).glob("*.safetensors")) if is_local(base) else []:
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _sweep(folder: Path) -> tuple[tuple[str, int], ...]:
+    """List the files, and hold that each is of an allowed kind and none holds a token or this user's folder.
+
+    Raises:
+        UserError: One does.
+    """
+    secrets = [secret for secret in (get_token(), str(Path.home()) if len(Path.home().parts) > 2 else None) if secret]
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix not in _ALLOWED:
+            raise UserError(f"{path}: a {path.suffix} file is not published; only {', '.join(sorted(_ALLOWED))} are")
+        text = path.read_text(encoding="utf-8", errors="replace") if path.suffix in _TEXT else ""
+        if _TOKEN.search(text) or any(secret in text for secret in secrets):
+            raise UserError(f"{path}: holds a hub token or a path of this machine; nothing was published")
+        files.append((name, path.stat().st_size))
+    return tuple(files)
+
+
+def _check_id(to: str) -> None:
+    try:
+        validate_repo_id(to)
+    except HFValidationError as error:
+        raise UserError(f"{to!r} is no hub id such as user/name: {_first_line(error)}") from None
+    if "/" not in to:
+        raise UserError(f"{to!r} is no hub id such as user/name: say whose it is")
+
+
+def _push(folder: Path, to: str, private: bool, token: str | None, message: str) -> tuple[str, bool]:
+    """Create the repository where there is none, and commit the folder.
+
+    Returns:
+        The model's page, and whether it is private.
+    """
+    api = HfApi(token=token, library_name="rlhf")
+    with _told(to):
+        repo = api.create_repo(to, private=private, exist_ok=True)
+        is_private = bool(api.model_info(repo.repo_id).private)
+        if private and not is_private:
+            raise UserError(f"{to}: is there already and is public; publish with --public, or to another id")
+        api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message=message, delete_patterns=_SUPERSEDED)
+    return str(repo), is_private
+
+
+@contextlib.contextmanager
+def _told(to: str) -> Iterator[None]:
+    """Turn the hub's refusals and a missing network into one line."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise UserError(f"{to}: cannot publish while HF_HUB_OFFLINE is set") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = f": {_first_line(error.server_message)}" if error.server_message else ""
+        reason = {
+            401: "the hub does not accept the token; run `hf auth login`",
+            403: "the token may not write there; it needs write access",
+        }.get(status, f"the hub answered {status}")
+        raise UserError(f"{to}: {reason}{said}") from None
+    except (HTTPError, OSError) as error:
+        raise UserError(f"{to}: cannot reach {constants.ENDPOINT}: {_first_line(error)}") from None
+    except (ValueError, RuntimeError) as error:  # the card's header, an upload that was cut off
+        raise UserError(f"{to}: the hub does not take it: {_first_line(error)}") from None
+
+
+def _first_line(error: object) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

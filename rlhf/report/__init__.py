@@ -1,0 +1,1 @@
+"""Writes what evaluation measured: report.json, report.md, report.html."""

@@ -1,0 +1,170 @@
+"""Geometry of diagrams with two labelled axes: numbers in, positions out. `templates/charts.html` draws them as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rlhf.report.charts import Tick, nice_ticks, path, tick_text, widened
+from rlhf.report.phrases import estimate, number, percent
+
+WIDTH, HEIGHT = 360, 240
+"""Size of a diagram in its own units."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 26, 34
+
+
+class Mark(NamedTuple):
+    """A point with its interval, in the diagram's units."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    text: str
+    """Said where one points at it."""
+    chosen: bool = False
+
+
+class Series(NamedTuple):
+    """What belongs together: legend, a line through SVG points, and marks."""
+
+    legend: str
+    points: str
+    marks: list[Mark]
+
+
+class Guide(NamedTuple):
+    """A line to compare with, from one point to another, and what it is."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    text: str
+
+
+class Diagram(NamedTuple):
+    """A diagram in a box of WIDTH x HEIGHT units."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    series: list[Series]
+    guides: list[Guide]
+    box: tuple[int, int, int, int] = (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM)
+
+
+class Axes(NamedTuple):
+    """Ranges of the two axes."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point lies, in the diagram's units."""
+        across = (x - self.x_low) / (self.x_high - self.x_low)
+        up = (y - self.y_low) / (self.y_high - self.y_low)
+        return (
+            round(_LEFT + across * (WIDTH - _LEFT - _RIGHT), 1),
+            round(HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM), 1),
+        )
+
+    def ticks(self, write: Callable[[float], str] = tick_text) -> tuple[list[Tick], list[Tick]]:
+        """Marks of both axes."""
+        across = [Tick(self.place(x, self.y_low)[0], write(x)) for x in nice_ticks(self.x_low, self.x_high)]
+        up = [Tick(self.place(self.x_low, y)[1], write(y)) for y in nice_ticks(self.y_low, self.y_high)]
+        return across, up
+
+    def mark(self, x: float, y: float, interval: Sequence[float] | None, text: str, chosen: bool = False) -> Mark:
+        """A point with its interval."""
+        low, high = interval or (y, y)
+        return Mark(*self.place(x, y), self.place(x, low)[1], self.place(x, high)[1], text, chosen)
+
+
+def reliability(curve: Sequence[Mapping[str, Any]]) -> Diagram:
+    """How often a reward model is right, over how sure it is (`calibration.calibration_curve`)."""
+    axes = Axes(0.5, 1.0, 0.0, 1.0)
+    marks = [
+        axes.mark(
+            one["confidence"], one["accuracy"], one["ci"],
+            f"{percent(one['confidence'])} sure, right in {percent(one['accuracy'], one['ci'])} of {one['n']:,} pairs",
+        )
+        for one in curve
+    ]  # fmt: skip
+    diagonal = Guide(*axes.place(0.5, 0.5), *axes.place(1.0, 1.0), "as sure as right")
+    line = path([(mark.x, mark.y) for mark in marks])
+    return Diagram(
+        "Calibration", "confidence in the preferred reply", "pairs ranked right [95%]", *axes.ticks(percent),
+        series=[Series("", line, marks)], guides=[diagonal],
+    )  # fmt: skip
+
+
+def histogram(scores: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Diagram:
+    """Scores of several sets of replies as outlines over common edges; heights are shares of each set.
+
+    Args:
+        scores: As `gate.distribution` gives.
+        names: (set, legend), those drawn.
+    """
+    edges = scores["edges"]
+    known = [(legend, scores[name]) for name, legend in names if name in scores]
+    shares = [[count / max(1, one["n"]) for count in one["counts"]] for _, one in known]
+    axes = Axes(*widened(edges[0], edges[-1], 0.0), 0.0, 1.05 * max((max(of) for of in shares), default=0) or 1.0)
+    series = []
+    for (legend, one), heights in zip(known, shares, strict=True):
+        corners = [(edges[0], 0.0)]
+        for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
+            corners += [(left, height), (right, height)]
+        corners.append((edges[-1], 0.0))
+        spread = f"{legend}: {number(one['mean'], 2)} ± {number(one['std'], 2)} ({one['n']:,})"
+        series.append(Series(spread, path([axes.place(x, y) for x, y in corners]), []))
+    across, _ = axes.ticks()
+    _, up = axes.ticks(percent)
+    return Diagram("Scores", "score of the reward model", "share of the replies", across, up, series, [])
+
+
+def tracked(points: Sequence[Mapping[str, Any]], selected: int | None, gold: str | None = None) -> list[Diagram]:
+    """Gold score, and what was maximised, of the checkpoints of a stage over how far they are from its start.
+
+    The axis is the square root of the KL (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization"), in which
+    the rise is about straight. Two diagrams, since the two are not in the same units.
+
+    Args:
+        points: As `overoptimisation.point` gives, in order of training.
+        selected: The step whose policy was kept.
+        gold: The judge's name.
+    """
+    wanted = [("gold", f"Gold{f' ({gold})' if gold else ''}: a judge that training does not see", "mean score [95%]"),
+              ("proxy", "What was maximised", "standard deviations of the start [95%]")]  # fmt: skip
+    found = []
+    for key, title, unit in wanted:
+        known = [one for one in points if one.get(key) is not None]
+        if not known:
+            continue
+        ends = [end for one in known for end in (one[key], *(one[f"{key}_ci"] or []))]
+        farthest = max(root_kl(one) for one in known)
+        axes = Axes(0.0, 1.04 * farthest or 1.0, *widened(min(ends), max(ends), 0.06))
+        marks = [
+            axes.mark(
+                root_kl(one), one[key], one[f"{key}_ci"],
+                f"step {one['step']}: {estimate(one[key], one[f'{key}_ci'])}, KL {number(one['kl'], 1)} nats",
+                one["step"] == selected,
+            )
+            for one in known
+        ]  # fmt: skip
+        kept = [Guide(mark.x, _TOP, mark.x, HEIGHT - _BOTTOM, f"step {selected} kept") for mark in marks if mark.chosen]
+        line = path([(mark.x, mark.y) for mark in marks])
+        found.append(
+            Diagram(title, "√KL to the start, √nats a reply", unit, *axes.ticks(), [Series("", line, marks)], kept)
+        )
+    return found
+
+
+def root_kl(one: Mapping[str, Any]) -> float:
+    """Square root of a checkpoint's KL; an estimate may lie below zero, where KL does not."""
+    return math.sqrt(max(0.0, one["kl"]))

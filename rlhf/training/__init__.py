@@ -1,0 +1,1 @@
+"""What every stage that trains has in common: start, run, save, and choose among checkpoints."""

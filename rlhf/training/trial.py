@@ -1,0 +1,72 @@
+"""Make a stage's trainer once before anything trains: what its settings cannot do is said then, not hours later.
+
+The model has the real structure and no weights (torch's meta device), so that this takes as long, and as much memory,
+for seven billion parameters as for a million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import TaskType
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
+from transformers.integrations.liger import apply_liger_kernel
+
+from rlhf.models.load import model_config
+from rlhf.training.common import Ready
+from rlhf.training.start import Start, adapted
+
+_ROWS = 2
+_STEPS = 10
+
+
+def try_trainer(ready: Ready, task: TaskType, make: Callable[[Ready, Any], Trainer], labels: int = 1) -> None:
+    """Make a trainer, its optimizer and its learning-rate schedule with a model without weights and two rows.
+
+    Whatever a library raises passes: the caller says it in a line.
+
+    Args:
+        ready: The stage's arguments and data.
+        task: Language model or classifier.
+        make: Makes the trainer from these and a model.
+        labels: Outputs of a classifier.
+    """
+    few = [rows.select(range(min(_ROWS, len(rows)))) for rows in (ready.data.train, ready.data.eval)]
+    ready = replace(ready, data=replace(ready.data, train=few[0], eval=few[1]))
+    ready.args._n_gpu = 1  # TRL refuses several GPUs in one process; the stage may be given one for each
+    with torch.device("meta"):
+        trainer = make(ready, weightless(ready, task, labels))
+    if ready.args.use_liger_kernel:
+        apply_liger_kernel(trainer.model, ready.args.liger_kernel_config)
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(ready.args, trainer.model)
+    if not {"params", "model", "optimizer_dict"} & options.keys():  # else it is made for the weights themselves
+        optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+        trainer.create_scheduler(_STEPS, optimizer)
+
+
+def weightless(ready: Ready, task: TaskType, labels: int = 1) -> Any:
+    """The model that a stage trains, its fresh adapter included, on the meta device.
+
+    Args:
+        ready: What the stage begins with.
+        task: Language model or classifier.
+        labels: Outputs of a classifier.
+    """
+    with torch.device("meta"):
+        model = adapted(_structure(ready.begun, task, labels), ready.begun, task, ready.args)
+    model.to = lambda *_, **__: model  # trainers move their model, and what is not there cannot be moved
+    return model
+
+
+def _structure(begun: Start, task: TaskType, labels: int) -> Any:
+    config = model_config(begun.source)
+    options: dict[str, Any] = {"dtype": getattr(torch, begun.config.dtype)}
+    if begun.config.attn_implementation:
+        options["attn_implementation"] = begun.config.attn_implementation
+    if task != TaskType.CAUSAL_LM:
+        config.num_labels = labels
+    kind = AutoModelForCausalLM if task == TaskType.CAUSAL_LM else AutoModelForSequenceClassification
+    return kind.from_config(config, **options)

@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+
+from rlhf.ppo.diagnostics import alike, hacking_signs, token_rewards
+
+MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False], [True, True, False]])
+KL = torch.tensor([[1.0, -2, 3], [4, math.nan, math.inf], [7, 7, 7], [0, 0, 9]])
+SCORES = torch.tensor([10.0, 20, math.nan, 40])
+CUT = torch.tensor([False, False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("penalty", "bootstrap", "last"),
+    [(0.0, False, 40.0), (1.5, False, 38.5), (0.0, True, 0.0), (1.5, True, -1.5)],
+)
+def test_by_hand(penalty, bootstrap, last):
+    """KL at each token, the score at a reply's last; only the cut reply feels penalty and bootstrap."""
+    found = token_rewards(SCORES, KL, MASK, 0.5, CUT, penalty, bootstrap)
+    assert found.tolist() == [[-0.5, 1, 8.5], [18, 0, 0], [0, 0, 0], [0, last, 0]]
+
+
+def test_arguments_are_left_alone():
+    kl = torch.ones(1, 2)
+    assert token_rewards(torch.ones(1), kl, kl.bool(), 0.0, torch.zeros(1, dtype=torch.bool), 0, False).sum() == 1
+    assert (kl == 1).all()
+
+
+def history(before, after, each=5):
+    return [dict(zip(("scores", "length", "kl"), row, strict=True)) for row in (before, after) for _ in range(each)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ((1.0, 100, 2), (2.0, 180, 30), True),
+        ((1.0, 100, 2), (2.0, 150, 10.5), True),
+        ((2.0, 100, 2), (1.0, 180, 30), False),  # the score fell
+        ((1.0, 100, 2), (1.0, 180, 30), False),  # it stayed
+        ((1.0, 100, 2), (2.0, 149, 30), False),  # not much longer
+        ((1.0, 100, 2), (2.0, 180, 10), False),  # hardly moved
+    ],
+)
+def test_signs_of_hacking(before, after, said):
+    found = hacking_signs(history(before, after))
+    assert (found is not None) is said
+
+
+def test_the_sentence_has_the_numbers_of_the_first_and_the_last_rollouts():
+    middle = [{"scores": 99.0, "length": 999, "kl": 99}] * 7
+    rows = history((1.0, 100, 2), (2.25, 180, 30))
+    found = hacking_signs(rows[:5] + middle + rows[5:])
+    for words in ("from 1.00 to 2.25", "from 100 to 180 tokens", "KL is 30 nats"):
+        assert words in found
+    mixed = [{"scores": float(i), "length": 100 * (1 + i), "kl": 11} for i in range(4)]
+    assert "from 0.50 to 2.50" in hacking_signs(mixed, window=2)
+
+
+def test_too_few_rollouts_say_nothing():
+    assert hacking_signs(history((1.0, 100, 2), (9.0, 990, 99), each=4)) is None
+    assert hacking_signs([]) is None
+
+
+def test_groups_with_one_score():
+    out = math.nan
+    scores = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [3.0, out, 3.0], [out, out, out], [1.0, out, 2.0]])
+    assert alike(scores).tolist() == [True, False, True, True, False]

@@ -1,0 +1,62 @@
+import json
+from datetime import timedelta
+
+from transformers import TrainerState
+
+from rlhf.models import device
+from rlhf.pipeline import stage
+from rlhf.training import common
+
+
+def test_a_line_that_was_cut_short_goes_with_what_comes_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4)]
+    path.write_text("".join(rows) + '{"step": 4, "lo')
+    common.keep_through(path, 3)
+    assert path.read_text() == "".join(rows[:3])
+    common.keep_through(path, 0)
+    assert path.read_text() == ""
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_progress_is_said_first_last_and_now_and_then(monkeypatch, capsys):
+    clock = iter([100.0, 110.0, 111.0, 141.0, 142.0, 143.0, 144.0])
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    lines = common.ProgressLines("sft")
+    state = TrainerState(global_step=10, max_steps=14, is_world_process_zero=True)
+    lines.on_train_begin(None, state, None)
+    for step, loss in ((11, 2.0), (12, 1.5), (13, 1.0), (14, 0.5)):
+        state.global_step = step
+        lines.on_log(None, state, None, {"loss": loss})
+    lines.on_log(None, state, None, {"train_runtime": 1.0, "train_loss": 1.0})
+    lines.on_log(None, state, None, {"eval_loss": 1.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "sft: step 11/14, loss 2.0000, 0:00:30 left",
+        "sft: step 13/14, loss 1.0000, 0:00:14 left",
+        "sft: step 14/14, loss 0.5000, 0:00:00 left",
+    ]
+
+
+def test_processes_wait_for_each_other_as_long_as_the_stage_says(monkeypatch):
+    given = []
+
+    class State:
+        def __init__(self, **options):
+            given.append(options.get("timeout"))
+
+        def wait_for_everyone(self):
+            pass
+
+    monkeypatch.setattr(device, "PartialState", State)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stage._wait(7200)
+    stage._wait()
+    assert given == [timedelta(hours=2), None]
+
+
+def test_an_interrupt_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert stage.guarded(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
