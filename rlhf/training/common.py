@@ -28,10 +28,10 @@ from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.device import process_state
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.stages import STAGES, StageContext, half_for, kind_of
+from rlhf.training.buckets import ResumedEpoch
 from rlhf.training.defaults import DEFAULTS
 from rlhf.training.start import Start
 from rlhf.training.train_loss import LogAtCheckpoints, mean_train_loss
-from rlhf.trl_trainers.buckets import ResumedEpoch
 
 _EVERY = 30.0
 """Seconds between lines of progress."""

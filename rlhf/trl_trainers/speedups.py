@@ -16,7 +16,7 @@ from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.fold import fold
 from rlhf.prefix_sharing.head import head_where_labelled
 from rlhf.stages import StageContext
-from rlhf.trl_trainers.buckets import StepBuckets, row_lengths
+from rlhf.training.buckets import StepBuckets, row_lengths
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import TrainerState
 
-from rlhf.trl_trainers.buckets import ResumedEpoch, StepBuckets, row_lengths
+from rlhf.training.buckets import ResumedEpoch, StepBuckets, row_lengths
 
 LENGTHS = [3, 90, 14, 55, 8, 21, 34, 5, 60, 13, 7, 40, 2, 88, 19, 30, 11, 26, 47, 70, 9, 16, 33]
 
