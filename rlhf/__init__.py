@@ -1,3 +1,3 @@
-"""SFT, reward models, DPO, evaluation and publishing over one dataset layer."""
+"""Align a language model with preferences: SFT, reward models, DPO and PPO, with evidence that each stage helped."""
 
 __version__ = "0.1.0"

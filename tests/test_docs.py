@@ -327,7 +327,7 @@ def test_the_changelog_has_this_version():
 
 
 def test_hooks_and_ci_run_what_make_runs():
-    (repo,) = yaml.safe_load((ROOT / ".pre-commit-load.yaml").read_text())["repos"]
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
     for hook in repo["hooks"]:
         assert hook["entry"].partition(" --")[0] in makefile  # the tools of .venv, which constraints.txt pins
