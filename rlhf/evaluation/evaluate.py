@@ -23,13 +23,10 @@ from rlhf.evaluation.retain import Retained, measure, read_retained, write
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.kl import sequence_kl
 from rlhf.policies.sample import Reply, as_completion
-from rlhf.rewards import RewardFunction
+from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_judges, load_rewards
 from rlhf.stages import Metrics, StageContext, is_base, own_base, parent_of, policies_of
-
-_ARGUMENTS = {"prompts", "completions"}
-"""What a judge is called with besides columns; a column of this name cannot be handed on."""
 
 
 def prepare(context: StageContext) -> None:
@@ -200,9 +197,7 @@ def _score(
 ) -> None:
     """Let every judge score every reply, in place."""
     flat = [(prompt, reply) for prompt, row in zip(prompts, replies, strict=True) for reply in row]
-    columns = {
-        key: [prompt.extra.get(key) for prompt, _ in flat] for key in {k for p in prompts for k in p.extra} - _ARGUMENTS
-    }
+    columns = columns_of([prompt.extra for prompt, _ in flat])
     texts = [prompt.prompt for prompt, _ in flat]
     completions = [as_completion(prompt.prompt, reply["text"]) for prompt, reply in flat]
     for name, judge in judges.items():

@@ -22,7 +22,7 @@ from rlhf.evaluation.completions import fitted
 from rlhf.evaluation.regressions import Measure
 from rlhf.models.load import context_length
 from rlhf.policies.sample import as_completion, sample
-from rlhf.rewards import RewardFunction
+from rlhf.rewards import RewardFunction, columns_of
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,8 @@ def measure(
         model, codec.tokenizer, ids, samples=1, max_new_tokens=max_new_tokens, temperature=0.0, batch_size=batch_size,
         seed=0, label=f"{one.name}:",
     )  # fmt: skip
-    names = {key for record in one.records for key in record.extra} - {"prompts", "completions"}
-    columns = {key: [record.extra.get(key) for record in one.records] for key in names}
     completions = [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, replies, strict=True)]
-    return judges[one.judge](prompts, completions, **columns)
+    return judges[one.judge](prompts, completions, **columns_of([record.extra for record in one.records]))
 
 
 @torch.no_grad()

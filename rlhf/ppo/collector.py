@@ -27,7 +27,7 @@ from rlhf.policies.vllm import VllmSampler
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.diagnostics import alike, token_rewards
 from rlhf.ppo.rollout import Rollout, padded
-from rlhf.rewards import RewardFunction
+from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
 
 
@@ -114,8 +114,7 @@ class Collector:
         pairs = [(row, one) for row, group in zip(rows, completions, strict=True) for one in group]
         texts = [as_completion(row.prompt, self.text(one)) for row, one in pairs]
         prompts = [row.prompt for row, _ in pairs]
-        names = dict.fromkeys(key for row in rows for key in row.columns if key not in ("prompts", "completions"))
-        columns = {name: [row.columns.get(name) for row, _ in pairs] for name in names}
+        columns = columns_of([row.columns for row, _ in pairs])
         found: list[Sequence[float | None]] = []
         for part in self.rewards.parts.values():
             if part is not None:

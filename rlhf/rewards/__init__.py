@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 RewardFunction = Callable[..., list[float | None]]
-"""TRL's convention: prompts and completions as text or message lists, columns by name; None: not scorable."""
+"""TRL's convention: prompts and completions as text or message lists, columns by name; None: no score."""
+
+_ARGUMENTS = ("prompts", "completions")
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The other columns of B rows, as reward functions take them: `judge(prompts, completions, **columns_of(rows))`.
+
+    Args:
+        rows: The extra columns of each row, by name.
+
+    Returns:
+        B values for each column that any row has, None where a row lacks it. Columns named `prompts` or `completions`
+        are left out: reward functions have arguments of these names.
+    """
+    names = dict.fromkeys(name for row in rows for name in row if name not in _ARGUMENTS)
+    return {name: [row.get(name) for row in rows] for name in names}

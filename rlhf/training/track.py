@@ -31,7 +31,7 @@ from rlhf.models.load import load_policy
 from rlhf.models.roles import POLICY
 from rlhf.policies.kl import sequence_kl
 from rlhf.policies.sample import as_completion
-from rlhf.rewards import RewardFunction
+from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
 from rlhf.rewards.load import load_rewards
 from rlhf.stages import STAGES, StageContext, rewards_of
@@ -256,8 +256,7 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
             found = dict(sorted(found.items())[:PROMPTS])
     found = dict(sorted(found.items())[:PROMPTS])
     prompts = [prompt for prompt, _ in found.values()]
-    names = {name for _, extra in found.values() for name in extra} - {"prompts", "completions"}
-    return prompts, {name: [extra.get(name) for _, extra in found.values()] for name in names}
+    return prompts, columns_of([extra for _, extra in found.values()])
 
 
 def _scores(
