@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 from scipy.special import expit
 
-from rlhf.evaluation.stats import Floats, wilson_interval
+from rlhf.evaluation.stats import Floats, wilson_interval, wins
 
 
 class CalibrationBin(TypedDict):
@@ -66,7 +66,7 @@ def calibration_curve(margins_N: Floats, bins: int = 10) -> list[CalibrationBin]
         raise ValueError(f"{bins} bins")
     margins_N = np.asarray(margins_N, dtype=np.float64)
     margins_N = margins_N[np.isfinite(margins_N)]
-    confidence_N, correct_N = expit(np.abs(margins_N)), _correct(margins_N)
+    confidence_N, correct_N = expit(np.abs(margins_N)), wins(margins_N)
     edges = 0.5 + 0.5 * np.arange(bins + 1) / bins
     place_N = np.clip(np.searchsorted(edges, confidence_N, side="right") - 1, 0, bins - 1)
     curve = []
@@ -125,7 +125,7 @@ def accuracy_by_length(margins_N: Floats, length_difference_N: Floats, buckets: 
         raise ValueError(f"{buckets} buckets")
     margins_N, length_N = (np.asarray(values, dtype=np.float64) for values in (margins_N, length_difference_N))
     known_N = np.isfinite(margins_N) & np.isfinite(length_N)
-    correct_N, length_N = _correct(margins_N[known_N]), length_N[known_N]
+    correct_N, length_N = wins(margins_N[known_N]), length_N[known_N]
     if not len(length_N):
         return []
     # Starts are values that occur, so no bucket is empty; the last quantile, the maximum, starts none.
@@ -133,15 +133,11 @@ def accuracy_by_length(margins_N: Floats, length_difference_N: Floats, buckets: 
     starts = np.unique(np.quantile(length_N, shares, method="higher"))
     place_N = np.searchsorted(starts, length_N, side="right") - 1
     ends = [*starts[1:], length_N.max()]
-    found = []
+    filled = []
     for place, (low, high) in enumerate(zip(starts, ends, strict=True)):
         inside_N = place_N == place
-        wins, n = float(correct_N[inside_N].sum()), int(inside_N.sum())
-        found.append(
-            LengthBucket(low=float(low), high=float(high), accuracy=wins / n, ci=list(wilson_interval(wins, n)), n=n)
+        right, n = float(correct_N[inside_N].sum()), int(inside_N.sum())
+        filled.append(
+            LengthBucket(low=float(low), high=float(high), accuracy=right / n, ci=list(wilson_interval(right, n)), n=n)
         )
-    return found
-
-
-def _correct(margins_N: Floats) -> Floats:
-    return (np.sign(margins_N) + 1) / 2
+    return filled

@@ -5,7 +5,7 @@ here depends on which rows these are, so a comparison within a group of prompts 
 
 A judge either scores each reply (`replies[policy][s]["scores"][judge]`) or is asked which of two replies is better
 (`preferences[judge]["POLICY vs BASELINE"][s]`: the share, 0 to 1, of its answers in which the policy's sample s beat
-the baseline's sample s; null where it gave none). From `judged` on both are the same.
+the baseline's sample s; null where it gave none). From `judgement` on both are the same.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def reply_values(rows: Sequence[Row], policy: str, field: str, judge: str | None
     return values_PS
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """What one judge says of two policies; NaN where it says nothing. K pairs of replies to a prompt."""
 
     difference_P: Floats
@@ -163,7 +163,7 @@ class Judged(NamedTuple):
     """Whether the judge compares two replies, and scores none."""
 
 
-def judged(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judged:
+def judgement(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judgement:
     """What a judge, of replies or of pairs, says of two policies on each prompt.
 
     A judge is one of pairs where a row has `preferences` of it. It then compared sample s with sample s; a judge of
@@ -174,26 +174,26 @@ def judged(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judge
         ours_PS, theirs_PS = (reply_values(rows, name, "scores", judge) for name in (policy, baseline))
         ours_P, theirs_P = mean_per_prompt(ours_PS), mean_per_prompt(theirs_PS)
         wins_PK = pair_wins(ours_PS, theirs_PS)
-        return Judged(ours_P - theirs_P, wins_PK, pair_differences(*tokens), ours_P, theirs_P, of_pairs=False)
+        return Judgement(ours_P - theirs_P, wins_PK, pair_differences(*tokens), ours_P, theirs_P, of_pairs=False)
     wins_PK = _preferences(rows, policy, baseline, judge)
     longer_PK = np.full_like(wins_PK, np.nan)
     shared = min(wins_PK.shape[1], *(values_PS.shape[1] for values_PS in tokens))
     longer_PK[:, :shared] = tokens[0][:, :shared] - tokens[1][:, :shared]
     no_scores_P = np.full(len(rows), np.nan)
-    return Judged(2 * mean_per_prompt(wins_PK) - 1, wins_PK, longer_PK, no_scores_P, no_scores_P, of_pairs=True)
+    return Judgement(2 * mean_per_prompt(wins_PK) - 1, wins_PK, longer_PK, no_scores_P, no_scores_P, of_pairs=True)
 
 
 def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Floats:
     """Shares in which the policy's sample beat the baseline's, as an array (P, K)."""
-    found = []
+    shares_P = []
     for row in rows:
         pairs = (row.get("preferences") or {}).get(judge) or {}
         shares = pairs.get(f"{policy} vs {baseline}")
         if shares is None:
             shares = [None if p is None else 1 - p for p in pairs.get(f"{baseline} vs {policy}", [])]
-        found.append([math.nan if p is None else p for p in shares])
-    wins_PK = np.full((len(rows), max(map(len, found), default=0)), np.nan)
-    for p, shares in enumerate(found):
+        shares_P.append([math.nan if p is None else p for p in shares])
+    wins_PK = np.full((len(rows), max(map(len, shares_P), default=0)), np.nan)
+    for p, shares in enumerate(shares_P):
         wins_PK[p, : len(shares)] = shares
     return wins_PK
 
@@ -222,20 +222,20 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
     win rate `stats.share_interval`, and of wins less losses by a judge of pairs what follows from that. Comparisons
     that are read together belong through `correct`, as `compare_policies` does.
     """
-    found = judged(rows, policy, baseline, judge)
-    kept_P = np.isfinite(found.difference_P)
-    difference_P, wins_PK = found.difference_P[kept_P], found.wins_PK[kept_P]
-    controlled, controlled_ci = length_controlled_win_rate(wins_PK, found.longer_PK[kept_P])
+    judged = judgement(rows, policy, baseline, judge)
+    kept_P = np.isfinite(judged.difference_P)
+    difference_P, wins_PK = judged.difference_P[kept_P], judged.wins_PK[kept_P]
+    controlled, controlled_ci = length_controlled_win_rate(wins_PK, judged.longer_PK[kept_P])
     wins_P = mean_per_prompt(wins_PK)
     rate_ci = share_interval(wins_P)
     comparison = Comparison(
         policy=policy,
         baseline=baseline,
         judge=judge,
-        policy_mean=finite_mean(found.policy_P[kept_P]),
-        baseline_mean=finite_mean(found.baseline_P[kept_P]),
+        policy_mean=finite_mean(judged.policy_P[kept_P]),
+        baseline_mean=finite_mean(judged.baseline_P[kept_P]),
         mean_difference=finite_mean(difference_P),
-        difference_ci=[2 * end - 1 for end in rate_ci] if rate_ci and found.of_pairs else mean_interval(difference_P),
+        difference_ci=[2 * end - 1 for end in rate_ci] if rate_ci and judged.of_pairs else mean_interval(difference_P),
         win_rate=finite_mean(wins_P),
         win_rate_ci=rate_ci,
         win_rate_length_controlled=_known(controlled),
@@ -349,13 +349,13 @@ def compare_groups(
         groups.setdefault(OTHER, []).extend(groups.pop(name))
     if len(groups) < 2:
         return []
-    found = [
+    comparisons = [
         GroupComparison(group=name, **compare(members, policy, baseline, judge))
         for name, members in sorted(groups.items(), key=lambda item: (item[0] == OTHER, -len(item[1])))
         for policy, baseline in comparison_pairs(policies, parents)
         for judge in judges
     ]
-    return correct(found)
+    return correct(comparisons)
 
 
 def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_reference: str | None = None) -> Summary:

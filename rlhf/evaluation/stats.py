@@ -246,7 +246,12 @@ def pair_wins(a_PS: Floats, b_PS: Floats) -> Floats:
         Array (P, S * S'), all pairs of A's first sample first; NaN where one side has no score.
     """
     a_PS, b_PS = (np.where(np.isfinite(scores), scores, np.nan) for scores in (a_PS, b_PS))
-    return (np.sign(pair_differences(a_PS, b_PS)) + 1) / 2
+    return wins(pair_differences(a_PS, b_PS))
+
+
+def wins(difference: Floats) -> Floats:
+    """1 where a difference is above zero, 0 where it is below, 0.5 at zero (a tie); NaN where it is NaN."""
+    return (np.sign(difference) + 1) / 2
 
 
 def pair_differences(a_PS: Floats, b_PS: Floats) -> Floats:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from rlhf.evaluation.formatting import estimate, number, percent
+from rlhf.evaluation.overoptimisation import Point
 from rlhf.report.charts import Tick, nice_ticks, path, tick_text, widened
-from rlhf.report.phrases import estimate, number, percent
 
 WIDTH, HEIGHT = 360, 240
 """Size of a diagram in its own units."""
@@ -128,8 +129,8 @@ def histogram(scores: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Di
     return Diagram("Scores", "score of the reward model", "share of the replies", across, up, series, [])
 
 
-def tracked(points: Sequence[Mapping[str, Any]], selected: int | None, gold: str | None = None) -> list[Diagram]:
-    """Gold score, and what was maximised, of the checkpoints of a stage over how far they are from its start.
+def tracked(points: Sequence[Point], selected: int | None, judge: str | None = None) -> list[Diagram]:
+    """The checkpoint judge's score, and what was maximised, over how far each checkpoint is from the stage's start.
 
     The axis is the square root of the KL (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization"), in which
     the rise is about straight. Two diagrams, since the two are not in the same units.
@@ -137,34 +138,42 @@ def tracked(points: Sequence[Mapping[str, Any]], selected: int | None, gold: str
     Args:
         points: As `overoptimisation.point` gives, in order of training.
         selected: The step whose policy was kept.
-        gold: The judge's name.
+        judge: The checkpoint judge's name.
     """
-    wanted = [("gold", f"Gold{f' ({gold})' if gold else ''}: a judge that training does not see", "mean score [95%]"),
-              ("proxy", "What was maximised", "standard deviations of the start [95%]")]  # fmt: skip
-    found = []
+    wanted: list[tuple[Literal["checkpoint_judge", "proxy"], str, str]] = [
+        (
+            "checkpoint_judge",
+            f"Checkpoint judge{f' ({judge})' if judge else ''}, not seen in training",
+            "mean score [95%]",
+        ),
+        ("proxy", "What was maximised", "standard deviations of the start [95%]"),
+    ]
+    drawn = []
     for key, title, unit in wanted:
-        known = [one for one in points if one.get(key) is not None]
+        interval_of: Literal["checkpoint_judge_ci", "proxy_ci"] = f"{key}_ci"  # type: ignore[assignment]  # one of these two
+        known = [(checkpoint, value) for checkpoint in points if (value := checkpoint[key]) is not None]
         if not known:
             continue
-        ends = [end for one in known for end in (one[key], *(one[f"{key}_ci"] or []))]
-        farthest = max(root_kl(one) for one in known)
+        ends = [end for checkpoint, value in known for end in (value, *(checkpoint[interval_of] or []))]
+        farthest = max(root_kl(checkpoint) for checkpoint, _ in known)
         axes = Axes(0.0, 1.04 * farthest or 1.0, *widened(min(ends), max(ends), 0.06))
         marks = [
             axes.mark(
-                root_kl(one), one[key], one[f"{key}_ci"],
-                f"step {one['step']}: {estimate(one[key], one[f'{key}_ci'])}, KL {number(one['kl'], 1)} nats",
-                one["step"] == selected,
+                root_kl(checkpoint), value, checkpoint[interval_of],
+                f"step {checkpoint['step']}: {estimate(value, checkpoint[interval_of])}, "
+                f"KL {number(checkpoint['kl'], 1)} nats",
+                checkpoint["step"] == selected,
             )
-            for one in known
+            for checkpoint, value in known
         ]  # fmt: skip
         kept = [Guide(mark.x, _TOP, mark.x, HEIGHT - _BOTTOM, f"step {selected} kept") for mark in marks if mark.chosen]
         line = path([(mark.x, mark.y) for mark in marks])
-        found.append(
+        drawn.append(
             Diagram(title, "√KL to the start, √nats a reply", unit, *axes.ticks(), [Series("", line, marks)], kept)
         )
-    return found
+    return drawn
 
 
-def root_kl(one: Mapping[str, Any]) -> float:
+def root_kl(checkpoint: Point) -> float:
     """Square root of a checkpoint's KL; an estimate may lie below zero, where KL does not."""
-    return math.sqrt(max(0.0, one["kl"]))
+    return math.sqrt(max(0.0, checkpoint["kl"]))

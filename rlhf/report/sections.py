@@ -191,11 +191,11 @@ class TrackedView(NamedTuple):
 
 
 def tracked(report: Report) -> Iterator[TrackedView]:
-    """The stages whose checkpoints were scored by a gold judge."""
+    """The stages whose checkpoints were scored by a checkpoint judge."""
     for name, metrics in report["stages"].items():
         if metrics.get("tracked"):
             statement = sentences.tracked_statement(name, metrics)
-            drawn = diagrams.tracked(metrics["tracked"], metrics.get("selected_step"), metrics.get("gold"))
+            drawn = diagrams.tracked(metrics["tracked"], metrics.get("selected_step"), metrics.get("checkpoint_judge"))
             yield TrackedView(name, statement.text if statement else None, drawn)
 
 

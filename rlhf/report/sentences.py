@@ -10,20 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rlhf.evaluation.compare import MIN_PROMPTS
+from rlhf.evaluation.formatting import count, duration, estimate, number, percent
 from rlhf.evaluation.seeds import MIN_SEEDS
 from rlhf.report.caveats import Report, notices
 from rlhf.report.phrases import (
     Kind,
     capital,
-    count,
-    duration,
-    estimate,
     in_sentence,
     judge_in_sentence,
     label,
     listed,
-    number,
-    percent,
     reward_model,
     shown_verdict,
     versus,
@@ -154,7 +150,7 @@ def _retained(row: Mapping[str, Any]) -> Statement:
 
 
 def tracked_statement(name: str, metrics: Mapping[str, Any]) -> Statement | None:
-    """That a stage went past the point up to which its reward and the gold judge agree; None where it did not."""
+    """That a stage went past the point up to which its reward and the checkpoint judge agree; None where it did not."""
     said = metrics.get("overoptimised")
     if not said:
         return None

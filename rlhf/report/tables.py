@@ -232,14 +232,22 @@ def tracked_table(metrics: Mapping[str, Any]) -> Table:
             f"{one['step']:,}",
             sentences.number(one["kl"], 2),
             sentences.number(root_kl(one), 2),
-            sentences.estimate(one["gold"], one["gold_ci"]),
+            sentences.estimate(one["checkpoint_judge"], one["checkpoint_judge_ci"]),
             sentences.estimate(one["proxy"], one["proxy_ci"]),
             sentences.number(one["length"], 1),
             "kept" if one["step"] == metrics.get("selected_step") else "start" if one["step"] == 0 else "",
         )
         for one in metrics.get("tracked") or []
     ]
-    header = ("Step", "KL (nats a reply)", "√KL", "Gold [95%]", "Maximised (SD) [95%]", "Tokens a reply", "")
+    header = (
+        "Step",
+        "KL (nats a reply)",
+        "√KL",
+        "Checkpoint judge [95%]",
+        "Maximised (SD) [95%]",
+        "Tokens a reply",
+        "",
+    )
     return Table(header, rows)
 
 

@@ -154,8 +154,8 @@ def choose(
         trainer: Its trainer, finished.
 
     Returns:
-        `gold`, the judge; `tracked`, a `Point` each; `tracked_on`, the side of their prompts; `selected_step`;
-        `overoptimised`, the warning or None. Nothing without a gold judge.
+        `checkpoint_judge`, its name; `tracked`, a `Point` each; `tracked_on`, the side of their prompts;
+        `selected_step`; `overoptimised`, the warning or None. Nothing without a checkpoint judge.
     """
     if kept is None:
         return {}
@@ -166,7 +166,7 @@ def choose(
         steps = kept.steps()
         chosen = steps[peak(gold) - 1] if stage.select == "gold" else steps[-1]
         found = [
-            {"gold": stage.gold, "tracked": points, "tracked_on": _side(context), "selected_step": chosen,
+            {"checkpoint_judge": stage.gold, "tracked": points, "tracked_on": _side(context), "selected_step": chosen,
              "overoptimised": warning(points, gold)}
         ]  # fmt: skip
     broadcast_object_list(found)
@@ -188,7 +188,7 @@ def _score_all(
     ids, _ = fitted(start, codec, prompts, project.evaluate.max_new_tokens)
     proxy = _Proxy(weights)
     steps = [0, *kept.steps()]
-    values: dict[str, list[Floats]] = {"kl": [], "length": [], "gold": [], "proxy": []}
+    values: dict[str, list[Floats]] = {"kl": [], "length": [], "checkpoint_judge": [], "proxy": []}
     for step in steps:
         model = start
         if step:
@@ -202,18 +202,22 @@ def _score_all(
         scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
         values["kl"].append(kl_PS.mean(1))
         values["length"].append(np.array([np.mean([len(one.ids) for one in row]) for row in replies]))
-        values["gold"].append(mean_per_prompt(scores[gold]))
+        values["checkpoint_judge"].append(mean_per_prompt(scores[gold]))
         if weights:
             values["proxy"].append(mean_per_prompt(proxy([scores[name] for name in weights])))
-    counts_P = scored_everywhere(values["gold"])
+    counts_P = scored_everywhere(values["checkpoint_judge"])
     used = {name: [one[counts_P] for one in of] for name, of in values.items()}
     points = [
-        point(step, *(used[name][at] for name in ("kl", "length", "gold")), used["proxy"][at] if weights else None)
+        point(
+            step,
+            *(used[name][at] for name in ("kl", "length", "checkpoint_judge")),
+            used["proxy"][at] if weights else None,
+        )
         for at, step in enumerate(steps)
     ]
     rows = as_rows(points, **values)
     (context.directory / TRACKED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return points, used["gold"]
+    return points, used["checkpoint_judge"]
 
 
 class _Proxy:

@@ -15,7 +15,7 @@ from rlhf.evaluation.compare import (
     compare_policies,
     comparison_pairs,
     correct,
-    judged,
+    judgement,
     reply_values,
     summarise,
     verdict_of,
@@ -272,7 +272,7 @@ def test_both_kinds_of_judges_agree_on_the_same_wins():
     for field in ("win_rate", "win_rate_ci", "win_rate_length_controlled", "win_rate_length_controlled_ci", "n"):
         assert asked[field] == scored[field]
     np.testing.assert_array_equal(
-        judged(rows, "sft", "base", "pairs").longer_PK, judged(rows, "sft", "base", "gold").longer_PK
+        judgement(rows, "sft", "base", "pairs").longer_PK, judgement(rows, "sft", "base", "gold").longer_PK
     )
 
 

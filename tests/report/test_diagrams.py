@@ -60,20 +60,20 @@ def test_histogram_outlines_are_shares_over_common_edges():
 
 def test_tracked_checkpoints_stand_at_the_root_of_their_kl():
     points = [
-        {"step": step, "kl": kl, "gold": 0.1 * step, "gold_ci": [0.1 * step - 0.05, 0.1 * step + 0.05], "length": 9.0,
-         "proxy": None, "proxy_ci": None}
+        {"step": step, "kl": kl, "length": 9.0, "checkpoint_judge": 0.1 * step,
+         "checkpoint_judge_ci": [0.1 * step - 0.05, 0.1 * step + 0.05], "proxy": None, "proxy_ci": None}
         for step, kl in ((0, -0.01), (1, 4.0), (2, 16.0))
     ]  # fmt: skip
-    (gold,) = diagrams.tracked(points, 1)
-    start, one, two = gold.series[0].marks
+    (score,) = diagrams.tracked(points, 1)
+    start, one, two = score.series[0].marks
     assert start.x == LEFT  # an estimate below zero is none
     assert one.x - LEFT == pytest.approx((two.x - LEFT) / 2, abs=0.1)  # 2 is half of 4
     assert start.y > one.y > two.y
     assert [mark.chosen for mark in (start, one, two)] == [False, True, False]
-    (kept,) = gold.guides
+    (kept,) = score.guides
     assert (kept.x1, kept.x2, kept.text) == (one.x, one.x, "step 1 kept")
-    assert [tick.text for tick in gold.x_ticks] == ["0", "1", "2", "3", "4"]
-    assert gold.x_label == "√KL to the start, √nats a reply"
+    assert [tick.text for tick in score.x_ticks] == ["0", "1", "2", "3", "4"]
+    assert score.x_label == "√KL to the start, √nats a reply"
     both = diagrams.tracked([{**point, "proxy": 1.0, "proxy_ci": [0.9, 1.1]} for point in points], None)
     assert [chart.y_label for chart in both] == ["mean score [95%]", "standard deviations of the start [95%]"]
     assert both[1].guides == []

@@ -168,12 +168,14 @@ def make_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), row
 
 
 def tracked_points(turn: float = 6.0) -> list[dict[str, Any]]:
-    """Checkpoints of a stage whose gold score turns down at a KL of `turn` while its reward goes on rising."""
+    """Checkpoints whose score by the checkpoint judge turns down at a KL of `turn` while its reward goes on rising."""
     points = []
     for step, kl in enumerate((0.0, 1.1, 3.0, 5.8, 9.5, 15.2)):
-        gold, proxy = 0.55 + 0.25 * (2 * math.sqrt(kl / turn) - kl / turn), 1.3 * math.sqrt(kl)
-        intervals = {"gold_ci": [gold - 0.03, gold + 0.03], "proxy_ci": [proxy - 0.2, proxy + 0.2]}
-        points.append({"step": 20 * step, "kl": kl, "length": 24 + kl, "gold": gold, "proxy": proxy, **intervals})
+        score, proxy = 0.55 + 0.25 * (2 * math.sqrt(kl / turn) - kl / turn), 1.3 * math.sqrt(kl)
+        intervals = {"checkpoint_judge_ci": [score - 0.03, score + 0.03], "proxy_ci": [proxy - 0.2, proxy + 0.2]}
+        points.append(
+            {"step": 20 * step, "kl": kl, "length": 24 + kl, "checkpoint_judge": score, "proxy": proxy, **intervals}
+        )
     return points
 
 
@@ -209,8 +211,8 @@ FINDINGS = {
 
 
 OVEROPTIMISED = (
-    "over-optimised: the gold score turned down after step 60 (KL 5.8 nats), 0.80 to 0.71 at the last, while what was "
-    "maximised rose from 3.13 to 5.07"
+    "over-optimised: the checkpoint judge's score turned down after step 60 (KL 5.8 nats), 0.80 to 0.71 at the last, "
+    "while what was maximised rose from 3.13 to 5.07"
 )
 
 

@@ -79,9 +79,9 @@ def metrics(project) -> dict:
 
 def test_the_gold_score_turns_down_while_the_proxy_rises_and_it_is_said(selected):
     points = metrics(selected["last"])["tracked"]
-    best = max(points[1:], key=lambda one: one["gold"])
-    assert best["gold"] > points[0]["gold"]
-    assert best["gold"] > points[-1]["gold"]
+    best = max(points[1:], key=lambda one: one["checkpoint_judge"])
+    assert best["checkpoint_judge"] > points[0]["checkpoint_judge"]
+    assert best["checkpoint_judge"] > points[-1]["checkpoint_judge"]
     assert points[-1]["proxy"] > best["proxy"] > points[0]["proxy"]
     assert points[0]["kl"] == 0 < points[-1]["kl"]
     assert abs(points[0]["proxy"]) < 1e-6, "in units of the starting policy's replies"
@@ -92,8 +92,8 @@ def test_the_gold_score_turns_down_while_the_proxy_rises_and_it_is_said(selected
 
 def test_select_gold_returns_a_checkpoint_above_the_last(selected):
     last, gold = metrics(selected["last"]), metrics(selected["gold"])
-    assert [one["gold"] for one in last["tracked"]] == [one["gold"] for one in gold["tracked"]]
-    score = {one["step"]: one["gold"] for one in gold["tracked"]}
+    assert [one["checkpoint_judge"] for one in last["tracked"]] == [one["checkpoint_judge"] for one in gold["tracked"]]
+    score = {one["step"]: one["checkpoint_judge"] for one in gold["tracked"]}
     assert last["selected_step"] == max(score) > gold["selected_step"]
     assert score[gold["selected_step"]] > score[max(score)]
 
@@ -109,7 +109,9 @@ def test_what_is_left_behind_is_the_chosen_policy(selected):
         assert not (folder / "candidates").exists()
         rows = [json.loads(line) for line in (folder / TRACKED).read_text().splitlines()]
         assert [row["step"] for row in rows] == [one["step"] for one in metrics(project)["tracked"]]
-        assert {len(values) for row in rows for values in row["prompts"].values()} == {len(rows[0]["prompts"]["gold"])}
+        assert {len(values) for row in rows for values in row["prompts"].values()} == {
+            len(rows[0]["prompts"]["checkpoint_judge"])
+        }
     assert any((files["last"][name] != files["gold"][name]).any() for name in files["last"])
 
 
@@ -168,8 +170,8 @@ def test_a_judge_without_scores_keeps_the_last_and_says_so(tmp_path, tiny_llama)
     run_stage(project, "dpo")
     found = contract.read_record(project.run_dir / "dpo")["metrics"]
     assert found["selected_step"] == 4
-    assert found["overoptimised"].startswith("the gold judge scores 0 prompts")
-    assert found["tracked"][1]["gold"] is None
+    assert found["overoptimised"].startswith("the checkpoint judge scores 0 prompts")
+    assert found["tracked"][1]["checkpoint_judge"] is None
     write_report(project.run_dir)
 
 
@@ -230,7 +232,7 @@ def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, adapter):
     found = contract.read_record(project.run_dir / "dpo")["metrics"]
     assert [one["step"] for one in found["tracked"]] == [0, 2, 4]
     assert found["tracked"][1]["proxy"] is None
-    assert found["selected_step"] == max(found["tracked"][1:], key=lambda one: one["gold"])["step"]
+    assert found["selected_step"] == max(found["tracked"][1:], key=lambda one: one["checkpoint_judge"])["step"]
 
 
 @pytest.mark.parametrize(
