@@ -1,4 +1,4 @@
-"""Encoded rows to a file that `datasets` maps into memory."""
+"""Writes encoded rows to a file that `datasets` maps into memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _BATCH = 1000
 
 
 class ArrowFile:
-    """Rows to an Arrow stream, a batch at a time; the first batch sets the types.
+    """Writes rows to an Arrow stream, a batch at a time; the first batch determines the types.
 
     Args:
-        path: The file; it is there once `finish` was called.
+        path: The file, which appears when `finish` is called.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class ArrowFile:
             self.flush()
 
     def flush(self) -> Any:
-        """Write the rows that are waiting; returns the schema, None if there never was a row."""
+        """Write the buffered rows; returns the schema, or None if there has been no row."""
         import pyarrow
 
         if self._rows:
@@ -46,14 +46,18 @@ class ArrowFile:
             self._schema, self._writer = schema, pyarrow.ipc.new_stream(str(self._partial), schema)
 
     def finish(self, schema: Any) -> None:
-        """Put the file in its place; one without rows gets the schema of the other side."""
+        """Complete the file and move it into place.
+
+        Args:
+            schema: The schema to use if there has been no row.
+        """
         self.flush()
         self._open(schema)
         self._writer.close()
         self._partial.replace(self.path)
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Delete what was written so far, and the folder if it is empty."""
         if self._writer is not None:
             self._writer.close()
         self._partial.unlink(missing_ok=True)

@@ -25,30 +25,30 @@ LEDGER_FILE = "ledger.json"
 DROPPED_FILE = "dropped.jsonl"
 
 SAMPLED_OUT = "sampled out"
-"""Reason of rows that a weight below 1 leaves out: nothing is wrong with them, so they are counted and not kept."""
+"""Reason of rows that a weight below 1 leaves out: nothing is wrong with them, so they are counted but not kept."""
 OTHER_HALF = "of the other half"
-"""Reason of pairs that the gold judge trains on and the others do not, or the other way round; likewise."""
+"""Reason of pairs in the half that a gold reward model trains on and the others do not, or vice versa; not kept."""
 DUPLICATE = "duplicate"
 SAME_PROMPT = "prompt of an earlier row"
-"""Reason of rows of another kind that give no new prompt: rightly, preferences have several pairs a prompt."""
+"""Reason of rows that add no new prompt where only prompts are wanted: preferences may have several per prompt."""
 IDENTICAL = "identical"
 NEGATIVE = "negative feedback"
 HELD_OUT = "prompt held out"
 NO_FAULT = frozenset({DUPLICATE, SAME_PROMPT, HELD_OUT, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
-"""Reasons of rows left out with which nothing is wrong."""
+"""Reasons for leaving out rows that have nothing wrong with them."""
 
 _FEW = 10
-"""Rows; fewer are told."""
+"""Fewer training rows than this are reported."""
 _GAP = 1000
-"""A label up to this may have no row."""
+"""Class numbers up to this may be unused."""
 _COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")
 
 
 class Ledger:
     """Counts what became of every row of one set; `read == trained + evaluated + sum(dropped)`.
 
-    As a context it keeps the dropped rows: `dropped.jsonl` and `ledger.json` appear in the folder when the context is
-    left, and nothing appears if it is left by an error. Without a folder it only counts.
+    As a context manager it also keeps the dropped rows: `dropped.jsonl` and `ledger.json` appear in the folder when the
+    context ends, and neither does if it ends with an error. Without a folder a ledger only counts.
 
     Args:
         name: The set: demonstrations, preferences or prompts.
@@ -60,12 +60,12 @@ class Ledger:
         evaluated: Held-out rows to evaluate on.
         repeated: Further copies of training rows, from a weight above 1.
         held_out: Rows whose prompt is held out of training: evaluated on, or dropped.
-        truncated: Rows used of which tokens were cut.
-        eos_lost: Of these, rows that lost their end-of-sequence token.
-        prompt_trimmed: Of these, rows that lost tokens of the prompt.
+        truncated: Used rows that lost tokens to the length limit.
+        eos_lost: Truncated rows that lost their end-of-sequence token.
+        prompt_trimmed: Truncated rows that lost tokens of their prompt.
         dropped: Rows left out, by reason; among them `duplicate`.
-        left_out: Rows of which a column was left out, by column and kind of value.
-        first: Origin of the first row dropped for each reason, and of the first that lacks a column.
+        left_out: Rows that lost a column, by column and kind of value.
+        first: Origin of the first row dropped for each reason, and of the first that lost a column.
     """
 
     def __init__(self, name: str, directory: Path | None = None) -> None:
@@ -77,7 +77,7 @@ class Ledger:
         self.first: dict[str, str] = {}
 
     def __enter__(self) -> Ledger:
-        assert self.directory is not None, "a ledger that only counts is no context"
+        assert self.directory is not None, "a ledger without a folder only counts"
         self._partial = self.directory / f"{DROPPED_FILE}.partial"
         self._file = self._partial.open("w", encoding="utf-8")
         return self
@@ -95,14 +95,14 @@ class Ledger:
         self._write(self.directory)
 
     def drop(self, reason: str, origin: str, row: dict[str, Any]) -> None:
-        """Count a row as dropped, and keep it aside with its reason."""
+        """Count a row as dropped, and write it to `dropped.jsonl` with its reason."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
         if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF, SAME_PROMPT):
             self._file.write(json.dumps({"origin": origin, "reason": reason, "row": row}, default=str) + "\n")
 
     def leave_out(self, row: dict[str, Any], origin: str) -> None:
-        """Count the columns of a row that JSON cannot hold: a reward function does not get them."""
+        """Count the columns of a row that JSON cannot hold: reward functions do not get them."""
         for column, value in row.items():
             if isinstance(value, Opaque):
                 what = f"column {column!r} left out: {value.kind}"
@@ -110,19 +110,19 @@ class Ledger:
                 self.first.setdefault(what, origin)
 
     def check(self) -> None:
-        """Hold the ledger's promise: every row read is accounted for, once."""
+        """Assert that every row read is accounted for exactly once."""
         accounted = self.trained + self.evaluated + self.dropped.total()
         assert self.read == accounted, f"{self.name}: {self.read} rows read, but {accounted} accounted for"
 
     def as_dict(self) -> dict[str, Any]:
-        """The counts, as `ledger.json` has them less its `rows`."""
+        """The counts, as in `ledger.json` but without its `rows`."""
         counts: dict[str, Any] = {name: getattr(self, name) for name in _COUNTS}
         dropped = {"dropped": dict(self.dropped), "duplicates": self.dropped[DUPLICATE]}
         left_out = {what: {"rows": count, "first": self.first[what]} for what, count in self.left_out.items()}
         return {**counts, **dropped, "left_out": left_out}
 
     def summary(self) -> list[tuple[str, int]]:
-        """Label and count, a line each, for a table; what did not happen is left out."""
+        """(label, count) for each line of a table, without the optional lines whose count is 0."""
         lines = [("read", self.read), ("to train on", self.trained), ("held out to evaluate on", self.evaluated)]
         lines += [(f"dropped: {reason}", count) for reason, count in self.dropped.most_common()]
         rest = [("used again (weight)", self.repeated), ("cut to the limit", self.truncated),
@@ -137,7 +137,7 @@ class Ledger:
         return f"{self.name}: {self.read} rows read, {self.trained} to train on, {self.evaluated} held out{dropped}"
 
     def _write(self, directory: Path) -> None:
-        """`ledger.json`, its rows copied from the dropped ones one at a time."""
+        """Write `ledger.json`, copying its rows from `dropped.jsonl` one at a time."""
         head = json.dumps({**self.as_dict(), "rows": []}, indent=1)
         opening = head.rpartition("]")[0]
         partial = directory / f"{LEDGER_FILE}.partial"
@@ -152,7 +152,7 @@ class Ledger:
 
     @classmethod
     def load(cls, directory: Path) -> Ledger:
-        """The ledger of a folder, to read its counts."""
+        """The ledger that was written to a folder: its counts and the first row of each reason."""
         sets = json.loads((directory / LEDGER_FILE).read_text(encoding="utf-8"))["sets"]
         name, counts = next(iter(sets.items()))
         ledger = cls(name)
@@ -167,7 +167,7 @@ class Ledger:
 
 
 def check_left(role: str, ledger: Ledger, holdout: float) -> None:
-    """Refuse a set without a row to train on (or, of prompts, to reply to), and say what became of its rows.
+    """Refuse a set with no row left to train on (or, for prompts, to reply to), and say what became of its rows.
 
     Args:
         role: The key of the set in `data:`.
@@ -186,8 +186,8 @@ def check_left(role: str, ledger: Ledger, holdout: float) -> None:
     raise UserError(f"every row of data.{role} was dropped: {', '.join(reasons)}")
 
 
-def thin(ledger: Ledger, holdout: float) -> list[Finding]:
-    """Whether so few rows are left that training on them, or measuring by them, says little.
+def too_few(ledger: Ledger, holdout: float) -> list[Finding]:
+    """Findings about a set so small that training or measuring on it says little.
 
     Args:
         ledger: What became of every row.
@@ -202,25 +202,26 @@ def thin(ledger: Ledger, holdout: float) -> list[Finding]:
     ]
 
 
-def check_classes(found: Collection[int]) -> None:
-    """Hold that there are classes to tell apart, numbered so that a model can have an output for each.
+def check_classes(classes: Collection[int]) -> None:
+    """Check that there are several classes, numbered so that a model can have an output for each.
 
     Args:
-        found: The classes of the rows to train on, each once.
+        classes: The classes of the rows to train on, each once.
 
     Raises:
-        UserError: There is one class, or a number far above how many there are.
+        UserError: There is only one class, or a class number far exceeds the number of classes.
     """
-    if len(found) < 2:
-        raise UserError(f"every row of data.demonstrations has label {min(found)}: there is nothing to tell apart")
-    if max(found) > max(_GAP, 10 * len(found)):
+    if len(classes) < 2:
+        raise UserError(f"every row of data.demonstrations has label {min(classes)}: there is nothing to tell apart")
+    if max(classes) > max(_GAP, 10 * len(classes)):
         raise UserError(
-            f"data.demonstrations has {len(found)} classes, and labels up to {max(found)}: number the classes from 0 on"
+            f"data.demonstrations has {len(classes)} classes, and labels up to {max(classes)}: number the classes from "
+            "0 on"
         )
 
 
 def none_held_out(role: str, rows: int, holdout: float) -> str:
-    """Why no row of a set is held out, and what to do, as the end of a sentence.
+    """Why no row of a set is held out and how many it would take, as the end of a sentence.
 
     Args:
         role: The key of the set in `data:`.
@@ -234,7 +235,7 @@ def none_held_out(role: str, rows: int, holdout: float) -> str:
 
 
 def check_limits(limits: LimitsConfig, role: str, ledger: Ledger, findings: Findings) -> None:
-    """Refuse a set with which more is wrong than `data.limits` allows.
+    """Refuse a set that exceeds `data.limits`.
 
     Args:
         limits: The shares allowed.
@@ -266,9 +267,9 @@ def check_limits(limits: LimitsConfig, role: str, ledger: Ledger, findings: Find
         ("undecodable", limits.undecodable),
         ("other_language", limits.other_language),
     ):
-        found = findings.get(key)
-        if limit is not None and found is not None and found.share > limit:
-            problems.append(f"{found.line()}, {_allows(key, limit)}")
+        finding = findings.get(key)
+        if limit is not None and finding is not None and finding.share > limit:
+            problems.append(f"{finding.line()}, {_allows(key, limit)}")
     if problems:
         raise UserError(f"data.{role}: {'; '.join(problems)}")
 
@@ -278,27 +279,28 @@ def _allows(key: str, limit: float) -> str:
 
 
 def fault(record: Record) -> str | None:
-    """Why nothing can be learned from a record as it stands, or None.
+    """Why nothing can be learned from a record, or None if it is fine.
 
-    `empty side`: a reply without text, or without a message of the assistant's. `identical`: both replies are the same
-    but for white space around them. `empty prompt`: nothing to reply to (a demonstration may be plain text without a
-    prompt, but no messages without one). `empty text`: nothing to classify. `broken Unicode`: half a surrogate pair,
-    which no tokenizer takes and no file in UTF-8 holds.
+    * `empty side`: a completion without text, or without a message from the assistant.
+    * `identical`: both completions are the same apart from surrounding white space.
+    * `empty prompt`: nothing to reply to (a demonstration in plain text may lack a prompt, one in messages may not).
+    * `empty text`: nothing to classify.
+    * `broken Unicode`: half a surrogate pair, which neither tokenizers nor UTF-8 files can represent.
     """
     if isinstance(record, Labelled):
         return _broken([record.text, record.extra]) or (None if record.text.strip() else "empty text")
-    replies = completions(record)
-    if any(map(_empty_reply, replies)):
+    sides = completions(record)
+    if any(map(_is_empty, sides)):
         return "empty side"
-    if len(replies) == 2 and canonical(replies[0]) == canonical(replies[1]):
+    if len(sides) == 2 and canonical(sides[0]) == canonical(sides[1]):
         return IDENTICAL
     if record.prompt == [] or (not isinstance(record, Demonstration) and _empty_prompt(record.prompt)):
         return "empty prompt"
-    return _broken([record.prompt, *replies, record.extra])
+    return _broken([record.prompt, *sides, record.extra])
 
 
 def row_key(record: Record) -> bytes:
-    """Sixteen bytes that two records share when prompt, replies and label are the same but for white space around."""
+    """A 16-byte digest, equal for records with the same prompt, completions and label apart from outer white space."""
     parts = [type(record).__name__]
     if isinstance(record, Labelled):
         parts += [record.text.strip(), str(record.label)]
@@ -309,11 +311,11 @@ def row_key(record: Record) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
 
 
-def _empty_reply(reply: Text) -> bool:
-    if isinstance(reply, str):
-        return not reply.strip()
-    said = [message["content"] for message in reply if message["role"] == "assistant"]
-    return not said or not all(content.strip() for content in said)
+def _is_empty(completion: Text) -> bool:
+    if isinstance(completion, str):
+        return not completion.strip()
+    contents = [message["content"] for message in completion if message["role"] == "assistant"]
+    return not contents or not all(content.strip() for content in contents)
 
 
 def _empty_prompt(prompt: Text) -> bool:

@@ -1,4 +1,4 @@
-"""What was found in a set that misleads training or evaluation although every row of it can be used."""
+"""Findings: what misleads training or evaluation although every row of a set is usable."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ KINDS = (
     "length",
     "length_tokens",
 )
-"""What is looked for, most severe first."""
+"""All kinds of findings, most severe first."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for."""
+    """The result of looking for one kind of problem."""
 
     kind: str
     """One of KINDS."""
     count: int
-    """How often it is so."""
+    """Number of rows, pairs or prompts that have the problem."""
     n: int
-    """Of how many rows, pairs or prompts."""
+    """Number of rows, pairs or prompts examined."""
     text: str
-    """What it is and what it does, as the rest of a sentence that begins with the count."""
+    """What the problem is and what it does, as the rest of a sentence that begins with the count."""
     examples: tuple[tuple[str, ...], ...] = ()
-    """Origins of the first; of two rows that match, both."""
+    """Origins of the first rows; where two rows match, of both."""
     ci: tuple[float, float] | None = None
-    """95% interval of the share, where the share stands for more than these rows."""
+    """95% interval of the share, where the rows are a sample of something larger."""
     values: dict[str, float] = field(default_factory=dict)
     """Further numbers, by name."""
     said: bool = True
-    """Whether it is worth telling."""
+    """Whether it is worth reporting."""
 
     @property
     def share(self) -> float:
@@ -59,7 +59,7 @@ class Finding:
         return f"{self.count:,} of {self.n:,} ({_percent(self.share)}{interval}) {self.text}{examples}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields and the share, to be written as JSON."""
+        """The fields and the share, for JSON."""
         return {
             "kind": self.kind,
             "count": self.count,
@@ -89,27 +89,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was looked for in a set, found or not."""
+    """Everything that was looked for in a set, found or not."""
 
     name: str
     """The set: demonstrations, preferences or prompts."""
     entries: tuple[Finding, ...] = ()
-    """One of each kind that applies to the set, most severe first."""
+    """A finding of each kind that applies to the set, most severe first."""
 
     def get(self, kind: str) -> Finding | None:
-        """The finding of a kind; None where it does not apply to the set."""
+        """The finding of a kind; None if the kind does not apply to the set."""
         return next((entry for entry in self.entries if entry.kind == kind), None)
 
     def lines(self) -> list[str]:
-        """A sentence for each that is worth telling, most severe first."""
+        """A sentence for each finding worth reporting, most severe first."""
         return [entry.line() for entry in self.entries if entry.said and entry.count]
 
     def as_dict(self) -> dict[str, Any]:
-        """What `findings.json` has."""
+        """The content of `findings.json`."""
         return {"set": self.name, "findings": [entry.as_dict() for entry in self.entries]}
 
     def save(self, directory: Path) -> None:
-        """Write `findings.json`, whole or not at all."""
+        """Write `findings.json` atomically."""
         partial = directory / f"{FINDINGS_FILE}.partial"
         partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
         partial.replace(directory / FINDINGS_FILE)
@@ -122,7 +122,7 @@ class Findings:
 
 
 def ordered(name: str, entries: Iterable[Finding]) -> Findings:
-    """Findings of a set, put in the order of KINDS."""
+    """Findings of a set, in the order of KINDS."""
     return Findings(name, tuple(sorted(entries, key=lambda entry: KINDS.index(entry.kind))))
 
 

@@ -1,4 +1,4 @@
-"""What must be remembered of every row, on disk: memory does not grow with the rows."""
+"""What has to be remembered about every row, kept on disk so that memory does not grow with the rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLU
 CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE origin (row INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE pair (key BLOB, row INTEGER);
-CREATE TABLE reply (key BLOB, chosen INTEGER, row INTEGER);
+CREATE TABLE completion (key BLOB, chosen INTEGER, row INTEGER);
 CREATE TABLE text (id INTEGER PRIMARY KEY, row INTEGER, shingles BLOB);
 CREATE TABLE band (key INTEGER, id INTEGER, kind INTEGER);
 CREATE TEMP TABLE contradiction (row INTEGER PRIMARY KEY, earlier INTEGER);
@@ -31,33 +31,34 @@ CREATE TEMP TABLE first (key INTEGER PRIMARY KEY, id INTEGER);
 """
 
 Match = tuple[str, str]
-"""Origins of a row and of the one that it was found to match."""
+"""Origins of a row and of the earlier row that it matches."""
 
 
 class Index:
-    """Digests of rows, prompts and replies, and sketches of texts, in a database that goes when it is closed.
+    """Digests of rows, prompts and completions, and sketches of texts, in a temporary database.
 
-    Rows are only appended while they are read; what they have in common is looked for once, at the end, by sorting.
+    While rows are read they are only appended. What they have in common is looked for once, at the end, by sorting.
+    The database is deleted when the index is closed.
 
     Args:
-        path: Where the database lies; without one SQLite chooses a temporary place.
+        path: The database's file; None lets SQLite choose a temporary place.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         if path is not None:
-            path.unlink(missing_ok=True)  # what a killed process left
+            path.unlink(missing_ok=True)  # left behind by a killed process
         self._database = sqlite3.connect("" if path is None else path, isolation_level=None)
         self._database.executescript(_TABLES + f"PRAGMA cache_size = -{_CACHE_KIB};")
         self._database.execute("BEGIN")
         self._waiting: dict[str, list[tuple[Any, ...]]] = {
             "INSERT INTO origin VALUES (?, ?)": [],
             "INSERT INTO pair VALUES (?, ?)": [],
-            "INSERT INTO reply VALUES (?, ?, ?)": [],
+            "INSERT INTO completion VALUES (?, ?, ?)": [],
             "INSERT INTO text VALUES (?, ?, ?)": [],
             "INSERT INTO band VALUES (?, ?, ?)": [],
         }
-        self._origins, self._pairs, self._replies, self._texts, self._bands = self._waiting.values()
+        self._origins, self._pairs, self._completions, self._texts, self._bands = self._waiting.values()
         self._rows = self._sketched = 0
 
     def __enter__(self) -> Index:
@@ -71,14 +72,14 @@ class Index:
             self._path.unlink(missing_ok=True)
 
     def add(self, key: bytes) -> bool:
-        """Remember a key; whether it is new."""
+        """Remember a key; returns whether it is new."""
         return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
 
     def __contains__(self, key: bytes) -> bool:
         return self._database.execute("SELECT 1 FROM seen WHERE key = ?", (key,)).fetchone() is not None
 
     def row(self, origin: str) -> int:
-        """Number a row, to be remembered under."""
+        """Assign a row the number that it is remembered by."""
         self._rows += 1
         self._origins.append((self._rows, origin))
         if len(self._origins) >= _BATCH:
@@ -90,20 +91,20 @@ class Index:
 
         Args:
             row: Its number.
-            pair: Key of the prompt and both replies, whichever is preferred.
-            chosen: Key of the prompt and the reply preferred.
-            rejected: Key of the prompt and the other reply.
+            pair: Key of the prompt and both completions, whichever is preferred.
+            chosen: Key of the prompt and the preferred completion.
+            rejected: Key of the prompt and the rejected completion.
         """
         self._pairs.append((pair, row))
-        self._replies += [(chosen, 1, row), (rejected, 0, row)]
+        self._completions += [(chosen, 1, row), (rejected, 0, row)]
 
     def text(self, row: int, kind: int, shingles: NDArray[np.uint32]) -> None:
-        """Remember what a text is made of.
+        """Remember the shingles of a text.
 
         Args:
-            row: Number of the row it stands in.
+            row: Number of its row.
             kind: Sum of ROW, TRAINED and HELD_OUT.
-            shingles: See `near.shingles`; nothing is remembered of a text without any.
+            shingles: See `near.shingles`; a text without any is not remembered.
         """
         from rlhf.data.near import band_keys
 
@@ -114,9 +115,9 @@ class Index:
         self._bands += [(key, self._sketched, kind) for key in band_keys(shingles)]
 
     def contradictions(self) -> Iterator[Match]:
-        """Rows with the two replies of an earlier row to the same prompt, preferred the other way round.
+        """Rows with the same prompt and completions as an earlier row, but with the opposite preference.
 
-        Rows that are the same are to be dropped before.
+        Duplicate rows must have been dropped before.
         """
         self._flush()
         self._database.execute(
@@ -127,32 +128,34 @@ class Index:
         yield from self._matches("SELECT row, earlier FROM contradiction ORDER BY row")
 
     def conflicts(self) -> Iterator[Match]:
-        """Rows, `contradictions` left out, with a reply that an earlier row judges the other way."""
+        """Rows, apart from `contradictions`, with a completion that an earlier row judges the other way."""
         self._flush()
         self._database.execute(
-            "INSERT INTO disputed SELECT key, chosen, min(row) FROM reply "
-            "WHERE key IN (SELECT key FROM reply GROUP BY key HAVING min(chosen) < max(chosen)) GROUP BY key, chosen"
+            "INSERT INTO disputed SELECT key, chosen, min(row) FROM completion "
+            "WHERE key IN (SELECT key FROM completion GROUP BY key HAVING min(chosen) < max(chosen)) "
+            "GROUP BY key, chosen"
         )
         yield from self._matches(
-            "SELECT reply.row, min(disputed.row) FROM reply JOIN disputed USING (key) "
-            "WHERE reply.chosen <> disputed.chosen AND reply.row > disputed.row "
-            "AND reply.row NOT IN (SELECT row FROM contradiction) GROUP BY reply.row ORDER BY reply.row"
+            "SELECT completion.row, min(disputed.row) FROM completion JOIN disputed USING (key) "
+            "WHERE completion.chosen <> disputed.chosen AND completion.row > disputed.row "
+            "AND completion.row NOT IN (SELECT row FROM contradiction) "
+            "GROUP BY completion.row ORDER BY completion.row"
         )
 
     def near_duplicates(self) -> Iterator[Match]:
-        """Texts of kind ROW that are nearly an earlier one."""
+        """Texts of kind ROW that nearly repeat an earlier one."""
         self._first("SELECT key, min(id) FROM band WHERE kind & 1 GROUP BY key HAVING count(*) > 1")
         yield from self._near(ROW)
 
     def leaks(self) -> Iterator[Match]:
-        """Texts of kind HELD_OUT that are nearly one of kind TRAINED."""
+        """Texts of kind HELD_OUT that nearly repeat one of kind TRAINED."""
         self._first(
             "SELECT key, min(id) FROM band WHERE kind & 2 AND key IN (SELECT key FROM band WHERE kind & 4) GROUP BY key"
         )
         yield from self._near(HELD_OUT)
 
     def _first(self, select: str) -> None:
-        """Of the texts that share a band, choose the one to compare the others with: all with all is quadratic."""
+        """For each band, choose the text to compare the others with: comparing all with all would be quadratic."""
         self._flush()
         self._database.execute("DELETE FROM first")
         self._database.execute(f"INSERT INTO first {select}")
@@ -171,13 +174,13 @@ class Index:
             "WHERE band.kind & ? AND (band.id > first.id OR ? = 4) ORDER BY band.id, first.id",
             (kind, kind),
         )
-        found = 0
-        for text, other in candidates:
-            if text == found:
+        matched = 0
+        for text, candidate in candidates:
+            if text == matched:
                 continue
-            (row, one), (earlier, two) = fetch(text), fetch(other)
-            if jaccard(one, two) >= THRESHOLD:
-                found = text
+            (row, text_shingles), (earlier, candidate_shingles) = fetch(text), fetch(candidate)
+            if jaccard(text_shingles, candidate_shingles) >= THRESHOLD:
+                matched = text
                 yield self._origin(row), self._origin(earlier)
 
     def _matches(self, select: str) -> Iterator[Match]:

@@ -1,8 +1,8 @@
-"""Looks at every row once, while a set is prepared, for what misleads training: see `findings`.
+"""Inspects every row once, while a set is prepared, for what misleads training: see `findings`.
 
-What one row shows (lengths, markers, letters) is counted over all rows that can be read and have text on every side,
-as they stand: neither duplicates nor identical sides nor the split change it. What rows have in common is looked for
-among those that are used, exact duplicates left out.
+What a single row shows (lengths, markers, letters) is counted over all rows that can be read and have text on every
+side, so that neither duplicates nor the split change it. What rows have in common is looked for among the rows that are
+used, without exact duplicates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf.data.splits import canonical, completions
 
 _EXAMPLES = 3
 _OWN_SHARE = 0.8
-"""Share of a reply's letters that must be of the set's script."""
+"""Share of a completion's letters that must belong to one script."""
 
 _MARKERS = re.compile(
     r"<\|[A-Za-z][\w ]{0,30}\|>|<｜[^｜\n]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
@@ -43,7 +43,7 @@ _TEXTS = {
     "conflicting": "rows prefer a reply that an earlier one rejects, or reject one it prefers: fine in a ranking only",
     "near_duplicates": "{} nearly repeat an earlier one",
 }
-"""What each finding says after its count."""
+"""The sentence of each finding, after its count."""
 
 _ASCII = re.compile(r"[\x00-\x7f]+")
 _NO_ASCII_LETTERS = bytes(code for code in range(256) if not (code < 128 and chr(code).isalpha()))
@@ -52,11 +52,11 @@ _ONE_WRITING = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"
 
 
 class Inspector:
-    """Counts what a set shows, row by row.
+    """Counts what is suspicious in a set, row by row.
 
     Args:
         name: The set.
-        index: Remembers what rows have in common; of this set alone.
+        index: Remembers the rows, to find what they have in common; for this set only.
     """
 
     def __init__(self, name: str, index: Index) -> None:
@@ -72,20 +72,20 @@ class Inspector:
         self._texts = 0
 
     def read(self, record: Record) -> None:
-        """Look at a row that has text on every side, whatever becomes of it."""
+        """Inspect a row that has text on every side, whatever becomes of it later."""
         self.rows += 1
-        replies = [record.text] if isinstance(record, Labelled) else [plain(reply) for reply in completions(record)]
+        texts = [record.text] if isinstance(record, Labelled) else [contents(side) for side in completions(record)]
         if isinstance(record, Preference):
-            self._lengths["length"].add(len(replies[0].strip()), len(replies[1].strip()))
-        if marker := next(filter(None, map(_MARKERS.search, replies)), None):
+            self._lengths["length"].add(len(texts[0].strip()), len(texts[1].strip()))
+        if marker := next(filter(None, map(_MARKERS.search, texts)), None):
             self._marker = self._marker or marker[0].strip()
             self._count("markers", record.origin)
-        if any(map(_UNDECODABLE.search, replies)) or _UNDECODABLE.search(_prompt(record)):
+        if any(map(_UNDECODABLE.search, texts)) or _UNDECODABLE.search(_prompt(record)):
             self._count("undecodable", record.origin)
-        self._language(replies, record.origin)
+        self._language(texts, record.origin)
 
     def keep(self, record: Record, side: Literal["train", "eval"]) -> None:
-        """Remember a row that is no exact duplicate, on its side of the split."""
+        """Remember a row that is not an exact duplicate, with its side of the split."""
         from rlhf.data.near import shingles
 
         self.kept += 1
@@ -98,10 +98,10 @@ class Inspector:
             self.trained += side == "train"
             self.held_out += side == "eval"
         if isinstance(record, Preference):
-            sides = [_digest("reply", prompt_key.hex(), canonical(reply)) for reply in completions(record)]
+            sides = [_digest("reply", prompt_key.hex(), canonical(side)) for side in completions(record)]
             self.index.preference(row, _digest("pair", *sorted(key.hex() for key in sides)), *sides)
         if isinstance(record, Demonstration):
-            self.index.text(row, ROW, shingles(f"{prompt}\n{plain(record.completion)}"))
+            self.index.text(row, ROW, shingles(f"{prompt}\n{contents(record.completion)}"))
             self._texts += 1
         elif kind:
             kind += ROW
@@ -118,26 +118,30 @@ class Inspector:
             self.index.text(self.index.row(record.origin), HELD_OUT, shingles(_prompt(record)))
 
     def encoded(self, columns: dict[str, Any]) -> None:
-        """Compare a pair's replies in tokens, where the columns have them whole."""
+        """Compare the lengths of a pair's completions in tokens; they must not be truncated."""
         if "chosen_ids" in columns:
             self._lengths["length_tokens"].add(len(columns["chosen_ids"]), len(columns["rejected_ids"]))
 
     def findings(self, *others: Finding) -> Findings:
-        """All that was found, once every row has been looked at, and what others found."""
+        """All findings, once every row has been inspected.
+
+        Args:
+            others: Findings from elsewhere to include.
+        """
         what = "rows" if self.name == "demonstrations" else "prompts"
-        found = [
+        entries = [
             self._of_rows("markers", _TEXTS["markers"].format(f" ({self._marker})" if self._marker else "")),
             self._of_rows("undecodable", _TEXTS["undecodable"]),
             self._other_language(),
             self._matching("near_duplicates", self.index.near_duplicates(), self._texts, what),
         ]
         if self.held_out and self.trained:
-            found.append(self._matching("leaked", self.index.leaks(), self.held_out))
+            entries.append(self._matching("leaked", self.index.leaks(), self.held_out))
         if self._lengths["length"].n:
-            found.append(self._matching("contradictory", self.index.contradictions(), self.kept))
-            found.append(self._matching("conflicting", self.index.conflicts(), self.kept))
-        found += [lengths.finding(kind) for kind, lengths in self._lengths.items() if lengths.n]
-        return ordered(self.name, [*others, *found])
+            entries.append(self._matching("contradictory", self.index.contradictions(), self.kept))
+            entries.append(self._matching("conflicting", self.index.conflicts(), self.kept))
+        entries += [lengths.finding(kind) for kind, lengths in self._lengths.items() if lengths.n]
+        return ordered(self.name, [*others, *entries])
 
     def _count(self, kind: str, *origins: str) -> None:
         self._counts[kind] += 1
@@ -153,15 +157,15 @@ class Inspector:
             self._count(kind, earlier, row)
         return Finding(kind, self._counts[kind], n, _TEXTS[kind].format(what), tuple(self._examples.get(kind, ())))
 
-    def _language(self, replies: list[str], origin: str) -> None:
-        """Count a row under the script that all its replies are in, or under none."""
+    def _language(self, texts: list[str], origin: str) -> None:
+        """Count a row under the script that all its texts are in, or under none."""
         own = set()
-        for reply in replies:
-            found = letters(reply)
-            if total := sum(found.values()):
-                script = max(found, key=lambda name: found[name])
-                own.add(script if found[script] >= _OWN_SHARE * total else "")
-                self._letters.update(found)
+        for text in texts:
+            counts = letters(text)
+            if total := sum(counts.values()):
+                script = max(counts, key=lambda name: counts[name])
+                own.add(script if counts[script] >= _OWN_SHARE * total else "")
+                self._letters.update(counts)
         if own:
             script = own.pop() if len(own) == 1 else ""
             self._scripts[script] += 1
@@ -170,7 +174,7 @@ class Inspector:
                 examples.append((self.rows, origin))
 
     def _other_language(self) -> Finding:
-        """Rows that are not in the script of most letters; which that is, is known at the end only."""
+        """Rows in another script than most letters of the set, which is known only once all rows have been read."""
         ((target, _),) = self._letters.most_common(1) or [("", 0)]
         others = sorted(entry for script, rows in self._by_script.items() if script != target for entry in rows)
         n = self._scripts.total()
@@ -180,7 +184,7 @@ class Inspector:
 
 
 class _Lengths:
-    """Which side of a pair is longer, and how long both are."""
+    """How long the sides of pairs are, and which of them is longer."""
 
     def __init__(self) -> None:
         self.n = self.longer = self.shorter = self.chosen = self.rejected = 0
@@ -193,7 +197,7 @@ class _Lengths:
         self.rejected += rejected
 
     def finding(self, kind: str) -> Finding:
-        """The share of pairs whose chosen reply is longer; worth telling if length alone would tell which is chosen."""
+        """The share of pairs whose chosen side is longer; worth reporting if length predicts which side is chosen."""
         from scipy.stats import binomtest
 
         interval = binomtest(self.longer, self.n).proportion_ci(method="wilson")
@@ -213,25 +217,25 @@ class _Lengths:
         return Finding(kind, self.longer, self.n, text, (), (float(interval.low), float(interval.high)), values, biased)
 
 
-def plain(text: Text) -> str:
-    """The words of a text, without its roles."""
+def contents(text: Text) -> str:
+    """A text without its roles: the contents of its messages, a line each."""
     return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
 def letters(text: str) -> dict[str, int]:
-    """How many letters of a text are of which script.
+    """Number of letters of a text in each script.
 
-    A script is told by a letter's Unicode name; Han and kana count as one. What stands in all scripts (digits,
-    mathematical letters, modifiers) is left out.
+    A letter's Unicode name tells its script; Han and kana count as one. What all scripts share (digits, mathematical
+    letters, modifiers) is left out.
     """
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     if count := len(text.encode("ascii", "ignore").translate(None, _NO_ASCII_LETTERS)):
-        found["LATIN"] = count
+        counts["LATIN"] = count
     if not text.isascii():
         for letter, count in Counter(_ASCII.sub("", text)).items():
             if script := _script(letter):
-                found[script] = found.get(script, 0) + count
-    return found
+                counts[script] = counts.get(script, 0) + count
+    return counts
 
 
 @lru_cache(maxsize=1 << 16)
@@ -245,7 +249,7 @@ def _script(letter: str) -> str | None:
 
 
 def _prompt(record: Record) -> str:
-    return plain(record.text if isinstance(record, Labelled) else record.prompt)
+    return contents(record.text if isinstance(record, Labelled) else record.prompt)
 
 
 def _canonical_prompt(record: Record) -> str:

@@ -1,7 +1,7 @@
-"""Near-duplicates: how alike two texts are, and which texts are worth comparing.
+"""Near-duplicates: how similar two texts are, and which texts are worth comparing.
 
-Alike is the Jaccard similarity of the texts' shingles. Comparing all pairs would be quadratic; MinHash and banding
-(Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", 3.4) leave few pairs to compare.
+Similarity is the Jaccard index of the texts' shingles. Comparing all pairs would be quadratic; MinHash with banding
+(Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", 3.4) leaves few pairs to compare.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _WORD = re.compile(r"\w+")
 
 
 def shingles(text: str) -> NDArray[np.uint32]:
-    """What a text is made of: hashes of its runs of three words, sorted and each once.
+    """The shingles of a text: hashes of its runs of three words, sorted, each once.
 
-    Case, punctuation and white space do not count. Of a text of fewer than eight words, and of one without spaces
-    between words (Chinese, Thai), they are runs of four characters.
+    Case, punctuation and white space are ignored. Texts of fewer than eight words, and texts without spaces between
+    words (Chinese, Thai), are cut into runs of four characters instead.
 
     Args:
         text: Any text.
 
     Returns:
-        Hashes, [K]; none for a text without a letter or digit.
+        Hashes, [K]; empty for a text without letters or digits.
     """
     words = _WORD.findall(text.casefold())
     parts, joint, size = words, " ", _WORDS
@@ -51,32 +51,32 @@ def shingles(text: str) -> NDArray[np.uint32]:
     return np.unique(np.fromiter((zlib.crc32(run.encode()) for run in runs), np.uint32))
 
 
-def jaccard(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> float:
+def jaccard(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> float:
     """The share of two texts' shingles that they have in common, |A ∩ B| / |A ∪ B|, in [0, 1].
 
     Args:
-        one: Shingles of a text, [K], each once.
-        other: Those of the other, [L], each once.
+        first: Shingles of a text, [K], each once.
+        second: Shingles of another text, [L], each once.
 
     Returns:
-        The similarity; 0 where neither has any.
+        The similarity; 0 if neither text has any.
     """
-    both = len(np.intersect1d(one, other, assume_unique=True))
-    either = len(one) + len(other) - both
+    both = len(np.intersect1d(first, second, assume_unique=True))
+    either = len(first) + len(second) - both
     return both / either if either else 0.0
 
 
-def band_keys(found: NDArray[np.uint32]) -> list[int]:
-    """Numbers of which two texts that are near-duplicates have one in common, and texts that differ hardly ever.
+def band_keys(hashes: NDArray[np.uint32]) -> list[int]:
+    """Keys of a text's bands: near-duplicates almost always share a key, different texts hardly ever.
 
     Args:
-        found: Shingles of a text, [K], K > 0.
+        hashes: Shingles of a text, [K], K > 0.
 
     Returns:
-        A signed 64-bit number for each band of the text's MinHash signature, [BANDS].
+        A signed 64-bit integer for each band of the text's MinHash signature, [BANDS].
     """
     sketch = _unhashed().copy()
-    sketch.update_batch(found)
+    sketch.update_batch(hashes)
     bands = sketch.hashvalues.reshape(BANDS, BAND_SIZE)
     return [
         int.from_bytes(hashlib.blake2b(bytes([number]) + band.tobytes(), digest_size=8).digest(), "big", signed=True)
@@ -86,7 +86,7 @@ def band_keys(found: NDArray[np.uint32]) -> list[int]:
 
 @cache
 def _unhashed() -> MinHash:
-    """An empty signature, whose permutations all others share; shingles are hashes already."""
+    """An empty signature to copy, so that all texts share its permutations. Shingles are hashes already."""
     from datasketch import MinHash
 
     return MinHash(num_perm=BANDS * BAND_SIZE, seed=1, hashfunc=_same)

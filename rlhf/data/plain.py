@@ -1,4 +1,4 @@
-"""Values of a row as JSON has them: what reads a row later writes its columns to files."""
+"""Values of a row in JSON's types, since columns are written to files later."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from typing import Any
 
 _DEPTH = 64
-"""Lists and objects within one another that a column may have."""
+"""How deeply lists and objects may be nested in a column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Stands in a row for a value that JSON cannot hold."""
+    """Takes the place of a value that JSON cannot hold."""
 
     kind: str
-    """What the value is."""
+    """What the value was."""
 
     def __str__(self) -> str:
         return f"<{self.kind}>"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it.
+    """A value in JSON's types.
 
     Dates, times, durations, decimals and UUIDs become text (ISO 8601 where it applies); NaN, which data frames write
     for a missing value, becomes None.
 
     Returns:
-        The value; Opaque for what has no such form (bytes, an infinite number, an object), or contains it.
+        The value; Opaque if it is or contains something without such a form (bytes, an infinite number, an object).
     """
     return _plain(value, _DEPTH)
 

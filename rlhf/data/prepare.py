@@ -1,7 +1,7 @@
 """From a project's set to what a stage trains on: rows -> format -> role -> checks -> split -> encoded rows on disk.
 
-Rows pass through one at a time; what must be remembered of them lies on disk (`index`). Everything is decided by the
-content of a row, the project's seed and its `holdout`, so that two stages, or two processes, decide alike.
+Rows pass through one at a time; what has to be remembered about them is kept on disk (`index`). All decisions follow
+from a row's content, the project's seed and its `holdout`, so that two stages, or two processes, decide alike.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlhf.data.checks import (
     fault,
     none_held_out,
     row_key,
-    thin,
+    too_few,
 )
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.data.formats import find
@@ -54,14 +54,14 @@ _KEY_FILE = "prepared.json"
 _INDEX_FILE = "index.partial"
 _FILES = (LEDGER_FILE, DROPPED_FILE, FINDINGS_FILE)
 _LAYOUT = 3
-"""Number of what a prepared folder holds; one made otherwise is made again."""
+"""Version of the layout of a prepared folder; folders of other versions are prepared again."""
 _REPEATED, _REPEATED_SHARE = 1_000_000, 100
-"""Copies of rows that weights may make in any set, and of each row read on average."""
+"""Weights may repeat rows this often in total, or this often per row read on average, whichever is more."""
 _SERVED_BY = {
     "prompts": ("prompts", "rollouts", "preferences", "demonstrations"),
     "rollouts": ("rollouts", "preferences", "demonstrations"),
 }
-"""Roles that need prompts alone, and the sets that can give them."""
+"""Roles that need only prompts, and the sets that can supply them, in order of preference."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,18 @@ class Prepared:
     """What a stage trains on."""
 
     train: datasets.Dataset
-    """Encoded rows, memory-mapped; with `extra` (JSON of the row's other columns) where asked for."""
+    """Encoded rows, memory-mapped; with the column `extra` (the row's other columns as JSON) if asked for."""
     eval: datasets.Dataset
-    """The same of the held-out rows; may be empty."""
+    """The held-out rows likewise; may be empty."""
     ledger: Ledger
     """What became of every row."""
     findings: Findings
-    """What misleads training in rows that can be used."""
+    """What in the usable rows misleads training."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sorted:
-    """A row that passed the checks, on its side of the split."""
+class _UsableRow:
+    """A row that passed the checks, with its side of the split and how often it is used."""
 
     record: Record
     row: dict[str, Any]
@@ -98,22 +98,21 @@ def prepare(
     ahead: Callable[[list[Record]], None] | None = None,
     half: int | None = None,
 ) -> Prepared:
-    """Prepare a set for a stage, or reuse what an identical earlier call prepared in this folder.
+    """Prepare a set for a stage, or reuse what an earlier, identical call prepared in this folder.
 
     Args:
         project: The project; `project.data` has the sets.
         role: demonstrations, preferences or prompts.
-        encode: Record to columns; raises Unusable for rows that cannot be used. Its columns keep their names and types.
-        directory: Gets `train/`, `eval/`, `ledger.json`, `dropped.jsonl` and `findings.json`, all complete or none.
+        encode: Turns a record into columns, always of the same names and types; raises Unusable for a row to drop.
+        directory: Where `train/`, `eval/`, `ledger.json`, `dropped.jsonl` and `findings.json` go: all of them or none.
         keep_columns: Add the column `extra`, the row's other columns as a JSON object.
-        key: What identifies `encode` (tokenizer, limits); with it, an earlier preparation of the same data is reused.
-        ahead: Does what it can for records that `encode` will be given soon, on a thread of its own (`Codec.ahead`).
-        half: 0 or 1 trains on one half of the prompts alone; `key` must tell the two apart.
+        key: Identifies `encode` (tokenizer, limits), so that an earlier preparation of the same data can be reused.
+        ahead: Works ahead, on a thread of its own, on records that `encode` will get soon (`Codec.ahead`).
+        half: 0 or 1 to train on one half of the prompts only; `key` must tell the halves apart.
 
     Raises:
-        UserError: The set is missing or malformed, nothing is left to train on, or more is wrong with it than
-            `data.limits` allows. In the last case the folder is complete and can be looked into; every later call
-            looks at the limits again.
+        UserError: The set is missing or malformed, nothing is left to train on, or it exceeds `data.limits`. In the
+            last case the folder is complete and can be inspected; every later call checks the limits again.
     """
     identity = _identity(project, role, keep_columns, key) if key is not None else None
     key_file = directory / _KEY_FILE
@@ -135,14 +134,14 @@ def _prepare(
     ahead: Callable[[list[Record]], None] | None,
     half: int | None,
 ) -> None:
-    """Write the files of a prepared folder; nothing of an earlier one stays, nor of this one if it fails."""
-    for name in (_KEY_FILE, *_FILES):  # what is there no longer holds, and must not be taken for whole
+    """Write the files of a prepared folder, in place of earlier ones; leaves nothing behind if it fails."""
+    for name in (_KEY_FILE, *_FILES):  # earlier files are out of date and must not be taken for complete
         (directory / name).unlink(missing_ok=True)
     files = {name: ArrowFile(directory / name / "data.arrow") for name in _SIDES}
     try:
         with Ledger(role, directory) as ledger, Index(directory / _INDEX_FILE) as index:
             inspector = Inspector(role, index)
-            items = _sorted_rows(project, role, ledger, index, inspector)
+            items = _usable_rows(project, role, ledger, index, inspector)
             if half is not None:
                 items = _of_half(items, half, project.seed, ledger)
             if ahead is not None:
@@ -153,7 +152,7 @@ def _prepare(
             schema = files["train"].flush() or files["eval"].flush()
             for file in files.values():
                 file.finish(schema)
-            inspector.findings(*thin(ledger, project.holdout)).save(directory)
+            inspector.findings(*too_few(ledger, project.holdout)).save(directory)
     except BaseException:
         for file in files.values():
             file.discard()
@@ -168,7 +167,7 @@ def load_prepared(directory: Path) -> Prepared:
     """What `prepare` left in a folder.
 
     Raises:
-        UserError: It left nothing there.
+        UserError: A file is missing.
     """
     from datasets import Dataset
 
@@ -181,7 +180,7 @@ def load_prepared(directory: Path) -> Prepared:
 
 
 def iter_records(project: ProjectConfig, role: str, ledger: Ledger | None = None) -> Iterator[tuple[Record, Side]]:
-    """Records of a set that passed the checks, in the role's form, each once with its side; no tokenizer needed.
+    """Records of a set that passed the checks, in the role's form, each once with its side. Needs no tokenizer.
 
     Args:
         project: The project.
@@ -190,7 +189,7 @@ def iter_records(project: ProjectConfig, role: str, ledger: Ledger | None = None
     """
     ledger = ledger or Ledger(role)
     with Index() as index:
-        for item in _sorted_rows(project, role, ledger, index):
+        for item in _usable_rows(project, role, ledger, index):
             _count_used(item, ledger)
             yield item.record, item.side
 
@@ -200,14 +199,14 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
 
     Args:
         project: The project; without `data.prompts`, another of its sets is read.
-        limit: Most prompts wanted; of more, a fixed choice is taken that does not depend on their order.
+        limit: Most prompts wanted. If there are more, their hashes decide, so that their order does not matter.
         ledger: Counts what became of the rows read.
 
     Returns:
-        The prompts in the order they stand in their set.
+        The prompts, in the order of their set.
 
     Raises:
-        UserError: There is none.
+        UserError: There are none.
     """
     role = source_set(project, "prompts")
     ledger = ledger or Ledger(role)
@@ -233,10 +232,10 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
 
 
 def source_set(project: ProjectConfig, role: str) -> str:
-    """The set that serves a role: its own, or the first that the project has of those that stand in for it.
+    """The set that supplies a role: its own, or the first substitute that the project has.
 
     Raises:
-        UserError: The project has none of them.
+        UserError: The project has neither.
     """
     for name in (candidates := _SERVED_BY.get(role, (role,))):
         if getattr(project.data, name) is not None:
@@ -246,18 +245,18 @@ def source_set(project: ProjectConfig, role: str) -> str:
 
 
 def fingerprints(project: ProjectConfig, role: str) -> dict[str, Any]:
-    """What identifies the rows of a set and how they are split, without reading a row; equal means equal rows.
+    """What identifies the rows of a set and their split, without reading a row: equal fingerprints mean equal rows.
 
-    Of a role whose set the project does not have, the set that serves it instead.
+    If the project lacks the role's own set, this is about the set that supplies it instead.
     """
     role = source_set(project, role)
     base = project.path.parent
-    found: dict[str, Any] = {"sources": [fingerprint(source, base) for source in dataset(project, role).sources]}
+    identity: dict[str, Any] = {"sources": [fingerprint(source, base) for source in dataset(project, role).sources]}
     if role != "prompts":
-        found.update(holdout=project.holdout, seed=project.seed)
+        identity.update(holdout=project.holdout, seed=project.seed)
         if project.data.prompts is not None:
-            found["held_out_prompts"] = [fingerprint(source, base) for source in project.data.prompts.sources]
-    return found
+            identity["held_out_prompts"] = [fingerprint(source, base) for source in project.data.prompts.sources]
+    return identity
 
 
 def dataset(project: ProjectConfig, role: str) -> DatasetConfig:
@@ -269,10 +268,10 @@ def dataset(project: ProjectConfig, role: str) -> DatasetConfig:
     return getattr(project.data, source_set(project, role))
 
 
-def _sorted_rows(
+def _usable_rows(
     project: ProjectConfig, role: str, ledger: Ledger, index: Index, inspector: Inspector | None = None
-) -> Iterator[_Sorted]:
-    """Rows of a set that passed the checks, shown to the inspector; the others are dropped in the ledger."""
+) -> Iterator[_UsableRow]:
+    """Rows of a set that passed the checks; the inspector sees them, and the ledger counts the dropped ones."""
     repeated = DUPLICATE if source_set(project, role) == role else SAME_PROMPT
     held_out = role != "prompts" and _hold_out_prompts(project, index, inspector)
     for record, row, weight in progress(_records(project, role, ledger, inspector), role):
@@ -290,9 +289,9 @@ def _sorted_rows(
             inspector.keep(record, where)
         if where == "eval":
             ledger.held_out += 1
-            yield _Sorted(record, row, "eval", 1)
+            yield _UsableRow(record, row, "eval", 1)
         elif times := copies(digest, weight, project.seed):
-            yield _Sorted(record, row, "train", times)
+            yield _UsableRow(record, row, "train", times)
         else:
             ledger.drop(SAMPLED_OUT, record.origin, row)
 
@@ -300,7 +299,7 @@ def _sorted_rows(
 def _records(
     project: ProjectConfig, role: str, ledger: Ledger, inspector: Inspector | None = None
 ) -> Iterator[tuple[Record, dict[str, Any], float]]:
-    """Records of a set in the role's form, without a fault; with the row and the weight of its source."""
+    """Faultless records of a set in the role's form, each with its row and the weight of its source."""
     for source in dataset(project, role).sources:
         layout = None
         for row, origin in read_rows(source, project.path.parent):
@@ -321,7 +320,7 @@ def _records(
 
 
 def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector | None) -> bool:
-    """Remember the prompts of `data.prompts`, which nothing may train on; whether there are any."""
+    """Remember the prompts of `data.prompts`, which nothing may train on; returns whether there are any."""
     if project.data.prompts is None:
         return False
     for record, _, _ in _records(project, "prompts", Ledger("prompts")):
@@ -335,7 +334,7 @@ def _held_out_key(prompt: Text) -> bytes:
     return b"held out" + content_key(prompt)
 
 
-def _count_used(item: _Sorted, ledger: Ledger) -> None:
+def _count_used(item: _UsableRow, ledger: Ledger) -> None:
     if item.side == "train":
         ledger.trained += 1
         ledger.repeated += item.copies - 1
@@ -348,8 +347,8 @@ def _count_used(item: _Sorted, ledger: Ledger) -> None:
         ledger.evaluated += 1
 
 
-def _of_half(items: Iterator[_Sorted], half: int, seed: int, ledger: Ledger) -> Iterator[_Sorted]:
-    """The held-out rows, and those to train on of one half of the prompts."""
+def _of_half(items: Iterator[_UsableRow], half: int, seed: int, ledger: Ledger) -> Iterator[_UsableRow]:
+    """All held-out rows, and the training rows of one half of the prompts."""
     for item in items:
         if item.side == "train" and half_of(contexts(item.record)[0], seed) != half:
             ledger.drop(OTHER_HALF, item.record.origin, item.row)
@@ -358,7 +357,7 @@ def _of_half(items: Iterator[_Sorted], half: int, seed: int, ledger: Ledger) -> 
 
 
 def _encode(
-    item: _Sorted,
+    item: _UsableRow,
     encode: Callable[[Any], Encoded],
     keep_columns: bool,
     files: dict[Side, ArrowFile],

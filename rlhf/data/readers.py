@@ -1,7 +1,7 @@
-"""Files to rows: one function for each kind of file, streaming, with the place of every mistake.
+"""Files to rows: a streaming function for each kind of file, which reports the place of every mistake.
 
-Each reader takes the file and the name it goes by in messages, and yields `(row, origin)`. Gzip is recognised by its
-first bytes, whatever the file is called.
+Each reader takes a file and its name in messages, and yields `(row, origin)`. Gzip is recognised by its first bytes,
+whatever the file is called.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Rows = Iterator[tuple[Row, str]]
 
 _CHUNK = 1 << 20
 _LONGEST_ROW = 64 << 20
-"""Bytes of a row (of a cell of a table): a long book has one million."""
+"""Most bytes in a row (or in a cell of a table); a long book has a million."""
 _UNPACKED, _RATIO = 16 << 20, 200
-"""A packed file may unpack to so many bytes, or to so many times its own: text shrinks to a tenth, a bomb to 1/1000."""
+"""A packed file may unpack to this many bytes, or to this many times its size: text packs 10:1, a bomb 1000:1."""
 
 
 def read_jsonl(path: Path, name: str) -> Rows:
-    """Rows of a file with one JSON object a line; blank lines are passed over. Origin: the line."""
+    """Rows of a file with a JSON object on each line; blank lines are skipped. Origin: the line."""
     for number, line in _lines(path, name):
         if line.strip():
             yield _object(_parse(line, name, number), f"{name}:{number}"), f"{name}:{number}"
@@ -46,10 +46,10 @@ def read_json(path: Path, name: str) -> Rows:
 
 
 def read_csv(path: Path, name: str, delimiter: str = ",") -> Rows:
-    """Rows of a table with a header. Origin: the line the row starts on. Every value is text.
+    """Rows of a table with a header, every value as text. Origin: the line that the row starts on.
 
     Raises:
-        UserError: A row with more or fewer cells than the header, or a quote that is never closed.
+        UserError: A row has more or fewer cells than the header, or a quote is never closed.
     """
     csv.field_size_limit(_LONGEST_ROW)
     reader = csv.reader((line for _, line in _lines(path, name)), delimiter=delimiter, strict=True)
@@ -109,11 +109,11 @@ READERS: dict[str, Callable[[Path, str], Rows]] = {
     ".tsv": lambda path, name: read_csv(path, name, "\t"),
     ".parquet": read_parquet,
 }
-"""Suffix (before an optional `.gz`): the reader."""
+"""The reader for each suffix, which may be followed by `.gz`."""
 
 
 def reader_of(name: str) -> Callable[[Path, str], Rows] | None:
-    """The reader for a file's name, or None where the suffix is not of a data file."""
+    """The reader for a file name; None if the suffix is not that of a data file."""
     return READERS.get(Path(name.lower().removesuffix(".gz")).suffix)
 
 
@@ -121,7 +121,7 @@ def read_file(path: Path, name: str) -> Rows:
     """Rows of one file.
 
     Raises:
-        UserError: Its kind is unknown, it cannot be read, or it has no row.
+        UserError: Its kind is unknown, it cannot be read, or it has no rows.
     """
     reader = reader_of(path.name)
     if reader is None:
@@ -134,7 +134,11 @@ def read_file(path: Path, name: str) -> Rows:
 
 
 def _blocks(path: Path, name: str) -> Iterator[bytes]:
-    """The bytes of a file, unpacked, with a damaged or unreadable file reported as one."""
+    """The bytes of a file, unpacked, in blocks.
+
+    Raises:
+        UserError: The file is unreadable or damaged, or unpacks to far more than its size.
+    """
     unpacked = 0
     try:
         with path.open("rb") as raw:
@@ -158,7 +162,7 @@ def _hold_ratio(unpacked: int, packed: int, name: str) -> None:
 
 
 def _split(path: Path, name: str) -> Iterator[bytes]:
-    """Lines of a file, line ends kept."""
+    """Lines of a file with their line ends."""
     rest, number = b"", 0
     for block in _blocks(path, name):
         *lines, rest = (rest + block).split(b"\n")
@@ -172,7 +176,7 @@ def _split(path: Path, name: str) -> Iterator[bytes]:
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file in UTF-8, line ends kept, a byte-order mark dropped."""
+    """Numbered lines of a text file in UTF-8 with their line ends, without a byte-order mark."""
     for number, line in enumerate(_split(path, name), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -206,7 +210,7 @@ def _object(value: Any, origin: str) -> Row:
 
 
 class _Text:
-    """A window on a long text: what has been read and not yet consumed, and the line and column it starts at."""
+    """A window on a long text: what has been read but not consumed, and the line and column where it starts."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
@@ -224,7 +228,7 @@ class _Text:
         return self.buffer[self.start : self.start + 1]
 
     def more(self) -> bool:
-        """Read on, and forget what is consumed; False at the end of the file."""
+        """Read on and forget what was consumed; False at the end of the file."""
         self.buffer, self.start = self.buffer[self.start :], 0
         block = next(self._blocks, None)
         try:
@@ -254,7 +258,7 @@ class _Text:
             self.consume(_SPACE.match(self.buffer, self.start).end())  # type: ignore[union-attr]  # it matches nothing
 
     def error(self, message: str, at: int | None = None) -> UserError:
-        """A mistake at an index of the buffer; at the window's start if not given."""
+        """The error for a mistake at an index of the buffer, by default at the window's start."""
         line, column = self.place(self.start if at is None else at)
         return UserError(f"{self.name}:{line}:{column}: not valid JSON: {message}")
 
@@ -283,7 +287,7 @@ def _array(text: _Text, name: str) -> Rows:
 
 
 def _element(text: _Text) -> Any:
-    """The object at the start of the window, reading on while it may only be cut off."""
+    """The object at the start of the window, reading on as long as it may merely be incomplete."""
     decoder = json.JSONDecoder()
     while True:
         if len(text.buffer) - text.start > _LONGEST_ROW:

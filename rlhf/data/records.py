@@ -1,8 +1,7 @@
-"""What a row can be once its layout is known, and what a role makes of it.
+"""What a row can be once its layout is known, and what each role reads from it.
 
-A prompt is plain text or messages, and its completions are of the same kind. Each record carries the row's other
-columns in `extra` (reward functions take them) and where it came from in `origin` (`file.jsonl:12` is line 12,
-`file.parquet#12` row 12).
+A prompt is plain text or messages, and its completions are of the same kind. Each record has the row's other columns in
+`extra`, for reward functions, and in `origin` where it came from: `file.jsonl:12` is line 12, `file.parquet#12` row 12.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ Text = str | list[Message]
 """Plain text, or a conversation."""
 
 ROLES = ("demonstrations", "preferences", "prompts", "rollouts")
-"""What a set can be for: the keys of `data:` in a project."""
+"""What a set can be used for: the keys of `data:` in a project."""
 
 
 class Unusable(Exception):
-    """A row that nothing can be learned from; the ledger counts it under `reason` and the run goes on."""
+    """Nothing can be learned from a row; the ledger counts it under `reason` and the run goes on."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -33,7 +32,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A reply to imitate. Of several turns, `prompt` reaches up to the first reply and `completion` holds the rest."""
+    """A completion to imitate. If the assistant speaks several times, `prompt` ends before its first turn."""
 
     prompt: Text
     completion: Text
@@ -43,7 +42,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two replies to one prompt, the first preferred. In a conversation each is one assistant message, or none."""
+    """Two completions of a prompt, the first preferred. In messages each is a single assistant message, or none."""
 
     prompt: Text
     chosen: Text
@@ -54,7 +53,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One reply, judged good (`label` true) or bad."""
+    """A completion that was judged good (`label` true) or bad."""
 
     prompt: Text
     completion: Text
@@ -65,7 +64,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Something to reply to."""
+    """A prompt alone."""
 
     prompt: Text
     extra: dict[str, Any] = field(default_factory=dict)
@@ -87,31 +86,31 @@ Record = Demonstration | Preference | Feedback | Prompt | Labelled
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A record as the columns a trainer reads, and what was lost on the way."""
+    """A record as the columns that a trainer reads, and what was cut off."""
 
     columns: dict[str, Any]
     truncated: bool = False
-    """Tokens were cut to stay within the limit."""
+    """Whether tokens were cut to stay within the limit."""
     eos_lost: bool = False
-    """The cut took the end-of-sequence token, so that this row does not teach to stop."""
+    """Whether the end-of-sequence token was cut, so that this row does not teach when to stop."""
     prompt_trimmed: bool = False
-    """The cut took tokens of the prompt."""
+    """Whether tokens of the prompt were cut."""
 
 
 def demonstration_of(messages: list[Message], extra: dict[str, Any], origin: str) -> Demonstration:
-    """A conversation as a demonstration, parted before its first reply.
+    """A conversation as a demonstration, split before the assistant's first turn.
 
-    What follows the last reply carries no loss and is left out.
+    Turns after the assistant's last one would carry no loss and are left out.
 
     Raises:
-        Unusable: The conversation begins with the assistant: there is nothing it replies to.
+        Unusable: The conversation begins with the assistant, so there is no prompt.
     """
-    replies = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not replies:
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
         return Demonstration(messages, [], extra, origin)
-    if replies[0] == 0:
+    if turns[0] == 0:
         raise Unusable("starts with the assistant")
-    return Demonstration(messages[: replies[0]], messages[replies[0] : replies[-1] + 1], extra, origin)
+    return Demonstration(messages[: turns[0]], messages[turns[0] : turns[-1] + 1], extra, origin)
 
 
 def as_role(record: Record, role: str) -> Record:

@@ -1,7 +1,8 @@
-"""Where rows come from: a file, a folder of files, or a dataset of the hub.
+"""Where rows come from: a file, a folder of files, or a dataset on the hub.
 
-A relative path is looked for from the current folder, then from the folder of the project's YAML. What is no file here
-and could be a hub id is one: `org/name`, with `:subset` and `@revision` where needed (`openai/gsm8k:main@cc7b047b`).
+A relative path is looked up from the current folder, then from the folder of the project's YAML. A name that is not a
+file but could be a hub id is taken for one: `org/name`, optionally with `:subset` and `@revision`
+(`openai/gsm8k:main@cc7b047b`).
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
     """Rows of a source with their origins, one at a time, in constant memory.
 
     Args:
-        source: What to read, and how its columns are renamed.
-        base: Folder that relative paths are also looked for in.
+        source: What to read, and how to rename its columns.
+        base: Folder in which relative paths are looked up second.
 
     Yields:
-        The row, its values as JSON has them (`plain`), and its origin: `file.jsonl:12` (line) or `file.parquet#12`
-        (number of the row).
+        The row, its values converted to JSON's types (`plain`), and its origin: `file.jsonl:12` (line) or
+        `file.parquet#12` (number of the row).
 
     Raises:
         UserError: The source is missing, unreachable, empty or malformed; the message names the place.
@@ -49,12 +50,12 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
 
 
 def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
-    """What identifies a source's content, without reading a row or touching a network.
+    """What identifies a source's content, without reading a row or using the network.
 
     Returns:
-        `{"file": name, "sha256": …}` of a file; `{"folder": name, "sha256": …}` of the data files of a folder and
-        their names; `{"hub": id, "split": …, "revision": …}` of a hub dataset (None: whatever the hub serves). The
-        options that change what is read follow where they are set: format, weight, limit, columns, split.
+        For a file `{"file": name, "sha256": …}`; for a folder `{"folder": name, "sha256": …}` over its data files and
+        their names; for a hub dataset `{"hub": id, "split": …, "revision": …}` (revision None: whatever the hub
+        serves). Options that change what is read are added if set: format, weight, limit, columns, split.
     """
     path = locate(source.source, base)
     content: dict[str, Any]
@@ -76,10 +77,10 @@ def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
 
 
 def locate(source: str, base: Path) -> Path | None:
-    """The file or folder a source names, or None where there is none and it may be a hub id.
+    """The file or folder that a source names; None if there is none and the name may be a hub id.
 
     Raises:
-        UserError: There is none, and the name can be no hub id.
+        UserError: There is none, and the name cannot be a hub id.
     """
     given = Path(source).expanduser()
     for path in (given, base / given):
@@ -100,7 +101,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _nearest(path: Path, base: Path) -> str:
-    """A hint at the name in that folder which is most like the one asked for."""
+    """A hint at the most similar name in that folder, or nothing."""
     for folder in (path.parent, base / path.parent):
         if folder.is_dir() and os.access(folder, os.R_OK):
             near = difflib.get_close_matches(path.name, sorted(os.listdir(folder)), n=1, cutoff=0.6)
@@ -110,7 +111,7 @@ def _nearest(path: Path, base: Path) -> str:
 
 
 def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:
-    """The data files of a source, in the order of their names, each with the name it goes by in messages."""
+    """The data files of a source, sorted by name, each with its name in messages."""
     if not path.is_dir():
         if source.split is not None:
             raise UserError(f"{source.source}: split {source.split!r} is asked for, but this is a single file")
@@ -184,13 +185,11 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
         data = load_dataset(
             name, parts["subset"], split=split, revision=parts["revision"], streaming=source.streaming
         )  # fmt: skip
-    except OSError:  # no connection, no such dataset, no access: each of the hub's own errors is one
+    except OSError:  # no connection, no such dataset, no access: all of the hub's errors are OSErrors
         raise UserError(unreachable) from None
     except ValueError as error:  # an unknown split or subset: the message lists those there are
         raise UserError(f"{source.source}: {' '.join(str(error).split())}") from None
-    except (
-        Exception
-    ) as error:  # a script, a file that no builder reads, a package that is missing: whatever datasets says
+    except Exception as error:  # a script, a file without a builder, a missing package: datasets raises anything
         raise UserError(f"{source.source}: datasets cannot load it: {reason(error)}") from None
     rows = iter(data)
     for number in itertools.count(1):

@@ -1,8 +1,8 @@
 """Which side of the held-out split a prompt is on, and how often a row of a mixture is used.
 
-Both follow from hashes of the content, so they do not depend on the order of rows, on the other rows, or on the set a
-prompt stands in: a prompt held out of one set is held out of all. A conversation goes by how it opens (up to the first
-user turn), so that its later turns, which other rows may have as prompts, stay on the same side.
+Both follow from hashes of the content, so they depend neither on the order of rows, nor on other rows, nor on the set
+that a prompt is in: a prompt held out of one set is held out of all. Of a conversation only the opening counts (up to
+the first user turn), so that its later turns, which other rows may have as prompts, stay on the same side.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Side = Literal["train", "eval"]
 
 
 def canonical(text: Text) -> str:
-    """A text by which two spellings of it are compared: roles and contents without white space around them.
+    """A form in which texts can be compared: roles and contents, without white space around them.
 
-    Plain text is one user turn, so that a prompt is the same in a plain and in a conversational set.
+    Plain text counts as one user turn, so that a prompt is the same in a plain and in a conversational set.
     """
     messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
     return json.dumps([[message["role"], message["content"].strip()] for message in messages])
 
 
 def content_key(*texts: Text) -> bytes:
-    """Sixteen bytes that texts share whose contents are the same: also an order that does not depend on their rows'."""
+    """A 16-byte digest of texts, equal where their contents are. It also orders texts independently of their rows."""
     return hashlib.blake2b("\0".join(map(canonical, texts)).encode(), digest_size=16).digest()
 
 
 def side(prompt: Text, holdout: float, seed: int) -> Side:
-    """Whether a prompt is trained on or held out.
+    """Whether a prompt is trained on (`train`) or held out (`eval`).
 
     Args:
-        prompt: The prompt; of a conversation, what stands up to its first user turn decides.
+        prompt: The prompt; of a conversation, only the part up to its first user turn counts.
         holdout: Share of prompts held out, in [0, 1]. What is held out at one share is held out at every larger one.
         seed: Another seed holds out other prompts.
     """
@@ -43,12 +43,12 @@ def side(prompt: Text, holdout: float, seed: int) -> Side:
 
 
 def half_of(prompt: Text, seed: int) -> int:
-    """Which half of the prompts one belongs to, 0 or 1; of a conversation, how it opens decides, as for `side`."""
+    """Which half of the prompts a prompt belongs to, 0 or 1; for a conversation its opening decides, as in `side`."""
     return int(_uniform("half", seed, canonical(_opening(prompt))) < 0.5)
 
 
 def copies(key: bytes, weight: float, seed: int) -> int:
-    """How often a training row is used: `weight` times on average, its fraction decided by the row's hash.
+    """How often a training row is used: `weight` times on average; the row's hash decides about the fraction.
 
     Args:
         key: What identifies the row (`checks.row_key`).
@@ -60,23 +60,23 @@ def copies(key: bytes, weight: float, seed: int) -> int:
 
 
 def contexts(record: Record) -> list[Text]:
-    """The prompts that a record replies to: its own, and one before each later reply of a conversation.
+    """The prompts of a record: its own, and the conversation so far before each later turn of the assistant.
 
-    Of text without a prompt it is the text itself, by which such rows are told apart.
+    For a text without a prompt it is the text itself, which then tells such rows apart.
     """
     if isinstance(record, Labelled):
         return [record.text]
     if isinstance(record, Demonstration) and not record.prompt:
         return [record.completion]
-    found: list[Text] = [record.prompt]
+    prompts: list[Text] = [record.prompt]
     if isinstance(record, Demonstration) and isinstance(record.completion, list) and isinstance(record.prompt, list):
         later = [index for index, message in enumerate(record.completion) if message["role"] == "assistant"][1:]
-        found.extend(record.prompt + record.completion[:index] for index in later)
-    return found
+        prompts.extend(record.prompt + record.completion[:index] for index in later)
+    return prompts
 
 
 def completions(record: Record) -> list[Text]:
-    """The replies of a record."""
+    """The completions of a record."""
     match record:
         case Demonstration() | Feedback():
             return [record.completion]
@@ -94,6 +94,6 @@ def _opening(prompt: Text) -> Text:
 
 
 def _uniform(purpose: str, seed: int, text: str) -> float:
-    """A number in [0, 1) that is fixed by these."""
+    """A number in [0, 1) that these arguments determine."""
     digest = hashlib.blake2b(f"{purpose}\0{seed}\0{text}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

@@ -1,4 +1,4 @@
-"""Rows on their way: with a progress bar, and worked on ahead of their turn."""
+"""Streams of rows: with a progress bar, and with work done ahead on a second thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 
 
 def worked_ahead(items: Iterator[_T], ahead: Callable[[list[_T]], None]) -> Iterator[_T]:
-    """The same items, each after `ahead` had it; the next batch is read while `ahead` works on this one."""
+    """The same items, each after `ahead` has seen it; the next batch is read while `ahead` works on this one."""
     with ThreadPoolExecutor(1) as worker:
         batch = list(itertools.islice(items, _AHEAD))
         while batch:
@@ -24,7 +24,7 @@ def worked_ahead(items: Iterator[_T], ahead: Callable[[list[_T]], None]) -> Iter
 
 
 def progress(rows: Iterator[_T], role: str) -> Iterator[_T]:
-    """A progress bar on a terminal, once it takes longer than two seconds."""
+    """The same rows, with a progress bar on a terminal if they take longer than two seconds."""
     from tqdm import tqdm
 
     yield from tqdm(rows, desc=role, unit=" rows", delay=2, disable=None, leave=False)

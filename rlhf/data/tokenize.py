@@ -1,7 +1,7 @@
 """Records to token ids: one definition of template, masks, EOS and limits for every stage and for generation.
 
-Prompt and completion are tokenised together, as they will stand in the model's context, and the completion starts where
-the two token sequences part (TRL does the same). Token ids, not text, get the EOS: once, at the end.
+Prompt and completion are tokenised together, as the model will see them, and the completion starts where the sequence
+departs from that of the prompt alone (as in TRL). The EOS is appended to token ids, not to text, and only once.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Codec:
 
     Args:
         tokenizer: With a chat template, an EOS token (unless `encoder`) and a pad token that is not EOS.
-        max_length: Most tokens of a sequence; None for no limit.
-        keep: Which end of a sequence that is too long is kept, `keep_start` or `keep_end` (TRL's names).
-        encoder: A BERT-type tokenizer, whose own special tokens frame the text and which needs no EOS.
-        eos: Whether EOS stands at the end of a conversation whose template ends it otherwise too (`<end_of_turn>`);
-            not for a reward model from outside, which learned to score what its template gives.
+        max_length: Most tokens in a sequence; None for no limit.
+        keep: Which end of an over-long sequence is kept, `keep_start` or `keep_end` (TRL's names).
+        encoder: Whether this is a BERT-type tokenizer, which frames a text with special tokens and needs no EOS.
+        eos: Whether to append EOS to a conversation whose template ends turns with something else (`<end_of_turn>`).
+            Not for a reward model from elsewhere, which learned to score what its template gives.
     """
 
     def __init__(
@@ -62,52 +62,53 @@ class Codec:
         self._ready: dict[str, list[int]] = {}
 
     def prompt(self, prompt: Text) -> list[int]:
-        """Token ids of a prompt, ready for the model to reply to."""
+        """Token ids of a prompt, up to where the completion is to start."""
         return self._ids(prompt, generation_prompt=True)
 
     def ending(self, prompt: Text) -> list[int]:
-        """What follows the text of a last reply, EOS included, after a prompt of this kind.
+        """The token ids that follow the text of a final completion to a prompt of this kind, EOS included.
 
-        A template may end a turn with a token of its own, a line break, or both: what two different replies end in.
+        A template may end a turn with a token of its own, a line break, or both; it is what two different completions
+        have in common at their end.
         """
         eos = [int(self.tokenizer.eos_token_id)]
         if isinstance(prompt, str):
             return eos
         question = [{"role": "user", "content": "x"}]
-        one, other = (self.sequence(question, [{"role": "assistant", "content": text}])[0] for text in ("yes", "no"))
-        shared = common_prefix_length(one[::-1], other[::-1])
-        return one[len(one) - shared :] if shared < len(one) else eos
+        yes, no = (self.sequence(question, [{"role": "assistant", "content": text}])[0] for text in ("yes", "no"))
+        shared = common_prefix_length(yes[::-1], no[::-1])
+        return yes[len(yes) - shared :] if shared < len(yes) else eos
 
     def sequence(self, prompt: Text, completion: Text) -> tuple[list[int], int]:
         """Token ids of prompt and completion, and the index at which the completion starts."""
         full = self._whole(prompt, completion)
         if self.encoder or not prompt:
             return full, 0
-        if self._last_prompt[0] is not prompt:  # the two sides of a pair have one
+        if self._last_prompt[0] is not prompt:  # both sides of a pair share it
             self._last_prompt = (prompt, self.prompt(prompt))
         return full, common_prefix_length(self._last_prompt[1], full)
 
     def ahead(self, records: Iterable[Record], prompts: bool = True) -> None:
-        """Tokenise in one call most of what encoding these records will ask for; the results stay the same.
+        """Tokenise in one call most of what encoding these records will need; it does not change any result.
 
-        A second thread can do this while the first reads on: the tokenizer's own work needs no interpreter lock. What
-        was tokenised ahead before is forgotten.
+        A second thread can do this while the first reads on, since the tokenizer releases the interpreter lock.
+        Whatever an earlier call tokenised is forgotten.
 
         Args:
-            records: Preferences and demonstrations whose texts are conversations; of others nothing is done ahead.
-            prompts: Whether prompts are asked for by themselves; `scored_pair` does not.
+            records: Conversational preferences and demonstrations; for other records nothing is done ahead.
+            prompts: Whether prompts will be needed on their own; `scored_pair` does not need them.
         """
-        texts = {} if self.encoder else {text: None for record in records for text in self._asked(record, prompts)}
+        texts = {} if self.encoder else {text: None for record in records for text in self._needed(record, prompts)}
         if texts:
             ids = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
             self._ready = dict(zip(texts, ids, strict=True))
 
     def demonstration(self, record: Demonstration | Labelled) -> Encoded:
-        """`input_ids` and `labels`: loss on the assistant's turns alone, each with its end token.
+        """`input_ids` and `labels`, with loss on the assistant's turns only, each including its end token.
 
         Raises:
             Unusable: There is no token to learn from, or none is left within the limit.
-            UserError: It is a labelled text, which a causal model cannot imitate.
+            UserError: It is a labelled text, which is for encoders.
         """
         if isinstance(record, Labelled):
             raise UserError(f"{record.origin}: `text` and `label` train an encoder; to imitate the text: format: text")
@@ -129,13 +130,13 @@ class Codec:
         )
 
     def pair(self, record: Preference) -> Encoded:
-        """`prompt_ids`, `chosen_ids`, `rejected_ids` for DPO; the prompt ends where either side parts from it.
+        """`prompt_ids`, `chosen_ids` and `rejected_ids` for DPO; the prompt ends where either side departs from it.
 
-        Cut at the start, both sides lose the same tokens of their prompt (TRL cuts each by itself, so that the two can
-        stand after different prompts).
+        With `keep_end` both sides lose the same tokens of their prompt. (TRL cuts each side separately, so that the two
+        can follow different prompts.)
 
         Raises:
-            Unusable: No room is left for the replies, or they are the same.
+            Unusable: No room is left for the completions, or they are identical.
         """
         chosen, first = self.sequence(record.prompt, record.chosen)
         rejected, second = self.sequence(record.prompt, record.rejected)
@@ -158,10 +159,10 @@ class Codec:
         return Encoded(columns, truncated=over > 0, eos_lost=stop < longest, prompt_trimmed=cut > 0)
 
     def scored_pair(self, record: Preference) -> Encoded:
-        """`chosen_ids`, `rejected_ids`, whole sequences, as a reward model reads them.
+        """`chosen_ids` and `rejected_ids`: whole sequences, as a reward model reads them.
 
         Raises:
-            Unusable: A side is longer than the limit: cut, it would be scored at a token that ends nothing.
+            Unusable: A side exceeds the limit. Truncated, it would be scored at a token that does not end it.
         """
         sides = [self._whole(record.prompt, side) for side in (record.chosen, record.rejected)]
         if self.max_length is not None and max(map(len, sides)) > self.max_length:
@@ -186,7 +187,7 @@ class Codec:
         return Encoded({"input_ids": ids[kept], "labels": record.label}, truncated=len(ids[kept]) < length)
 
     def _whole(self, prompt: Text, completion: Text) -> list[int]:
-        """Token ids of prompt and completion, ended."""
+        """Token ids of prompt and completion, with the EOS if there is to be one."""
         text = prompt + completion  # type: ignore[operator]  # both text or both messages
         full = self._ids(text)
         if not self.encoder and (isinstance(text, str) or not self._template_ends):
@@ -194,13 +195,13 @@ class Codec:
         return full
 
     def _ends_by_template(self) -> bool:
-        """Whether the template writes something behind a reply."""
-        reply = "answer"
+        """Whether the template writes something after a completion."""
+        answer = "answer"
         try:
-            rendered = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}])
+            rendered = self._rendered([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
         except Unusable:
             return False
-        return bool(rendered.rpartition(reply)[2].strip())
+        return bool(rendered.rpartition(answer)[2].strip())
 
     def _ids(self, text: Text, generation_prompt: bool = False) -> list[int]:
         if isinstance(text, str):
@@ -222,23 +223,23 @@ class Codec:
         except TemplateError as error:
             raise Unusable(f"the chat template refuses it: {error}") from None
 
-    def _asked(self, record: Record, prompts: bool) -> list[str]:
-        """The rendered texts that encoding a record will ask for; none where the template refuses it."""
+    def _needed(self, record: Record, prompts: bool) -> list[str]:
+        """The rendered texts that encoding a record will need; none if the template refuses them."""
         match record:
             case Preference(prompt=[*prompt], chosen=[*chosen], rejected=[*rejected]):
-                replies = [chosen, rejected]
+                completions = [chosen, rejected]
             case Demonstration(prompt=[*prompt], completion=[*completion]):
-                replies = [completion]
+                completions = [completion]
             case _:
                 return []
         try:
             alone = [self._rendered(prompt, generation_prompt=True)] if prompts else []
-            return alone + [self._rendered(prompt + reply) for reply in replies]
+            return alone + [self._rendered(prompt + completion) for completion in completions]
         except Unusable:
             return []
 
     def _end(self, ids: list[int]) -> None:
-        """End a sequence with EOS exactly once; a template may write white space after its own."""
+        """End a sequence with exactly one EOS; a template may have written one, and white space after it."""
         eos = self.tokenizer.eos_token_id
         while len(ids) > 1 and ids[-1] == ids[-2] == eos:
             ids.pop()
@@ -246,7 +247,7 @@ class Codec:
             ids.append(eos)
 
     def _window(self, length: int, start: int) -> tuple[slice, int]:
-        """The part of a sequence that stays within the limit, and the sequence's length."""
+        """The part of a sequence that is kept within the limit, and the sequence's full length."""
         limit = self.max_length
         if limit is None or length <= limit:
             return slice(0, length), length
@@ -257,11 +258,11 @@ class Codec:
         return slice(0, limit), length
 
     def _mask_other_turns(self, record: Demonstration, ids: list[int], labels: list[int]) -> None:
-        """Of a completion of several turns, mask the turns that are not the assistant's, in place.
+        """In a completion of several turns, mask those that are not the assistant's, in place.
 
-        A turn lies between the conversation rendered up to it and through it. A template that renders earlier turns
-        differently once later ones follow (some drop their reasoning) has no such place: there the last reply alone
-        keeps its loss.
+        A turn is what rendering the conversation through it adds to rendering the conversation up to it. Some templates
+        render earlier turns differently once later ones follow (they drop reasoning), so that a turn has no such place;
+        then only the last turn keeps its loss.
         """
         messages = [*record.prompt, *record.completion]
         first = len(record.prompt)

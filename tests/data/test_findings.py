@@ -8,7 +8,7 @@ import pytest
 from rlhf.data.checks import Ledger
 from rlhf.data.findings import Finding, Findings, ordered
 from rlhf.data.index import Index
-from rlhf.data.inspector import Inspector, letters, plain
+from rlhf.data.inspector import Inspector, contents, letters
 from rlhf.data.prepare import load_prepared, prepare
 from rlhf.data.records import Demonstration, Encoded, Feedback, Labelled, Preference, Prompt
 
@@ -232,7 +232,7 @@ def test_sets_of_other_kinds_are_looked_at_too():
         findings = inspect(record, name="demonstrations")
         assert findings.get("length") is None
         assert findings.get("markers").count == (not isinstance(record, Prompt))
-    assert plain([*talk("a"), *talk("b", "assistant")]) == "a\nb"
+    assert contents([*talk("a"), *talk("b", "assistant")]) == "a\nb"
 
 
 def encode(record):

@@ -11,16 +11,16 @@ from rlhf.errors import UserError
 
 _TRUE, _FALSE = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
 _CLASSES = {"neg": 0, "negative": 0, "pos": 1, "positive": 1}
-"""Names of classes whose order is plain."""
+"""Class names whose order is obvious."""
 
 
 def is_text(value: Any) -> bool:
-    """Plain text."""
+    """Whether a value is plain text."""
     return isinstance(value, str)
 
 
 def is_messages(value: Any) -> bool:
-    """A list of objects with `role` and `content`; an empty list is none, as nothing tells what it is a list of."""
+    """Whether a value is a list of objects with `role` and `content`. An empty list is not: it could be of anything."""
     return (
         isinstance(value, list)
         and len(value) > 0
@@ -34,35 +34,39 @@ def has(row: dict[str, Any], *columns: str) -> bool:
 
 
 def value(row: dict[str, Any], column: str, origin: str) -> Any:
-    """A column that must be there."""
+    """The content of a column that every row must have.
+
+    Raises:
+        UserError: The row has no such column.
+    """
     if column not in row:
         raise UserError(f"{origin}: column {column!r} is missing (found: {', '.join(map(str, row)) or 'none'})")
     return row[column]
 
 
 def text(row: dict[str, Any], column: str, origin: str) -> str:
-    """A column of plain text; null is empty text, which the checks count."""
-    found = value(row, column, origin)
-    if found is None:
+    """A column of plain text; null reads as empty text, which the checks count."""
+    content = value(row, column, origin)
+    if content is None:
         return ""
-    if not isinstance(found, str):
-        raise wrong_type(found, column, origin, "text")
-    return found
+    if not isinstance(content, str):
+        raise wrong_type(content, column, origin, "text")
+    return content
 
 
 def messages(row: dict[str, Any], column: str, origin: str) -> list[Message]:
-    """A column of messages; null is no message.
+    """A column of messages; null reads as no messages.
 
     Raises:
-        Unusable: A message that calls a tool: no stage here trains on these.
-        UserError: It is no list of messages.
+        Unusable: A message calls a tool; no stage trains on tool calls.
+        UserError: It is not a list of messages.
     """
-    found = value(row, column, origin)
-    if found is None:
+    items = value(row, column, origin)
+    if items is None:
         return []
-    if not isinstance(found, list):
-        raise wrong_type(found, column, origin, "a list of messages")
-    return [_message(item, f"{origin}: column {column!r}, message {number}") for number, item in enumerate(found, 1)]
+    if not isinstance(items, list):
+        raise wrong_type(items, column, origin, "a list of messages")
+    return [_message(item, f"{origin}: column {column!r}, message {number}") for number, item in enumerate(items, 1)]
 
 
 def _message(item: Any, place: str) -> Message:
@@ -81,92 +85,97 @@ def _message(item: Any, place: str) -> Message:
 
 
 def text_or_messages(row: dict[str, Any], column: str, origin: str) -> Text:
-    """A column that may be either."""
-    found = value(row, column, origin)
-    if isinstance(found, list):
+    """A column of plain text or of messages."""
+    content = value(row, column, origin)
+    if isinstance(content, list):
         return messages(row, column, origin)
-    if found is not None and not isinstance(found, str):
-        raise wrong_type(found, column, origin, "text or a list of messages")
-    return found or ""
+    if content is not None and not isinstance(content, str):
+        raise wrong_type(content, column, origin, "text or a list of messages")
+    return content or ""
 
 
 def same_kind(prompt: Text, row: dict[str, Any], column: str, origin: str) -> Text:
-    """A completion, which must be text where the prompt is text and messages where it is messages."""
+    """A completion of the same kind as its prompt: text after text, messages after messages."""
     if row.get(column, ...) is None:
         return [] if isinstance(prompt, list) else ""
-    found = text_or_messages(row, column, origin)
-    if isinstance(found, list) != isinstance(prompt, list):
-        kinds = ("messages", "text") if isinstance(found, list) else ("text", "messages")
+    completion = text_or_messages(row, column, origin)
+    if isinstance(completion, list) != isinstance(prompt, list):
+        kinds = ("messages", "text") if isinstance(completion, list) else ("text", "messages")
         raise UserError(f"{origin}: column {column!r} holds {kinds[0]}, but the prompt is {kinds[1]}")
-    return found
+    return completion
 
 
-def one_reply(found: list[Message]) -> list[Message]:
-    """A side of a preference: one assistant message, or none, which the checks count as empty.
+def single_completion(messages: list[Message]) -> list[Message]:
+    """A side of a preference: a single assistant message, or none, which the checks count as an empty side.
 
     Raises:
-        Unusable: It is anything else; two conversations are no pair of replies.
+        Unusable: It is anything else; whole conversations cannot be compared as completions.
     """
-    if len(found) > 1 or any(message["role"] != "assistant" for message in found):
+    if len(messages) > 1 or any(message["role"] != "assistant" for message in messages):
         raise Unusable("a side is not one assistant reply")
-    return found
+    return messages
 
 
 def boolean(row: dict[str, Any], column: str, origin: str) -> bool:
-    """A column of true or false, also written 1 and 0, or as a word (CSV has nothing else)."""
-    found = value(row, column, origin)
-    if isinstance(found, bool) or found in (0, 1):
-        return bool(found)
-    word = found.strip().lower() if isinstance(found, str) else ""
+    """A column of true and false, which may also be written as 1 and 0 or as words (in CSV everything is text)."""
+    flag = value(row, column, origin)
+    if isinstance(flag, bool) or flag in (0, 1):
+        return bool(flag)
+    word = flag.strip().lower() if isinstance(flag, str) else ""
     if word in (*_TRUE, *_FALSE):
         return word in _TRUE
-    raise wrong_type(found, column, origin, "true or false")
+    raise wrong_type(flag, column, origin, "true or false")
 
 
 def integer(row: dict[str, Any], column: str, origin: str) -> int:
-    """A column of whole numbers, also written as text (CSV has nothing else)."""
-    found = value(row, column, origin)
+    """A column of whole numbers, which may also be written as text (in CSV everything is text)."""
+    number = value(row, column, origin)
     try:
-        if isinstance(found, str | int) or (isinstance(found, float) and found.is_integer()):
-            return int(found)
+        if isinstance(number, str | int) or (isinstance(number, float) and number.is_integer()):
+            return int(number)
     except ValueError:
         pass
-    raise wrong_type(found, column, origin, "a whole number")
+    raise wrong_type(number, column, origin, "a whole number")
 
 
-def class_number(found: Any) -> int | None:
-    """The number of a class, from 0 on, also written as text (`1`, `1.0`) or by name (`neg`, `pos`); else None."""
-    if isinstance(found, str):
-        word = found.strip().lower()
+def class_number(label: Any) -> int | None:
+    """The number of a class, counted from 0; None if the label is not one.
+
+    A label may also be text (`1`, `1.0`) or a name (`neg`, `pos`).
+    """
+    if isinstance(label, str):
+        word = label.strip().lower()
         if word in _CLASSES:
             return _CLASSES[word]
-        found = float(word) if re.fullmatch(r"[0-9]{1,15}(\.0*)?", word) else None
-    whole = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
-    return int(found) if whole and found >= 0 else None
+        label = float(word) if re.fullmatch(r"[0-9]{1,15}(\.0*)?", word) else None
+    whole = isinstance(label, int) or (isinstance(label, float) and label.is_integer())
+    return int(label) if whole and label >= 0 else None
 
 
 def rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
-    """The other columns of a row, less those that JSON cannot hold."""
-    return {column: found for column, found in row.items() if column not in used and not isinstance(found, Opaque)}
+    """The other columns of a row, without those that JSON cannot hold."""
+    return {column: cell for column, cell in row.items() if column not in used and not isinstance(cell, Opaque)}
 
 
-def conversation(question: str, reply: str) -> tuple[list[Message], list[Message]]:
-    """A question and its reply as messages."""
-    return [{"role": "user", "content": question}], [{"role": "assistant", "content": reply}]
+def conversation(prompt: str, completion: str) -> tuple[list[Message], list[Message]]:
+    """A prompt and its completion as messages."""
+    return [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
 
 
-def wrong_type(found: Any, column: str, origin: str, expected: str) -> UserError:
+def wrong_type(content: Any, column: str, origin: str, expected: str) -> UserError:
     """The error for a column of the wrong type."""
-    return UserError(f"{origin}: column {column!r} must be {expected}, not {_kind(found)}")
+    return UserError(f"{origin}: column {column!r} must be {expected}, not {_kind(content)}")
 
 
-def _kind(found: Any) -> str:
-    if found is None:
+def _kind(cell: Any) -> str:
+    if cell is None:
         return "null"
-    if isinstance(found, Opaque):
-        return found.kind
-    if isinstance(found, str):
-        return f"text ({found[:20]!r})"
-    if isinstance(found, bool | int | float):
-        return f"{found}"
-    return "a list" if isinstance(found, list) else "an object" if isinstance(found, dict) else type(found).__name__
+    if isinstance(cell, Opaque):
+        return cell.kind
+    if isinstance(cell, str):
+        return f"text ({cell[:20]!r})"
+    if isinstance(cell, bool | int | float):
+        return f"{cell}"
+    if isinstance(cell, list):
+        return "a list"
+    return "an object" if isinstance(cell, dict) else type(cell).__name__

@@ -19,7 +19,7 @@ def matches(row: dict[str, Any]) -> bool:
 def parse(row: dict[str, Any], origin: str) -> Demonstration:
     """The row as a demonstration of the worked answer, with the final one in the extra column `answer`.
 
-    The final answer is what follows the last "####", thousands separators removed; the whole answer without one.
+    The final answer is what follows the last "####", without thousands separators, or else the whole answer.
     """
     worked = _columns.text(row, "answer", origin)
     final = worked.rpartition("####")[2].strip()

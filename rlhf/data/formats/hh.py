@@ -1,7 +1,7 @@
-"""HH (Anthropic): two transcripts of "Human: …" and "Assistant: …" turns that differ in their last reply.
+"""HH (Anthropic): two transcripts of "Human: …" and "Assistant: …" turns that differ in their last turn.
 
-Each turn follows a blank line. Turns of one speaker in a row are one turn, as chat templates want it: a reply with a
-blank line and "Assistant:" in it would otherwise be a second reply, to nothing.
+Each turn follows a blank line. Consecutive turns of a speaker are joined, since chat templates expect speakers to
+alternate: a reply that contains a blank line and "Assistant:" would otherwise look like a second reply.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def matches(row: dict[str, Any]) -> bool:
-    """Whether a side is a transcript; the other may be one of the layout's bad rows."""
+    """Whether at least one side is a transcript: in some rows of HH the other is not."""
     sides = (row.get("chosen"), row.get("rejected"))
     return all(side is None or isinstance(side, str) for side in sides) and any(
         side and re.match(r"\s*Human:", side) and "\n\nAssistant:" in side for side in sides
@@ -29,22 +29,22 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], origin: str) -> Preference:
-    """The row as a preference between two last replies.
+    """The row as a preference between the last turns of two transcripts.
 
     Raises:
-        Unusable: A side is no transcript, does not end with a reply, or answers another prompt.
+        Unusable: A side is not a transcript, does not end with a reply, or has another prompt.
     """
     sides = [_columns.text(row, column, origin) for column in COLUMNS]
     if not all(side.strip() for side in sides):
         raise Unusable("empty side")
-    (prompt, chosen), (other, rejected) = (_split(turns(side)) for side in sides)
-    if prompt != other:
+    (prompt, chosen), (rejected_prompt, rejected) = (_split(turns(side)) for side in sides)
+    if prompt != rejected_prompt:
         raise Unusable("prompts differ")
     return Preference(prompt, chosen, rejected, _columns.rest(row, *COLUMNS), origin)
 
 
 def turns(transcript: str) -> list[Message]:
-    """A transcript as messages, white space around each turn removed.
+    """A transcript as messages, without the white space around each turn.
 
     Raises:
         Unusable: It does not begin with a turn.

@@ -19,8 +19,8 @@ def matches(row: dict[str, Any]) -> bool:
 
 def parse(row: dict[str, Any], origin: str) -> Labelled:
     """The row as labelled text."""
-    text, found = _columns.text(row, "text", origin), _columns.value(row, "label", origin)
-    label = _columns.class_number(found)
+    text, content = _columns.text(row, "text", origin), _columns.value(row, "label", origin)
+    label = _columns.class_number(content)
     if label is None:
-        raise _columns.wrong_type(found, "label", origin, "the number of a class, from 0 on (or neg and pos)")
+        raise _columns.wrong_type(content, "label", origin, "the number of a class, from 0 on (or neg and pos)")
     return Labelled(text, label, _columns.rest(row, *COLUMNS), origin)

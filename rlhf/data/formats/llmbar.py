@@ -20,10 +20,10 @@ def parse(row: dict[str, Any], origin: str) -> Preference:
     """The row as a preference for the output that the label names.
 
     Raises:
-        Unusable: It names none: the two are as good as one another.
+        Unusable: It is a tie.
     """
-    found = _columns.value(row, "label", origin)
-    if found in (0, None) or (isinstance(found, str) and found.strip().lower() in ("", "0", "tie")):
+    winner = _columns.value(row, "label", origin)
+    if winner in (0, None) or (isinstance(winner, str) and winner.strip().lower() in ("", "0", "tie")):
         raise Unusable("tie")
     label = _columns.integer(row, "label", origin)
     if label not in (1, 2):

@@ -12,7 +12,7 @@ COLUMNS = ("messages",)
 
 
 def matches(row: dict[str, Any]) -> bool:
-    """Whether the row has a list of messages and no pair of replies beside it."""
+    """Whether the row has a list of messages and is not a preference pair."""
     return _columns.is_messages(row.get("messages")) and not _columns.has(row, "chosen", "rejected")
 
 

@@ -19,7 +19,7 @@ _REPLY = re.compile(
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>)\n*",
     re.IGNORECASE | re.MULTILINE,
 )
-"""What stands before a reply in plain text: a speaker's name at the start of a line, or a chat template's token."""
+"""What marks the start of a reply in plain text: a speaker's name at the start of a line, or a template's token."""
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -28,14 +28,14 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], origin: str) -> Preference:
-    """The row as a preference; a prompt that both sides share is taken out of them."""
+    """The row as a preference; without a prompt column, the beginning that both sides share is the prompt."""
     extra = _columns.rest(row, "prompt", *COLUMNS)
     if "prompt" not in row:
         return Preference(*_implicit(row, origin), extra, origin)
     prompt = _columns.text_or_messages(row, "prompt", origin)
     chosen, rejected = (_columns.same_kind(prompt, row, side, origin) for side in COLUMNS)
     if isinstance(prompt, list):
-        chosen, rejected = (_columns.one_reply(_without(prompt, side)) for side in (chosen, rejected))
+        chosen, rejected = (_columns.single_completion(_without(prompt, side)) for side in (chosen, rejected))
     return Preference(prompt, chosen, rejected, extra, origin)
 
 
@@ -48,11 +48,12 @@ def _implicit(row: dict[str, Any], origin: str) -> tuple[Text, Text, Text]:
 
 
 def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Part two texts where their replies begin.
+    """Split two texts into their shared prompt and the completions.
 
-    That is behind the last mark of a reply that both have, of the kind that comes first in the text: replies may begin
-    with the same words, and every pair of one prompt is to have the same prompt. Texts without marks part where they
-    differ, the space before the difference going to the replies (as TRL does).
+    The prompt ends at the last marker of a reply in their common beginning, of the same kind as the first marker in the
+    text. It does not end where the texts start to differ: completions may begin with the same words, and every pair of
+    a prompt must yield the same prompt. Texts without a marker are split where they differ, and the space before the
+    difference goes to the completions, as in TRL.
     """
     if chosen == rejected:
         raise Unusable("identical")
@@ -72,24 +73,24 @@ def _kind(mark: re.Match[str]) -> str:
 def split_messages(
     chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Part two conversations at the first message that differs: prompt, chosen and rejected reply.
+    """Split two conversations at the first message that differs: prompt, chosen and rejected completion.
 
     Raises:
-        Unusable: The conversations part before their last reply.
+        Unusable: They differ in more than their last message.
     """
     longer = max(chosen, rejected, key=len)
     no_fork = not chosen or not rejected or chosen == rejected
     start = max(len(longer) - 1, 0) if no_fork else _shared(chosen, rejected)
-    return longer[:start], _columns.one_reply(chosen[start:]), _columns.one_reply(rejected[start:])
+    return longer[:start], _columns.single_completion(chosen[start:]), _columns.single_completion(rejected[start:])
 
 
 def _shared(first: Sequence[object], second: Sequence[object]) -> int:
-    """Length of what two sequences begin with alike."""
+    """Length of the longest common prefix of two sequences."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
+    return next((index for index, (left, right) in pairs if left != right), min(len(first), len(second)))
 
 
 def _without(prompt: list[Message], side: Text) -> list[Message]:
-    """A side less the prompt, where it repeats it."""
+    """A side without the prompt, if it repeats it."""
     assert isinstance(side, list)  # same_kind: as the prompt
     return side[len(prompt) :] if prompt and side[: len(prompt)] == prompt else side

@@ -1,4 +1,4 @@
-"""TRL's prompt-completion: a prompt and the reply to imitate, plain or as messages."""
+"""TRL's prompt-completion: a prompt and the completion to imitate, plain or as messages."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ def parse(row: dict[str, Any], origin: str) -> Demonstration:
     Raises:
         Unusable: A speaker that is no user, assistant or system (a tool, say).
     """
-    found = _columns.value(row, "conversations", origin)
-    if found is not None and not isinstance(found, list):
-        raise _columns.wrong_type(found, "conversations", origin, "a list of turns")
+    turns = _columns.value(row, "conversations", origin)
+    if turns is not None and not isinstance(turns, list):
+        raise _columns.wrong_type(turns, "conversations", origin, "a list of turns")
     messages = []
-    for number, turn in enumerate(found or [], 1):
+    for number, turn in enumerate(turns or [], 1):
         place = f"{origin}: column 'conversations', turn {number}"
         if not isinstance(turn, dict):
             raise UserError(f"{place}: expected an object with from and value")

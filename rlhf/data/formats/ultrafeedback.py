@@ -20,12 +20,12 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], origin: str) -> Preference:
-    """The row as a preference; sides that do not repeat the prompt are replies to it."""
+    """The row as a preference; sides that do not repeat the prompt are completions of it."""
     prompt = _columns.text(row, "prompt", origin)
     chosen, rejected = (_columns.messages(row, side, origin) for side in ("chosen", "rejected"))
     question = [{"role": "user", "content": prompt}]
     if all(side[:1] == [] or side[0]["role"] == "assistant" for side in (chosen, rejected)):
-        parts = question, _columns.one_reply(chosen), _columns.one_reply(rejected)
+        parts = question, _columns.single_completion(chosen), _columns.single_completion(rejected)
     else:
         parts = split_messages(chosen, rejected)
     return Preference(*parts, _columns.rest(row, *COLUMNS), origin)
