@@ -57,7 +57,7 @@ def test_what_our_code_raises_is_a_defect(tmp_path):
 
 
 def test_what_pythons_library_raises_belongs_to_its_caller():
-    from rlhf.pipeline.contract import sha256_file
+    from rlhf.artifacts.hashing import sha256_file
 
     assert "report it" in line_of(lambda: sha256_file(5), Defect)
     assert __file__ in line_of(lambda: json.loads("{"))

@@ -11,6 +11,7 @@ ORDER = [
     {"stages", "failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},
+    {"artifacts"},
     {"policies", "rewards"},
     {"evaluation", "report"},
     {"training", "publish"},

@@ -1,66 +1,26 @@
-"""What an artefact records about itself (`stage.json`), and how that is verified before it is used.
-
-Light: hashes and JSON, no torch.
-"""
+"""What decides what a stage produces, so that a change of it makes the stage stale. Light: no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
-import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import rlhf
+from rlhf.artifacts.hashing import digest, sha256_file
+from rlhf.artifacts.manifest import PACKAGES, Manifest, artifact_hash, read_manifest
 from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig, SourceConfig
 from rlhf.data.prepare import fingerprints
 from rlhf.data.sources import fingerprint
-from rlhf.errors import UserError
 from rlhf.rewards.function import function_fingerprint
 from rlhf.stages import STAGES, half_for, kind_of, parent_of, parents_of, rewards_of
 from rlhf.training.defaults import said
 
-RECORD = "stage.json"
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-_MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
-_NOT_MODEL = {
-    RECORD, "metrics.jsonl", "ledger.json", "dropped.jsonl", "findings.json", "identity.json", "rollouts.jsonl",
-    "tracked.jsonl",
-}  # fmt: skip
 _LOGGING = (
     "logging_", "save_", "report_to", "run_name", "disable_tqdm", "project", "trackio", "log_", "include_num_input",
     "dataloader_num", "dataloader_pin", "dataloader_persistent", "dataloader_prefetch", "dataset_num_proc",
     "torch_empty_cache", "per_device_eval_batch_size", "eval_accumulation_steps",
 )  # fmt: skip
 """Prefixes of trainer fields that change what is written or how fast, not what is learned."""
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(value: Any) -> str:
-    """Hex digest of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def model_files(directory: Path) -> list[Path]:
-    """The files at the top of an artefact that make up its model (or its samples), in name order."""
-    return sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path.name not in _NOT_MODEL
-    )
-
-
-def artifact_hash(directory: Path) -> str:
-    """One digest over an artefact's model files, names and contents."""
-    return digest({path.name: sha256_file(path) for path in model_files(directory)})
 
 
 def base_fingerprint(model: ModelConfig, project: ProjectConfig) -> dict[str, Any]:
@@ -83,7 +43,7 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     Raises:
         UserError: A file that it needs is missing.
     """
-    parents = {parent: artifact_of(project, parent) for parent in parents_of(project, name)}
+    parents = {parent: _artifact_of(project, parent) for parent in parents_of(project, name)}
     what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.stage_seed(name), "parents": parents}
     if read := [key for key in rewards_of(project, name) if key in project.rewards]:
         what["rewards"] = {key: _judge_fingerprint(project.rewards[key], project) for key in read}
@@ -140,9 +100,7 @@ def beginning(what: dict[str, Any], processes: int | None = None) -> dict[str, A
 def _judge_fingerprint(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
     if reward.function is not None:
         code = function_fingerprint(reward.function, project)
-        other = {
-            name: version for name, version in code.pop("packages", {}).items() if name not in ("rlhf", *_PACKAGES)
-        }
+        other = {name: version for name, version in code.pop("packages", {}).items() if name not in ("rlhf", *PACKAGES)}
         return {**code, "packages": other, "arguments": reward.arguments}
     if reward.endpoint is not None:
         return {"endpoint": reward.endpoint, "judge_model": reward.judge_model, "criteria": reward.criteria,
@@ -156,9 +114,9 @@ def _learning_fields(name: str, trainer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in said(kind_of(name), trainer).items() if not key.startswith(_LOGGING)}
 
 
-def is_current(record: dict[str, Any], project: ProjectConfig, name: str) -> bool:
+def is_current(manifest: Manifest, project: ProjectConfig, name: str) -> bool:
     """Whether what a finished stage came from is what it would come from now."""
-    return digest(identity(project, name)) == record["hash"]
+    return digest(identity(project, name)) == manifest["hash"]
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -173,101 +131,7 @@ def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> li
     return found
 
 
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """The contract of a finished stage, or None where the stage is not finished.
-
-    Raises:
-        UserError: The file is there but is no such record.
-    """
-    path = directory / RECORD
-    if not path.exists():
-        return None
-    return read_fields(path, {}, f"delete {directory} to run the stage again")
-
-
-def read_fields(path: Path, fields: dict[str, type], remedy: str) -> dict[str, Any]:
-    """A JSON object that this package wrote.
-
-    Args:
-        path: The file.
-        fields: What must be in it, and of what type.
-        remedy: What to do where it is damaged.
-
-    Raises:
-        UserError: It is no JSON object, or lacks one of the fields.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; {remedy}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; {remedy}")
-    for name, kind in fields.items():
-        if not isinstance(value.get(name), kind):
-            raise UserError(f"{path}: has no {name!r}, or one of another type; {remedy}")
-    return value
-
-
-def artifact_of(project: ProjectConfig, name: str) -> str | None:
-    """The hash of a stage's artefact as recorded, or None where it is not finished."""
-    record = read_record(project.run_dir / name)
-    return record["artifact"] if record else None
-
-
-def verify(directory: Path) -> dict[str, Any]:
-    """Hold that a finished artefact is what its contract says, before it is used.
-
-    Returns:
-        The contract.
-
-    Raises:
-        UserError: The stage is not finished, or its files, or those of the base that its adapter is for, changed since.
-    """
-    record = read_record(directory)
-    if record is None:
-        raise UserError(f"{directory}: no finished stage is there (no {RECORD})")
-    found = artifact_hash(directory)
-    if found != record["artifact"]:
-        raise UserError(
-            f"{directory}: the model's files changed since the stage finished "
-            f"(recorded {record['artifact'][:12]}, found {found[:12]}); run it again with --force {record['stage']}"
-        )
-    _verify_base(directory, record)
-    return record
-
-
-def _verify_base(directory: Path, record: dict[str, Any]) -> None:
-    """Hold that a local base model is still the one that an adapter was trained on (hub: `probe.check_commit`)."""
-    lineage = record.get("lineage") or {}
-    was = ((record.get("identity") or {}).get("base") or {}).get("files")
-    if was is None or not lineage.get("adapter") or not (base := Path(lineage["base"])).is_dir():
-        return
-    found = artifact_hash(base)
-    if found != was:
-        raise UserError(
-            f"{directory}: its adapter is for {base}, whose files changed since the stage finished "
-            f"(recorded {was[:12]}, found {found[:12]}); put the base back, or run it again with "
-            f"--force {record['stage']}"
-        )
-
-
-def versions() -> dict[str, str]:
-    """Version of this package and of those that decide what a model computes."""
-    return {"rlhf": rlhf.__version__, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def git_sha(folder: Path) -> str | None:
-    """Commit of the checkout that holds a folder, or None."""
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def _artifact_of(project: ProjectConfig, name: str) -> str | None:
+    """The recorded hash of a stage's artefact, or None where the stage is not finished."""
+    manifest = read_manifest(project.run_dir / name)
+    return manifest["artifact"] if manifest else None

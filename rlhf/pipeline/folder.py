@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
@@ -199,12 +200,12 @@ def _config(project: ProjectConfig) -> str:
 
 def _write_owner(project: ProjectConfig) -> None:
     owner = {"config": _config(project), "name": project.name, "overrides": project.overrides}
-    contract.write_json(project.run_dir / OWNER, owner)
+    write_json(project.run_dir / OWNER, owner)
 
 
 def _read_owner(owner: Path, fields: dict[str, type]) -> dict[str, Any]:
     remedy = "delete the file if the folder is this project's, and start the run again"
-    return contract.read_fields(owner, fields, remedy)
+    return read_object(owner, fields, remedy)
 
 
 def project_of(run_dir: Path) -> ProjectConfig:
@@ -268,7 +269,7 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
     if worked and worked[-1] != versions:
         _say(f"{_stage_of(directory)}: goes on with what was begun with {other_versions(worked[-1], versions)}")
     worked = [*(one for one in worked if one != versions), versions]
-    contract.write_json(directory / IDENTITY, {"beginning": beginning, "versions": worked})
+    write_json(directory / IDENTITY, {"beginning": beginning, "versions": worked})
     return worked
 
 

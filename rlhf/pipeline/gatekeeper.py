@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import GateClosed
 from rlhf.pipeline import contract
@@ -21,7 +22,7 @@ def hold(project: ProjectConfig, name: str) -> None:
     for model in unguarded(project, name):
         _say(f"{name}: nothing shows that {model} is a reward model: there are no data.preferences to judge it by")
     for guard in guards_of(project, name):
-        record = contract.read_record(project.run_dir / guard)
+        record = read_manifest(project.run_dir / guard)
         if record is None or not contract.is_current(record, project, guard):
             _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {guard}")
             continue

@@ -21,6 +21,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf.artifacts.manifest import read_manifest, versions
 from rlhf.config.project import ProjectConfig
 from rlhf.data.checks import Ledger
 from rlhf.data.findings import Findings
@@ -89,7 +90,7 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
         reason = _why(project, name, running, name in force)
         missing = [
             parent for parent in (*parents_of(project, name), *guards_of(project, name))
-            if parent not in running and contract.read_record(project.run_dir / parent) is None
+            if parent not in running and read_manifest(project.run_dir / parent) is None
         ]  # fmt: skip
         if later := [parent for parent in missing if parent in stages[stages.index(name) :]]:
             raise UserError(f"{name} needs {', '.join(later)}, which comes after it: rlhf run --only can run it first")
@@ -124,7 +125,7 @@ def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None
 
 def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> str | None:
     """Why a stage has to run, or None."""
-    record = contract.read_record(project.run_dir / name)
+    record = read_manifest(project.run_dir / name)
     upstream = [parent for parent in parents_of(project, name) if parent in running]
     if record is None:
         return "not done yet" + ("" if upstream else _changed_since_it_began(project, name))
@@ -157,8 +158,8 @@ def _note(project: ProjectConfig, name: str) -> str:
 
     They do not make it stale: an upgrade is no reason to train for days again unasked.
     """
-    record = contract.read_record(project.run_dir / name) or {}
-    others = folder.other_versions(record.get("versions", {}), contract.versions())
+    manifest = read_manifest(project.run_dir / name)
+    others = folder.other_versions(manifest["versions"], versions()) if manifest else ""
     return f" (made with {others}; --force {name} makes it again)" if others else ""
 
 

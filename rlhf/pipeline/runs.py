@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlhf.artifacts import manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError, unknown_name
-from rlhf.pipeline import contract
 from rlhf.pipeline.folder import OWNER
 from rlhf.stages import STAGES, in_order, kind_of
 
@@ -66,14 +66,13 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
         raise UserError(f"{run_dir}: {stage} is not finished{_listed(fitting)}")
     elif stage not in fitting:
         raise UserError(f"{run_dir / stage}: {stage} is no policy, it cannot reply{_listed(fitting)}")
-    contract.verify(run_dir / stage)
+    manifest.verify(run_dir / stage)
     return run_dir / stage
 
 
 def finished_stages(run_dir: Path) -> list[str]:
     """The stages of a run that have left a model, in the order they run."""
-    found = (record.parent.name for record in run_dir.glob(f"*/{contract.RECORD}"))
-    return [name for name in in_order(found) if _is_model(name)]
+    return [name for name in in_order(manifest.finished_stages(run_dir)) if _is_model(name)]
 
 
 def _is_model(stage: str) -> bool:
@@ -90,13 +89,13 @@ def _locate(spec: str, output_dir: Path) -> tuple[Path, str | None] | None:
     for folder in (path, output_dir / spec):
         if _is_run(folder):
             return folder, None
-    if (path / contract.RECORD).is_file():
+    if manifest.is_finished(path):
         return path.parent, path.name
     return None
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / OWNER).is_file() or (folder.is_dir() and any(folder.glob(f"*/{contract.RECORD}")))
+    return (folder / OWNER).is_file() or bool(manifest.finished_stages(folder))
 
 
 def _nearest(name: str, output_dir: Path) -> str:

@@ -19,6 +19,16 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.artifacts.hashing import digest
+from rlhf.artifacts.manifest import (
+    Manifest,
+    artifact_hash,
+    git_sha,
+    read_manifest,
+    verify,
+    versions,
+    write_manifest,
+)
 from rlhf.config import trainer_fields
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
@@ -52,14 +62,14 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     """
     parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
     for directory in parents.values():
-        contract.verify(directory)
+        verify(directory)
     identity = contract.identity(project, name)
     directory = folder.partial_dir(project, name)
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        worked = folder.claim(directory, contract.beginning(identity, processes), contract.versions())
+        worked = folder.claim(directory, contract.beginning(identity, processes), versions())
     _wait(project.stages[name].trainer.get("ddp_timeout") if name in project.stages else None)
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
@@ -69,7 +79,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if main:
         record = _record(context, identity, dict(metrics), time.perf_counter() - start)
         record["earlier_versions"] = worked[:-1]
-        contract.write_json(directory / contract.RECORD, record)
+        write_manifest(directory, record)
         folder.move_into_place(directory, project.run_dir / name)
 
 
@@ -95,7 +105,7 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
     parents = {
         parent: done
         for parent in (*parents_of(project, name), *ancestors_of(project, name))
-        if parent not in running and contract.read_record(done := project.run_dir / parent) is not None
+        if parent not in running and read_manifest(done := project.run_dir / parent) is not None
     }
     context = StageContext(project, name, directory, parents)
     try:
@@ -106,13 +116,13 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
         folder.remove_if_empty(directory)
 
 
-def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The contract of a finished stage (`stage.json`)."""
+def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, Any], seconds: float) -> Manifest:
+    """The manifest of a finished stage."""
     project, directory = context.project, context.directory
     for name in ("ledger.json", "dropped.jsonl", "findings.json"):
         if (directory / "data" / name).is_file():
             shutil.copy(directory / "data" / name, directory / name)
-    recorded: dict[str, Any] = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
+    recorded: Any = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
     trained = context.name in project.stages
     options = dataclasses.asdict(project.stages[context.name]) if trained else {}
     trainer = options.pop("trainer", {})
@@ -120,13 +130,13 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
     model = dataclasses.asdict(project.stage_model(context.name) if trained else project.model)
     return {
         "stage": context.name,
-        "hash": contract.digest(identity),
-        "artifact": contract.artifact_hash(directory),
+        "hash": digest(identity),
+        "artifact": artifact_hash(directory),
         "identity": identity,
         "config": {"trainer": trainer, "model": model, "evaluate": identity.get("evaluate"), "stage": options},
         "seed": project.stage_seed(context.name),
-        "versions": contract.versions(),
-        "git_sha": contract.git_sha(project.path.parent),
+        "versions": versions(),
+        "git_sha": git_sha(project.path.parent),
         "parents": identity["parents"],
         "data": identity.get("data", {}),
         **recorded,

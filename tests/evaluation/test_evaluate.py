@@ -5,11 +5,11 @@ import json
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import Remembering, prepare
 from rlhf.models.scratch import train_tokenizer
-from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
 from rlhf.report.build import build_report
@@ -51,7 +51,7 @@ def test_a_judge_compares_sample_with_sample_and_its_answers_are_kept(project, s
         lengths = [[len(reply["text"]) for reply in row["replies"][name]] for name in ("sft", "base")]
         expected = [0.5 + ((a > b) - (a < b)) / 2 for a, b in zip(*lengths, strict=True)]
         assert shares == expected, "the server prefers the longer reply"
-    found = contract.read_record(folder)["metrics"]
+    found = read_manifest(folder)["metrics"]
     assert found["judges"] == ["judge"]
     assert found["comparing"]["judge"]["position_bias"] == 0
     asked = len(server.seen)
@@ -121,7 +121,7 @@ def test_a_policy_with_a_model_of_its_own_is_held_against_that_model(tmp_path, t
     add_stage(project.run_dir, "sft", tmp_path / "base")
     add_stage(project.run_dir, "dpo", tiny_gpt2, unmoved=True)
     run_stage(project, "evaluate")
-    metrics = contract.read_record(project.run_dir / "evaluate")["metrics"]
+    metrics = read_manifest(project.run_dir / "evaluate")["metrics"]
     assert metrics["policies"] == ["base", "dpo base", "sft", "dpo"]
     assert metrics["references"] == {"sft": "base", "dpo": "dpo base"}
     rows = [json.loads(line) for line in (project.run_dir / "evaluate" / "samples.jsonl").read_text().splitlines()]

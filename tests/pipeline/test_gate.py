@@ -6,10 +6,11 @@ import random
 import numpy as np
 import pytest
 
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import GateClosed, UserError
 from rlhf.evaluation.gate import held_out_pairs, score_pairs
-from rlhf.pipeline import contract, runner
+from rlhf.pipeline import runner
 from rlhf.pipeline.gatekeeper import hold
 from rlhf.pipeline.stage import launch, prepare_stage, run_stage
 from rlhf.report.build import build_report
@@ -78,7 +79,7 @@ def asked(tmp_path_factory, tiny_llama):
 
 
 def measured(project) -> dict:
-    return contract.read_record(project.run_dir / "gate")["metrics"]
+    return read_manifest(project.run_dir / "gate")["metrics"]
 
 
 def test_a_sound_reward_model_passes_and_the_run_goes_on(asked):
@@ -90,7 +91,7 @@ def test_a_sound_reward_model_passes_and_the_run_goes_on(asked):
     assert model["accuracy_ci"][0] > model["length_baseline"]
     assert model["accuracy"] > 0.85
     assert model["reasons"] == model["advice"] == []
-    assert contract.read_record(project.run_dir / "evaluate") is not None
+    assert read_manifest(project.run_dir / "evaluate") is not None
 
 
 def test_shuffled_labels_are_stopped(asked):
@@ -117,7 +118,7 @@ def test_the_gate_scores_what_the_stage_left_behind(asked):
     pairs = held_out_pairs(project)
     scores_M2 = score_pairs(RewardModel(project.run_dir / "reward"), pairs.records)
     assert np.mean(scores_M2[:, 0] > scores_M2[:, 1]) == measured(project)["models"]["reward"]["accuracy"]
-    assert len(pairs.records) == contract.read_record(project.run_dir / "reward")["metrics"]["n"]
+    assert len(pairs.records) == read_manifest(project.run_dir / "reward")["metrics"]["n"]
 
 
 def test_what_was_measured_is_complete(asked):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline import contract, runner
@@ -37,10 +38,10 @@ def test_the_halves_share_no_row_and_leave_none_out(finished):
 
 
 def test_it_scores_the_checkpoints_and_judges_the_replies(finished):
-    found = contract.read_record(finished.run_dir / "dpo")["metrics"]
+    found = read_manifest(finished.run_dir / "dpo")["metrics"]
     assert [one["step"] for one in found["tracked"]] == [0, 1, 2]
-    assert contract.read_record(finished.run_dir / "evaluate")["metrics"]["judges"] == ["reward", "gold", "long"]
-    assert contract.read_record(finished.run_dir / "gold")["metrics"]["n"] == ledger(finished, "gold")["evaluated"]
+    assert read_manifest(finished.run_dir / "evaluate")["metrics"]["judges"] == ["reward", "gold", "long"]
+    assert read_manifest(finished.run_dir / "gold")["metrics"]["n"] == ledger(finished, "gold")["evaluated"]
 
 
 def test_a_stage_that_is_held_against_it_waits_for_it(finished):

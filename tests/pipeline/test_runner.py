@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.artifacts.manifest import artifact_hash, verify
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -49,7 +50,7 @@ def test_every_stage_leaves_its_contract(finished):
         folder = run_dir / stage
         record = json.loads((folder / "stage.json").read_text())
         assert record["stage"] == stage
-        assert record["artifact"] == contract.artifact_hash(folder)
+        assert record["artifact"] == artifact_hash(folder)
         assert record["versions"]["trl"].startswith("1.16")
         assert record["tokenizer"]["pad"] != record["tokenizer"]["eos"]
         assert len(record["probe"]["outputs"]) == probe.SIZE
@@ -60,9 +61,7 @@ def test_every_stage_leaves_its_contract(finished):
         assert counts["read"] == 40 == counts["trained"] + counts["evaluated"] + sum(counts["dropped"].values())
         assert not (folder / "data").exists()
         assert not list(folder.glob("*.bin")) + list(folder.glob("*.pt")), "a pickle beside the model"
-    assert json.loads((run_dir / "dpo/stage.json").read_text())["parents"] == {
-        "sft": contract.artifact_hash(run_dir / "sft")
-    }
+    assert json.loads((run_dir / "dpo/stage.json").read_text())["parents"] == {"sft": artifact_hash(run_dir / "sft")}
 
 
 def test_each_policy_loads_with_plain_peft_on_the_original_base(finished, tiny_llama):
@@ -175,7 +174,7 @@ def test_a_parent_whose_files_changed_is_refused(tmp_path, tiny_llama):
     config = project.run_dir / "sft/adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 80'))
     with pytest.raises(UserError, match="the model's files changed since the stage finished"):
-        contract.verify(project.run_dir / "sft")
+        verify(project.run_dir / "sft")
 
 
 def test_bad_data_for_a_later_stage_stops_the_run_before_anything_trains(tmp_path, tiny_llama):
@@ -219,7 +218,7 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path, tiny_llama, 
     assert not (broken.run_dir / "sft").exists()
     run_stage(broken, "sft")
     assert step == 5 + 3, "went on from step 3"
-    first, second = (contract.artifact_hash(project.run_dir / "sft") for project in (whole, broken))
+    first, second = (artifact_hash(project.run_dir / "sft") for project in (whole, broken))
     assert first == second
     steps = [json.loads(line)["step"] for line in (broken.run_dir / "sft/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)

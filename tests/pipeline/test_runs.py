@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.pipeline import contract
 from rlhf.pipeline.runs import find_run, finished_stages, pick_stage
+from tests.support import manifests
 
 
 @pytest.fixture
@@ -25,8 +24,7 @@ def run_dir(tmp_path, monkeypatch):
 def finish(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
-    record = {"stage": folder.name, "artifact": contract.artifact_hash(folder)}
-    (folder / "stage.json").write_text(json.dumps(record), encoding="utf-8")
+    manifests.finish(folder)
 
 
 @pytest.mark.parametrize("spec", ["quick", "runs/quick", "runs/quick/", "quick.yaml"])

@@ -2,9 +2,10 @@
 
 import pytest
 
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import contract, runner
+from rlhf.pipeline import runner
 from rlhf.pipeline.runs import find_run, pick_stage
 from rlhf.stages import STAGES, parent_of, parents_of, planned, policies_of
 from tests.support.projects import make_project, write_project
@@ -22,12 +23,12 @@ def finished(tmp_path_factory, tiny_llama):
 
 
 def test_each_seed_is_a_stage_of_its_own(finished):
-    first, again = (contract.read_record(finished.run_dir / name) for name in ("dpo", "dpo@1"))
+    first, again = (read_manifest(finished.run_dir / name) for name in ("dpo", "dpo@1"))
     assert (first["seed"], again["seed"]) == (0, 1)
     assert first["parents"] == again["parents"]
     assert first["data"] == again["data"], "the split does not change with the seed of training"
     assert first["artifact"] != again["artifact"]
-    assert contract.read_record(finished.run_dir / "evaluate")["metrics"]["policies"] == ["base", "sft", "dpo", "dpo@1"]
+    assert read_manifest(finished.run_dir / "evaluate")["metrics"]["policies"] == ["base", "sft", "dpo", "dpo@1"]
     assert all(one.reason is None for one in runner.plan(finished))
 
 

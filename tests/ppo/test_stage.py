@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from rlhf.artifacts.manifest import model_files
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -90,7 +91,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(project, monkeypatch, options):
             run_stage(broken, "ppo")
     torch.manual_seed(99)
     run_stage(broken, "ppo")
-    for name in [path.name for path in contract.model_files(whole.run_dir / "ppo") if path.suffix == ".safetensors"]:
+    for name in [path.name for path in model_files(whole.run_dir / "ppo") if path.suffix == ".safetensors"]:
         one, other = (load_file(made.run_dir / "ppo" / name) for made in (whole, broken))
         assert all(torch.equal(one[key], other[key]) for key in one), name
     assert lines(whole.run_dir / "ppo/rollouts.jsonl") == lines(broken.run_dir / "ppo/rollouts.jsonl")

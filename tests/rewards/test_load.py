@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.artifacts.hashing import digest
 from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
 from rlhf.pipeline import contract
@@ -73,7 +74,7 @@ def test_a_label_reaches_the_model(project, tiny_bert, tmp_path):
 def test_what_decides_a_judge_makes_the_evaluation_stale(tmp_path, tiny_llama, models):
     def identity(reward):
         project = make_project(tmp_path, tiny_llama, rewards={"judge": reward})
-        return contract.digest(contract.identity(project, "evaluate"))
+        return digest(contract.identity(project, "evaluate"))
 
     single = {"model": models[0]}
     function = {"function": "rlhf.rewards.regex:regex", "arguments": {"pattern": "a"}}

@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf.artifacts.manifest import Manifest, read_manifest
 from rlhf.config.project import ProjectConfig
-from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from tests.support.projects import make_project, pairs
 
 STAGES = {name: {"max_steps": 3, "learning_rate": 1e-2, "save_strategy": "no"} for name in ("sft", "reward", "dpo")}
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    """A stage's contract."""
-    return json.loads((folder / contract.RECORD).read_text(encoding="utf-8"))
+def record_of(folder: Path) -> Manifest:
+    """The manifest of a finished stage."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
 
 
 def copied(trained: ProjectConfig, folder: Path, base: Path, *stages: str, **sections: Any) -> ProjectConfig:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from rlhf.artifacts.manifest import artifact_hash
 from rlhf.config.load import load_project
 from rlhf.models.device import process_state
-from rlhf.pipeline import contract
 from rlhf.pipeline.stage import run_stage
 from tests.support.projects import write_project
 
@@ -67,7 +67,7 @@ def main() -> None:
                 assert 1 < json.loads(checkpoint.read_text())["epoch"] < 2
             run_stage(stopped, stage)
             if main_process:
-                found = [contract.artifact_hash(project.run_dir / stage) for project in (whole, stopped)]
+                found = [artifact_hash(project.run_dir / stage) for project in (whole, stopped)]
                 print(stage, fold, "equal" if found[0] == found[1] else "different", flush=True)
             state.wait_for_everyone()
     state.destroy_process_group()

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from peft import TaskType
 
+from rlhf.artifacts.json_files import write_json
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ModelConfig
 from rlhf.models import probe
 from rlhf.models.adapters import attach, join_adapters, lora_config
 from rlhf.models.load import load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
-from rlhf.pipeline import contract
+from tests.support import manifests
 
 SEQUENCES = [[5, 9, 30, 31, 60, 7], [8, 12, 44, 45, 46], [20, 21, 22, 23, 24, 25, 26]]
 
@@ -88,20 +90,20 @@ def _record(
     more: Any,
 ) -> None:
     files = {"sources": [{"file": f"{name}.jsonl", "sha256": "ab" * 32}, {"hub": "someone/pairs", "revision": None}]}
-    parents = {parent: contract.read_record(folder.parent / parent)["artifact"]} if parent else {}
-    record = {
-        "stage": name, "hash": "0" * 64, "artifact": contract.artifact_hash(folder), "identity": {}, "seed": 3,
+    parents = {parent: read_manifest(folder.parent / parent)["artifact"]} if parent else {}
+    fields = {
+        "seed": 3,
         "config": {
             "trainer": {"learning_rate": 1e-4, "hub_token": "hf_" + "x" * 30},
             "model": {"adapter": {"r": 4} if adapter else None, "dtype": "float32", "tokenizer": f"{Path.home()}/t"},
         },
-        "versions": contract.versions(), "git_sha": None, "parents": parents, "data": {"preferences": files},
+        "git_sha": None, "parents": parents, "data": {"preferences": files},
         "tokenizer": tokenizer, "max_length": 256, "probe": made,
         "lineage": {"base": source.base, "revision": source.revision, "adapter": adapter},
         "metrics": {"loss": 1.0, "loss_before": 2.0, "train_rows": 900, "eval_rows": 100},
         "wall_time_s": 61.0, "peak_memory_mb": 900, **more,
     }  # fmt: skip
-    contract.write_json(folder / contract.RECORD, record)
+    manifests.finish(folder, **fields)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n', encoding="utf-8")
     row = {"origin": f"{Path.home()}/data/{name}.jsonl:7", "reason": "empty side"}
     entry = {
@@ -112,7 +114,7 @@ def _record(
         "evaluated": 100,
         "rows": [row],
     }
-    contract.write_json(folder / "ledger.json", {"sets": {"preferences": entry}})
+    write_json(folder / "ledger.json", {"sets": {"preferences": entry}})
 
 
 def add_evaluation(run_dir: Path, policies: dict[str, float]) -> None:
@@ -133,16 +135,11 @@ def add_evaluation(run_dir: Path, policies: dict[str, float]) -> None:
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     chain = list(policies)
     parents = dict(zip(chain[1:], chain, strict=False))
-    made_from = {name: contract.read_record(run_dir / name)["artifact"] for name in chain if name != "base"}
+    made_from = {name: read_manifest(run_dir / name)["artifact"] for name in chain if name != "base"}
     settings = {"samples": 1, "temperature": 1.0, "max_new_tokens": 32}
-    contract.write_json(
-        folder / contract.RECORD,
-        {
-            "stage": "evaluate", "artifact": contract.artifact_hash(folder), "parents": made_from, "seed": 3,
-            "config": {**settings, "evaluate": settings}, "versions": contract.versions(),
-            "metrics": {"policies": chain, "judges": ["gold"], "parents": parents, "references": parents},
-        },
-    )  # fmt: skip
+    metrics = {"policies": chain, "judges": ["gold"], "parents": parents, "references": parents}
+    config = {**settings, "evaluate": settings}
+    manifests.finish(folder, parents=made_from, seed=3, config=config, metrics=metrics)
 
 
 def finished_run(folder: Path, base: Path) -> tuple[Path, dict[str, list[float]]]:
@@ -153,6 +150,6 @@ def finished_run(folder: Path, base: Path) -> tuple[Path, dict[str, list[float]]
         "reward": add_stage(run_dir, "reward", base, "sft", labels=1),
         "dpo": add_stage(run_dir, "dpo", base, "sft"),
     }
-    contract.write_json(run_dir / "project.json", {"config": "../../tiny.yaml", "name": "tiny"})
+    write_json(run_dir / "project.json", {"config": "../../tiny.yaml", "name": "tiny"})
     add_evaluation(run_dir, {"base": 0.1, "sft": 0.3, "dpo": 0.6})
     return run_dir, outputs

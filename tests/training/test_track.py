@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.errors import UserError
@@ -74,7 +75,7 @@ def selected(tmp_path_factory, tiny_llama):
 
 
 def metrics(project) -> dict:
-    return contract.read_record(project.run_dir / "ppo")["metrics"]
+    return read_manifest(project.run_dir / "ppo")["metrics"]
 
 
 def test_the_gold_score_turns_down_while_the_proxy_rises_and_it_is_said(selected):
@@ -102,7 +103,7 @@ def test_what_is_left_behind_is_the_chosen_policy(selected):
     files = {}
     for select, project in selected.items():
         folder = project.run_dir / "ppo"
-        record = contract.read_record(folder)
+        record = read_manifest(folder)
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert probe.outputs(model, record["probe"]["ids"]) == pytest.approx(record["probe"]["outputs"], abs=1e-3)
         files[select] = load_file(folder / "model.safetensors")
@@ -144,7 +145,7 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
                 with pytest.raises(Killed):
                     run_stage(project, "dpo")
         run_stage(project, "dpo")
-        found.append(contract.read_record(project.run_dir / "dpo"))
+        found.append(read_manifest(project.run_dir / "dpo"))
         assert not (project.run_dir / "dpo/candidates").exists()
     whole, broken = (one["metrics"] for one in found)
     assert [one["step"] for one in broken["tracked"]] == [0, 2, 4]
@@ -159,7 +160,7 @@ def test_the_metrics_are_those_of_the_checkpoint_that_is_kept(tmp_path, tiny_lla
         (tmp_path / select).mkdir()
         project = dpo_project(tmp_path / select, tiny_llama, judge="second", select=select)
         run_stage(project, "dpo")
-        kept[select] = contract.read_record(project.run_dir / "dpo")["metrics"]
+        kept[select] = read_manifest(project.run_dir / "dpo")["metrics"]
     assert kept["gold"]["selected_step"] == 2
     assert kept["last"]["selected_step"] == 4
     assert kept["gold"]["margin"] < kept["last"]["margin"], "an earlier checkpoint has moved less"
@@ -168,7 +169,7 @@ def test_the_metrics_are_those_of_the_checkpoint_that_is_kept(tmp_path, tiny_lla
 def test_a_judge_without_scores_keeps_the_last_and_says_so(tmp_path, tiny_llama):
     project = dpo_project(tmp_path, tiny_llama, judge="silent")
     run_stage(project, "dpo")
-    found = contract.read_record(project.run_dir / "dpo")["metrics"]
+    found = read_manifest(project.run_dir / "dpo")["metrics"]
     assert found["selected_step"] == 4
     assert found["overoptimised"].startswith("the checkpoint judge scores 0 prompts")
     assert found["tracked"][1]["checkpoint_judge"] is None
@@ -229,7 +230,7 @@ def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, adapter):
     }
     project = make_project(tmp_path, tiny_llama, pairs(), rewards=rewards, stages={"dpo": dpo})
     run_stage(project, "dpo")
-    found = contract.read_record(project.run_dir / "dpo")["metrics"]
+    found = read_manifest(project.run_dir / "dpo")["metrics"]
     assert [one["step"] for one in found["tracked"]] == [0, 2, 4]
     assert found["tracked"][1]["proxy"] is None
     assert found["selected_step"] == max(found["tracked"][1:], key=lambda one: one["checkpoint_judge"])["step"]

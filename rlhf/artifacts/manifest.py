@@ -1,0 +1,188 @@
+"""The manifest of a finished stage (`stage.json`): what it came from, and how to tell that its files are unchanged.
+
+This module alone reads and writes the file. It is light: JSON and hashes, no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+import rlhf
+from rlhf.artifacts.hashing import digest, sha256_file
+from rlhf.artifacts.json_files import read_object, write_json
+from rlhf.errors import UserError
+
+MANIFEST = "stage.json"
+"""The file that says a stage is finished."""
+
+_MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
+_NOT_MODEL = {
+    MANIFEST, "metrics.jsonl", "ledger.json", "dropped.jsonl", "findings.json", "identity.json", "rollouts.jsonl",
+    "tracked.jsonl",
+}  # fmt: skip
+"""Files of a stage's folder that describe how its model came about."""
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+"""Packages whose versions decide what a model computes."""
+_REQUIRED: dict[str, type] = {
+    "stage": str, "artifact": str, "hash": str, "identity": dict, "parents": dict, "versions": dict, "metrics": dict,
+}  # fmt: skip
+
+
+class Lineage(TypedDict):
+    """The weights that a stage's model goes back to."""
+
+    base: str
+    """The original base model: a hub id, or a local folder."""
+    revision: str | None
+    adapter: bool
+    """Whether the stage left an adapter on that base; otherwise whole weights."""
+    commit: NotRequired[str | None]
+    """Of a base on the hub, the commit that was loaded."""
+
+
+class Manifest(TypedDict):
+    """The fields of stage.json. Fields that are not listed here are kept as they stand."""
+
+    stage: str
+    """Name of the stage: `dpo`, or `dpo@1` for a repetition with another seed."""
+    artifact: str
+    """Hash over its model files (`artifact_hash`)."""
+    hash: str
+    """Digest of `identity`."""
+    identity: dict[str, Any]
+    """Everything that decides what the stage produces; a stage whose identity has changed is stale."""
+    parents: dict[str, str | None]
+    """The stages that it read, with the hash of each one's artefact."""
+    versions: dict[str, str]
+    """This package's version and those of `PACKAGES`."""
+    metrics: dict[str, Any]
+    """What the stage measured."""
+    earlier_versions: NotRequired[list[dict[str, str]]]
+    """Of a stage that was interrupted and continued after an upgrade, the `versions` that began it, oldest first."""
+    config: NotRequired[dict[str, Any]]
+    """Its settings: `trainer`, `model`, `evaluate` and `stage`."""
+    seed: NotRequired[int]
+    git_sha: NotRequired[str | None]
+    """Commit of the project's checkout, where it is in one."""
+    data: NotRequired[dict[str, Any]]
+    """Fingerprints of the sets that it read."""
+    wall_time_s: NotRequired[float]
+    peak_memory_mb: NotRequired[float]
+    """Largest resident memory of the main process."""
+    tokenizer: NotRequired[dict[str, Any]]
+    """Special tokens, and hashes of template and vocabulary (`models.tokenizer.tokenizer_record`)."""
+    max_length: NotRequired[int | None]
+    """Longest sequence it was trained on, in tokens."""
+    prompt_format: NotRequired[str]
+    """`messages` or `text`: what its prompts were."""
+    lineage: NotRequired[Lineage]
+    probe: NotRequired[dict[str, Any] | None]
+    """A few sequences with the model's outputs (`models.probe.make`); None where its weights were sharded."""
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished stage, or None where the stage is not finished.
+
+    Raises:
+        UserError: The file is damaged, or another version of this package wrote it in a form that this one lacks.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    remedy = f"delete {folder} to run the stage again"
+    fields = read_object(path, {}, remedy)
+    for name, kind in _REQUIRED.items():
+        if not isinstance(fields.get(name), kind):
+            versions = fields.get("versions")
+            version = versions.get("rlhf") if isinstance(versions, dict) else None
+            if version not in (None, rlhf.__version__):
+                raise UserError(
+                    f"{path}: rlhf {version} wrote this stage without {name!r}, and rlhf {rlhf.__version__} cannot use "
+                    f"it; {remedy}"
+                )
+            raise UserError(f"{path}: has no {name!r}, or one of another type; {remedy}")
+    return cast(Manifest, fields)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a stage's manifest, by which it is finished."""
+    write_json(folder / MANIFEST, manifest)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder is that of a finished stage."""
+    return (folder / MANIFEST).is_file()
+
+
+def finished_stages(run_dir: Path) -> list[str]:
+    """Names of the finished stages in a run's folder, in alphabetical order."""
+    return sorted(path.parent.name for path in run_dir.glob(f"*/{MANIFEST}"))
+
+
+def verify(folder: Path) -> Manifest:
+    """Check that a finished stage's files, and those of the base that its adapter is for, are unchanged.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        UserError: The stage is not finished, or files have changed since.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: no finished stage is there (no {MANIFEST})")
+    now = artifact_hash(folder)
+    if now != manifest["artifact"]:
+        raise UserError(
+            f"{folder}: the model's files changed since the stage finished "
+            f"(recorded {manifest['artifact'][:12]}, found {now[:12]}); run it again with --force {manifest['stage']}"
+        )
+    _verify_base(folder, manifest)
+    return manifest
+
+
+def _verify_base(folder: Path, manifest: Manifest) -> None:
+    """Check that a local base is still the one an adapter was trained on (on the hub: `probe.check_commit`)."""
+    lineage = manifest.get("lineage")
+    recorded = (manifest["identity"].get("base") or {}).get("files")
+    if recorded is None or not lineage or not lineage["adapter"] or not (base := Path(lineage["base"])).is_dir():
+        return
+    now = artifact_hash(base)
+    if now != recorded:
+        raise UserError(
+            f"{folder}: its adapter is for {base}, whose files changed since the stage finished "
+            f"(recorded {recorded[:12]}, found {now[:12]}); put the base back, or run it again with "
+            f"--force {manifest['stage']}"
+        )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files at the top of a folder that make up its model (or its samples), in name order."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path.name not in _NOT_MODEL
+    )
+
+
+def artifact_hash(folder: Path) -> str:
+    """One digest over the names and contents of a folder's model files."""
+    return digest({path.name: sha256_file(path) for path in model_files(folder)})
+
+
+def versions() -> dict[str, str]:
+    """Version of this package and of those in `PACKAGES`."""
+    return {"rlhf": rlhf.__version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def git_sha(folder: Path) -> str | None:
+    """Commit of the checkout that a folder is in, or None."""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return process.stdout.strip()

@@ -1,0 +1,120 @@
+import re
+import shutil
+
+import pytest
+
+import rlhf
+from rlhf.artifacts.manifest import MANIFEST, artifact_hash, read_manifest, verify, write_manifest
+from rlhf.errors import UserError
+from rlhf.pipeline.stage import guarded
+from tests.support.manifests import finish, manifest
+
+
+@pytest.fixture
+def stage(tmp_path, tiny_llama):
+    """A finished stage: an adapter for a local base."""
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    folder = tmp_path / "run/sft"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    lineage = {"base": str(base), "revision": None, "adapter": True}
+    return folder, base, finish(folder, identity={"base": {"files": artifact_hash(base)}}, lineage=lineage)
+
+
+def changed(base):
+    config = base / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps"', '"rms_norm_epsilon"'))
+
+
+def test_a_whole_stage_on_its_base_passes(stage):
+    folder, _, record = stage
+    assert verify(folder) == record
+
+
+def test_what_is_no_part_of_the_model_may_change(stage):
+    folder, base, _ = stage
+    (folder / "metrics.jsonl").write_text("{}")
+    (base / "README.md").write_text("words")
+    verify(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json"])
+def test_a_file_changed_or_added_is_refused(stage, name):
+    folder, _, record = stage
+    (folder / name).write_bytes(b"other")
+    found = artifact_hash(folder)[:12]
+    with pytest.raises(UserError, match=rf"\(recorded {record['artifact'][:12]}, found {found}\); .* --force sft"):
+        verify(folder)
+
+
+def test_a_changed_base_is_refused_with_both_hashes(stage):
+    folder, base, record = stage
+    changed(base)
+    was, now = record["identity"]["base"]["files"][:12], artifact_hash(base)[:12]
+    with pytest.raises(UserError, match=rf"its adapter is for {base}, .* \(recorded {was}, found {now}\); put"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lineage": {"base": "ada/base", "revision": "v1", "adapter": True}},  # on the hub: a commit tells, not files
+        {"lineage": None},
+        {"identity": {"parents": {"sft": "abc"}}},  # its parent's contract has the base
+    ],
+)
+def test_a_base_that_is_recorded_elsewhere_is_left_to_that(stage, change):
+    folder, base, record = stage
+    write_manifest(folder, {**record, **change})
+    changed(base)
+    verify(folder)
+
+
+def test_whole_weights_need_no_base(stage):
+    folder, base, record = stage
+    write_manifest(folder, {**record, "lineage": {**record["lineage"], "adapter": False}})
+    changed(base)
+    verify(folder)
+
+
+def test_no_record_and_a_broken_one(tmp_path):
+    with pytest.raises(UserError, match="no finished stage is there"):
+        verify(tmp_path)
+    (tmp_path / MANIFEST).write_text('{"stage": ')
+    with pytest.raises(UserError, match=r"not valid JSON; delete .* to run the stage again"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "null"])
+def test_a_record_of_another_shape_is_damaged(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(UserError, match=r"stage\.json: holds no JSON object; delete .* to run"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["stage", "artifact", "hash", "identity", "parents", "versions", "metrics"])
+@pytest.mark.parametrize("value", [None, 7])
+def test_a_missing_field_and_one_of_another_type_are_named(tmp_path, field, value):
+    write_manifest(tmp_path, {**manifest("sft"), field: value})
+    with pytest.raises(UserError, match=rf"stage\.json: has no '{field}', .*; delete .* to run the stage again"):
+        read_manifest(tmp_path)
+
+
+def test_an_empty_object_is_one_line_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / MANIFEST).write_text("{}")
+    assert guarded(lambda: verify(tmp_path)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_manifest_of_another_version_without_a_field_names_both_versions(tmp_path):
+    fields = manifest("sft", versions={"rlhf": "0.0.1"})
+    del fields["identity"]
+    write_manifest(tmp_path, fields)
+    with pytest.raises(UserError, match=rf"rlhf 0\.0\.1 .* 'identity'.* rlhf {re.escape(rlhf.__version__)} "):
+        read_manifest(tmp_path)
+
+
+def test_further_fields_are_kept(tmp_path):
+    written = finish(tmp_path, notes={"of": "the user's"})
+    assert read_manifest(tmp_path) == written
+    assert written["notes"] == {"of": "the user's"}
