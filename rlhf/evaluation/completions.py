@@ -17,7 +17,8 @@ from rlhf.models.device import device
 from rlhf.models.load import context_length, load_policy, source_of
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.policies.sample import Reply, sample
+from rlhf.policies.completion import Completion
+from rlhf.policies.sample import sample
 from rlhf.stages import StageContext, policies_of
 
 
@@ -95,7 +96,7 @@ def fitted(
 
 def replies_to(
     project: ProjectConfig, model: PreTrainedModel, codec: Codec, ids: Sequence[Sequence[int]], samples: int, label: str
-) -> list[list[Reply]]:
+) -> list[list[Completion]]:
     """Sample replies as `evaluate:` says.
 
     Args:

@@ -21,8 +21,8 @@ from rlhf.evaluation.completions import check_prompts, fitted, load, replies_to
 from rlhf.evaluation.regressions import RETAINED
 from rlhf.evaluation.retain import Retained, measure, read_retained, write
 from rlhf.models.settings import base_settings, stage_settings
+from rlhf.policies.completion import Completion, as_completion
 from rlhf.policies.kl import sequence_kl
-from rlhf.policies.sample import Reply, as_completion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_judges, load_rewards
@@ -188,7 +188,7 @@ def _prefer(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], na
             row.setdefault("preferences", {}).setdefault(name, {})[f"{policy} vs {baseline}"] = shares
 
 
-def _row(reply: Reply, kl: float | None) -> dict[str, Any]:
+def _row(reply: Completion, kl: float | None) -> dict[str, Any]:
     return {"text": reply.text, "tokens": len(reply.ids), "finished": reply.finished, "kl": kl, "scores": {}}
 
 

@@ -22,7 +22,7 @@ from rlhf.evaluation.completions import fitted, load, replies_to
 from rlhf.evaluation.gate_verdict import verdict
 from rlhf.evaluation.reward_model import effective_pairs, length_baseline, share_interval, wins
 from rlhf.evaluation.stats import Floats
-from rlhf.policies.sample import as_completion
+from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.load import load_rewards
 from rlhf.rewards.text import text_of

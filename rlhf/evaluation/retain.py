@@ -21,7 +21,8 @@ from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.completions import fitted
 from rlhf.evaluation.regressions import Measure
 from rlhf.models.load import context_length
-from rlhf.policies.sample import as_completion, sample
+from rlhf.policies.completion import as_completion
+from rlhf.policies.sample import sample
 from rlhf.rewards import RewardFunction, columns_of
 
 

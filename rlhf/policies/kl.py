@@ -1,4 +1,4 @@
-"""How far a policy has moved from its reference, on its own replies."""
+"""How far a policy has moved from its reference, on its own completions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf.objectives.kl import token_kl
-from rlhf.policies.sample import Reply
+from rlhf.policies.completion import Completion
 from rlhf.prefix_sharing.forward import reply_logits
 from rlhf.prefix_sharing.layout import lay_out
 from rlhf.prefix_sharing.support import trial, why_not, widest
@@ -19,21 +19,21 @@ def sequence_kl(
     policy: Any,
     reference: Any,
     prompts: Sequence[Sequence[int]],
-    replies: Sequence[Sequence[Reply]],
+    completions: Sequence[Sequence[Completion]],
     temperature: float = 1.0,
 ) -> list[list[float]]:
-    """KL(policy ‖ reference) of each sampled reply, in nats/sequence.
+    """KL(policy ‖ reference) of each sampled completion, in nats/sequence.
 
-    The divergence of the two next-token distributions is summed over the reply's positions. Its mean over replies
-    sampled from the policy is an unbiased estimate of the sequence-level KL, never negative, with less variance than
-    the sampled log-ratio (Rao-Blackwellised over each token). Where either model cannot share prompts, by its settings
-    or by trial, each reply has its prompt to itself.
+    The divergence of the two next-token distributions is summed over the completion's positions. Its mean over
+    completions sampled from the policy is an unbiased estimate of the sequence-level KL, never negative, with less
+    variance than the sampled log-ratio (Rao-Blackwellised over each token). Where either model cannot share prompts, by
+    its settings or by trial, each completion has its prompt to itself.
 
     Args:
-        policy: Model the replies were sampled from.
+        policy: Model the completions were sampled from.
         reference: Model it is compared with, same vocabulary.
         prompts: Token ids.
-        replies: For each prompt its replies.
+        completions: For each prompt its completions.
         temperature: The sampling temperature, which divides the logits of both.
     """
     results = []
@@ -41,8 +41,8 @@ def sequence_kl(
     both = (policy, reference)
     apart = any(why_not(model) or trial(model.base_model) for model in both)
     most = 0 if apart else min((limit for model in both if (limit := widest(model)) is not None), default=None)
-    for prompt, row in zip(prompts, replies, strict=True):
-        folded = lay_out([prompt], [[reply.ids for reply in row]], pad=0, widest=most).to(device)
+    for prompt, row in zip(prompts, completions, strict=True):
+        folded = lay_out([prompt], [[completion.ids for completion in row]], pad=0, widest=most).to(device)
         ours_KV, theirs_KV = (reply_logits(model, folded) / temperature for model in both)
         kl_K = token_kl(ours_KV, theirs_KV[:, : ours_KV.shape[1]])
         kl_BT = torch.zeros(folded.mask_BT.shape, device=device).masked_scatter(folded.mask_BT, kl_K)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from rlhf.models.roles import Roles
-from rlhf.policies.sampler import Completion
+from rlhf.policies.completion import Completion
 from rlhf.prefix_sharing.layout import lay_out
 
 Groups = Sequence[Sequence[Completion]]

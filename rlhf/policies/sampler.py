@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from rlhf.models.roles import Roles
 from rlhf.policies import cache as caches
+from rlhf.policies.completion import Completion
 
 _PREFILL_TOKENS = 1024
 """Prompt tokens computed at once: enough to keep the processor busy, few enough that like lengths stand together."""
@@ -31,20 +32,6 @@ _KEPT = ("past_key_values", "cache_params", "state")
 
 _DROP_SHARE = 0.125
 """Share of the running batch that must have finished before its rows are dropped: dropping copies the cache."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sampled reply."""
-
-    ids: list[int]
-    """Its tokens, the end token included where there is one."""
-    finished: bool
-    """Whether it ended by itself and not at the limit."""
-    log_probs: list[float]
-    """Log-probability of each token under the distribution it was drawn from (temperature included), nats."""
-    entropies: list[float]
-    """Entropy of that distribution, nats/token."""
 
 
 class Batching(Enum):

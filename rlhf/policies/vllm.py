@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import UserError
 from rlhf.models.device import device
 from rlhf.models.roles import POLICY, Roles
-from rlhf.policies.sampler import Completion
+from rlhf.policies.completion import Completion
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has kernels for; an adapter of a rank between runs with the next."""

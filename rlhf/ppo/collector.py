@@ -19,9 +19,10 @@ from rlhf.models.roles import Roles
 from rlhf.objectives.advantages import ESTIMATORS
 from rlhf.objectives.kl import KL_ESTIMATORS, k1
 from rlhf.objectives.masking import Reduce, masked_mean, masked_moments, masked_sum, whiten
+from rlhf.policies.completion import Completion, as_completion, decoded
 from rlhf.policies.measure import adapter_scores, measure
-from rlhf.policies.sample import as_completion, stop_ids, text_of
-from rlhf.policies.sampler import Completion, PolicySampler, Sampler, row_seed
+from rlhf.policies.sample import stop_ids
+from rlhf.policies.sampler import PolicySampler, Sampler, row_seed
 from rlhf.policies.trial import batching_of
 from rlhf.policies.vllm import VllmSampler
 from rlhf.ppo.config import PPOConfig
@@ -112,7 +113,7 @@ class Collector:
     def scores(self, rows: Sequence[PromptRow], completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
         """Scores of every reply by every part, [B, K], as the parts give them."""
         pairs = [(row, one) for row, group in zip(rows, completions, strict=True) for one in group]
-        texts = [as_completion(row.prompt, self.text(one)) for row, one in pairs]
+        texts = [as_completion(row.prompt, one.text) for row, one in pairs]
         prompts = [row.prompt for row, _ in pairs]
         columns = columns_of([row.columns for row, _ in pairs])
         found: list[Sequence[float | None]] = []
@@ -126,14 +127,14 @@ class Collector:
                 found.append(adapter_scores(self.roles, ids, completions, pad, endings, size, self.context_length))
         return score_matrix(found)
 
-    def text(self, completion: Completion) -> str:
-        """A reply as text."""
-        return text_of(completion.ids, self.tokenizer)
+    def sample(self, rows: Sequence[PromptRow], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
+        """For each prompt one completion a seed, with their text."""
+        return decoded(self.sampler([row.ids for row in rows], seeds), self.tokenizer)
 
     def collect(self, rows: Sequence[PromptRow], seeds: Sequence[Sequence[int]], kl_coef: float) -> Collected:
         """Reply to these prompts and work out the advantages."""
         args = self.args
-        completions, exact = self.sampler([row.ids for row in rows], seeds), self.sampler.exact
+        completions, exact = self.sample(rows, seeds), self.sampler.exact
         flat = [one for group in completions for one in group]
         scores_BK = self.scores(rows, completions)
         prompts, pad = [row.ids for row in rows], int(self.tokenizer.pad_token_id)
@@ -237,7 +238,7 @@ class Collector:
         return [
             {
                 "prompt": rows[row // (len(flat) // len(rows))].prompt,
-                "completion": self.text(flat[row]),
+                "completion": flat[row].text,
                 "tokens": len(flat[row].ids),
                 "finished": flat[row].finished,
                 "rewards": parts[row],

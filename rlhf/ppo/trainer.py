@@ -132,7 +132,7 @@ class PPOTrainer(Trainer):
         numbers = prompt_numbers(0, count, len(self.prompts), args.seed)
         rows = [self.prompts[numbers[place]] for place in range(rank, count, world)]
         seeds = [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
-        completions = self.collector.sampler([row.ids for row in rows], seeds)
+        completions = self.collector.sample(rows, seeds)
         scores_BK = self.collector.scores(rows, completions).to(args.device)
         every = self.accelerator.gather(scores_BK).cpu()
         # process r has places r, r + world, …; what was sampled only to give all of them as many is left out

@@ -19,6 +19,7 @@ from rlhf.data.tokenize import Codec
 from rlhf.models import probe
 from rlhf.models.load import context_length, load_policy, source_of
 from rlhf.models.tokenizer import load_tokenizer
+from rlhf.policies.completion import decode
 from rlhf.policies.sample import stop_ids
 
 HELP = "/reset starts over, /system TEXT sets a system message and starts over, /quit (or Ctrl-D) leaves."
@@ -217,4 +218,4 @@ def _generate(
         generation_config=config,
         streamer=_Writer(tokenizer, out),
     )
-    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
+    return decode(output[0, len(ids) :].tolist(), tokenizer).strip()

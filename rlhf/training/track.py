@@ -29,8 +29,8 @@ from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state, sharded
 from rlhf.models.load import load_policy
 from rlhf.models.roles import POLICY
+from rlhf.policies.completion import as_completion
 from rlhf.policies.kl import sequence_kl
-from rlhf.policies.sample import as_completion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
 from rlhf.rewards.load import load_rewards

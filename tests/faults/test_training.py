@@ -20,8 +20,8 @@ from rlhf.models.load import load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.objectives.kl import k1
 from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.policies.completion import Completion
 from rlhf.policies.kl import sequence_kl
-from rlhf.policies.sample import Reply
 from rlhf.report import sentences
 from rlhf.report.build import build_report
 from rlhf.rewards.model import score_groups
@@ -183,7 +183,7 @@ def test_the_kl_that_is_reported_is_never_negative(tiny_llama):
             ids.append(int((logits[1] - logits[0]).argmax()))
             likely_elsewhere.append(k1(*(one[ids[-1]] for one in logits)).item())
     assert sum(likely_elsewhere) < -1
-    ((exact,),) = sequence_kl(policy, reference, [prompt], [[Reply(tuple(ids[3:]), "", False)]])
+    ((exact,),) = sequence_kl(policy, reference, [prompt], [[Completion(ids[3:], finished=False)]])
     assert exact > 0
 
 

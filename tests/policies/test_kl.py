@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BartConfig, OpenAIGPTConfig, OPTConfig, RwkvConfig, set_seed
 
+from rlhf.policies.completion import Completion
 from rlhf.policies.kl import sequence_kl
-from rlhf.policies.sample import Reply
 from tests.support.families import causal
 from tests.support.models import strengthened
 
-PROMPT, REPLIES = [5, 9, 30, 31, 8], [[31, 32, 33], [40, 41], [50, 51, 52, 53, 54]]
+PROMPT, COMPLETIONS = [5, 9, 30, 31, 8], [[31, 32, 33], [40, 41], [50, 51, 52, 53, 54]]
 SMALL = {"vocab_size": 60, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 MODELS = {
     "opt": OPTConfig(
@@ -32,15 +32,15 @@ def drawn(family, seed):
 
 
 @torch.no_grad()
-def by_hand(policy, reference, reply):
-    ids = torch.tensor([[*PROMPT, *reply]])
+def by_hand(policy, reference, completion):
+    ids = torch.tensor([[*PROMPT, *completion]])
     ours, theirs = (model(ids).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1) for model in (policy, reference))
     return float((ours.exp() * (ours - theirs)).sum())
 
 
 @pytest.mark.parametrize("family", ["llama", *MODELS])
-def test_each_reply_by_itself(family):
+def test_each_completion_by_itself(family):
     models = [drawn(family, seed) for seed in (0, 1)]
-    found = sequence_kl(*models, [PROMPT], [[Reply(tuple(reply), "", False) for reply in REPLIES]])[0]
-    assert found == pytest.approx([by_hand(*models, reply) for reply in REPLIES], rel=1e-4)
+    found = sequence_kl(*models, [PROMPT], [[Completion(ids, finished=False) for ids in COMPLETIONS]])[0]
+    assert found == pytest.approx([by_hand(*models, ids) for ids in COMPLETIONS], rel=1e-4)
     assert min(found) > 0.01

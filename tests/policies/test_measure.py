@@ -4,8 +4,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from rlhf.models.roles import CRITIC, REWARD, Roles
+from rlhf.policies.completion import Completion
 from rlhf.policies.measure import _closed, adapter_scores, measure
-from rlhf.policies.sampler import Completion
 from tests.support.models import strong
 
 PROMPTS = [[5, 9, 30, 31, 32, 33], [7], [8, 12, 44]]

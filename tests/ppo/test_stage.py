@@ -148,10 +148,10 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     assert roles.critic_scores
     rows = ppo_stage.prompt_rows(ready.data.train, Codec(ready.begun.tokenizer))[:4]
     trainer = ppo_stage.PPOTrainer(roles, ready.args, rows, ppo_stage._rewards(context, roles), ready.begun.tokenizer)
-    completions = trainer.collector.sampler([row.ids for row in rows], [[n, n + 10] for n in range(4)])
+    completions = trainer.collector.sample(rows, [[n, n + 10] for n in range(4)])
     found = trainer.collector.scores(rows, completions)[:, 0].tolist()
     judge = RewardModel(made.run_dir / "reward")
-    texts = [[{"role": "assistant", "content": trainer.collector.text(one)}] for group in completions for one in group]
+    texts = [[{"role": "assistant", "content": one.text}] for group in completions for one in group]
     wanted = judge([row.prompt for row in rows for _ in range(2)], texts)
     # a random model's bytes need not survive decoding; where they do, the scores are the same
     same = [

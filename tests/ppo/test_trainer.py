@@ -10,7 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlhf.errors import UserError
 from rlhf.models.roles import Roles
-from rlhf.policies.sampler import Completion, PolicySampler
+from rlhf.policies.completion import Completion
+from rlhf.policies.sampler import PolicySampler
 from rlhf.ppo import collector
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import STATE, WEIGHTS, PPOTrainer

@@ -1,0 +1,45 @@
+"""What a policy wrote to a prompt: one class for sampling, training, evaluation and whoever reads completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.data.records import Text
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion of T tokens."""
+
+    ids: list[int]
+    """Its tokens, the end token included where there is one."""
+    finished: bool
+    """Whether it ended by itself and not at the limit."""
+    log_probs: list[float] = field(default_factory=list)
+    """Log-probability of each token under the distribution it was drawn from (temperature included), nats."""
+    entropies: list[float] = field(default_factory=list)
+    """Entropy of that distribution, nats/token; empty where the sampler does not know it."""
+    text: str = ""
+    """Its tokens without special ones, as text; empty until `decoded` fills it in: a sampler knows no tokenizer."""
+
+
+def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tokens as text, without special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def decoded(completions: Sequence[Sequence[Completion]], tokenizer: PreTrainedTokenizerBase) -> list[list[Completion]]:
+    """The same completions with their text."""
+    return [[replace(completion, text=decode(completion.ids, tokenizer)) for completion in row] for row in completions]
+
+
+def as_completion(prompt: Text, text: str) -> Text:
+    """A completion's text in the form of its prompt, as reward functions take it.
+
+    To a prompt of plain text it is plain text as it is, since it goes on where the prompt ends; to a conversation it is
+    a message of the assistant.
+    """
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text.strip()}]
