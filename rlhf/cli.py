@@ -50,10 +50,10 @@ def run(
     overrides: Overrides = None,
     only: Annotated[str | None, typer.Option(help="Stages to consider, comma-separated.")] = None,
     force: Annotated[str | None, typer.Option(help="Stages to run again, comma-separated.")] = None,
-    accelerate: Annotated[Path | None, typer.Option(help="Train by accelerate launch with this file.")] = None,
-    gate: Annotated[str | None, typer.Option(help="stop or warn: if a reward model fails its gate.")] = None,
+    accelerate: Annotated[Path | None, typer.Option(help="Train with accelerate launch and this config file.")] = None,
+    gate: Annotated[str | None, typer.Option(help="What to do if a reward model fails its gate: stop or warn.")] = None,
 ) -> None:
-    """Run every stage that is not already done, and write the report."""
+    """Run every stage that is not already done, then write the report."""
     from rlhf.config.load import load_project
     from rlhf.pipeline import runner
 
@@ -77,7 +77,7 @@ def run(
 
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
-    """Read the data and the models' settings, print what becomes of every row and what misleads, train nothing."""
+    """Read all data and settings, print what becomes of every row and what misleads training, train nothing."""
     from rich.console import Console
 
     from rlhf.config.load import load_project
@@ -85,13 +85,13 @@ def check(config: Config, overrides: Overrides = None) -> None:
     from rlhf.pipeline.ledger_table import findings_lines, ledger_table
 
     checked = runner.check(load_project(config, overrides or []))
-    Console().print(ledger_table({name: one.ledger for name, one in checked.items()}))
-    Console().print(findings_lines({name: one.findings for name, one in checked.items()}))
+    Console().print(ledger_table({name: prepared.ledger for name, prepared in checked.items()}))
+    Console().print(findings_lines({name: prepared.findings for name, prepared in checked.items()}))
 
 
 @app.command()
 def evaluate(run: Run) -> None:
-    """Compare the policies of a run, if that is not done, and write the report."""
+    """Compare the policies of a run, unless that is already done, then write the report."""
     from rlhf.pipeline import runner
     from rlhf.pipeline.folder import project_of
     from rlhf.pipeline.runs import find_run
@@ -105,7 +105,7 @@ def evaluate(run: Run) -> None:
 @app.command()
 def chat(
     run: Run,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy decoding.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
@@ -125,9 +125,9 @@ def chat(
 @app.command()
 def publish(
     run: Run,
-    to: Annotated[str | None, typer.Option(help="Hub id, user/name; publish.to of the YAML if not given.")] = None,
+    to: Annotated[str | None, typer.Option(help="Hub id, user/name; by default publish.to of the YAML.")] = None,
     merge: Annotated[
-        bool | None, typer.Option("--merge/--adapter", help="Merged weights instead of the adapter.")
+        bool | None, typer.Option("--merge/--adapter", help="Push merged weights instead of the adapter.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Create the repository as public.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the folder, show it, push nothing.")] = False,
@@ -181,15 +181,14 @@ def _report(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command; what goes wrong is one line.
+    """Run the command; an error becomes one line and an exit code.
 
-    Exit code 1 is a defect of ours, 2 a mistake of the user (or what a library makes of it), 3 a shut gate, 130 an
-    interrupt.
+    1 is a defect of this package, 2 a mistake of the user (or of a library), 3 a closed gate, 130 an interrupt.
     """
     from rlhf.failure import explained
     from rlhf.pipeline.runner import StageFailed
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stages end with the command that started them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that stages end with the command that started them
     try:
         with explained("rlhf", passed=(StageFailed,)):
             app()

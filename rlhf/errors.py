@@ -1,4 +1,4 @@
-"""The one exception that a user sees as a line of text."""
+"""Exceptions that the command line turns into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Iterable
 
 _LONGEST = 300
-"""Characters kept of what a library says."""
+"""Most characters shown of a library's message."""
 
 
 class UserError(Exception):
     """A mistake in what the user gave us: config, data, model or folder.
 
     The message is one line that names the file, line, column or key concerned. The command line prints it without a
-    traceback and exits with code 2; in Python it is an ordinary exception. What does not print, a line break or an
-    escape sequence in a column's name say, stands in it as Python writes it.
+    traceback and exits with code 2; in Python it is an ordinary exception. Characters that do not print, such as a line
+    break in a column's name, are escaped as in Python source.
     """
 
     def __init__(self, message: str) -> None:
@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class Defect(Exception):
-    """Our own code raised what it should not; the message is one line. The command line exits with code 1."""
+    """A bug of this package; the message is one line. The command line exits with code 1."""
 
 
 class GateClosed(Exception):
@@ -30,17 +30,17 @@ class GateClosed(Exception):
 
 
 def unknown_name(name: str, known: Iterable[str]) -> str:
-    """The words that follow an unknown name: the nearest known one, or all of them where none is near."""
+    """The hint after an unknown name: the nearest known name, or the known names if none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:12])}"
 
 
 def reason(error: BaseException) -> str:
-    """What a library's exception says, on one line: its first line, and the next where the first only announces it."""
+    """A library's message on one line: its first line, and the second if the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    said = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    said = f"{type(error).__name__} {said}" if isinstance(error, KeyError) else said
-    return said if len(said) <= _LONGEST else said[:_LONGEST] + " …"
+    message = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    message = f"{type(error).__name__} {message}" if isinstance(error, KeyError) else message
+    return message if len(message) <= _LONGEST else message[:_LONGEST] + " …"

@@ -25,7 +25,7 @@ from rlhf.evaluation.stats import Floats
 from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.load import load_rewards
-from rlhf.rewards.text import text_of
+from rlhf.rewards.text import completion_text
 from rlhf.stages import STAGES, Metrics, StageContext, judged, parent_of
 
 PAIRS = 2000
@@ -252,7 +252,7 @@ def _no_pairs(project: ProjectConfig, rows: int) -> UserError:
 
 
 def _length(record: Preference) -> int:
-    return len(text_of(record.chosen)) - len(text_of(record.rejected))
+    return len(completion_text(record.chosen)) - len(completion_text(record.rejected))
 
 
 def _place(record: Preference) -> int:

@@ -1,4 +1,4 @@
-"""Several rewards as one number: normalised each, then summed with weights. NaN stands for "not scorable"."""
+"""Several rewards as one number: each is normalised, then they are summed with weights. NaN means "no score"."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Sequence
 import torch
 
 STD_FLOOR = 1e-6
-"""A reward that varies less than this does not tell replies apart: it is not divided, which would blow up noise."""
+"""A reward that varies less than this is not divided by its deviation, which would only amplify noise."""
 
 
 def score_matrix(scores: Sequence[Sequence[float | None]]) -> torch.Tensor:
-    """What reward functions returned, as a tensor.
+    """What K reward functions returned, as a tensor.
 
     Args:
-        scores: One list of B scores for each of K rewards; None where there is none.
+        scores: A list of B scores for each of K rewards; None means no score.
 
     Returns:
         float64 of shape (B, K), NaN for None.
     """
-    rows = [[math.nan if score is None else score for score in of_reward] for of_reward in scores]
+    rows = [[math.nan if score is None else score for score in reward] for reward in scores]
     return torch.tensor(rows, dtype=torch.float64).T
 
 
 def normalisation(scores_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each reward on reference samples, by which `normalise` puts them on one scale.
+    """Mean and standard deviation of each reward on reference samples, with which `normalise` puts them on one scale.
 
-    A reward model learns from differences alone, so its offset and scale are arbitrary; both are fixed on replies of
-    the policy that training starts from (Huang et al., "The N Implementation Details of RLHF with PPO", 2023).
+    A reward model learns from differences only, so its offset and scale are arbitrary; both are measured on completions
+    of the policy that training starts from (Huang et al., "The N Implementation Details of RLHF with PPO", 2023).
 
     Args:
-        scores_BK: Scores of B reference replies by K rewards; NaN is left out.
+        scores_BK: Scores of B reference completions by K rewards; NaN is ignored.
 
     Returns:
-        Means and unbiased standard deviations, float64 of shape K. std is 1 where it is below `STD_FLOOR`, fewer than
-        two scores included; the mean is 0 where there is no score.
+        Means and unbiased standard deviations, float64 of shape K. std is 1 where it would be below `STD_FLOOR` or
+        there are fewer than two scores; mean is 0 where there is no score.
     """
     scores_BK = scores_BK.double()
     count_K = (~scores_BK.isnan()).sum(0)
@@ -49,9 +49,9 @@ def normalise(scores_BK: torch.Tensor, mean_K: torch.Tensor, std_K: torch.Tensor
     """Scores in standard deviations from the mean of the reference samples, (s - mean) / std.
 
     Args:
-        scores_BK: Scores of B replies by K rewards; NaN stays NaN.
-        mean_K: Means, as `normalisation` gives them.
-        std_K: Standard deviations, likewise.
+        scores_BK: Scores of B completions by K rewards; NaN stays NaN.
+        mean_K: Means from `normalisation`.
+        std_K: Standard deviations from `normalisation`.
 
     Returns:
         float64 of shape (B, K).
@@ -60,19 +60,19 @@ def normalise(scores_BK: torch.Tensor, mean_K: torch.Tensor, std_K: torch.Tensor
 
 
 def weighted_sum(scores_BK: torch.Tensor, weights_K: torch.Tensor, fallback_K: torch.Tensor) -> torch.Tensor:
-    """One score a reply, the sum over k of w_k * s_k.
+    """One score per completion: the sum over k of w_k * s_k.
 
-    A part that could not score a reply is taken at its fallback, so that the reply neither gains nor loses by it
-    against others of the batch; 0 in its place would be a high score for one part and a low one for another.
+    A missing score is replaced by its reward's fallback, so that the completion neither gains nor loses by it against
+    others of the batch; 0 would be a high score for one reward and a low one for another.
 
     Args:
-        scores_BK: Scores of B replies by K rewards; NaN where a reward has none.
+        scores_BK: Scores of B completions by K rewards; NaN means no score.
         weights_K: Weights.
-        fallback_K: What stands in for NaN: each part's mean over the batch, over all processes. Where it is NaN
-            itself, as nothing in the batch could be scored, the part is left out.
+        fallback_K: What replaces NaN: each reward's mean over the batch, over all processes. A reward whose fallback is
+            NaN too, because nothing in the batch could be scored, is left out.
 
     Returns:
-        float64 of shape B; NaN where no reward has a score.
+        float64 of shape B; NaN for a completion that no reward could score.
     """
     missing_BK = scores_BK.isnan()
     filled_BK = torch.where(missing_BK, fallback_K.double(), scores_BK)

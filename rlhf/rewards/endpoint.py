@@ -1,21 +1,17 @@
-"""A language model as a judge: which of two replies is better, asked of any OpenAI-compatible endpoint.
+"""A language model as a judge: asks any OpenAI-compatible endpoint which of two completions is better.
 
-The judge compares, it does not score: it belongs into evaluation, and is no reward to train on.
+Such a judge compares completions and does not score them, so it is for evaluation and cannot be a reward to train on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
-import random
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 from urllib.parse import urlsplit
@@ -29,35 +25,35 @@ from rlhf.data.records import Message, Text
 from rlhf.errors import UserError
 from rlhf.rewards.judge_cache import JudgeCache, request_key
 from rlhf.rewards.pairwise import CRITERIA, REMINDER, Verdict, preference, question, read_verdict, writable
-from rlhf.rewards.text import text_of
+from rlhf.rewards.retry import retry_delay
+from rlhf.rewards.text import completion_text
 
-MAX_TOKENS = 1024  # of an answer, unless the project says otherwise: room for a model that thinks first
+MAX_TOKENS = 1024  # of an answer, unless the project says otherwise; leaves room for a model that thinks first
 _ASKED_AT_MOST = 2  # once, and once more with a reminder of the format
 _LAST_WORDS = 80  # characters shown of an answer without a verdict
-_LONGEST_WAIT = 120.0  # seconds between two tries, whatever a server asks for
 
 
 class JudgeReport(TypedDict):
-    """What a judge has done so far: how far it can be trusted, and what it cost."""
+    """What a judge has done so far, how far it can be trusted, and what it cost."""
 
     endpoint: str
     model: str
     pairs: int
     """Pairs given to `prefer`."""
     identical: int
-    """Of these, pairs of equal replies: ties, without asking."""
+    """Of these, pairs of equal completions, which are ties without asking."""
     unjudged: int
-    """Pairs without a readable answer in one of the orders."""
+    """Pairs without a readable answer in at least one order."""
     both_orders: int
     """Pairs with a readable answer in both orders."""
     disagree: int
-    """Of these, pairs whose two orders say different things."""
+    """Of these, pairs whose two orders disagree."""
     first_shown: int
-    """Of these again, pairs in which the reply shown first won both times."""
+    """Of these in turn, pairs in which the completion shown first won both times."""
     position_bias: float | None
-    """disagree / both_orders; null where no pair was asked."""
+    """disagree / both_orders; null if no pair was asked."""
     questions: int
-    """Different questions, two a pair."""
+    """Distinct questions, two per pair."""
     cached: int
     """Questions answered from the file."""
     failed: int
@@ -65,19 +61,19 @@ class JudgeReport(TypedDict):
     unreadable: int
     """Questions whose answers held no verdict."""
     requests: int
-    """HTTP requests sent, tries included."""
+    """HTTP requests sent, retries included."""
     prompt_tokens: int
-    """Tokens read, as the endpoint counts them; answers from the file cost none."""
+    """Tokens read, as counted by the endpoint; answers from the file cost none."""
     completion_tokens: int
     """Tokens written."""
 
 
 class _Answer(NamedTuple):
-    """What the model said."""
+    """What the model answered."""
 
     text: str
     cut: bool
-    """It was stopped by the limit of tokens."""
+    """Whether the token limit cut it off."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -87,49 +83,20 @@ class _Failure(NamedTuple):
 
     cause: str
     again: bool
-    """Another try may help."""
+    """Whether another try may help."""
     retry_after: str | None = None
 
 
-def retry_delay(attempt: int, backoff: float, retry_after: str | None = None) -> float:
-    """Seconds before another try: what the server asks for, else backoff * 2**attempt * u with u from U(0.5, 1).
-
-    Args:
-        attempt: Number of the try that failed, from 0.
-        backoff: Seconds.
-        retry_after: The header `Retry-After`, seconds or a date, if the server sent it.
-
-    Returns:
-        Between 0 and 120 seconds: a server that asks for more is tried early.
-    """
-    seconds = _asked_wait(retry_after) if retry_after else math.nan
-    if not math.isfinite(seconds):
-        seconds = backoff * 2**attempt * random.uniform(0.5, 1)  # apart: those that failed together do not return so
-    return min(max(seconds, 0.0), _LONGEST_WAIT)
-
-
-def _asked_wait(retry_after: str) -> float:
-    try:
-        return float(retry_after)
-    except ValueError:
-        pass
-    try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return math.nan
-    return (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-
-
 class EndpointJudge:
-    """Asks a model behind an OpenAI-compatible endpoint which of two replies is better, each pair in both orders.
+    """Asks a model behind an OpenAI-compatible endpoint which of two completions is better, each pair in both orders.
 
-    Temperature 0. Tries again, ever later, on 408, 429, 5xx, a lost connection or an answer that is no chat completion.
-    An answer without a verdict is asked for once more with a reminder. Verdicts are kept in `folder/answers.jsonl`;
-    what failed is not, and is asked again by the next run.
+    The temperature is 0. Retries with growing delays on 408, 429, 5xx, a lost connection, or an answer that is not a
+    chat completion. If an answer has no verdict, the question is asked once more with a reminder. Answers with a
+    verdict are kept in `folder/answers.jsonl`; failed questions are not, so the next run asks them again.
 
-    The key comes from the environment and goes into one header, nowhere else. It is not sent over plain http beyond
-    this machine, private addresses and names without a dot. Redirects are not followed. A proxy of the environment is
-    used for https, where it sees no key, and passed by for http.
+    The key comes from the environment and goes into one header, nowhere else. Over plain http it is only sent to this
+    machine, private addresses and names without a dot. Redirects are not followed. A proxy set in the environment is
+    used for https, where it cannot see the key, and bypassed for http.
 
     Args:
         endpoint: Base URL, up to and without `/chat/completions`.
@@ -138,15 +105,15 @@ class EndpointJudge:
         criteria: What better means.
         api_key_env: Name of the environment variable that holds the key; None if the server wants none.
         name: Name of the judge in the project, for messages.
-        max_tokens: Longest answer. An answer that is cut there holds no verdict.
-        timeout: Seconds without a byte from the server after which a try is lost.
+        max_tokens: Longest answer. An answer that is cut off has no verdict.
+        timeout: Seconds without a byte from the server after which a try has failed.
         retries: Tries after the first.
-        backoff: Seconds before the first of these, about; doubled for each.
-        workers: Most requests at once.
+        backoff: Approximate seconds before the first retry; doubles with each one.
+        workers: Most requests at a time.
         max_failures: Questions in a row without an answer after which the judge gives up.
 
     Raises:
-        UserError: The endpoint is no base URL, or the key is missing or would go in the clear.
+        UserError: The endpoint is not a base URL, or the key is missing or would be sent in the clear.
     """
 
     def __init__(
@@ -178,30 +145,27 @@ class EndpointJudge:
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     def prefer(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[float | None]:
-        """Which of two replies is better, for each pair.
+        """Which of two completions is better, for each pair.
 
         Args:
             prompts: N prompts, text or messages.
-            first: N replies, text or messages.
-            second: N replies to compare them with.
+            first: N completions, text or messages.
+            second: N completions to compare with the first.
 
         Returns:
-            N preferences for `first`: 1, 0.5 or 0, by `preference`; None for a pair without a readable answer in one of
-            the orders. Equal replies are 0.5, unasked.
+            N preferences for `first`: 1, 0.5 or 0, by `preference`; None if there is no readable answer in one of the
+            orders. Equal completions are 0.5 without asking.
 
         Raises:
-            UserError: The endpoint refuses the key, the model or the address, or does not answer.
+            UserError: The endpoint rejects the key, the model or the address, or does not answer.
         """
-        pairs = [
-            None if text_of(a) == text_of(b) else (self._request(prompt, a, b), self._request(prompt, b, a))
-            for prompt, a, b in zip(prompts, first, second, strict=True)
-        ]
-        asked = {request_key(self.endpoint, one): one for pair in pairs if pair is not None for one in pair}
+        pairs = [self._both_orders(*pair) for pair in zip(prompts, first, second, strict=True)]
+        asked = {request_key(self.endpoint, request): request for pair in pairs if pair is not None for request in pair}
         verdicts = self._verdicts(asked)
         return [self._preference(pair, verdicts) for pair in pairs]
 
     def check(self) -> None:
-        """Ask about one pair, so that a judge that gives no verdicts is known before there is anything to judge.
+        """Ask about one pair, to learn early that a judge gives no verdicts.
 
         Raises:
             UserError: It does not answer, or not with a verdict.
@@ -214,7 +178,7 @@ class EndpointJudge:
             raise self._error(f"no readable verdict: {why}")
 
     def report(self) -> JudgeReport:
-        """What was asked since this judge was made, how often the two orders disagreed, and the tokens spent."""
+        """What was asked so far, how often the two orders disagreed, and the tokens spent."""
         counts = dict.fromkeys(JudgeReport.__annotations__, 0) | self._counts
         bias = counts["disagree"] / counts["both_orders"] if counts["both_orders"] else None
         return cast("JudgeReport", {**counts, "endpoint": self.endpoint, "model": self.model, "position_bias": bias})
@@ -225,7 +189,7 @@ class EndpointJudge:
         self._count(pairs=1, identical=pair is None)
         if pair is None:
             return 0.5
-        forward, backward = (verdicts[request_key(self.endpoint, one)] for one in pair)
+        forward, backward = (verdicts[request_key(self.endpoint, request)] for request in pair)
         result = preference(forward, backward)
         self._count(unjudged=result is None, both_orders=result is not None)
         if result is not None:
@@ -237,8 +201,13 @@ class EndpointJudge:
         messages = question(prompt, first, second, self.criteria)
         return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
 
+    def _both_orders(self, prompt: Text, first: Text, second: Text) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        if completion_text(first) == completion_text(second):
+            return None
+        return self._request(prompt, first, second), self._request(prompt, second, first)
+
     def _verdicts(self, asked: Mapping[str, dict[str, Any]]) -> dict[str, Verdict | None]:
-        """Verdicts by key of the request, from the file where it has them."""
+        """Verdicts by request key, from the cache where it has them."""
         verdicts = {key: read_verdict(self.cache.get(key) or "") for key in asked}
         missing = [key for key, verdict in verdicts.items() if verdict is None]
         self._count(questions=len(asked), cached=len(asked) - len(missing))
@@ -262,13 +231,13 @@ class EndpointJudge:
                     verdicts[key] = verdict
                     bar.update()
             except BaseException:
-                self._stop.set()  # those that wait for another try give up
+                self._stop.set()  # threads that wait for a retry give up
                 pool.shutdown(cancel_futures=True)
                 raise
         return verdicts
 
     def _ask(self, client: httpx2.Client, key: str, request: dict[str, Any], patience: int) -> Verdict | None:
-        """Ask until there is a verdict, at most twice, and keep the answer that holds it."""
+        """Ask until there is a verdict, at most twice, and cache the answer that has it."""
         said: list[Message] = []
         for _ in range(_ASKED_AT_MOST):
             answer = self._complete(client, {**request, "messages": request["messages"] + said}, patience)
@@ -287,7 +256,7 @@ class EndpointJudge:
         """The model's answer, after as many tries as it takes; None if there is none.
 
         Raises:
-            UserError: It is refused for good, or too many questions in a row had no answer.
+            UserError: The request is rejected for good, or too many questions in a row had no answer.
         """
         for attempt in itertools.count():
             if self._stop.is_set():
@@ -306,11 +275,11 @@ class EndpointJudge:
         return None
 
     def _give_up(self, failure: _Failure, patience: int) -> None:
-        """Count a question without an answer, and stop where there were too many in a row."""
+        """Count a question without an answer, and stop after too many in a row."""
         self._count(failed=1)
         with self._lock:
             if self._works and not failure.again:
-                return  # the endpoint answers, so this question alone is at fault: it is too long, say
+                return  # the endpoint works, so it is this question's fault: too long, for example
             self._failed_in_row += 1
             tired = self._failed_in_row >= patience
         if tired:
@@ -329,21 +298,21 @@ class EndpointJudge:
             raise self._error(f"it redirects to {host}, where nothing is sent; give the address itself")
         if status in (401, 403):
             hint = "the key is refused" if self._key else "it wants a key: set api_key_env"
-            raise self._error(f"{hint} ({status}: {self._words(response)})")
+            raise self._error(f"{hint} ({status}: {self._complaint(response)})")
         if status == 404:
-            raise self._error(f"no such model or address (404: {self._words(response)})")
+            raise self._error(f"no such model or address (404: {self._complaint(response)})")
         if status != 200:
             again = status in (408, 429) or status >= 500
-            return _Failure(f"{status}: {self._words(response)}", again, response.headers.get("Retry-After"))
+            return _Failure(f"{status}: {self._complaint(response)}", again, response.headers.get("Retry-After"))
         try:
             return _answer(response.json())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            return _Failure(f"an answer that is no chat completion: {self._words(response)}", again=True)
+            return _Failure(f"an answer that is no chat completion: {self._complaint(response)}", again=True)
 
-    def _words(self, response: httpx2.Response) -> str:
-        """What a server says went wrong, shortened, without the key: a server may repeat what it was sent."""
+    def _complaint(self, response: httpx2.Response) -> str:
+        """What a server says went wrong, shortened, and without the key in case it repeats what it was sent."""
         text = response.text
-        with contextlib.suppress(ValueError):  # no JSON: the text as it is
+        with contextlib.suppress(ValueError):  # not JSON: show the text as it is
             body = response.json()
             known = body if isinstance(body, dict) else {}
             told = next((known[key] for key in ("error", "message", "detail") if known.get(key)), text)
@@ -352,7 +321,7 @@ class EndpointJudge:
         return text if len(text) <= 200 else f"{text[:200]}…"
 
     def _shown(self, text: str) -> str:
-        """A text on one line, without the key."""
+        """A text on a single line, without the key."""
         text = " ".join(text.split())
         return text if self._key is None else text.replace(self._key, "…")
 
@@ -366,7 +335,7 @@ class EndpointJudge:
 
 
 def _answer(body: Any) -> _Answer:
-    """What a chat completion says; a missing text is an empty one, missing counts are 0."""
+    """The content of a chat completion; a missing text counts as empty, missing counts as 0."""
     choice, usage = body["choices"][0], body.get("usage") or {}
     spent = (usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens"))
     text = writable(choice["message"].get("content") or "")
@@ -374,7 +343,7 @@ def _answer(body: Any) -> _Answer:
 
 
 def _key_of(variable: str, name: str) -> str:
-    """The key in an environment variable; it is never repeated."""
+    """The key in an environment variable; no message repeats it."""
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(f"rewards.{name}.api_key_env: the environment variable {variable} is not set")
@@ -388,7 +357,7 @@ def load_judge(name: str, reward: RewardConfig, folder: Path) -> EndpointJudge:
 
     Args:
         name: Its name there.
-        reward: Its settings, with an endpoint and a model.
+        reward: Its settings.
         folder: Where its answers are kept.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Several reward models as one that is careful where they disagree."""
+"""Several reward models as one that is cautious where they disagree."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rlhf.rewards import RewardFunction
 
 
 class Ensemble:
-    """Scores a reply by mean - k * std over the scores that several reward models give it.
+    """Scores a completion by mean - k * std over the scores of several reward models.
 
-    std is that of the population, the models being all there are: of two models, k = 1 takes the lower score. The
-    scores are used as they come, so the models should share a scale, as those trained on the same pairs do. Source:
-    Coste et al., "Reward Model Ensembles Help Mitigate Overoptimization", 2023, with the standard deviation in the
-    place of the variance, so that k has no unit.
+    std is the population's, so that with two models k = 1 gives the lower of their scores. Scores are not normalised,
+    so the models should share a scale, as models trained on the same pairs do. Source: Coste et al., "Reward Model
+    Ensembles Help Mitigate Overoptimization", 2023, with the standard deviation instead of the variance, so that k has
+    no unit.
 
     Args:
         models: The reward models.
@@ -28,11 +28,11 @@ class Ensemble:
         self.std_weight = std_weight
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """One score a reply, in the models' own units; None where any of them gives none."""
+        """A score per completion, in the models' own units; None if any model gives none."""
         scores = [model(prompts, completions, **columns) for model in self.models]
-        return [self._together(of_reply) for of_reply in zip(*scores, strict=True)]
+        return [self._combined(of_models) for of_models in zip(*scores, strict=True)]
 
-    def _together(self, scores: Sequence[float | None]) -> float | None:
+    def _combined(self, scores: Sequence[float | None]) -> float | None:
         known = [score for score in scores if score is not None]
         if len(known) < len(scores):
             return None

@@ -1,4 +1,4 @@
-"""Exact match: whether a reply ends in the right answer."""
+"""Exact match: whether a completion ends in the right answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from fractions import Fraction
 from typing import Any
 
 from rlhf.data.records import Text
-from rlhf.rewards.text import references, text_of
+from rlhf.rewards.text import completion_text, references
 
 _NUMBER = r"(?:(?<![\w)\]}])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/0*[1-9]\d*)?"
-"""1234, 1,234.00, -5, .5, 3/4; a hyphen behind a word, a digit or a bracket is no sign."""
+"""1234, 1,234.00, -5, .5, 3/4; a hyphen after a word, a digit or a bracket is not a sign."""
 _WORDS = r"[^\d\\^_{}=+/<>*-]*"
 _QUANTITY = re.compile(rf"{_WORDS}?(?<![^\W\d_])({_NUMBER})(?![^\W\d_]){_WORDS}")
-"""One number, with words about it; not 2x, x^2 or 3 + 4."""
+"""A single number, possibly among words; not 2x, x^2 or 3 + 4."""
 _MARKED_NUMBER = re.compile(rf"####[\s:]*({_NUMBER})")
 _MARKED_TEXT = re.compile(r"####[ \t]*(\S.*)")
 _INNER = r"(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*\})*+\})*+"
@@ -25,61 +25,61 @@ _UNSAID = re.compile(r"\\?[$€£¥₹]|\*\*")
 def exact_match(
     prompts: Sequence[Text], completions: Sequence[Text], column: str = "answer", **columns: Any
 ) -> list[float | None]:
-    r"""1 where the final answer of a reply equals the reference, else 0.
+    r"""1 if the final answer of a completion equals the reference, else 0.
 
-    A final answer is what follows the last `####` (as in GSM8K, Cobbe et al. 2021), else the content of the last
-    `\boxed{}`, else the last number. Numbers are equal by value: "$1,234.00" is "1234", "0.5" is "1/2"; a percent sign
-    does not count. A reference that holds no number, or is an expression, is compared as text, without regard to case
+    The final answer is what follows the last `####` (as in GSM8K, Cobbe et al. 2021), else the content of the last
+    `\boxed{}`, else the last number. Numbers are compared by value: "$1,234.00" is "1234", "0.5" is "1/2"; percent
+    signs are ignored. A reference without a number, or one that is an expression, is compared as text, ignoring case
     and white space.
 
     Args:
         prompts: Not read.
-        completions: Replies, text or messages.
+        completions: B completions, text or messages.
         column: The column that holds the references: bare answers, or worked ones that end in `#### answer`.
-        columns: The data's columns, one value a reply.
+        columns: The data's columns, a value per completion.
 
     Returns:
-        One score a reply; None where it has no reference.
+        B scores; None without a reference.
     """
     wanted = references(columns, column, len(completions))
     return [
-        None if reference is None else float(is_match(text_of(completion), reference))
+        None if reference is None else float(is_match(completion_text(completion), reference))
         for completion, reference in zip(completions, wanted, strict=True)
     ]
 
 
-def is_match(reply: str, reference: str) -> bool:
-    """Whether the final answer of a reply is that of the reference."""
+def is_match(completion: str, reference: str) -> bool:
+    """Whether the final answer of a completion is that of the reference."""
     wanted = final_text(reference)
     quantity = _QUANTITY.fullmatch(_plain(wanted))
     if quantity is None:
-        return _normalised(final_text(reply)) == _normalised(wanted)
-    return final_number(reply) == _value(quantity[1])
+        return _normalised(final_text(completion)) == _normalised(wanted)
+    return final_number(completion) == _value(quantity[1])
 
 
 def final_text(text: str) -> str:
-    r"""What is marked as the final answer: behind the last `####`, else in the last `\boxed{}`; unmarked, all of it."""
-    found = _MARKED_TEXT.findall(text) or _BOXED.findall(text)
-    return found[-1] if found else text
+    r"""What is marked as the final answer: after the last `####`, else in the last `\boxed{}`, else all of the text."""
+    marked = _MARKED_TEXT.findall(text) or _BOXED.findall(text)
+    return marked[-1] if marked else text
 
 
 def final_number(text: str) -> Fraction | None:
-    r"""The number behind the last `####`, else the last one in the last `\boxed{}`, else the last one; None without."""
+    r"""The number after the last `####`, else the last in the last `\boxed{}`, else the last; None if there is none."""
     text = _plain(text)
     boxed = _BOXED.findall(text)
-    found = _MARKED_NUMBER.findall(text) or re.findall(_NUMBER, boxed[-1] if boxed else text)
-    return _value(found[-1]) if found else None
+    numbers = _MARKED_NUMBER.findall(text) or re.findall(_NUMBER, boxed[-1] if boxed else text)
+    return _value(numbers[-1]) if numbers else None
 
 
 def _plain(text: str) -> str:
-    """Without currency signs and bold type, and with a hyphen for a minus."""
+    """A text without currency signs and bold type, and with hyphens for minus signs."""
     return _UNSAID.sub("", text).replace("\u2212", "-")
 
 
 def _value(number: str) -> Fraction | None:
     try:
         return Fraction(number.replace(",", ""))
-    except ValueError:  # Python reads no number of more than 4300 digits, and a model that repeats itself writes them
+    except ValueError:  # Python refuses numbers of more than 4300 digits; a model that repeats itself writes them
         return None
 
 

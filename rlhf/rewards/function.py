@@ -1,4 +1,4 @@
-"""Reward functions, the user's and those of this project, named by module or by file."""
+"""Loads reward functions, the user's and this project's own, by module or by file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from rlhf.rewards import RewardFunction
 from rlhf.rewards.sources import code_behind
 
 BUILT_IN = "rlhf.rewards."
-"""Where the reward functions of this project are."""
+"""The package of this project's own reward functions."""
 LARGEST = 1e15
-"""Largest size of a score: sums of squares of larger ones overflow in float32."""
+"""Largest absolute score: sums of squares of larger ones overflow in float32."""
 
 
 def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any] | None = None) -> RewardFunction:
-    """Find `package.module:function` or `path/to/file.py:function`.
+    """Load `package.module:function` or `path/to/file.py:function`.
 
     Args:
         spec: Where it is.
-        project: The project, whose paths count.
-        arguments: Arguments to call it with, by name, besides prompts, completions and the data's columns. A column
-            does not replace one of them.
+        project: The project, whose folder resolves paths.
+        arguments: Arguments to call it with, besides prompts, completions and the data's columns. A column of the same
+            name does not replace them.
 
     Raises:
-        UserError: The file, the module or the function is not there, importing it fails, or it does not take these
-            arguments.
+        UserError: The file, module or function does not exist, importing it fails, or it does not take these arguments.
     """
     target, separator, name = spec.rpartition(":")
     if not separator:
@@ -51,14 +50,14 @@ def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any
     bound = _bound(function, spec, dict(arguments or {}))
     scored = functools.partial(_checked, function, spec, bound)
     if target.startswith(BUILT_IN):
-        scored([], [])  # says now what is wrong with a pattern or a missing package, not after an hour of training
+        scored([], [])  # a broken pattern or a missing package shows now, not after an hour of training
     return scored
 
 
 def _bound(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments a function is always called with, held against its signature.
+    """The arguments that a function is always called with, checked against its signature.
 
-    A built-in's options are all bound, given or not: a column that happens to bear the name of one is no option.
+    All options of a built-in function are bound, so that a column that happens to have an option's name cannot set it.
     """
     signature = inspect.signature(function)
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -81,29 +80,34 @@ def _bound(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -
 
 
 def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
-    """What identifies a reward function without importing it: its name, the user's code behind it, packages it uses.
+    """What identifies a reward function, found without importing it: its name, the user's code behind it, its packages.
 
-    Functions of this project are identified by its version.
+    The code of built-in functions needs no digest: it changes with the version of this package.
     """
     target, _, name = spec.rpartition(":")
     path = project.resolve(target)
     in_file = target.endswith(".py") and path.is_file()
-    found = {"function": name, "module": None if in_file else target}
-    return found if target.startswith(BUILT_IN) else {**found, **code_behind(path if in_file else target)}
+    identity = {"function": name, "module": None if in_file else target}
+    return identity if target.startswith(BUILT_IN) else {**identity, **code_behind(path if in_file else target)}
 
 
 def _checked(
     function: RewardFunction,
     spec: str,
     arguments: dict[str, Any],
-    /,  # a column may be called as one of these
+    /,  # columns may have these names
     prompts: Any,
     completions: Any,
     **columns: Any,
 ) -> list[float | None]:
-    """Call a reward function; one score a completion, or the user hears which function gave something else."""
+    """Call a reward function and check that it returns a finite number or None for each completion.
+
+    Raises:
+        UserError: It fails or returns something else; the message names the function.
+    """
     with _told(f"rewards: {spec} failed"):
-        own = copy.deepcopy({**columns, "prompts": prompts, "completions": completions})  # what others read stays
+        # a copy, as other rewards read the same objects
+        own = copy.deepcopy({**columns, "prompts": prompts, "completions": completions})
         scores = function(**{**own, **arguments})
         if isinstance(scores, str | bytes | Mapping | Set) or not isinstance(scores, Iterable):
             raise UserError(f"returned a {type(scores).__name__}; expected a list with one score a completion")
@@ -120,10 +124,10 @@ def _checked(
 
 
 def _number(score: Any) -> float:
-    """A score as a number: Python's, NumPy's or a tensor of one element.
+    """A score as a float, from a number of Python or NumPy or a tensor with one element.
 
     Raises:
-        UserError: It is none; text that reads like one is none either.
+        UserError: It is something else; text is refused even if it looks like a number.
     """
     if isinstance(score, str | bytes):
         raise UserError(f"returned a score that is text, {str(score)[:20]!r}; expected a number or None")
@@ -137,9 +141,9 @@ def _number(score: Any) -> float:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Turn whatever the user's own code raises into one line, `sys.exit` and a KeyboardInterrupt of its own included.
+    """Turn whatever the user's code raises into a UserError, including `sys.exit` and a KeyboardInterrupt of its own.
 
-    Ctrl-C is told from these by whether a signal came; it ends the run even where that code catches everything.
+    Whether a signal came tells Ctrl-C apart from these. Ctrl-C ends the run even if that code catches everything.
     """
     with _interrupts() as came:
         try:
@@ -157,23 +161,24 @@ def _told(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """The signals that come meanwhile and raise KeyboardInterrupt."""
+    """Collects the signals that arrive in the meantime and raise KeyboardInterrupt."""
     came: list[int] = []
-    raising = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is signal.default_int_handler]
+    caught = (signal.SIGINT, signal.SIGTERM)
+    raising = [number for number in caught if signal.getsignal(number) is signal.default_int_handler]
     if threading.current_thread() is not threading.main_thread():
-        raising = []  # Python interrupts its main thread alone
+        raising = []  # Python interrupts only its main thread
 
     def note(number: int, frame: Any) -> None:
         came.append(number)
         signal.default_int_handler(number, frame)
 
-    for one in raising:
-        signal.signal(one, note)
+    for number in raising:
+        signal.signal(number, note)
     try:
         yield came
     finally:
-        for one in raising:
-            signal.signal(one, signal.default_int_handler)
+        for number in raising:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _module_from_file(path: Path) -> ModuleType:

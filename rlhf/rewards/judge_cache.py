@@ -1,4 +1,4 @@
-"""Answers of a judge, kept in a file, so that a repeated evaluation asks nothing again."""
+"""The answers of a judge, kept in a file so that a repeated evaluation asks nothing twice."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rlhf.errors import UserError
 
 
 def request_key(endpoint: str, request: dict[str, Any]) -> str:
-    """SHA-256 of where a question goes and of all that is sent (model, messages, settings), without any key."""
+    """SHA-256 of the endpoint and everything sent to it (model, messages, settings), without the API key."""
     return hashlib.sha256(json.dumps({"endpoint": endpoint, **request}, sort_keys=True).encode()).hexdigest()
 
 
 class JudgeCache:
     """Answers by request, in a JSON Lines file that is only ever appended to.
 
-    A line is written at once and whole, so a run that is killed loses the answer on its way at most. A line that cannot
-    be read, such as one that was torn then, is passed over. Of two answers to one request the later one holds. Neither
-    the question nor a key is stored. Threads may share it.
+    A line is written in one go, so a killed run loses at most the answer in flight. Lines that cannot be read, such as
+    a torn one, are skipped. If a request has several answers, the last one counts. Neither questions nor API keys are
+    stored. Safe to share between threads.
 
     Args:
-        folder: Where `answers.jsonl` lies or will lie; made if it is not there.
+        folder: Where `answers.jsonl` is or will be; created if missing.
 
     Raises:
         UserError: The folder cannot be used.
@@ -46,17 +46,17 @@ class JudgeCache:
         return len(self._answers)
 
     def get(self, key: str) -> str | None:
-        """The answer to a request, or None where it was never asked."""
+        """The answer to a request, or None if it has not been asked."""
         with self._lock:
             return self._answers.get(key)
 
     def add(self, key: str, model: str, answer: str) -> None:
-        """Keep an answer, on disk before this returns.
+        """Store an answer; it is on disk when this returns.
 
         Args:
-            key: Of the request, by `request_key`.
+            key: The request's `request_key`.
             model: Who answered, for people who read the file.
-            answer: Its words.
+            answer: The text of the answer.
         """
         line = json.dumps({"key": key, "model": model, "answer": answer}).encode() + b"\n"
         with self._lock:
@@ -67,7 +67,7 @@ class JudgeCache:
 
 
 def _row(line: bytes) -> tuple[str, str] | None:
-    """Key and answer of a line, or None where it holds none."""
+    """Key and answer of a line; None if it has none."""
     try:
         row = json.loads(line)
         key, answer = row["key"], row["answer"]

@@ -1,9 +1,10 @@
-"""The labels of a sequence classifier, and the log odds of one of them as a score."""
+"""The labels of a sequence classifier, and the log odds of a label as a score."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,7 +17,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_labels(folder: Path) -> int:
-    """Outputs of the head that is saved with an adapter: its last layer is the one with the fewest."""
+    """Number of outputs of the head saved with an adapter: its last layer is the one with the fewest rows."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         return 1
     check_files(str(folder))
@@ -26,22 +27,23 @@ def adapter_labels(folder: Path) -> int:
 
 
 def label_names(source: Source) -> list[str]:
-    """Names of a classifier's labels, by number; one for a reward model, and for a model without such a head."""
+    """Names of a classifier's labels, by number; a single one for a reward model or a model without such a head."""
     config = model_config(source)
     if source.adapter is not None:
         count = adapter_labels(source.adapter)
     else:
         classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-        count = config.num_labels if classifier else 1
-    names = config.id2label if len(config.id2label) == count else {}
+        count = (config.num_labels or 1) if classifier else 1
+    names: dict[Any, Any] = config.id2label or {}
+    names = names if len(names) == count else {}
     return [str(names.get(number, f"LABEL_{number}")) for number in range(count)]
 
 
 def label_number(label: int | str | None, names: Sequence[str], model: str) -> int | None:
-    """The output that is wanted of a classifier.
+    """Which output of a classifier is the score.
 
     Args:
-        label: Number or name of a label; None for a reward model, which has one.
+        label: Number or name of a label; None for a reward model, which has only one.
         names: The labels' names, by number.
         model: What to call the model in a message.
 
@@ -49,7 +51,7 @@ def label_number(label: int | str | None, names: Sequence[str], model: str) -> i
         The label's number; None for a reward model.
 
     Raises:
-        UserError: There is no such label, none is named where there are several, or one is where there is no choice.
+        UserError: There is no such label, none is given although there are several, or one is given to a reward model.
     """
     known = ", ".join(f"{number} ({name})" for number, name in enumerate(names[:12]))
     if len(names) == 1:
@@ -68,15 +70,15 @@ def label_number(label: int | str | None, names: Sequence[str], model: str) -> i
 
 
 def log_odds(logits_BC: torch.Tensor, label: int, multi_label: bool = False) -> torch.Tensor:
-    """Log odds of a label, log(p / (1 - p)), without rounding p to 1 first.
+    """Log odds of a label, log(p / (1 - p)), computed from logits so that p is not rounded to 1.
 
-    With softmax they are z_label - logsumexp of the other logits z; where each label is a yes or no of its own
-    (`multi_label`, a sigmoid each), they are z_label.
+    With a softmax they are z_label - logsumexp of the other logits z; where every label has a sigmoid of its own
+    (`multi_label`), they are z_label.
 
     Args:
         logits_BC: Outputs of a classifier, batch by classes.
         label: The class, from 0 to C - 1.
-        multi_label: Whether labels do not exclude one another.
+        multi_label: Whether several labels can be true at once.
 
     Returns:
         Log odds, nats, of shape B.

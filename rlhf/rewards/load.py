@@ -1,4 +1,4 @@
-"""Rewards by name, as a project describes them: judges in evaluation, rewards in online training."""
+"""Loads rewards by name, as a project describes them: judges in evaluation, rewards in online training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN = "reward"
 """Name of the run's own reward model: that of the stage that trains it."""
 
 ANSWERS = "judges"
-"""Folder of a run in which judges keep what they were answered."""
+"""Folder of a run in which judges that compare keep their answers."""
 
 
 def load_reward(reward: RewardConfig, project: ProjectConfig) -> RewardFunction:
@@ -38,12 +38,12 @@ def load_reward(reward: RewardConfig, project: ProjectConfig) -> RewardFunction:
 def load_rewards(
     project: ProjectConfig, parents: Mapping[str, Path] | None = None, names: Iterable[str] | None = None
 ) -> dict[str, RewardFunction]:
-    """The run's own reward models, by their stages' names, and whatever under `rewards:` scores a reply by itself.
+    """The run's own reward models, by their stages' names, and everything under `rewards:` that scores completions.
 
     Args:
         project: The project.
-        parents: Finished stages by name; those that train a reward model count.
-        names: Those wanted, in this order; None for all.
+        parents: Finished stages by name, of which those that trained a reward model are used.
+        names: The rewards wanted, in this order; None for all.
 
     Raises:
         UserError: A name is unknown, or a reward cannot be loaded.
@@ -61,10 +61,10 @@ def load_rewards(
 
 
 def load_judges(project: ProjectConfig) -> dict[str, EndpointJudge]:
-    """The judges under `rewards:` that compare two replies; their answers are kept in the run's folder.
+    """The judges under `rewards:` that compare two completions; their answers are kept in the run's folder.
 
     Raises:
-        UserError: A judge cannot be asked.
+        UserError: A judge's settings are incomplete, or its key is not set.
     """
     folder = project.run_dir / ANSWERS
     return {

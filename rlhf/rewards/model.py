@@ -24,20 +24,20 @@ from rlhf.rewards.labels import label_names, label_number, log_odds
 
 
 class RewardModel:
-    """Scores replies with an `AutoModelForSequenceClassification`.
+    """Scores completions with an `AutoModelForSequenceClassification`.
 
-    One output is the score; of several, the log odds of `label` are. The text, prompt and reply, is rendered with the
-    model's own template and tokenizer, so a BERT can judge a GPT; a model from outside reads what its template gives,
-    one of ours an EOS behind it too. A sequence above its limit keeps its end: that is
-    where the reply is.
+    A single output is the score; of several outputs, the score is the log odds of `label`. Prompt and completion are
+    rendered with the model's own template and tokenizer, so a BERT can judge a GPT. A reward model trained here reads
+    an EOS after what its template gives, a model from elsewhere does not. A sequence above the model's limit keeps its
+    end, where the completion is.
 
     Args:
         name: A finished reward stage's folder, any folder of a reward model or classifier, or a hub id.
         batch_size: Sequences scored at once.
-        label: Number or name of the label that is wanted of a classifier with several; None for a reward model.
+        label: Number or name of the label whose log odds are the score; None for a reward model.
 
     Raises:
-        UserError: The model cannot be loaded, has no head, or has several labels of which `label` is none.
+        UserError: The model cannot be loaded, has no head, or has several labels and `label` is not one of them.
     """
 
     def __init__(self, name: str | Path, batch_size: int = 32, label: int | str | None = None) -> None:
@@ -55,8 +55,8 @@ class RewardModel:
         self.batch_size = batch_size
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
-        """One score a reply, in the reward model's own units, or in nats where it is a label's log odds."""
-        rows = [self.codec.sequence(prompt, reply)[0] for prompt, reply in zip(prompts, completions, strict=True)]
+        """A score per completion, in the reward model's own units, or in nats for a label's log odds."""
+        rows = [self.codec.sequence(*texts)[0] for texts in zip(prompts, completions, strict=True)]
         rows = [row[-self.limit :] if self.limit else row for row in rows]
         each = itertools.groupby(range(len(rows)), key=lambda row: prompts[row])
         groups = [[rows[row] for row in members] for _, members in each]
@@ -67,13 +67,13 @@ class RewardModel:
 def score_groups(
     model: Any, groups: Sequence[Sequence[Sequence[int]]], batch_size: int = 32, label: int | None = None
 ) -> list[list[float]]:
-    """Scores of token sequences from a sequence classifier; what those of a group begin with is computed once.
+    """Scores of token sequences by a sequence classifier; the common prefix of each group is computed once.
 
     Args:
         model: The classifier; its config names the pad token.
-        groups: Token ids of the sequences of each group: replies to one prompt, the sides of a pair.
-        batch_size: Sequences a batch.
-        label: The class whose log odds are the score; None for a model with one output, which is the score.
+        groups: Token ids of the sequences of each group: completions of a prompt, or the sides of a pair.
+        batch_size: Sequences per batch.
+        label: The class whose log odds are the score; None for a model with a single output.
     """
     training = model.training
     model.eval()
@@ -85,15 +85,15 @@ def score_groups(
         with fold(model, size) if share else contextlib.nullcontext():
             for begin in range(0, len(numbers), step := max(1, batch_size // size)):
                 chosen = numbers[begin : begin + step]
-                found = _scores(model, [groups[number][at] for at in range(size) for number in chosen], label)
+                batch = _scores(model, [groups[number][at] for at in range(size) for number in chosen], label)
                 for at, number in enumerate(chosen):
-                    scores[number] = found[at :: len(chosen)]
+                    scores[number] = batch[at :: len(chosen)]
     model.train(training)
     return scores
 
 
 def _scores(model: Any, rows: Sequence[Sequence[int]], label: int | None) -> list[float]:
-    """Scores of one batch."""
+    """Scores of a batch."""
     device = next(model.parameters()).device
     pad = model.config.get_text_config().pad_token_id
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
@@ -105,5 +105,5 @@ def _scores(model: Any, rows: Sequence[Sequence[int]], label: int | None) -> lis
 
 
 def _multi_label(model: Any) -> bool:
-    """Whether a classifier's labels do not exclude one another."""
+    """Whether several labels of a classifier can be true at once."""
     return model.config.problem_type == "multi_label_classification"

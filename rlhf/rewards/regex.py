@@ -1,4 +1,4 @@
-"""Whether a reply has a form, given as a regular expression."""
+"""Whether a completion matches a regular expression."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 from rlhf.data.records import Text
 from rlhf.errors import UserError
-from rlhf.rewards.text import text_of
+from rlhf.rewards.text import completion_text
 
 
 def regex(
     prompts: Sequence[Text], completions: Sequence[Text], pattern: str, full: bool = False, **columns: Any
 ) -> list[float | None]:
-    """1 where a reply matches the pattern, else 0.
+    """1 if a completion matches the pattern, else 0.
 
     Args:
         prompts: Not read.
-        completions: Replies, text or messages.
-        pattern: A regular expression of Python's `re`; flags stand in it, `(?i)` to disregard case.
-        full: Whether the whole reply has to match, rather than a part of it.
+        completions: B completions, text or messages.
+        pattern: A regular expression for Python's `re`; flags are part of it, such as `(?i)` to ignore case.
+        full: Whether the whole completion has to match, rather than any part of it.
         columns: Not read.
 
     Returns:
-        One score a reply.
+        B scores.
 
     Raises:
-        UserError: The pattern is no regular expression.
+        UserError: The pattern is not a regular expression.
     """
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as error:
         raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from None
     match = compiled.fullmatch if full else compiled.search
-    return [float(match(text_of(completion)) is not None) for completion in completions]
+    return [float(match(completion_text(completion)) is not None) for completion in completions]

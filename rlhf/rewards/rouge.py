@@ -1,4 +1,4 @@
-"""ROUGE: how far the words of a reply are those of a reference."""
+"""ROUGE: how much a completion overlaps with a reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.data.records import Text
 from rlhf.errors import UserError, unknown_name
-from rlhf.rewards.text import references, text_of
+from rlhf.rewards.text import completion_text, references
 
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -19,18 +19,18 @@ def rouge(
     kind: str = "rougeL",
     **columns: Any,
 ) -> list[float | None]:
-    """ROUGE F1 of each reply against its reference (Lin, "ROUGE", 2004), by the package `rouge-score`, unstemmed.
+    """ROUGE F1 of each completion against its reference (Lin, "ROUGE", 2004), by `rouge-score`, without stemming.
 
     Args:
         prompts: Not read.
-        completions: Replies, text or messages.
+        completions: B completions, text or messages.
         column: The column that holds the references.
         kind: `rouge1` or `rouge2` (words, pairs of words), `rougeL` (longest common subsequence) or `rougeLsum` (the
-            same line by line).
-        columns: The data's columns, one value a reply.
+            same by lines).
+        columns: The data's columns, a value per completion.
 
     Returns:
-        One score a reply, from 0 to 1; None where it has no reference.
+        B scores from 0 to 1; None without a reference.
 
     Raises:
         UserError: The kind is unknown or the package is not installed.
@@ -43,6 +43,6 @@ def rouge(
         raise UserError("the package rouge-score is not installed: pip install rouge-score") from None
     scorer = RougeScorer([kind])
     return [
-        None if reference is None else float(scorer.score(reference, text_of(completion))[kind].fmeasure)
+        None if reference is None else float(scorer.score(reference, completion_text(completion))[kind].fmeasure)
         for completion, reference in zip(completions, references(columns, column, len(completions)), strict=True)
     ]

@@ -1,6 +1,6 @@
-"""The code behind a reward function, found without importing it: planning a run executes nothing of the user's.
+"""Finds the code behind a reward function without importing it, so that planning a run executes none of it.
 
-What a file reads when it runs, and modules that it names only then, are not seen.
+What the code reads when it runs, and modules whose names it only computes then, are not seen.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 @dataclass(frozen=True)
 class _Module:
     name: str
-    """Dotted; of a file that is no module, its file name."""
+    """Dotted; for a file outside any package, its file name."""
     path: Path
     package: str
     """What its relative imports are relative to."""
 
     @property
     def label(self) -> str:
-        """`judge.py`, `package/__init__.py`: the same wherever the project lies."""
+        """`judge.py` or `package/__init__.py`: the same wherever the project is."""
         if self.name.endswith(".py"):
             return self.name
         inner = "/" + self.path.name if self.path.stem == "__init__" else self.path.suffix
@@ -36,18 +36,18 @@ class _Module:
 
 
 def code_behind(target: str | Path) -> dict[str, dict[str, str | None]]:
-    """The user's own files that a module or file imports, and what those import, with the installed packages used.
+    """The user's files that a module or file imports, directly or indirectly, and the installed packages they use.
 
     Args:
         target: A file, or the dotted name of a module.
 
     Returns:
-        `files`: file -> digest of its content; `packages`: top-level name -> version of an installed package.
+        `files`: SHA-256 of each file; `packages`: version of each installed package, by its top-level name.
     """
     files: dict[str, str | None] = {}
     packages: dict[str, str | None] = {}
     queue: list[_Module] = []
-    beside: list[str] = []  # a file may put its own folder on the path before it imports what is there
+    beside: list[str] = []  # a file may add its own folder to the path before it imports from there
     if isinstance(target, Path):
         queue.append(_Module(target.name, target, ""))
         beside.append(str(target.parent))
@@ -67,10 +67,10 @@ def code_behind(target: str | Path) -> dict[str, dict[str, str | None]]:
 
 
 def _imported(content: bytes, module: _Module) -> Iterator[str]:
-    """The dotted names that a file may import; `from a import b` may mean the module `a.b`."""
+    """The dotted names that a file may import; in `from a import b`, b may be the module `a.b`."""
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # compiled, or refused when it is loaded
+    except (SyntaxError, ValueError):  # compiled, or an error that loading it will report
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -84,7 +84,7 @@ def _imported(content: bytes, module: _Module) -> Iterator[str]:
 
 
 def _modules(name: str, beside: list[str], packages: dict[str, str | None]) -> Iterable[_Module]:
-    """A module of the user's and the packages around it, which run too; of what is installed the version is noted."""
+    """A user's module and the packages around it, which run too; of installed packages only the version is noted."""
     top, *inner = name.split(".")
     if not top or top in sys.stdlib_module_names:
         return
@@ -101,7 +101,7 @@ def _modules(name: str, beside: list[str], packages: dict[str, str | None]) -> I
             return
         name = inner.pop(0)
         dotted = f"{dotted}.{name}"
-        spec = PathFinder.find_spec(name, list(locations))  # by a dotted name it would want the parent imported
+        spec = PathFinder.find_spec(name, list(locations))  # given a dotted name it would import the parent
 
 
 def _top_level(name: str, beside: list[str]) -> ModuleSpec | None:

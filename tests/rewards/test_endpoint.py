@@ -9,8 +9,9 @@ import pytest
 from rlhf.config.load import load_project
 from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
-from rlhf.rewards.endpoint import EndpointJudge, load_judge, retry_delay
+from rlhf.rewards.endpoint import EndpointJudge, load_judge
 from rlhf.rewards.pairwise import REMINDER, preference, question, read_verdict
+from rlhf.rewards.retry import retry_delay
 from tests.support.judge_server import JudgeServer, Raw, parts, prefer_longer
 
 KEY = "sk-s3cret" * 4

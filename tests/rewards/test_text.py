@@ -1,11 +1,12 @@
-from rlhf.rewards.text import references, text_of
+from rlhf.rewards.text import completion_text, references
 
 
 def test_a_completion_is_text_or_its_last_message():
-    assert text_of(" Hello") == " Hello"
-    assert text_of([{"role": "assistant", "content": "One."}, {"role": "assistant", "content": "Two."}]) == "Two."
-    assert text_of([]) == ""
-    assert text_of([{"role": "assistant", "content": None}]) == ""
+    assert completion_text(" Hello") == " Hello"
+    turns = [{"role": "assistant", "content": content} for content in ("One.", "Two.")]
+    assert completion_text(turns) == "Two."
+    assert completion_text([]) == ""
+    assert completion_text([{"role": "assistant", "content": None}]) == ""
 
 
 def test_a_reference_is_there_or_none():
