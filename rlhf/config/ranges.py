@@ -111,7 +111,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
     ),
     "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
-    "advantage": ("gae", "rloo", "grpo", "reinforce"),
     "critic_from": ("reward", "policy"),
     "kl_estimator": ("k1", "k2", "k3"),
     "sampler": ("transformers", "vllm"),

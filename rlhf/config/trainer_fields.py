@@ -153,12 +153,24 @@ def _reporters() -> tuple[str, ...]:
     return ("all", "none", *(str(key.value) for key in table.keys if isinstance(key, ast.Constant)))
 
 
+@functools.cache
+def _estimators() -> tuple[str, ...]:
+    """The names that `advantage` takes: the functions under `@estimator(…)`."""
+    return tuple(
+        node.name
+        for node in _module("rlhf/objectives/advantages.py").body
+        if isinstance(node, ast.FunctionDef)
+        and any(ast.unparse(given).startswith("estimator(") for given in node.decorator_list)
+    )
+
+
 def problem(stage: str, name: str, value: Any) -> str | None:
     """What is wrong with the value of a field of a stage's trainer, if it can be said without importing; else None."""
     annotation = trainer_fields(stage)[name]
     if why := type_problem(value, annotation):
         return why
-    return ranges.problem(stage, name, value, _reporters() if name == "report_to" else _words(annotation))
+    choices = {"report_to": _reporters, "advantage": _estimators}.get(name, lambda: _words(annotation))()
+    return ranges.problem(stage, name, value, choices)
 
 
 def unknown_field(stage: str, name: str, own: Iterable[str] = ()) -> str:

@@ -5,24 +5,58 @@
 
     rewards_BT      reward of each token, [B, T]: −β·KL, and the score at the last token
     values_BT       the critic's value before each token, [B, T]; only `gae` reads it, the others take None
-    mask_BT         bool, true at the tokens of a reply, which stand at the start of a row; a row that takes no part
-                    (its reply could not be scored) is false everywhere
+    mask_BT         bool, true at the tokens of a completion, which stand at the start of a row; false everywhere in a
+                    row that takes no part, since its completion could not be scored
     gamma, lam      discount, and trace decay of `gae`
     last_values_B   value after the last token of a row that was cut off, 0 of one that finished, [B]; None: all did
-    group_size      replies to one prompt; rows i·group_size … (i+1)·group_size − 1 answer the same one
+    group_size      completions of one prompt; rows i·group_size … (i+1)·group_size − 1 belong to the same prompt
 
 Results are float32, [B, T], 0 where the mask is false. `returns_BT` is what a critic should have predicted.
+
+A new estimator is one function in this file under `@estimator(…)`: the setting `advantage` then takes its name, and
+training asks the estimator what it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 Advantages = tuple[torch.Tensor, torch.Tensor]
+EstimatorFunction = Callable[..., Advantages]
 
 
+@dataclass(frozen=True)
+class Estimator:
+    """An advantage estimator, and what it needs."""
+
+    function: EstimatorFunction
+    needs_values: bool
+    """Whether it reads a critic's values: without, none is trained."""
+    min_group: int
+    """Fewest completions of a prompt that it can compare; above 1, a group of equal scores teaches it nothing."""
+
+
+ESTIMATORS: dict[str, Estimator] = {}
+"""By name."""
+
+
+def estimator(*, needs_values: bool = False, min_group: int = 1) -> Callable[[EstimatorFunction], EstimatorFunction]:
+    """Make a function an advantage estimator under its own name; the arguments are the fields of `Estimator`.
+
+    The config layer finds the names by this decorator in the source, without importing torch.
+    """
+
+    def register(function: EstimatorFunction) -> EstimatorFunction:
+        ESTIMATORS[function.__name__] = Estimator(function, needs_values, min_group)
+        return function
+
+    return register
+
+
+@estimator(needs_values=True)
 def gae(
     rewards_BT: torch.Tensor,
     values_BT: torch.Tensor | None,
@@ -34,8 +68,8 @@ def gae(
 ) -> Advantages:
     """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}, with δ_t = r_t + γ V_{t+1} − V_t; returns A + V.
 
-    After the last token V is `last_values_B`: the critic's value for a reply that was cut off, since it would have gone
-    on; 0 for one that finished.
+    After the last token V is `last_values_B`: the critic's value for a completion that was cut off, since it would have
+    gone on; 0 for a completion that ended by itself.
 
     Raises:
         ValueError: There are no values.
@@ -59,6 +93,7 @@ def gae(
     return advantages, advantages + values
 
 
+@estimator(min_group=2)
 def rloo(
     rewards_BT: torch.Tensor,
     values_BT: torch.Tensor | None,
@@ -68,9 +103,9 @@ def rloo(
     last_values_B: torch.Tensor | None = None,
     group_size: int = 1,
 ) -> Advantages:
-    """Leave one out: A_i = R_i − mean of the other replies' R, with R the discounted reward of a whole reply.
+    """Leave one out: A_i = R_i − mean of the other completions' R, with R the discounted reward of a whole completion.
 
-    The same for each token of a reply; 0 where no other reply of the group takes part.
+    The same for each token of a completion; 0 where no other completion of the group takes part.
 
     Source: Ahmadian et al., "Back to Basics: Revisiting REINFORCE Style Optimization" (2024), eq. 8.
     """
@@ -81,6 +116,7 @@ def rloo(
     return _spread((totals_GS - baseline).masked_fill(alone, 0.0), totals_GS, mask_BT)
 
 
+@estimator(min_group=2)
 def grpo(
     rewards_BT: torch.Tensor,
     values_BT: torch.Tensor | None,
@@ -92,7 +128,7 @@ def grpo(
 ) -> Advantages:
     """Group-relative: A_i = (R_i − mean of the group) / (σ of the group + 1e-4), σ over n − 1.
 
-    The same for each token of a reply; 0 for a group in which all are equal or fewer than two take part.
+    The same for each token of a completion; 0 for a group in which all are equal or fewer than two take part.
 
     Source: Shao et al., "DeepSeekMath" (2024), section 4.1.2.
     """
@@ -104,6 +140,7 @@ def grpo(
     return _spread(centred / (deviation + 1e-4), totals_GS, mask_BT)
 
 
+@estimator()
 def reinforce(
     rewards_BT: torch.Tensor,
     values_BT: torch.Tensor | None,
@@ -124,20 +161,15 @@ def reinforce(
 def _totals(
     rewards_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Discounted reward of each reply (0 where it takes no part) and whether it takes part, [groups, group_size]."""
+    """Discounted reward of each completion, 0 where it takes no part; whether it takes part; [groups, group_size]."""
     discounts_T = gamma ** torch.arange(rewards_BT.shape[1], dtype=torch.float32, device=rewards_BT.device)
     totals_B = (rewards_BT.float().masked_fill(~mask_BT, 0.0) * discounts_T).sum(1)
     return totals_B.view(-1, group_size), mask_BT.any(1).view(-1, group_size)
 
 
 def _spread(advantages_GS: torch.Tensor, totals_GS: torch.Tensor, mask_BT: torch.Tensor) -> Advantages:
-    """One number a reply to each of its tokens."""
+    """Give each token the number of its completion."""
     return (
         torch.where(mask_BT, advantages_GS.reshape(-1, 1), 0.0),
         torch.where(mask_BT, totals_GS.reshape(-1, 1), 0.0),
     )
-
-
-Estimator = Callable[..., Advantages]
-ESTIMATORS: dict[str, Estimator] = {"gae": gae, "rloo": rloo, "grpo": grpo, "reinforce": reinforce}
-"""By name."""

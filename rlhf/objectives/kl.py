@@ -54,7 +54,7 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, episodes:
 
     Args:
         coefficient: β now.
-        kl: Mean KL of the latest replies, nats/sequence.
+        kl: Mean KL of the latest completions, nats/sequence.
         target: Where it should be, nats/sequence.
         episodes: Replies since the last call.
         horizon: Episodes over which an error of one fifth or more scales β by about e^0.2.

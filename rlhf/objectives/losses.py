@@ -79,7 +79,7 @@ def value_loss(
 
     Args:
         values_BT: V, the critic's values now, [B, T]; gradients flow here.
-        old_values_BT: V_old, its values when the replies were sampled, [B, T].
+        old_values_BT: V_old, its values when the completions were sampled, [B, T].
         returns_BT: R, [B, T].
         mask_BT: Bool, [B, T].
         cliprange: ε, in units of the return.

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.records import Text
 from rlhf.models.roles import Roles
-from rlhf.objectives.advantages import ESTIMATORS
 from rlhf.objectives.kl import KL_ESTIMATORS, k1
 from rlhf.objectives.masking import Reduce, masked_mean, masked_moments, masked_sum, whiten
 from rlhf.policies.completion import Completion, as_completion, decoded
@@ -149,7 +148,7 @@ class Collector:
         scores_B = self.rewards.total(scores_BK, self.reduce)
         mask_BT = replied_BT & ~scores_B.isnan()[:, None]
         cut_B = torch.tensor([not one.finished for one in flat])
-        bootstrap = args.truncated == "bootstrap" and args.needs_critic
+        bootstrap = args.truncated == "bootstrap" and args.estimator.needs_values
         kl_BT = KL_ESTIMATORS[args.kl_estimator](log_probs_BT, measured.reference_BT)
         rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, kl_coef, cut_B, args.missing_eos_penalty, bootstrap)
         paid_B = rewards_BT.sum(1)
@@ -158,7 +157,7 @@ class Collector:
         values_BT = last_B = None
         if measured.values_BS is not None:
             values_BT, last_B = measured.values_BS[:, :-1], measured.values_BS[:, -1] * (cut_B & bootstrap)
-        advantages_BT, returns_BT = ESTIMATORS[args.advantage](
+        advantages_BT, returns_BT = args.estimator.function(
             rewards_BT, values_BT, mask_BT, args.gamma, args.lam, last_B, args.samples_per_prompt
         )
         if args.whiten_advantages:

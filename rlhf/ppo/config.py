@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import TrainingArguments
 
 from rlhf.config import ranges
+from rlhf.objectives.advantages import ESTIMATORS, Estimator
 
 
 @dataclass
@@ -20,14 +21,14 @@ class PPOConfig(TrainingArguments):
     """
 
     advantage: str = "gae"
-    """`gae` (with a critic), `rloo`, `grpo` or `reinforce` (without)."""
+    """Advantage estimator: a function of rlhf/objectives/advantages.py. One that needs values trains a critic."""
     rewards: dict[str, float] | None = None
     """Name: weight. `reward` is the run's own reward model, the others stand under the project's `rewards:`. Without
     it: the run's reward model if there is one, else all under `rewards:` with weight 1."""
     normalize_samples: int = 128
     """Replies of the starting policy by which each reward is brought to mean 0 and std 1; 0 leaves them as they are."""
     samples_per_prompt: int = 1
-    """Replies to a prompt; the prompt is computed once for all. At least 2 for rloo and grpo."""
+    """Replies to a prompt; the prompt is computed once for all. At least 2 where the estimator compares them."""
     max_new_tokens: int = 128
     """Longest reply, in tokens."""
     max_length: int | None = None
@@ -49,7 +50,7 @@ class PPOConfig(TrainingArguments):
     gamma: float = 1.0
     """Discount."""
     lam: float = 0.95
-    """Trace decay of gae."""
+    """Trace decay λ of generalised advantage estimation."""
     cliprange: float = 0.2
     """Clipping of the policy's ratio."""
     cliprange_value: float = 0.2
@@ -93,13 +94,17 @@ class PPOConfig(TrainingArguments):
 
     def check(self) -> list[str]:
         """What is wrong with the settings, a line each, beginning with the field."""
+        names = {"advantage": tuple(ESTIMATORS)}
         problems = [
             f"{name}: {problem}"
             for name, value in vars(self).items()
-            if (problem := ranges.problem("ppo", name, value)) is not None
+            if (problem := ranges.problem("ppo", name, value, names.get(name, ()))) is not None
         ]
-        if self.advantage in ("rloo", "grpo") and self.samples_per_prompt == 1:
-            problems.append(f"samples_per_prompt: must be at least 2 for {self.advantage}, not 1")
+        smallest = self.estimator.min_group if self.advantage in ESTIMATORS else 1
+        if self.samples_per_prompt < smallest:
+            problems.append(
+                f"samples_per_prompt: must be at least {smallest} for {self.advantage}, not {self.samples_per_prompt}"
+            )
         if self.kl_target is not None and self.kl_coef == 0:
             problems.append("kl_target: an adaptive kl_coef grows by factors, and stays 0 from 0; start it above")
         replies = self.per_device_train_batch_size * self.gradient_accumulation_steps
@@ -111,9 +116,9 @@ class PPOConfig(TrainingArguments):
         return problems
 
     @property
-    def needs_critic(self) -> bool:
-        """Whether the advantage estimator reads values."""
-        return self.advantage == "gae"
+    def estimator(self) -> Estimator:
+        """The advantage estimator and what it needs."""
+        return ESTIMATORS[self.advantage]
 
     @property
     def replies_per_process(self) -> int:

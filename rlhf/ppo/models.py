@@ -51,10 +51,10 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
         return _separate_roles(policy, context, begun, args, folder)
     part = reward_part(folder, begun) if folder is not None else None
     value_head = None
-    from_reward = args.needs_critic and part is not None and args.critic_from == "reward"
+    from_reward = args.estimator.needs_values and part is not None and args.critic_from == "reward"
     if part is not None:
         add_adapter(policy, REWARD, part.config, part.state)
-    if args.needs_critic:
+    if args.estimator.needs_values:
         value_head = _zero_head(base)
         if part is not None and from_reward:
             add_adapter(policy, CRITIC, part.config, part.state)
@@ -113,7 +113,7 @@ def _separate_roles(
 ) -> Roles:
     """All weights trained: the reference is a second copy, the critic a third model."""
     reference = starting_policy(context, begun)
-    if not args.needs_critic:
+    if not args.estimator.needs_values:
         return Roles(base, reference=reference)
     value_head = _zero_head(base)
     scorer = _like_the_policy(folder, begun) if folder is not None and args.critic_from == "reward" else None

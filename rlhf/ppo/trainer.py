@@ -169,13 +169,13 @@ class PPOTrainer(Trainer):
                 f"the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
                 "more than chance, the log-probabilities of sampling and of training differ",
             )
-        if self._rollout == 0 and cut > 0.5 and args.truncated == "bootstrap" and args.needs_critic:
+        if self._rollout == 0 and cut > 0.5 and args.truncated == "bootstrap" and args.estimator.needs_values:
             self._say(
                 "cut",
                 f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
                 "raise it, or set truncated: score",
             )
-        if metrics.get("objective/alike") == 1 and args.advantage in ("rloo", "grpo"):
+        if metrics.get("objective/alike") == 1 and args.estimator.min_group > 1:
             self._say(
                 "alike",
                 f"in rollout {self._rollout} all replies to a prompt have the same score, for every prompt: there is "
@@ -247,7 +247,7 @@ class PPOTrainer(Trainer):
 
     def _trained_roles(self) -> list[str]:
         """The roles that learn from this rollout."""
-        if not self.args.needs_critic:
+        if not self.args.estimator.needs_values:
             return ["policy"]
         return ["critic"] if self._rollout < self.args.critic_warmup_rollouts else ["policy", "critic"]
 

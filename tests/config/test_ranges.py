@@ -230,3 +230,10 @@ def test_the_defaults_of_the_libraries_lie_inside():
             value = fields[name]
             if value is not None and value is not dataclasses.MISSING:
                 assert ranges.problem(stage, name, getattr(value, "value", value)) is None, name
+
+
+def test_the_words_of_advantage_are_the_estimators_there_are():
+    from rlhf.objectives.advantages import ESTIMATORS
+
+    assert trainer_fields._estimators() == tuple(ESTIMATORS)
+    assert trainer_fields.problem("ppo", "advantage", "rloo") is None

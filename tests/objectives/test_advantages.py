@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 
-from rlhf.objectives.advantages import ESTIMATORS, gae, grpo, reinforce, rloo
+from rlhf.objectives.advantages import ESTIMATORS, estimator, gae, grpo, reinforce, rloo
 
 GROUPED = [rloo, grpo]
 
@@ -58,9 +58,9 @@ def test_a_cut_reply_goes_on_and_a_finished_one_ends():
 @pytest.mark.parametrize("seed", range(5))
 def test_padding_and_companions_change_nothing(name, seed):
     rewards, values, mask, last = ragged(seed)
-    whole = ESTIMATORS[name](rewards, values, mask, 0.9, 0.8, last, 2)
+    whole = ESTIMATORS[name].function(rewards, values, mask, 0.9, 0.8, last, 2)
     junk = torch.full((6, 3), float("nan"))
-    wider = ESTIMATORS[name](
+    wider = ESTIMATORS[name].function(
         torch.cat([rewards.masked_fill(~mask, torch.inf), junk], 1),
         torch.cat([values.masked_fill(~mask, torch.nan), junk], 1),
         torch.cat([mask, torch.zeros(6, 3, dtype=torch.bool)], 1),
@@ -73,7 +73,7 @@ def test_padding_and_companions_change_nothing(name, seed):
     for first in (0, 2, 4):  # a group alone, cut to its longest reply
         rows, width = slice(first, first + 2), int(mask[first : first + 2].sum(1).max())
         own = [tensor[rows, :width] for tensor in (rewards, values, mask)]
-        for part, one in zip(whole, ESTIMATORS[name](*own, 0.9, 0.8, last[rows], 2), strict=True):
+        for part, one in zip(whole, ESTIMATORS[name].function(*own, 0.9, 0.8, last[rows], 2), strict=True):
             torch.testing.assert_close(part[rows, :width], one)
 
 
@@ -81,8 +81,8 @@ def test_padding_and_companions_change_nothing(name, seed):
 def test_a_reply_without_a_score_has_no_part(name):
     rewards, values, mask, last = ragged(7)
     mask[3] = False
-    found = ESTIMATORS[name](rewards, values, mask, 1.0, 0.9, last, 2)
-    other = ESTIMATORS[name](rewards + 99 * (~mask), values, mask, 1.0, 0.9, last + 5 * (~mask[:, 0]), 2)
+    found = ESTIMATORS[name].function(rewards, values, mask, 1.0, 0.9, last, 2)
+    other = ESTIMATORS[name].function(rewards + 99 * (~mask), values, mask, 1.0, 0.9, last + 5 * (~mask[:, 0]), 2)
     for one, same in zip(found, other, strict=True):
         assert (one[3] == 0).all()
         assert torch.equal(one, same)
@@ -155,12 +155,29 @@ def test_who_has_no_score_is_no_baseline(estimator):
 
 def test_equal_scores_teach_nothing():
     mask = mask_of(2, 3, 1)
-    for estimator in GROUPED:
-        assert estimator(at_the_end([4.0] * 3, mask), None, mask, 1.0, 1.0, group_size=3)[0].abs().max() == 0
+    for compared in GROUPED:
+        assert compared(at_the_end([4.0] * 3, mask), None, mask, 1.0, 1.0, group_size=3)[0].abs().max() == 0
 
 
 def test_one_signature_for_all():
-    assert len({str(inspect.signature(one)) for one in ESTIMATORS.values()}) == 1
-    assert all(name == one.__name__ for name, one in ESTIMATORS.items())
+    assert len({str(inspect.signature(entry.function)) for entry in ESTIMATORS.values()}) == 1
+    assert all(name == entry.function.__name__ for name, entry in ESTIMATORS.items())
     with pytest.raises(ValueError, match="values"):
         gae(torch.zeros(1, 1), None, mask_of(1), 1.0, 1.0)
+
+
+def test_what_each_estimator_needs():
+    needs = {name: (entry.needs_values, entry.min_group) for name, entry in ESTIMATORS.items()}
+    assert needs == {"gae": (True, 1), "rloo": (False, 2), "grpo": (False, 2), "reinforce": (False, 1)}
+
+
+def test_an_estimator_is_known_by_its_decorator_alone(monkeypatch):
+    monkeypatch.setattr("rlhf.objectives.advantages.ESTIMATORS", {})
+
+    @estimator(min_group=3)
+    def best_of_three(rewards_BT, values_BT, mask_BT, gamma, lam, last_values_B=None, group_size=1):
+        return rewards_BT, rewards_BT
+
+    from rlhf.objectives import advantages
+
+    assert advantages.ESTIMATORS["best_of_three"].min_group == 3

@@ -51,7 +51,7 @@ def make_trainer(
     args = PPOConfig(**settings)
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [PromptRow(tokenizer(text)["input_ids"], text, {"number": number}) for number, text in enumerate(PROMPTS)]
-    roles = roles if roles is not None else make_roles(base, critic=args.needs_critic)
+    roles = roles if roles is not None else make_roles(base, critic=args.estimator.needs_values)
     return PPOTrainer(roles, args, rows, Rewards({"wordy": function}, {"wordy": 1.0}), tokenizer, sampler=sampler)
 
 
