@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.config import ranges
 from rlhf.config.ranges import shown
+from rlhf.config.versions import library_moved
 from rlhf.errors import unknown_name
 
 STAGE_CONFIGS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -82,7 +83,7 @@ def class_defaults(stage: str) -> dict[str, Any]:
     """Field name -> default of a stage's trainer config, where its source has the value itself."""
     found: dict[str, Any] = {}
     for file, class_name in STAGE_CONFIGS[stage]:
-        for node in _body(_module(file), class_name):
+        for node in _body(file, class_name):
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
                 continue
             given = node.value
@@ -110,7 +111,7 @@ def fields_by_class(stage: str) -> dict[str, list[str]]:
 def _class_fields(file: str, class_name: str) -> dict[str, str]:
     return {
         node.target.id: ast.unparse(node.annotation)
-        for node in _body(_module(file), class_name)
+        for node in _body(file, class_name)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
@@ -122,11 +123,22 @@ def _module(file: str) -> ast.Module:
     spec = importlib.util.find_spec(package)  # a top-level name: nothing is imported
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not installed")
-    return ast.parse((Path(spec.submodule_search_locations[0]) / rest).read_text(encoding="utf-8"))
+    path = Path(spec.submodule_search_locations[0]) / rest
+    if not path.is_file():
+        raise library_moved(package, f"there is no file {file}")
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _body(tree: ast.Module, class_name: str) -> list[ast.stmt]:
-    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+def _body(file: str, class_name: str) -> list[ast.stmt]:
+    """The statements of a class.
+
+    Raises:
+        UserError: The file has no such class.
+    """
+    for node in _module(file).body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return node.body
+    raise library_moved(file.partition("/")[0], f"there is no class {class_name} in {file}")
 
 
 @functools.cache
@@ -136,7 +148,7 @@ def _words(annotation: str) -> tuple[str, ...]:
     return tuple(
         node.value.value
         for name in names
-        for node in _body(_module(_ENUMERATIONS[name]), name)
+        for node in _body(_ENUMERATIONS[name], name)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     )
 
@@ -144,13 +156,11 @@ def _words(annotation: str) -> tuple[str, ...]:
 @functools.cache
 def _reporters() -> tuple[str, ...]:
     """The names that `report_to` takes."""
-    tree = _module("transformers/integrations/integration_utils.py")
-    table = next(
-        node.value for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INTEGRATION_TO_CALLBACK"
-    )  # fmt: skip
-    assert isinstance(table, ast.Dict)
-    return ("all", "none", *(str(key.value) for key in table.keys if isinstance(key, ast.Constant)))
+    file, table = "transformers/integrations/integration_utils.py", "INTEGRATION_TO_CALLBACK"
+    for node in _module(file).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table and isinstance(node.value, ast.Dict):
+            return ("all", "none", *(str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)))
+    raise library_moved("transformers", f"there is no table {table} in {file}")
 
 
 @functools.cache

@@ -36,6 +36,7 @@ from rlhf.errors import Defect, GateClosed, UserError
 from rlhf.failure import explained, explained_stage
 from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of, planned
+from rlhf.trl_trainers.library_names import check_library_names
 
 _GRACE = 30.0
 """Seconds in which the main process says what all of them found wrong, and the launcher ends the others.
@@ -212,6 +213,7 @@ def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConf
     """
     begun = function is run_stage and name != "base"
     with explained_stage(project, name, project.run_dir if begun else None):
+        check_library_names()
         function(project, name)
 
 

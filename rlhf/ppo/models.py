@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType
-from peft.utils.save_and_load import set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 

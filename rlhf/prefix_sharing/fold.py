@@ -21,8 +21,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
-from trl.data_utils import common_prefix_length
 
+from rlhf.data.tokenize import common_prefix_length
 from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state, sharded
 from rlhf.prefix_sharing import support
@@ -290,7 +290,7 @@ def _items(rows: _Rows, state: _State) -> list[_Item]:
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with."""
-    return int(common_prefix_length(min(sequences), max(sequences)))  # of all, these two part first
+    return common_prefix_length(min(sequences), max(sequences))  # of all, these two part first
 
 
 def _batches(backbone: nn.Module, state: _State, items: list[_Item]) -> list[list[_Item]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any
@@ -17,7 +16,6 @@ from peft import PeftModel, TaskType
 from trl import DPOConfig
 
 from rlhf.data.tokenize import Codec
-from rlhf.errors import UserError
 from rlhf.models.device import sharded
 from rlhf.models.load import check_policy
 from rlhf.stages import Metrics, StageContext
@@ -33,9 +31,6 @@ from rlhf.training.start import adapted, start, starting_policy
 from rlhf.training.track import candidates, check_tracking, choose, drop
 from rlhf.training.trial import try_trainer, weightless
 from rlhf.trl_trainers.speedups import PLAIN, LeanTrainer, Levers, levers
-
-_PREPARE = ["self", "dataset", "processing_class", "args", "dataset_name"]
-
 
 COUPLED = {"aot", "aot_unpaired", "sft"}
 """Losses of a batch as a whole: those of optimal transport sort its pairs, that of `sft` is a mean over its tokens."""
@@ -69,19 +64,6 @@ class DPOTrainer(LeanTrainer, trl.DPOTrainer):
         if "prompt_ids" in dataset.column_names:
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-
-
-def check_trl() -> None:
-    """Hold that the one method overridden here is still the one we know.
-
-    Raises:
-        UserError: TRL has moved.
-    """
-    found = list(inspect.signature(trl.DPOTrainer._prepare_dataset).parameters)
-    if found != _PREPARE:
-        raise UserError(
-            f"trl {trl.__version__}: DPOTrainer._prepare_dataset takes {found}, not {_PREPARE}; use trl 1.16"
-        )
 
 
 def prepare(context: StageContext) -> Ready:
@@ -138,7 +120,6 @@ def _trainer(ready: Ready, model: Any, levers: Levers, reference: Any) -> DPOTra
 
 def train(context: StageContext) -> Metrics:
     """Train from the parent's model, which is also the reference."""
-    check_trl()
     ready = prepare(context)
     begun = ready.begun
     model = adapted(starting_policy(context, begun), begun, TaskType.CAUSAL_LM, ready.args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from torch.utils.data import Sampler
 from rlhf.data.tokenize import IGNORED
 from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.fold import fold
-from rlhf.prefix_sharing.head import head_where_labelled
 from rlhf.stages import StageContext
 from rlhf.training.buckets import StepBuckets, row_lengths
+from rlhf.trl_trainers.fused_head import head_where_labelled, small_tiles
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -123,6 +124,11 @@ class LeanTrainer(_Base):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._rows_a_batch = sum(len(one["input_ids"]) for one in batches) / max(1, len(batches))
         return batches, items
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """A forward and a backward pass of a batch, in which TRL's head has the tiles that fit a CPU."""
+        with small_tiles(self.model) if self.levers.head else contextlib.nullcontext():
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """TRL's loss; in training weighted by the batch's rows, so that the step's loss is the mean over its rows."""

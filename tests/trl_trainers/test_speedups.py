@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 from trl import DPOConfig, RewardConfig, SFTConfig
+from trl.kernels import chunked_logprob
 
 from rlhf.config.ranges import CHOICES
 from rlhf.trl_trainers.dpo import DPOTrainer
@@ -165,6 +166,25 @@ def test_each_lever_alone(tmp_path, tokenizer, stage, levers):
     make, ours, theirs = STAGES[stage]
     found = logs(make(ours, tmp_path, tokenizer, rows(20), levers, max_steps=4))
     assert_logs(found, logs(make(theirs, tmp_path, tokenizer, rows(20), max_steps=4)))
+
+
+def test_the_size_of_the_heads_tiles_is_put_back(tmp_path, tokenizer, monkeypatch):
+    """Within a step TRL's head reads a smaller number, forwards and backwards; outside it is TRL's own."""
+    before, seen = chunked_logprob.TOKEN_CHUNK_SIZE, []
+    for name in ("_forward_tile", "_backward_tile"):
+        tile = getattr(chunked_logprob, name)
+
+        def spy(*args, tile=tile, name=name, **kwargs):
+            seen.append((name, chunked_logprob.TOKEN_CHUNK_SIZE))
+            return tile(*args, **kwargs)
+
+        monkeypatch.setattr(chunked_logprob, name, spy)
+    trainer = dpo(DPOTrainer, tmp_path, tokenizer, rows(8), max_steps=1)
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    assert {name for name, _ in seen} == {"_forward_tile", "_backward_tile"}
+    assert {size for _, size in seen} == {256}
+    assert chunked_logprob.TOKEN_CHUNK_SIZE == before == 4096
 
 
 RAGGED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "num_train_epochs": 2}

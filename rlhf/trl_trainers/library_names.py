@@ -1,0 +1,180 @@
+"""Every library name that is used without being documented, or that is overridden, in one table.
+
+Such a name may move in any release, and nothing but a broken training would say so. `check_library_names` compares the
+table with the installed versions in milliseconds, before anything trains. A test reads the source of the package and
+fails where a name is used that is not in the table.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+from rlhf.config.versions import library_moved
+
+
+@dataclass(frozen=True)
+class LibraryName:
+    """A name and what is relied on."""
+
+    path: str
+    """`module:name` or `module:Class.name`."""
+    why: str
+    """What breaks without it."""
+    takes: str | None = None
+    """The parameters of a function, in order, `*` for a variadic one; None where they do not matter."""
+    instance: bool = False
+    """Whether objects have it, set by the methods of their class, and not the class itself."""
+
+    @property
+    def library(self) -> str:
+        """The package it belongs to."""
+        return self.path.partition(":")[0].partition(".")[0]
+
+    def problem(self) -> str | None:
+        """What has moved, or None where the name is as expected."""
+        module, _, name = self.path.partition(":")
+        try:
+            owner: Any = importlib.import_module(module)
+        except ModuleNotFoundError:
+            return f"there is no module {module}"
+        *outer, last = name.split(".")
+        for part in outer:
+            if not hasattr(owner, part):
+                return f"there is no {module}.{part}"
+            owner = getattr(owner, part)
+        if self.instance:
+            return None if last in _names_in(owner) else f"objects of {outer[-1]} have no {last}"
+        if not hasattr(owner, last):
+            return f"there is no {'.'.join([module, *outer, last])}"
+        if self.takes is None:
+            return None
+        found = _parameters(getattr(owner, last))
+        return None if found == self.takes else f"{name} takes ({found}) and not ({self.takes})"
+
+
+def _parameters(function: Callable[..., Any]) -> str:
+    """The names of a function's parameters, `*` before a variadic one."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return " ".join("*" * (parameter.kind in variadic) + parameter.name for parameter in parameters)
+
+
+@functools.cache
+def _names_in(owner: type) -> frozenset[str]:
+    """Every name that the methods and properties of a class and of its bases mention."""
+    return frozenset(name for kind in owner.__mro__ for code in _codes(vars(kind).values()) for name in code.co_names)
+
+
+def _codes(members: Iterable[Any]) -> Iterator[CodeType]:
+    """The code of functions, static methods, class methods and properties."""
+    for member in members:
+        function = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
+        if isinstance(code := getattr(inspect.unwrap(function), "__code__", None), CodeType):
+            yield code
+
+
+_OVERRIDDEN = "overridden"
+_LOSS = "self model inputs return_outputs num_items_in_batch"
+_METRICS = "the means it logs are weighted by rows or tokens"
+_CACHE = "caches of prompts are joined layer by layer"
+_FIELDS = "the settings of a stage are its fields, read from its source"
+_CHECKPOINT = "PPO's checkpoints hold every role that is trained"
+_MERGED = "a merged adapter must not be added once more"
+
+NAMES = (
+    # trl: rlhf/trl_trainers
+    LibraryName("trl:DPOTrainer._prepare_dataset", "rows are tokenised already; its own tokenisation is skipped",
+                "self dataset processing_class args dataset_name"),
+    LibraryName("trl:DPOTrainer._precompute_ref_logps", "its cache gets a key of everything that decides the numbers",
+                "self dataset name batch_size"),
+    LibraryName("trl:DPOTrainer._precompute_model_hash", "the key of that cache", instance=True),
+    LibraryName("trl:DPOTrainer.loss_types", "losses of a whole batch are not cut into buckets", instance=True),
+    LibraryName("trl:DPOTrainer.ld_alpha", "part of that key", instance=True),
+    *(
+        found
+        for trainer in ("SFTTrainer", "RewardTrainer", "DPOTrainer")
+        for found in (
+            LibraryName(f"trl:{trainer}._metrics", _METRICS, instance=True),
+            LibraryName(f"trl:{trainer}.compute_loss", _OVERRIDDEN, _LOSS),
+            LibraryName(f"trl:{trainer}.log", _OVERRIDDEN, "self logs start_time"),
+            LibraryName(f"trl:{trainer}._get_train_sampler", _OVERRIDDEN, "self train_dataset"),
+            LibraryName(f"trl:{trainer}.get_batch_samples", _OVERRIDDEN, "self epoch_iterator num_batches device"),
+        )
+    ),
+    *(LibraryName(f"trl:{trainer}.aux_loss_enabled", "a router's loss is not cut into buckets", instance=True)
+      for trainer in ("SFTTrainer", "DPOTrainer")),
+    LibraryName("trl.trainer.utils:add_fused_lm_head", "the head it adds is given only labelled positions",
+                "model temperature cast_lm_head_to_fp32 outputs"),
+    LibraryName("trl.kernels.chunked_logprob:TOKEN_CHUNK_SIZE", "positions that the fused head projects at once"),
+    *(LibraryName(f"trl.trainer.{module}:{name}", _FIELDS)
+      for module, name in (("base_config", "_BaseConfig"), ("sft_config", "SFTConfig"),
+                           ("reward_config", "RewardConfig"), ("dpo_config", "DPOConfig"))),
+    # transformers: rlhf/ppo, rlhf/training, rlhf/models, rlhf/policies, rlhf/prefix_sharing, rlhf/config
+    LibraryName("transformers:Trainer.training_step", _OVERRIDDEN, "self model inputs num_items_in_batch"),
+    LibraryName("transformers:Trainer.compute_loss", _OVERRIDDEN, _LOSS),
+    LibraryName("transformers:Trainer.create_optimizer", _OVERRIDDEN, "self model"),
+    LibraryName("transformers:Trainer.get_train_dataloader", _OVERRIDDEN, "self"),
+    LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
+    LibraryName("transformers:Trainer._prepare_inputs", "a minibatch moves to the device", "self inputs"),
+    LibraryName("transformers:Trainer._save", _CHECKPOINT, "self output_dir state_dict"),
+    LibraryName("transformers:Trainer._load_from_checkpoint", _CHECKPOINT, "self resume_from_checkpoint model"),
+    LibraryName("transformers:Trainer.loss_is_scaled_for_ga", "PPO's means have the whole step's denominator"),
+    LibraryName("transformers:TrainingArguments._n_gpu", "one process uses one GPU", instance=True),
+    LibraryName("transformers.trainer_pt_utils:BatchRebalanceSampler.__init__", "its Trainer takes batches of unequal "
+                "size from this class alone",
+                "self lengths effective_batch_size dp_size grad_accum shuffle seed rank drop_last"),
+    *(LibraryName(f"transformers.trainer_pt_utils:BatchRebalanceSampler.{name}", "steps are cut into buckets",
+                  instance=True)
+      for name in ("lengths", "effective_batch_size", "dp_size", "grad_accum", "seed", "epoch", "rank", "drop_last",
+                   "num_full_batches", "remainder")),
+    LibraryName("transformers.trainer_utils:get_last_checkpoint", "an interrupted stage goes on from it", "folder"),
+    LibraryName("transformers.integrations.liger:apply_liger_kernel", "a trial applies what training will apply",
+                "model kernel_config"),
+    LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "weights that are sharded are not looked at",
+                ""),
+    LibraryName("transformers.models.auto.modeling_auto:MODEL_FOR_MASKED_LM_MAPPING_NAMES", "tells an encoder"),
+    LibraryName("transformers.models.auto.configuration_auto:CONFIG_MAPPING_NAMES", "architectures by name"),
+    LibraryName("transformers:PretrainedConfig._attn_implementation", "decides the form of a mask"),
+    LibraryName("transformers:GenerationMixin._supports_default_dynamic_cache", "tells a cache of the model's own",
+                ""),
+    *(LibraryName(f"transformers.cache_utils:{name}", _CACHE)
+      for name in ("DynamicIndexedLayer", "DynamicLayer", "DynamicSlidingWindowLayer",
+                   "LinearAttentionCacheLayerMixin")),
+    LibraryName("transformers.cache_utils:DynamicLayer.update", _OVERRIDDEN,
+                "self key_states value_states *args *kwargs"),
+    LibraryName("transformers.cache_utils:DynamicLayer.lazy_initialization", _CACHE, "self key_states value_states"),
+    LibraryName("transformers.cache_utils:DynamicLayer.reorder_cache", _CACHE, "self beam_idx"),
+    LibraryName("transformers.training_args:TrainingArguments", _FIELDS),
+    LibraryName("transformers.training_args:OptimizerNames", _FIELDS),
+    *(LibraryName(f"transformers.trainer_utils:{name}", _FIELDS)
+      for name in ("IntervalStrategy", "SaveStrategy", "SchedulerType")),
+    LibraryName("transformers.integrations.integration_utils:INTEGRATION_TO_CALLBACK", "the words of report_to"),
+    # peft: rlhf/models
+    LibraryName("peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters", _MERGED),
+    LibraryName("peft.tuners.lora:Linear.get_delta_weight", _MERGED, "self adapter"),
+    LibraryName("peft.utils.constants:SAFETENSORS_WEIGHTS_NAME", "the file of an adapter's weights"),
+    # accelerate: rlhf/models
+    LibraryName("accelerate:Accelerator._original_forward", "a probe is computed without training's autocast",
+                instance=True),
+)  # fmt: skip
+
+
+def check_library_names(names: Iterable[LibraryName] = NAMES) -> None:
+    """Check that every name of the table is what the package expects.
+
+    Imports the libraries, so it belongs where they are needed anyway.
+
+    Raises:
+        UserError: A name has moved: the library, its version, the name, and the version that works.
+    """
+    problems = [(name, problem) for name in names if (problem := name.problem()) is not None]
+    if problems:
+        name, problem = problems[0]
+        others = f", and {len(problems) - 1} more names have moved" if len(problems) > 1 else ""
+        raise library_moved(name.library, f"{problem} ({name.why}{others})")
