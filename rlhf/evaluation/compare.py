@@ -29,7 +29,7 @@ from rlhf.evaluation.stats import (
     paired_p_value,
     share_interval,
 )
-from rlhf.stages import is_base
+from rlhf.workflow import is_base
 
 Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "no difference"]

@@ -19,7 +19,7 @@ from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.policies.completion import Completion
 from rlhf.policies.sample import sample
-from rlhf.stages import StageContext, policies_of
+from rlhf.workflow import StageContext, policies_of
 
 
 def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) -> tuple[PreTrainedModel, Codec]:

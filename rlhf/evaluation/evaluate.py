@@ -1,4 +1,4 @@
-"""The evaluate stage: every policy replies to the same held-out prompts, and every judge scores the replies."""
+"""What the evaluate stage measures: the replies of a policy, their scores, and which of two a judge prefers."""
 
 from __future__ import annotations
 
@@ -12,45 +12,21 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf.config.project import ProjectConfig
-from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
-from rlhf.errors import UserError, unknown_name
-from rlhf.evaluation.compare import comparison_pairs
-from rlhf.evaluation.completions import check_prompts, fitted, load, replies_to
-from rlhf.evaluation.regressions import RETAINED
-from rlhf.evaluation.retain import Retained, measure, read_retained, write
+from rlhf.errors import UserError
+from rlhf.evaluation.completions import fitted, load, replies_to
+from rlhf.evaluation.retain import Retained, measure
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.completion import Completion, as_completion
 from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
-from rlhf.rewards.load import load_judges, load_rewards
-from rlhf.stages import Metrics, StageContext, is_base, own_base, parent_of, policies_of
+from rlhf.rewards.load import load_rewards
+from rlhf.workflow import StageContext, own_base, parent_of, policies_of
 
 
-def prepare(context: StageContext) -> None:
-    """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
-    project = context.project
-    prompts = evaluation_prompts(project, project.evaluate.prompts)
-    check_prompts(context, prompts)
-    column = project.evaluate.group_by
-    if column is not None and not any(column in prompt.extra for prompt in prompts):
-        names = {name for prompt in prompts for name in prompt.extra}
-        raise UserError(f"evaluate.group_by: no prompt has a column {column!r}; {unknown_name(column, names)}")
-    comparing = load_judges(project)
-    if not {**load_rewards(project), **comparing} and "reward" not in project.stages:
-        raise UserError(
-            f"{project.path}: nothing to judge replies with: add a reward stage, or a function, model or endpoint to "
-            "rewards:"
-        )
-    for judge in comparing.values():
-        judge.check()
-    _try_functions(project, prompts[:2])
-    read_retained(project)
-
-
-def _try_functions(project: ProjectConfig, prompts: Sequence[Prompt]) -> None:
+def try_functions(project: ProjectConfig, prompts: Sequence[Prompt]) -> None:
     """Let the functions that judge score a reply and an empty one, which a policy may give too.
 
     Raises:
@@ -59,45 +35,9 @@ def _try_functions(project: ProjectConfig, prompts: Sequence[Prompt]) -> None:
     functions = load_rewards(project, names=[name for name, one in project.rewards.items() if one.function])
     for text, kind in (("A reply.", "a reply"), ("", "an empty reply")):
         try:
-            _score([[{"text": text, "scores": {}}] for _ in prompts], prompts, functions)
+            score([[{"text": text, "scores": {}}] for _ in prompts], prompts, functions)
         except UserError as error:
             raise UserError(f"{error} (tried on {kind} to the first prompts)") from None
-
-
-def evaluate(context: StageContext) -> Metrics:
-    """Write `samples.jsonl`: one line a prompt, with each policy's replies, their scores, lengths and KL.
-
-    Judges that compare add `preferences` to a line; `retained.jsonl` has what no policy may lose.
-    """
-    project = context.project
-    judges = {name: Remembering(judge) for name, judge in load_rewards(project, context.parents).items()}
-    comparing = load_judges(project)
-    references = {name: _started_from(project, name) for name in policies_of(project)}
-    policies = list(dict.fromkeys(["base", *(one for one in references.values() if is_base(one)), *references]))
-    prompts = evaluation_prompts(project, project.evaluate.prompts)
-    rows: list[dict[str, Any]] = [
-        {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
-        for index, prompt in enumerate(prompts)
-    ]
-    sets = read_retained(project)
-    cut, kept = 0, {}
-    for name in policies:
-        replies, cut, kept[name] = _replies(context, prompts, name, references.get(name), sets, judges)
-        _score(replies, prompts, judges)
-        for row, of_prompt in zip(rows, replies, strict=True):
-            row["replies"][name] = of_prompt
-    if sets:
-        write(context.directory / RETAINED, sets, kept)
-    for name, judge in comparing.items():
-        _prefer(rows, comparison_pairs(policies, references), name, judge)
-    with (context.directory / "samples.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return {
-        "policies": policies, "judges": [*judges, *comparing], "parents": references, "references": references,
-        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
-        "group_by": project.evaluate.group_by,
-        "comparing": {name: judge.report() for name, judge in comparing.items()},
-    }  # fmt: skip
 
 
 class Remembering:
@@ -124,7 +64,7 @@ class Remembering:
         return [self.known[key] for key in keys]
 
 
-def _started_from(project: ProjectConfig, name: str) -> str:
+def started_from(project: ProjectConfig, name: str) -> str:
     """The policy that a stage's training started from: a stage, the project's base model, or one of its own."""
     if (parent := parent_of(project, name)) is not None:
         return parent
@@ -138,7 +78,7 @@ def _load(context: StageContext, name: str) -> tuple[PreTrainedModel, Codec]:
     return load(context.project, context.parents.get(name), stage)
 
 
-def _replies(
+def measure_policy(
     context: StageContext,
     prompts: Sequence[Prompt],
     name: str,
@@ -174,7 +114,7 @@ def _replies(
     return rows, cut, values
 
 
-def _prefer(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], name: str, judge: EndpointJudge) -> None:
+def prefer(rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], name: str, judge: EndpointJudge) -> None:
     """Have a judge compare sample with sample of every pair of policies, in place."""
     for policy, baseline in pairs:
         asked = [
@@ -192,7 +132,7 @@ def _row(reply: Completion, kl: float | None) -> dict[str, Any]:
     return {"text": reply.text, "tokens": len(reply.ids), "finished": reply.finished, "kl": kl, "scores": {}}
 
 
-def _score(
+def score(
     replies: Sequence[Sequence[dict[str, Any]]], prompts: Sequence[Prompt], judges: Mapping[str, RewardFunction]
 ) -> None:
     """Let every judge score every reply, in place."""

@@ -1,4 +1,4 @@
-"""The gate stage: what online training will maximise is held against held-out pairs, a ruler and chance first."""
+"""What the gate measures: a reward model on held-out pairs, beside a ruler and chance."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf.config.project import ProjectConfig
-from rlhf.data.checks import Ledger, none_held_out
+from rlhf.data.checks import none_held_out
 from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Preference, Text
 from rlhf.data.splits import canonical, content_key
 from rlhf.errors import UserError
 from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
 from rlhf.evaluation.completions import fitted, load, replies_to
-from rlhf.evaluation.gate_verdict import verdict
 from rlhf.evaluation.reward_model import effective_pairs, length_baseline, share_interval, wins
 from rlhf.evaluation.stats import Floats
 from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction
-from rlhf.rewards.load import load_rewards
 from rlhf.rewards.text import completion_text
-from rlhf.stages import STAGES, Metrics, StageContext, judged, parent_of
 
 PAIRS = 2000
 """Most held-out pairs scored: at this many the interval is 4 points wide at most."""
@@ -52,45 +50,6 @@ class Pairs:
         return [one.prompt for one in self.records]
 
 
-def prepare(context: StageContext) -> None:
-    """Hold, before anything trains, that there will be pairs and prompts to judge by."""
-    ledger = Ledger("preferences")
-    if not any(side == "eval" for _, side in iter_records(context.project, "preferences", ledger)):
-        raise _no_pairs(context.project, ledger.trained)
-    evaluation_prompts(context.project, 1)
-
-
-def gate(context: StageContext) -> Metrics:
-    """Measure every reward model that PPO maximises, decide, and write `pairs.jsonl`: each pair with its margins.
-
-    Returns:
-        `passed`; `models`: of each reward model what `examine` and `gate_verdict.verdict` give; `policy`, whose replies
-        were scored beside the pairs.
-
-    Raises:
-        UserError: No pair is held out.
-    """
-    project = context.project
-    pairs = held_out_pairs(project)
-    policy = parent_of(project, context.name) or "base"
-    prompts, replies = _policy_replies(context, policy)
-    judges = load_rewards(project, context.parents, judged(project, context.name))
-    models: dict[str, Any] = {}
-    margins: dict[str, Floats] = {}
-    for name, judge in judges.items():
-        scores_M2 = score_pairs(judge, pairs.records)
-        margins[name] = _margins(scores_M2)
-        found = examine(scores_M2, pairs)
-        known = scores_M2[np.isfinite(scores_M2)]
-        spread = float(known.std()) if len(known) else 0.0
-        found["invariance"] = invariance(judge, pairs.records[:_PROMPTS], spread)
-        policy_N = np.array(judge(prompts, replies), dtype=float)
-        found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
-        models[name] = {**found, **verdict(found)}
-    _write_pairs(context, pairs, margins)
-    return {"passed": all(one["passed"] for one in models.values()), "models": models, "policy": policy}
-
-
 def held_out_pairs(project: ProjectConfig) -> Pairs:
     """The held-out preference pairs; of more than `PAIRS` a fixed choice, whatever their order.
 
@@ -108,7 +67,7 @@ def held_out_pairs(project: ProjectConfig) -> Pairs:
         if len(chosen) > PAIRS:
             heapq.heappop(chosen)
     if not chosen:
-        raise _no_pairs(project, len(train))
+        raise no_pairs(project, len(train))
     records = [record for _, _, record in sorted(chosen, key=lambda entry: entry[1])]
     return Pairs(records, np.array([_length(one) for one in records], float), np.array(train, float))
 
@@ -118,6 +77,30 @@ def score_pairs(judge: RewardFunction, pairs: Sequence[Preference]) -> Floats:
     prompts = [one.prompt for one in pairs for _ in range(2)]
     replies = [reply for one in pairs for reply in (one.chosen, one.rejected)]
     return np.array(judge(prompts, replies), dtype=float).reshape(-1, 2)
+
+
+def full_examination(
+    judge: RewardFunction, pairs: Pairs, prompts: Sequence[Text], replies: Sequence[Text]
+) -> tuple[dict[str, Any], Floats]:
+    """What `examine`, `invariance` and `distribution` say of a reward model.
+
+    Args:
+        judge: The reward model.
+        pairs: Held-out pairs.
+        prompts: Prompts.
+        replies: A reply of the policy to each, scored beside the pairs.
+
+    Returns:
+        Those findings, `invariance` and `scores` among them; and the margin of each pair.
+    """
+    scores_M2 = score_pairs(judge, pairs.records)
+    found = examine(scores_M2, pairs)
+    known = scores_M2[np.isfinite(scores_M2)]
+    spread = float(known.std()) if len(known) else 0.0
+    found["invariance"] = invariance(judge, pairs.records[:_PROMPTS], spread)
+    policy_N = np.array(judge(prompts, replies), dtype=float)
+    found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
+    return found, _margins(scores_M2)
 
 
 def examine(scores_M2: Floats, pairs: Pairs) -> dict[str, Any]:
@@ -207,11 +190,19 @@ def distribution(scores: Mapping[str, Floats]) -> dict[str, Any]:
     return {"edges": [float(edge) for edge in edges], "quantiles": list(_QUANTILES), **sets}
 
 
-def _policy_replies(context: StageContext, policy: str) -> tuple[list[Text], list[Text]]:
-    """Held-out prompts, and a reply to each by the policy that training will start from."""
-    project = context.project
+def policy_replies(
+    project: ProjectConfig, policy: str, folder: Path | None, stage: str | None
+) -> tuple[list[Text], list[Text]]:
+    """Held-out prompts, and a reply to each by the policy that training will start from.
+
+    Args:
+        project: The project.
+        policy: Its name.
+        folder: Its folder; None for a base model.
+        stage: The stage whose settings load it.
+    """
     prompts = [one.prompt for one in evaluation_prompts(project, _PROMPTS)]
-    model, codec = load(project, context.parents.get(policy), STAGES[context.name].guards)
+    model, codec = load(project, folder, stage)
     ids, _ = fitted(model, codec, prompts, project.evaluate.max_new_tokens)
     replies = replies_to(project, model, codec, ids, 1, policy)
     del model
@@ -219,11 +210,11 @@ def _policy_replies(context: StageContext, policy: str) -> tuple[list[Text], lis
     return prompts, [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, replies, strict=True)]
 
 
-def _write_pairs(context: StageContext, pairs: Pairs, margins: Mapping[str, Floats]) -> None:
+def write_pairs(folder: Path, pairs: Pairs, margins: Mapping[str, Floats]) -> None:
     """Each pair with every model's margin, what has no score and what is most wrong first: that is where to look."""
     least_M = np.min([*margins.values()], axis=0)
     worst = np.argsort(np.where(np.isnan(least_M), -np.inf, least_M), kind="stable")
-    with (context.directory / "pairs.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for place in worst:
             record = pairs.records[place]
             row = {
@@ -244,7 +235,8 @@ def _margins(scores_M2: Floats) -> Floats:
     return known_M2[:, 0] - known_M2[:, 1]
 
 
-def _no_pairs(project: ProjectConfig, rows: int) -> UserError:
+def no_pairs(project: ProjectConfig, rows: int) -> UserError:
+    """What is said where no pair of so many rows is held out."""
     return UserError(
         f"{project.path}: no pair to judge the reward model by: {none_held_out('preferences', rows, project.holdout)}; "
         "give a larger holdout or more rows"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf.evaluation.stats import wilson_interval
-from rlhf.stages import LEARNED
+from rlhf.workflow import LEARNED
 
 BATCH_TOLERANCE = 0.05
 """Largest change of a score by padding or company, in standard deviations: rounding in bf16 stays below."""

@@ -11,7 +11,7 @@ from scipy import optimize, special
 
 from rlhf.evaluation.compare import Comparison, Decision, Verdict, decide, decided, shown_alone, verdict_of
 from rlhf.evaluation.stats import Floats
-from rlhf.stages import kind_of
+from rlhf.workflow import kind_of
 
 MIN_SEEDS = 3
 """Fewest seeds with an interval: the spread of two is hardly known (Student's t of 12.7 at 95%)."""

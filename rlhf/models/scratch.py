@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     set_seed,
@@ -23,7 +25,6 @@ from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.device import check_memory
 from rlhf.models.load import is_encoder
 from rlhf.models.tokenizer import ADDED_PAD, load_tokenizer, settle_special_tokens
-from rlhf.stages import Metrics, StageContext
 
 _OWN = ("architecture", "tokenizer")
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -33,13 +34,12 @@ _LARGEST = 2**24
 END = "<|end|>"
 
 
-def build(context: StageContext) -> Metrics:
-    """The `base` stage of a project whose model is `scratch:`: write a model with random weights and its tokenizer.
+def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
+    """Write a model with random weights, as `model.scratch` describes it, and its tokenizer.
 
     Raises:
         UserError: The architecture is unknown, a field does not fit it, or the model does not fit into memory.
     """
-    project = context.project
     scratch = dict(project.model.scratch or {})
     architecture = scratch.get("architecture")
     if not isinstance(architecture, str) or architecture not in CONFIG_MAPPING_NAMES:
@@ -59,9 +59,9 @@ def build(context: StageContext) -> Metrics:
         raise
     except Exception as error:  # an architecture's own code fails in its own way at a size that it does not expect
         raise UserError(f"model.scratch: no {architecture} can be made of these sizes: {reason(error)}") from None
-    model.save_pretrained(context.directory)
-    tokenizer.save_pretrained(context.directory)
-    return {"parameters": model.num_parameters()}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
 
 
 def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int) -> None:

@@ -16,7 +16,7 @@ from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.settings import stage_settings
 from rlhf.models.weights import check_pointers
-from rlhf.stages import ancestors_of
+from rlhf.workflow import ancestors_of
 
 ADDED_PAD = "<|pad|>"
 _MARK = "sequences_end_in_eos"

@@ -12,8 +12,8 @@ from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig, Source
 from rlhf.data.prepare import fingerprints
 from rlhf.data.sources import fingerprint
 from rlhf.rewards.function import function_fingerprint
-from rlhf.stages import STAGES, half_for, kind_of, parent_of, parents_of, rewards_of
 from rlhf.training.defaults import said
+from rlhf.workflow import half_for, kind_of, parent_of, parents_of, rewards_of, stage_of
 
 _LOGGING = (
     "logging_", "save_", "report_to", "run_name", "disable_tqdm", "project", "trackio", "log_", "include_num_input",
@@ -47,7 +47,7 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     what: dict[str, Any] = {"package": rlhf.__version__, "seed": project.stage_seed(name), "parents": parents}
     if read := [key for key in rewards_of(project, name) if key in project.rewards]:
         what["rewards"] = {key: _judge_fingerprint(project.rewards[key], project) for key in read}
-    if sets := STAGES[name].reads:
+    if sets := stage_of(name).reads:
         apart = () if name == "evaluate" else ("enabled", "group_by", "retain", "prompts", "samples")
         what["evaluate"] = {k: v for k, v in dataclasses.asdict(project.evaluate).items() if k not in apart}
         what["data"] = {one: fingerprints(project, one) for one in sets}
@@ -56,7 +56,7 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
             for key, one in project.evaluate.retain.items()
             if name == "evaluate"
         }
-        guarded = STAGES[name].guards
+        guarded = stage_of(name).guards
         what["base"] = base_fingerprint(project.stage_model(guarded) if guarded else project.model, project)
         return what
     model = project.stage_model(name) if name in project.stages else project.model
@@ -71,7 +71,7 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
         what["tokenizer"] = artifact_hash(vocabulary)
     if parent_of(project, name) is None:
         what["base"] = base_fingerprint(model, project)
-    role = STAGES[name].data
+    role = stage_of(name).data
     if role is not None:
         what["trainer"] = _learning_fields(name, project.stages[name].trainer)
         what["data"] = {role: fingerprints(project, role)}

@@ -8,7 +8,7 @@ from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import GateClosed
 from rlhf.pipeline import contract
-from rlhf.stages import guards_of, unguarded
+from rlhf.workflow import guards_of, unguarded
 
 
 def hold(project: ProjectConfig, name: str) -> None:

@@ -5,8 +5,10 @@ Imports no torch: a finished run is recognised in well under two seconds.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
+import inspect
 import json
 import multiprocessing
 import os
@@ -28,11 +30,7 @@ from rlhf.data.findings import Findings
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.pipeline.stage import guarded, join_stage, prepare_stage, quiet_environment, run_stage
-from rlhf.stages import STAGES, guards_of, kind_of, parents_of, planned
-
-_PRELOAD = ["rlhf.trl_trainers.sft", "rlhf.trl_trainers.reward", "rlhf.trl_trainers.dpo", "rlhf.ppo.stage",
-            "rlhf.evaluation.evaluate"]  # fmt: skip
-
+from rlhf.workflow import guards_of, kind_of, parents_of, planned, stage_of, stages
 
 _PATIENCE = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
@@ -225,7 +223,7 @@ def _run(
         gatekeeper.hold(project, one.stage)
         say(f"running {one.stage}")
         begun = time.perf_counter()
-        if accelerate_config is not None and STAGES[one.stage].data is not None:
+        if accelerate_config is not None and stage_of(one.stage).data is not None:
             _accelerate(project, one.stage, key, accelerate_config)
         else:
             _start(_fork_server(), run_stage, project, one.stage, key)
@@ -278,7 +276,7 @@ def _fork_server() -> Any:
     """
     quiet_environment()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(_heavy_modules())
     resource_tracker.ensure_running()  # which would unblock the signal again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:  # Ctrl-C reaches this process, which ends the others; they need not say a word
@@ -286,6 +284,17 @@ def _fork_server() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
+
+
+def _heavy_modules() -> list[str]:
+    """What the stage files import inside their functions, so that nobody need keep a list of it."""
+    names: dict[str, None] = {}
+    for module in {stage.run.__module__ for stage in stages().values()}:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+        functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+        imports = (node for function in functions for node in ast.walk(function) if isinstance(node, ast.ImportFrom))
+        names |= dict.fromkeys(str(node.module) for node in imports)
+    return sorted(names)
 
 
 def _start(

@@ -11,7 +11,7 @@ from rlhf.artifacts import manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline.folder import OWNER
-from rlhf.stages import STAGES, in_order, kind_of
+from rlhf.workflow import in_order, is_stage, kind_of, stage_of, stages
 
 _YAML = (".yaml", ".yml")
 
@@ -54,14 +54,14 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
         UserError: There is no such stage, it is not finished, or its files changed since.
     """
     finished = finished_stages(run_dir)
-    fitting = [name for name in finished if STAGES[name].policy or not policies_only]
+    fitting = [name for name in finished if stage_of(name).policy or not policies_only]
     if stage is None:
-        policies = [name for name in fitting if STAGES[name].policy and name != "base" and name == kind_of(name)]
+        policies = [name for name in fitting if stage_of(name).policy and name != "base" and name == kind_of(name)]
         if not policies:
             raise UserError(f"{run_dir}: no finished policy yet{_listed(finished)}")
         stage = policies[-1]
-    elif stage not in STAGES or not _is_model(stage):
-        raise UserError(f"{run_dir}: no stage {stage!r}; {unknown_name(stage, filter(_is_model, STAGES))}")
+    elif not is_stage(stage) or not _is_model(stage):
+        raise UserError(f"{run_dir}: no stage {stage!r}; {unknown_name(stage, filter(_is_model, stages()))}")
     elif stage not in finished:
         raise UserError(f"{run_dir}: {stage} is not finished{_listed(fitting)}")
     elif stage not in fitting:
@@ -76,7 +76,7 @@ def finished_stages(run_dir: Path) -> list[str]:
 
 
 def _is_model(stage: str) -> bool:
-    return stage == "base" or STAGES[stage].data is not None
+    return stage == "base" or stage_of(stage).data is not None
 
 
 def _locate(spec: str, output_dir: Path) -> tuple[Path, str | None] | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import os
 import resource
 import shutil
@@ -35,8 +34,8 @@ from rlhf.config.project import ProjectConfig
 from rlhf.errors import Defect, GateClosed, UserError
 from rlhf.failure import explained, explained_stage
 from rlhf.pipeline import contract, folder, gatekeeper
-from rlhf.stages import STAGES, StageContext, ancestors_of, parents_of, planned
 from rlhf.trl_trainers.library_names import check_library_names
+from rlhf.workflow import StageContext, ancestors_of, is_stage, parents_of, planned, stage_of, stages
 
 _GRACE = 30.0
 """Seconds in which the main process says what all of them found wrong, and the launcher ends the others.
@@ -45,12 +44,6 @@ Were one of these to end first, the launcher would end the main one before it ha
 process did not see is said after that time.
 """
 _RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
-
-
-def load_callable(spec: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
-    module, _, function = spec.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def run_stage(project: ProjectConfig, name: str) -> None:
@@ -75,7 +68,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
-    metrics = load_callable(STAGES[name].run)(context)
+    metrics = stage_of(name).run(context)
     _wait()
     if main:
         record = _record(context, identity, dict(metrics), time.perf_counter() - start)
@@ -97,8 +90,8 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
     Raises:
         UserError: The data or the settings are wrong.
     """
-    spec = STAGES[name].prepare
-    if spec is None:
+    stage = stage_of(name)
+    if stage.prepare is None:
         return
     quiet_libraries()
     directory = folder.partial_dir(project, name)
@@ -110,9 +103,9 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
     }
     context = StageContext(project, name, directory, parents)
     try:
-        ready = load_callable(spec)(context)
-        if (trial := STAGES[name].trial) is not None:
-            load_callable(trial)(context, ready)
+        ready = stage.prepare(context)
+        if stage.trial is not None:
+            stage.trial(context, ready)
     finally:
         folder.remove_if_empty(directory)
 
@@ -298,11 +291,17 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def _stage_name(name: str) -> str:
+    if not is_stage(name):
+        raise argparse.ArgumentTypeError(f"no stage {name!r}; there are {', '.join(stages())}")
+    return name
+
+
 def main() -> int:
     """`python -m rlhf.pipeline.stage CONFIG STAGE [key=value …]`."""
     parser = argparse.ArgumentParser(description="Run one stage of a project in this process.")
     parser.add_argument("config")
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", type=_stage_name)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run", help="key of the run that starts it; without one it holds the run's folder itself")
     parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")

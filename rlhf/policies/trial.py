@@ -14,7 +14,7 @@ from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.policies.sampler import Batching, TransformersSampler, keeps_tokens
 from rlhf.prefix_sharing.forward import can_be_tried, plainly
-from rlhf.stages import kind_of
+from rlhf.workflow import kind_of
 
 _PROMPTS = [[13, 29, 5, 17, 23], [41, 3]]
 """What is replied to, modulo the vocabulary."""

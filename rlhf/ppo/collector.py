@@ -6,15 +6,18 @@ resumed run sees the prompts and the replies that an uninterrupted one sees.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.records import Text
+from rlhf.data.tokenize import Codec
 from rlhf.models.roles import Roles
 from rlhf.objectives.kl import KL_ESTIMATORS, k1
 from rlhf.objectives.masking import Reduce, masked_mean, masked_moments, masked_sum, whiten
@@ -40,6 +43,18 @@ class PromptRow:
     columns: dict[str, Any]
     ending: Sequence[int] = ()
     """What follows the text of a reply (`Codec.ending`); EOS if empty."""
+
+
+def prompt_rows(data: Dataset, codec: Codec) -> list[PromptRow]:
+    """Prompts with their columns, as `prepare` encoded them, and what ends a reply to a text or in a conversation."""
+    endings: dict[type, list[int]] = {}
+    rows = []
+    for row in data:
+        prompt = json.loads(row["prompt"])
+        if type(prompt) not in endings:
+            endings[type(prompt)] = codec.ending(prompt)
+        rows.append(PromptRow(row["prompt_ids"], prompt, json.loads(row["extra"]), endings[type(prompt)]))
+    return rows
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -151,3 +154,24 @@ def whole_rollouts(args: PPOConfig, prompts: int) -> None:
         wanted = given * args.max_steps if given < 1 else given
         unit *= max(1, round(wanted / unit))
         setattr(args, name, unit)
+
+
+_UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_end", "label_smoothing_factor")
+
+
+def unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
+    """Settings that mean nothing here, or that several roles on one base cannot have."""
+    found = [f"{name}: online training has no use for it" for name in _UNUSED if getattr(args, name)]
+    if args.eval_strategy != "no":
+        found.append("eval_strategy: there is no held-out loss online; the evaluate stage compares replies")
+    if args.fp16:
+        found.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
+    if (adapter or {}).get("bias", "none") != "none":
+        found.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
+        found.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
+    if args.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
+        found.append("sampler: vllm is not installed (pip install vllm)")
+    if args.sampler == "vllm" and args.world_size > 1:
+        found.append("sampler: vllm runs on one GPU in one process; on several use transformers")
+    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -110,3 +112,22 @@ def hacking_signs(history: list[dict[str, float]], window: int = 5) -> str | Non
             "read some replies in rollouts.jsonl, raise kl_coef or add a reward for length"
         )
     return None
+
+
+def last_rollout(log: Sequence[Mapping[str, Any]], history: list[dict[str, float]]) -> dict[str, Any]:
+    """What the last rollout said, for the stage's record; nothing where none was logged.
+
+    Args:
+        log: The trainer's logged rows.
+        history: As for `hacking_signs`.
+    """
+    rows = [row for row in log if "objective/scores" in row]
+    if not rows:
+        return {}
+    names = ("objective/scores", "objective/kl", "response/length", "response/eos_share", "episodes")
+    return {
+        **{name.rpartition("/")[2]: rows[-1][name] for name in names},
+        "scores_first": rows[0]["objective/scores"],
+        "rollouts": len(history),
+        "warning": hacking_signs(history),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from rlhf.models.heads import score_head
 from rlhf.models.load import load_policy, load_scorer, model_config, source_of
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
+from rlhf.ppo.collector import Rewards
 from rlhf.ppo.config import PPOConfig
 from rlhf.prefix_sharing.layout import lay_out
-from rlhf.rewards.load import OWN
-from rlhf.stages import StageContext, rewards_of
+from rlhf.rewards.load import OWN, load_rewards
 from rlhf.training.start import Start, adapted, starting_policy
+from rlhf.workflow import StageContext, rewards_of
 
 
 class RewardPart(NamedTuple):
@@ -167,3 +169,13 @@ def _check_scores(roles: Roles, folder: Path, pad: int) -> None:
             raise UserError(
                 f"{folder}: on the policy's base the reward adapter scores {now:.4f}; saved, it scored {was:.4f}"
             )
+
+
+def load_maximised(context: StageContext, roles: Roles) -> Rewards:
+    """What is maximised; the run's own reward model from the policy's base where it is there."""
+    weights = rewards_of(context.project, context.name)
+    adapter = OWN in weights and roles.reward_head is not None
+    loaded = load_rewards(context.project, context.parents, [name for name in weights if name != OWN or not adapter])
+    if OWN in weights and not adapter:
+        print("ppo: the reward model is a model of its own: it does not fit on the policy's base", file=sys.stderr)
+    return Rewards({name: loaded.get(name) for name in weights}, {name: float(one) for name, one in weights.items()})

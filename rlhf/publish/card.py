@@ -18,7 +18,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from rlhf.report import html, sentences
 from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_table
-from rlhf.stages import LEARNED, kind_of
+from rlhf.workflow import LEARNED, kind_of
 
 _METHODS = {
     "base": "Random weights, a starting point",

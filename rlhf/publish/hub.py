@@ -31,7 +31,7 @@ from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.report.build import build_report
 from rlhf.rewards.labels import ADAPTER_WEIGHTS, adapter_labels
-from rlhf.stages import LEARNED, kind_of
+from rlhf.workflow import LEARNED, kind_of
 
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}

@@ -21,7 +21,7 @@ from rlhf.evaluation.gate_verdict import unproven
 from rlhf.evaluation.regressions import RETAINED, compare_retained
 from rlhf.evaluation.seeds import over_seeds
 from rlhf.report import html
-from rlhf.stages import STAGES, kind_of
+from rlhf.workflow import kind_of, stages
 
 SHOWN = 12
 """Prompts whose replies the page shows with every sample."""
@@ -166,7 +166,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _finished(run_dir: Path) -> list[str]:
     """The stages with a stage.json, in the order they run; unknown ones after these."""
-    order = {name: place for place, name in enumerate(STAGES)}
+    order = {name: place for place, name in enumerate(stages())}
 
     def place(name: str) -> tuple[int, int, str]:
         seed = name.partition("@")[2]

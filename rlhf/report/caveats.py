@@ -9,7 +9,7 @@ from rlhf.data.checks import NO_FAULT
 from rlhf.evaluation.formatting import count, number, percent
 from rlhf.evaluation.gate_verdict import unproven
 from rlhf.report.phrases import capital, in_sentence, judge_in_sentence, label, reward_model
-from rlhf.stages import is_base, kind_of
+from rlhf.workflow import is_base, kind_of
 
 Report = Mapping[str, Any]
 

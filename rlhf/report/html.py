@@ -14,7 +14,7 @@ import jinja2
 
 from rlhf.report import charts, diagrams, sections, sentences, tables
 from rlhf.report.sentences import Report
-from rlhf.stages import kind_of
+from rlhf.workflow import kind_of
 
 
 def render_html(report: Report, shown: int = 12) -> str:

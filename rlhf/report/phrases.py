@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlhf.stages import is_base
+from rlhf.workflow import is_base
 
 Kind = Literal["better", "worse", "no difference", "doubtful", "alarm"]
 """What a statement of a report is; each has a mark and a colour."""

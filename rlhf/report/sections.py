@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rlhf.report import charts, diagrams, sentences, tables
 from rlhf.report.diff import Piece, word_diff
 from rlhf.report.sentences import Report
-from rlhf.stages import kind_of
+from rlhf.workflow import kind_of
 
 TONES = {"better": "better", "worse": "worse", "no difference": "same", "doubtful": "same", "alarm": "worse"}
 _REPLIES = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))

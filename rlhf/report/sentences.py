@@ -24,7 +24,7 @@ from rlhf.report.phrases import (
     shown_verdict,
     versus,
 )
-from rlhf.stages import STAGES, kind_of
+from rlhf.workflow import is_stage, kind_of, stage_of
 
 __all__ = [
     "Report", "Statement", "comparison_statement", "count", "duration", "estimate", "gate_statement", "in_sentence",
@@ -178,11 +178,11 @@ def gate_statement(name: str, found: Mapping[str, Any]) -> Statement:
 def _gate_alarms(report: Report) -> Iterator[Statement]:
     """The stages that ran although their gate was shut."""
     for guard, metrics in report["stages"].items():
-        if guard not in STAGES or STAGES[guard].guards is None or metrics.get("passed", True):
+        if not is_stage(guard) or stage_of(guard).guards is None or metrics.get("passed", True):
             continue
         shut = listed([reward_model(name) for name, found in metrics["models"].items() if not found["passed"]])
         for stage in report["stages"]:
-            if kind_of(stage) == STAGES[guard].guards:
+            if kind_of(stage) == stage_of(guard).guards:
                 finding = f"{label(stage)} maximised a reward model that did not pass the gate"
                 yield Statement("alarm", finding, f"what it gained on {shut} need not be a gain")
 

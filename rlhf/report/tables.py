@@ -14,7 +14,7 @@ from rlhf.evaluation.gate_verdict import BATCH_TOLERANCE
 from rlhf.report import sentences
 from rlhf.report.diagrams import root_kl
 from rlhf.report.sentences import Report
-from rlhf.stages import kind_of
+from rlhf.workflow import kind_of
 
 _STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow", "alarm": "red"}
 MARKS = {"better": "▲", "worse": "▼", "no difference": "=", "doubtful": "?", "alarm": "!"}

@@ -12,7 +12,7 @@ from rlhf.rewards.endpoint import EndpointJudge, load_judge
 from rlhf.rewards.ensemble import Ensemble
 from rlhf.rewards.function import load_function
 from rlhf.rewards.model import RewardModel
-from rlhf.stages import LEARNED
+from rlhf.workflow import LEARNED
 
 OWN = "reward"
 """Name of the run's own reward model: that of the stage that trains it."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -33,12 +33,13 @@ from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.device import process_state
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
-from rlhf.stages import STAGES, StageContext, half_for, kind_of
 from rlhf.training.buckets import ResumedEpoch
 from rlhf.training.defaults import DEFAULTS
 from rlhf.training.start import Start
 from rlhf.training.train_loss import LogAtCheckpoints, mean_train_loss
+from rlhf.workflow import StageContext, half_for, kind_of, stage_of
 
+T = TypeVar("T", bound=Trainer)
 _EVERY = 30.0
 """Seconds between lines of progress."""
 
@@ -55,6 +56,23 @@ class Ready:
     def eval_rows(self) -> Dataset | None:
         """Held-out rows, or None where there are none (TRL takes no empty set)."""
         return self.data.eval if len(self.data.eval) else None
+
+    def trainer(self, kind: Callable[..., T], model: Any, **options: Any) -> T:
+        """A trainer of this kind with the stage's arguments, rows and tokenizer.
+
+        Args:
+            kind: Its class.
+            model: What it trains.
+            options: What else it takes.
+        """
+        return kind(
+            model,
+            args=self.args,
+            train_dataset=self.data.train,
+            eval_dataset=self.eval_rows,
+            processing_class=self.begun.tokenizer,
+            **options,
+        )
 
 
 def arguments(
@@ -99,7 +117,7 @@ def prepared_data(
         keep_columns: Whether rewards will read the row's other columns.
         ahead: Work on records to come (`Codec.ahead`).
     """
-    role = STAGES[context.name].data
+    role = stage_of(context.name).data
     assert role is not None
     try:
         source_set(context.project, role)
@@ -324,7 +342,7 @@ def write_model(
 
 def _prompt_format(context: StageContext) -> str:
     """Whether the stage learned from `messages` or from plain `text`: what chat and the model card must write."""
-    role = STAGES[context.name].data
+    role = stage_of(context.name).data
     assert role is not None
     record, _ = next(iter_records(context.project, role))
     return "messages" if isinstance(getattr(record, "prompt", ""), list) else "text"

@@ -18,7 +18,7 @@ from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by
 from rlhf.models.weights import check_numbers
 from rlhf.policies.trial import check_architecture, check_replies
-from rlhf.stages import STAGES, StageContext, parent_of
+from rlhf.workflow import StageContext, parent_of, stage_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def start(context: StageContext) -> Start:
         probe.check_commit(source, record.get("lineage") or {}, str(context.parent))
         if settings is not None:
             check_settings(tokenizer, settings, context.parent)
-    scorer = is_encoder(architecture) or not STAGES[context.name].policy
+    scorer = is_encoder(architecture) or not stage_of(context.name).policy
     if not scorer:
         check_architecture(context.project, architecture)
     model = check_weights(source, config, scorer)

@@ -34,8 +34,8 @@ from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
 from rlhf.rewards.load import load_rewards
-from rlhf.stages import STAGES, StageContext, rewards_of
 from rlhf.training.common import Ready
+from rlhf.workflow import StageContext, rewards_of, stage_of
 
 PROMPTS, SAMPLES = 64, 2
 """How many prompts a checkpoint replies to, and how often to each."""
@@ -248,7 +248,7 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     where `data.prompts` has the others, else prompts that are trained on. Which of many, their content decides.
     """
     project = context.project
-    role = source_set(project, str(STAGES[context.name].data))
+    role = source_set(project, str(stage_of(context.name).data))
     wanted = _side(context)
     compared = {content_key(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
     found: dict[bytes, tuple[Text, dict[str, Any]]] = {}

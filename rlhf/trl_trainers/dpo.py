@@ -1,8 +1,7 @@
-"""The dpo stage: TRL's DPOTrainer on pairs that are tokenised already, with the parent stage as exact reference."""
+"""TRL's DPOTrainer on pairs that are tokenised already, and what its log says of them."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any
@@ -12,25 +11,8 @@ import transformers
 import trl
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from peft import PeftModel, TaskType
-from trl import DPOConfig
 
-from rlhf.data.tokenize import Codec
-from rlhf.models.device import sharded
-from rlhf.models.load import check_policy
-from rlhf.stages import Metrics, StageContext
-from rlhf.training.common import (
-    Ready,
-    arguments,
-    held_out_metrics,
-    prepared_data,
-    run_training,
-    save_model,
-)
-from rlhf.training.start import adapted, start, starting_policy
-from rlhf.training.track import candidates, check_tracking, choose, drop
-from rlhf.training.trial import try_trainer, weightless
-from rlhf.trl_trainers.speedups import PLAIN, LeanTrainer, Levers, levers
+from rlhf.trl_trainers.speedups import LeanTrainer
 
 COUPLED = {"aot", "aot_unpaired", "sft"}
 """Losses of a batch as a whole: those of optimal transport sort its pairs, that of `sft` is a mean over its tokens."""
@@ -64,81 +46,6 @@ class DPOTrainer(LeanTrainer, trl.DPOTrainer):
         if "prompt_ids" in dataset.column_names:
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-
-
-def prepare(context: StageContext) -> Ready:
-    """Read and tokenise `data.preferences` as a prompt and two completions."""
-    begun = start(context)
-    check_policy(begun.source, begun.encoder)
-    args: Any = arguments(context, DPOConfig, begun)
-    check_tracking(context, args)
-    codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
-    settings = {"max_length": args.max_length, "keep": codec.keep}
-    data = prepared_data(context, begun, codec.pair, settings, ahead=codec.ahead)
-    if "precompute_ref_log_probs" not in context.project.stages[context.name].trainer:
-        args.precompute_ref_log_probs = _worth_storing(args, len(data.train), second=begun.config.adapter is None)
-    return Ready(begun, args, data)
-
-
-def _worth_storing(args: Any, rows: int, second: bool) -> bool:
-    """Whether reference log-probs are computed once and stored.
-
-    They are where each would be needed again, or where the reference is a second model, which then is never loaded:
-    before training the policy is the reference. Not for a reference that moves, and not under FSDP, where TRL loads
-    that second model in any case.
-
-    Args:
-        args: The trainer's.
-        rows: Rows of training.
-        second: Whether all weights are trained.
-    """
-    if args.sync_ref_model or sharded():
-        return False
-    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
-    return bool(epochs > 1 or (second and epochs == 1))
-
-
-def trial(context: StageContext, ready: Ready) -> None:
-    """Make the trainer once for nothing, its reference not computed ahead."""
-    ready.args.precompute_ref_log_probs = False
-    reference = weightless(ready, TaskType.CAUSAL_LM) if ready.begun.config.adapter is None else None
-    try_trainer(ready, TaskType.CAUSAL_LM, functools.partial(_trainer, levers=PLAIN, reference=reference))
-
-
-def _trainer(ready: Ready, model: Any, levers: Levers, reference: Any) -> DPOTrainer:
-    return DPOTrainer(
-        model,
-        ref_model=reference,
-        args=ready.args,
-        train_dataset=ready.data.train,
-        eval_dataset=ready.eval_rows,
-        processing_class=ready.begun.tokenizer,
-        levers=levers,
-    )
-
-
-def train(context: StageContext) -> Metrics:
-    """Train from the parent's model, which is also the reference."""
-    ready = prepare(context)
-    begun = ready.begun
-    model = adapted(starting_policy(context, begun), begun, TaskType.CAUSAL_LM, ready.args)
-    # with an adapter the reference is the model without it; with all weights trained, the policy before its first step
-    # while that can be stored, else a second copy
-    alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
-    reference = None if alone else starting_policy(context, begun)
-    trainer = _trainer(ready, model, levers(context), reference)
-    kept = candidates(context, model, trainer)
-    metrics = run_training(trainer, context)
-    metrics.update(choose(kept, context, ready, model, trainer))
-    if metrics.get("selected_step", metrics["steps"]) != metrics["steps"]:
-        metrics.update(held_out_metrics(trainer))  # of the checkpoint that is kept
-    names = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
-    metrics = {names.get(key, key): value for key, value in metrics.items()}
-    metrics["warning"] = falling_chosen(trainer.state.log_history)
-    saved = save_model(trainer, ready, context)
-    drop(kept)
-    return {**metrics, **saved}
 
 
 def falling_chosen(history: Sequence[Mapping[str, Any]]) -> str | None:

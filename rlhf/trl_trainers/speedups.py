@@ -15,9 +15,9 @@ from torch.utils.data import Sampler
 from rlhf.data.tokenize import IGNORED
 from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.fold import fold
-from rlhf.stages import StageContext
 from rlhf.training.buckets import StepBuckets, row_lengths
 from rlhf.trl_trainers.fused_head import head_where_labelled, small_tiles
+from rlhf.workflow import StageContext
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base

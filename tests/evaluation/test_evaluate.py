@@ -8,12 +8,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluate import Remembering, prepare
+from rlhf.evaluation.evaluate import Remembering
 from rlhf.models.scratch import train_tokenizer
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
 from rlhf.report.build import build_report
-from rlhf.stages import StageContext
+from rlhf.stages.evaluate import prepare
+from rlhf.workflow import StageContext
 from tests.support.judge_server import JudgeServer, Raw, prefer_longer
 from tests.support.projects import pairs, write_project, write_rows
 from tests.support.runs import add_stage

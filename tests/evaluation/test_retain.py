@@ -9,7 +9,6 @@ import torch
 from rlhf.config.load import load_project
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluate import prepare
 from rlhf.evaluation.regressions import compare_retained
 from rlhf.evaluation.retain import measure, read_retained
 from rlhf.models.load import load_policy, source_of
@@ -18,7 +17,8 @@ from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
-from rlhf.stages import StageContext
+from rlhf.stages.evaluate import prepare
+from rlhf.workflow import StageContext
 from tests.support.projects import pairs, write_project, write_rows
 from tests.support.runs import add_stage
 

@@ -25,9 +25,9 @@ from rlhf.policies.kl import sequence_kl
 from rlhf.report import sentences
 from rlhf.report.build import build_report
 from rlhf.rewards.model import score_groups
-from rlhf.stages import StageContext
-from rlhf.trl_trainers import sft
+from rlhf.stages import sft
 from rlhf.trl_trainers.dpo import falling_chosen
+from rlhf.workflow import StageContext
 from tests.support.damage import edit_json, record_of
 from tests.support.models import strengthened
 from tests.support.ppo import make_trainer

@@ -7,7 +7,7 @@ from rlhf.models.load import source_of
 from rlhf.models.scratch import build
 from rlhf.models.settings import base_settings
 from rlhf.pipeline.stage import prepare_stage
-from rlhf.stages import StageContext, ancestors_of
+from rlhf.workflow import StageContext, ancestors_of
 from tests.support.projects import make_project
 
 GPT2 = {"architecture": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128,
@@ -40,7 +40,7 @@ def project(folder, **fields):
 def test_what_no_model_can_be_made_of_is_one_line(tmp_path, fields, said):
     made = project(tmp_path, **fields)
     with pytest.raises(UserError) as error:
-        build(StageContext(made, "base", tmp_path / "base", {}))
+        build(made, tmp_path / "base")
     assert "model.scratch" in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)

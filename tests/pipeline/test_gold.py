@@ -8,7 +8,7 @@ from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline import contract, runner
-from rlhf.stages import half_for, parents_of, planned
+from rlhf.workflow import half_for, parents_of, planned
 from tests.support.projects import make_project, write_project
 
 FEW = {"max_steps": 2, "learning_rate": 1e-2}

@@ -17,10 +17,13 @@ from rlhf.models.adapters import own_part
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import prepare_stage, run_stage
-from rlhf.ppo import stage as ppo_stage
-from rlhf.ppo.models import build_roles, reward_part
+from rlhf.ppo.collector import prompt_rows
+from rlhf.ppo.models import build_roles, load_maximised, reward_part
+from rlhf.ppo.trainer import PPOTrainer
 from rlhf.rewards.model import RewardModel
-from rlhf.stages import StageContext, rewards_of
+from rlhf.stages import ppo
+from rlhf.training.start import start
+from rlhf.workflow import StageContext, rewards_of
 from tests.support.projects import chats, make_project
 
 PPO = {
@@ -81,12 +84,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(project, monkeypatch, options):
     whole, broken = project("whole", **options), project("broken", **options)
     run_stage(whole, "ppo")
     with monkeypatch.context() as patch:
-        original = ppo_stage.PPOTrainer.__init__
+        original = PPOTrainer.__init__
 
         def interrupted(self, *args, **kwargs):
             original(self, *args, callbacks=[Interrupt()], **kwargs)
 
-        patch.setattr(ppo_stage.PPOTrainer, "__init__", interrupted)
+        patch.setattr(PPOTrainer, "__init__", interrupted)
         with pytest.raises(Interrupted):
             run_stage(broken, "ppo")
     torch.manual_seed(99)
@@ -142,12 +145,12 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     made = project(samples_per_prompt=2)
     parents = {name: made.run_dir / name for name in ("sft", "reward")}
     context = StageContext(made, "ppo", made.run_dir / "work", parents)
-    ready = ppo_stage.prepare(context)
+    ready = ppo.prepare(context)
     roles = build_roles(context, ready.begun, ready.args)
     assert roles.reward_head is not None
     assert roles.critic_scores
-    rows = ppo_stage.prompt_rows(ready.data.train, Codec(ready.begun.tokenizer))[:4]
-    trainer = ppo_stage.PPOTrainer(roles, ready.args, rows, ppo_stage._rewards(context, roles), ready.begun.tokenizer)
+    rows = prompt_rows(ready.data.train, Codec(ready.begun.tokenizer))[:4]
+    trainer = PPOTrainer(roles, ready.args, rows, load_maximised(context, roles), ready.begun.tokenizer)
     completions = trainer.collector.sample(rows, [[n, n + 10] for n in range(4)])
     found = trainer.collector.scores(rows, completions)[:, 0].tolist()
     judge = RewardModel(made.run_dir / "reward")
@@ -164,7 +167,7 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
 
 def test_a_reward_adapter_that_does_not_fit_is_not_forced(project, tiny_bert):
     made = project()
-    begun = ppo_stage.start(StageContext(made, "ppo", made.run_dir / "work", {"sft": made.run_dir / "sft"}))
+    begun = start(StageContext(made, "ppo", made.run_dir / "work", {"sft": made.run_dir / "sft"}))
     assert reward_part(made.run_dir / "reward", begun) is not None
     other = made.run_dir / "other"
     shutil.copytree(made.run_dir / "sft", other)
@@ -248,7 +251,7 @@ def test_a_critic_does_not_start_as_a_reward_that_is_not_maximised(project):
     context = StageContext(
         made, "ppo", made.run_dir / "work", {name: made.run_dir / name for name in ("sft", "reward")}
     )
-    ready = ppo_stage.prepare(context)
+    ready = ppo.prepare(context)
     roles = build_roles(context, ready.begun, ready.args)
     assert roles.reward_head is None
     assert not roles.critic_scores

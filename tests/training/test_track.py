@@ -14,10 +14,9 @@ from rlhf.models import probe
 from rlhf.pipeline import contract
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.report.build import write_report
-from rlhf.stages import StageContext
 from rlhf.training import track
 from rlhf.training.track import TRACKED, Candidates, tracking_prompts
-from rlhf.trl_trainers import dpo
+from rlhf.workflow import StageContext
 from tests.support.projects import make_project, pairs, write_project, write_rows
 
 JUDGES = '''
@@ -139,7 +138,7 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
         (tmp_path / name).mkdir()
         project = dpo_project(tmp_path / name, tiny_llama)
         if name == "broken":
-            place = {"kept": (Candidates, "on_save"), "scored": (track, "_score_all"), "saved": (dpo, "drop")}[moment]
+            place = {"kept": (Candidates, "on_save"), "scored": (track, "_score_all"), "saved": (track, "drop")}[moment]
             with monkeypatch.context() as patch:
                 patch.setattr(*place, killed)
                 with pytest.raises(Killed):

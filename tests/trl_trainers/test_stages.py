@@ -13,8 +13,8 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
+from rlhf.training import common
 from rlhf.training.common import last_good_checkpoint
-from rlhf.trl_trainers import dpo
 from tests.support.architectures import built
 from tests.support.models import strengthened
 from tests.support.projects import NAMES, chats, make_project, write_rows
@@ -44,9 +44,9 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
 @pytest.mark.parametrize("adapter", [None, {"r": 4}])
 def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, adapter, monkeypatch):
     """Over two epochs for either; over one where all weights are trained. Numbers are those of not storing them."""
-    found, trainers, plainly = {}, [], dpo.run_training
+    found, trainers, plainly = {}, [], common.run_training
     monkeypatch.setattr(
-        dpo, "run_training", lambda trainer, context: trainers.append(trainer) or plainly(trainer, context)
+        common, "run_training", lambda trainer, context: trainers.append(trainer) or plainly(trainer, context)
     )
     for name, options in {
         "one": {"num_train_epochs": 1},
@@ -98,7 +98,7 @@ def test_a_stage_that_cannot_fold_says_so_once(tmp_path, tiny_bert, tiny_llama, 
 
 
 def test_packing_where_sequences_would_mix(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.setattr("rlhf.trl_trainers.sft.packing_trial", lambda backbone: "states that run through")
+    monkeypatch.setattr("rlhf.prefix_sharing.support.packing_trial", lambda backbone: "states that run through")
     project = make_project(tmp_path, tiny_llama, stages={"sft": {"packing": True, "max_steps": 1}})
     with pytest.raises(UserError, match=r"stages.sft.packing: .* would see one another: states that run through"):
         run_stage(project, "sft")

@@ -1,0 +1,104 @@
+"""The dpo stage: TRL's DPOTrainer on pairs that are tokenised already, with the parent stage as exact reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf.workflow import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from rlhf.training.common import Ready
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise `data.preferences` as a prompt and two completions."""
+    from trl import DPOConfig
+
+    from rlhf.data.tokenize import Codec
+    from rlhf.models.load import check_policy
+    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.start import start
+    from rlhf.training.track import check_tracking
+
+    begun = start(context)
+    check_policy(begun.source, begun.encoder)
+    args: Any = arguments(context, DPOConfig, begun)
+    check_tracking(context, args)
+    codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
+    settings = {"max_length": args.max_length, "keep": codec.keep}
+    data = prepared_data(context, begun, codec.pair, settings, ahead=codec.ahead)
+    if "precompute_ref_log_probs" not in context.project.stages[context.name].trainer:
+        args.precompute_ref_log_probs = _worth_storing(args, len(data.train), second=begun.config.adapter is None)
+    return Ready(begun, args, data)
+
+
+def _worth_storing(args: Any, rows: int, second: bool) -> bool:
+    """Whether reference log-probs are computed once and stored.
+
+    They are where each would be needed again, or where the reference is a second model, which then is never loaded:
+    before training the policy is the reference. Not for a reference that moves, and not under FSDP, where TRL loads
+    that second model in any case.
+
+    Args:
+        args: The trainer's.
+        rows: Rows of training.
+        second: Whether all weights are trained.
+    """
+    from rlhf.models.device import sharded
+
+    if args.sync_ref_model or sharded():
+        return False
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
+    return bool(epochs > 1 or (second and epochs == 1))
+
+
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make the trainer once for nothing, its reference not computed ahead."""
+    from peft import TaskType
+
+    from rlhf.training.trial import try_trainer, weightless
+    from rlhf.trl_trainers.dpo import DPOTrainer
+    from rlhf.trl_trainers.speedups import PLAIN
+
+    ready.args.precompute_ref_log_probs = False
+    reference = weightless(ready, TaskType.CAUSAL_LM) if ready.begun.config.adapter is None else None
+    try_trainer(
+        ready,
+        TaskType.CAUSAL_LM,
+        lambda few, model: few.trainer(DPOTrainer, model, ref_model=reference, levers=PLAIN),
+    )
+
+
+def run(context: StageContext) -> Metrics:
+    """Train from the parent's model, which is also the reference."""
+    from peft import PeftModel, TaskType
+
+    from rlhf.training.common import held_out_metrics, run_training, save_model
+    from rlhf.training.start import adapted, starting_policy
+    from rlhf.training.track import candidates, choose, drop
+    from rlhf.trl_trainers.dpo import DPOTrainer, falling_chosen
+    from rlhf.trl_trainers.speedups import levers
+
+    ready = prepare(context)
+    begun = ready.begun
+    model = adapted(starting_policy(context, begun), begun, TaskType.CAUSAL_LM, ready.args)
+    # with an adapter the reference is the model without it; with all weights trained, the policy before its first step
+    # while that can be stored, else a second copy
+    alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
+    reference = None if alone else starting_policy(context, begun)
+    trainer = ready.trainer(DPOTrainer, model, ref_model=reference, levers=levers(context))
+    kept = candidates(context, model, trainer)
+    metrics = run_training(trainer, context)
+    metrics.update(choose(kept, context, ready, model, trainer))
+    if metrics.get("selected_step", metrics["steps"]) != metrics["steps"]:
+        metrics.update(held_out_metrics(trainer))  # of the checkpoint that is kept
+    names = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+    metrics = {names.get(key, key): value for key, value in metrics.items()}
+    metrics["warning"] = falling_chosen(trainer.state.log_history)
+    saved = save_model(trainer, ready, context)
+    drop(kept)
+    return {**metrics, **saved}
+
+
+STAGE = Stage("dpo", order=40, run=run, prepare=prepare, trial=trial, data="preferences", follows=("sft",))

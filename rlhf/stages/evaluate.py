@@ -1,0 +1,90 @@
+"""The evaluate stage: every policy replies to the same held-out prompts, and every judge scores the replies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rlhf.errors import UserError, unknown_name
+from rlhf.workflow import Metrics, Stage, StageContext, is_base, policies_of
+
+
+def prepare(context: StageContext) -> None:
+    """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
+    from rlhf.data.prepare import evaluation_prompts
+    from rlhf.evaluation.completions import check_prompts
+    from rlhf.evaluation.evaluate import try_functions
+    from rlhf.evaluation.retain import read_retained
+    from rlhf.rewards.load import load_judges, load_rewards
+
+    project = context.project
+    prompts = evaluation_prompts(project, project.evaluate.prompts)
+    check_prompts(context, prompts)
+    column = project.evaluate.group_by
+    if column is not None and not any(column in prompt.extra for prompt in prompts):
+        names = {name for prompt in prompts for name in prompt.extra}
+        raise UserError(f"evaluate.group_by: no prompt has a column {column!r}; {unknown_name(column, names)}")
+    comparing = load_judges(project)
+    if not {**load_rewards(project), **comparing} and "reward" not in project.stages:
+        raise UserError(
+            f"{project.path}: nothing to judge replies with: add a reward stage, or a function, model or endpoint to "
+            "rewards:"
+        )
+    for judge in comparing.values():
+        judge.check()
+    try_functions(project, prompts[:2])
+    read_retained(project)
+
+
+def run(context: StageContext) -> Metrics:
+    """Write `samples.jsonl`: one line a prompt, with each policy's replies, their scores, lengths and KL.
+
+    Judges that compare add `preferences` to a line; `retained.jsonl` has what no policy may lose.
+    """
+    from rlhf.data.prepare import evaluation_prompts
+    from rlhf.evaluation.compare import comparison_pairs
+    from rlhf.evaluation.evaluate import Remembering, measure_policy, prefer, score, started_from
+    from rlhf.evaluation.regressions import RETAINED
+    from rlhf.evaluation.retain import read_retained, write
+    from rlhf.rewards.load import load_judges, load_rewards
+
+    project = context.project
+    judges = {name: Remembering(judge) for name, judge in load_rewards(project, context.parents).items()}
+    comparing = load_judges(project)
+    references = {name: started_from(project, name) for name in policies_of(project)}
+    policies = list(dict.fromkeys(["base", *(one for one in references.values() if is_base(one)), *references]))
+    prompts = evaluation_prompts(project, project.evaluate.prompts)
+    rows: list[dict[str, Any]] = [
+        {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
+        for index, prompt in enumerate(prompts)
+    ]
+    sets = read_retained(project)
+    cut, kept = 0, {}
+    for name in policies:
+        replies, cut, kept[name] = measure_policy(context, prompts, name, references.get(name), sets, judges)
+        score(replies, prompts, judges)
+        for row, of_prompt in zip(rows, replies, strict=True):
+            row["replies"][name] = of_prompt
+    if sets:
+        write(context.directory / RETAINED, sets, kept)
+    for name, judge in comparing.items():
+        prefer(rows, comparison_pairs(policies, references), name, judge)
+    with (context.directory / "samples.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return {
+        "policies": policies, "judges": [*judges, *comparing], "parents": references, "references": references,
+        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
+        "group_by": project.evaluate.group_by,
+        "comparing": {name: judge.report() for name, judge in comparing.items()},
+    }  # fmt: skip
+
+
+STAGE = Stage(
+    "evaluate",
+    order=70,
+    run=run,
+    prepare=prepare,
+    uses=("sft", "reward", "gold", "dpo", "ppo"),
+    policy=False,
+    reads=("prompts",),
+)

@@ -1,0 +1,123 @@
+"""The ppo stage: online training from the parent stage's policy, with PPO, RLOO, GRPO or REINFORCE."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rlhf.config.project import ProjectConfig
+from rlhf.errors import UserError
+from rlhf.workflow import Metrics, Stage, StageContext, rewards_of
+
+if TYPE_CHECKING:
+    from rlhf.data.records import Encoded, Prompt
+    from rlhf.training.common import Ready
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise the prompts, and hold that there is something to maximise."""
+    from rlhf.data.records import Encoded, Unusable
+    from rlhf.data.tokenize import Codec
+    from rlhf.models.load import check_policy
+    from rlhf.ppo.config import PPOConfig, unfit
+    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.defaults import PPO_DEFAULTS
+    from rlhf.training.start import start
+    from rlhf.training.track import check_tracking
+
+    begun = start(context)
+    check_policy(begun.source, begun.encoder)
+    args: Any = arguments(context, PPOConfig, begun, PPO_DEFAULTS)
+    if problems := [*args.check(), *unfit(args, begun.config.adapter)]:
+        raise UserError(f"stages.ppo.{problems[0]}")
+    _check_rewards(context.project, context.name)
+    check_tracking(context, args)
+    room = None if args.max_length is None else args.max_length - args.max_new_tokens
+    if room is not None and room < 1:
+        raise UserError(
+            f"stages.ppo.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {args.max_length} "
+            "tokens"
+        )
+    codec = Codec(begun.tokenizer, args.max_length)
+
+    def encode(record: Prompt) -> Encoded:
+        ids = codec.prompt(record.prompt)
+        if not ids:
+            raise Unusable("prompt without a token")
+        if room is not None and len(ids) > room:
+            raise Unusable("prompt leaves no room for a reply within max_length")
+        return Encoded({"prompt_ids": ids, "prompt": json.dumps(record.prompt)})
+
+    return Ready(begun, args, prepared_data(context, begun, encode, {"room": room}, keep_columns=True))
+
+
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make a trainer once for nothing: transformers' own, since `check` knows all that ours adds."""
+    from peft import TaskType
+    from transformers import Trainer
+
+    from rlhf.training.trial import try_trainer
+
+    try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(Trainer, model))
+
+
+def run(context: StageContext) -> Metrics:
+    """Train the parent's policy on its own replies."""
+    from rlhf.data.tokenize import Codec
+    from rlhf.models.device import process_state
+    from rlhf.models.roles import POLICY
+    from rlhf.ppo.collector import prompt_rows
+    from rlhf.ppo.diagnostics import last_rollout
+    from rlhf.ppo.models import build_roles, load_maximised
+    from rlhf.ppo.trainer import PPOTrainer
+    from rlhf.training.common import run_training, save_model
+    from rlhf.training.track import candidates, choose, drop
+
+    ready = prepare(context)
+    begun, args = ready.begun, ready.args
+    roles = build_roles(context, begun, args)
+    if not context.project.stages[context.name].fold:
+        roles.unfolded = "fold is off"
+    elif roles.unfolded is not None and process_state().is_main_process:
+        print(f"ppo: each reply has its prompt to itself: {roles.unfolded}", file=sys.stderr)
+    samples_file = context.directory / "rollouts.jsonl"
+    rows = prompt_rows(ready.data.train, Codec(begun.tokenizer))
+    trainer = PPOTrainer(roles, args, rows, load_maximised(context, roles), begun.tokenizer, samples_file)
+    kept = candidates(context, roles.policy, trainer)
+    metrics = run_training(trainer, context, [samples_file])
+    if roles.shared:
+        roles.policy.set_adapter(POLICY)
+    metrics.update(choose(kept, context, ready, roles.policy, trainer))
+    saved = save_model(trainer, ready, context, roles.policy)
+    drop(kept)
+    return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
+
+
+def _check_rewards(project: ProjectConfig, stage: str) -> None:
+    """Hold, before anything trains, that the rewards are there; the run's own model may still be to come."""
+    from rlhf.rewards.load import OWN, load_rewards
+
+    weights = rewards_of(project, stage)
+    if not weights:
+        raise UserError(
+            f"{project.path}: stages.ppo has nothing to maximise: add a reward stage, or a function to rewards:"
+        )
+    for name, weight in weights.items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
+            raise UserError(f"stages.ppo.rewards.{name}: expected a weight, not {weight!r}")
+    if OWN in weights and OWN not in project.stages:
+        raise UserError(f"stages.ppo.rewards: there is no {OWN!r} stage in {project.path}")
+    load_rewards(project, names=[name for name in weights if name != OWN])
+
+
+STAGE = Stage(
+    "ppo",
+    order=60,
+    run=run,
+    prepare=prepare,
+    trial=trial,
+    data="rollouts",
+    follows=("sft",),
+    uses=("reward",),
+)

@@ -1,0 +1,67 @@
+"""The reward stage: a sequence classifier with one label, trained on preference pairs (TRL's RewardTrainer)."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from rlhf.workflow import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from rlhf.training.common import Ready
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise `data.preferences` as whole sequences."""
+    from trl import RewardConfig
+
+    from rlhf.data.tokenize import Codec
+    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.start import start
+
+    begun = start(context)
+    args: Any = arguments(context, RewardConfig, begun)
+    codec = Codec(begun.tokenizer, args.max_length, encoder=begun.encoder)
+    ahead = functools.partial(codec.ahead, prompts=False)
+    settings = {"max_length": args.max_length}
+    return Ready(begun, args, prepared_data(context, begun, codec.scored_pair, settings, ahead=ahead))
+
+
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make the trainer once for nothing."""
+    from peft import TaskType
+
+    from rlhf.training.trial import try_trainer
+    from rlhf.trl_trainers.reward import RewardTrainer
+    from rlhf.trl_trainers.speedups import PLAIN
+
+    try_trainer(ready, TaskType.SEQ_CLS, lambda few, model: few.trainer(RewardTrainer, model, levers=PLAIN))
+
+
+def run(context: StageContext) -> Metrics:
+    """Train a reward model, and measure it beside a ruler on the held-out pairs."""
+    from peft import TaskType
+    from transformers import set_seed
+
+    from rlhf.evaluation.reward_model import held_out_accuracy
+    from rlhf.models.load import load_scorer
+    from rlhf.training.common import run_training, save_model
+    from rlhf.training.start import adapted
+    from rlhf.trl_trainers.reward import RewardTrainer
+    from rlhf.trl_trainers.speedups import levers
+
+    ready = prepare(context)
+    begun = ready.begun
+    set_seed(ready.args.seed)  # the new head is drawn here
+    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True)
+    model = adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh)
+    trainer = ready.trainer(RewardTrainer, model, levers=levers(context))
+    metrics = run_training(trainer, context)
+    if ready.eval_rows is not None:
+        metrics.update(held_out_accuracy(trainer, ready.data.train, ready.eval_rows))
+    return {**metrics, **save_model(trainer, ready, context)}
+
+
+STAGE = Stage(
+    "reward", order=20, run=run, prepare=prepare, trial=trial, data="preferences", follows=("sft",), policy=False
+)

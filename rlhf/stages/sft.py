@@ -1,0 +1,104 @@
+"""The sft stage: imitate demonstrations (TRL's SFTTrainer), or fine-tune an encoder to classify labelled text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf.errors import UserError
+from rlhf.workflow import Metrics, Stage, StageContext
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from rlhf.training.common import Ready
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise `data.demonstrations`: replies for a causal model, `text` and `label` for an encoder."""
+    from trl import SFTConfig
+
+    from rlhf.data.checks import check_classes
+    from rlhf.data.tokenize import Codec
+    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.start import start
+
+    begun = start(context)
+    args: Any = arguments(context, SFTConfig, begun)
+    codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode, encoder=begun.encoder)
+    encode = codec.labelled if begun.encoder else codec.demonstration
+    settings = {"max_length": args.max_length, "keep": codec.keep}
+    data = prepared_data(context, begun, encode, settings, ahead=codec.ahead)
+    if begun.encoder:
+        learned = {*data.train.unique("labels")}
+        check_classes(learned)
+        check_classes(learned | {*data.eval.unique("labels")})  # the head has outputs for those held out, too
+    return Ready(begun, args, data)
+
+
+def trial(context: StageContext, ready: Ready) -> None:
+    """Make the trainer once for nothing."""
+    from peft import TaskType
+
+    from rlhf.training.trial import try_trainer
+    from rlhf.trl_trainers.sft import SFTTrainer
+    from rlhf.trl_trainers.speedups import PLAIN
+
+    if ready.begun.encoder:
+        try_trainer(ready, TaskType.SEQ_CLS, _classifier, labels=_labels(ready))
+    else:
+        try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(SFTTrainer, model, levers=PLAIN))
+
+
+def run(context: StageContext) -> Metrics:
+    """Train a causal model to imitate, or an encoder to classify."""
+    from peft import TaskType
+
+    from rlhf.prefix_sharing.support import packing_trial
+    from rlhf.training.common import run_training, save_model
+    from rlhf.training.start import adapted, starting_policy
+    from rlhf.trl_trainers.sft import SFTTrainer
+    from rlhf.trl_trainers.speedups import levers
+
+    ready = prepare(context)
+    if ready.begun.encoder:
+        trainer = _classifier(ready, _new_classifier(ready))
+    else:
+        policy = starting_policy(context, ready.begun)
+        if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
+            raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
+        model = adapted(policy, ready.begun, TaskType.CAUSAL_LM, ready.args)
+        trainer = ready.trainer(SFTTrainer, model, levers=levers(context))
+    metrics = run_training(trainer, context)
+    return {**metrics, **save_model(trainer, ready, context)}
+
+
+def _new_classifier(ready: Ready) -> Any:
+    """The encoder with a new head, drawn from the seed."""
+    from peft import TaskType
+    from transformers import set_seed
+
+    from rlhf.models.load import load_scorer
+    from rlhf.training.start import adapted
+
+    begun = ready.begun
+    set_seed(ready.args.seed)
+    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, labels=_labels(ready), new_head=True)
+    return adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh)
+
+
+def _classifier(ready: Ready, model: Any) -> Trainer:
+    """Plain cross-entropy on class labels with transformers' own Trainer: TRL has no classifier."""
+    from transformers import DataCollatorWithPadding, Trainer
+
+    from rlhf.trl_trainers.sft import accuracy
+
+    collator = DataCollatorWithPadding(ready.begun.tokenizer)
+    return ready.trainer(Trainer, model, data_collator=collator, compute_metrics=accuracy)
+
+
+def _labels(ready: Ready) -> int:
+    """Classes of the data, at least two."""
+    return max(2, 1 + max(max(ready.data.train["labels"]), max(ready.data.eval["labels"], default=0)))
+
+
+STAGE = Stage("sft", order=10, run=run, prepare=prepare, trial=trial, data="demonstrations")
