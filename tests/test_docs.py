@@ -21,6 +21,7 @@ from rlhf.errors import UserError
 from rlhf.pipeline.stage import field_overrides
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.projects import pairs
+from tests.support.tree import BLOCK, PAGE, tree
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -73,10 +74,10 @@ def test_every_command_of_the_guide_runs(guide):
     assert "<script" not in (folder / "runs/helpdesk/report.html").read_text()
 
 
-def test_the_python_of_the_readme_runs(guide):
+def test_the_python_of_the_project_page_runs(guide):
     """On the run that the guide left, which this test therefore follows."""
     folder, environment, _ = guide
-    ((_, code),) = blocks("README.md", "python")
+    ((_, code),) = blocks("docs/project.md", "python")
     assert "recipes/quickstart.yaml" in code
     code = code.replace('"recipes/quickstart.yaml"', '"helpdesk.yaml", ["stages.dpo.beta=0.3"]')
     code = code.replace("runs/quickstart", "runs/helpdesk")
@@ -87,18 +88,19 @@ def test_the_python_of_the_readme_runs(guide):
 
 
 def tree_paths() -> set[str]:
-    """The paths of the README's tree; two spaces of indentation are one folder."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = re.search(r"```text tree\n(.*?)```", text, re.DOTALL)[1]
+    """The paths of the trees of docs/architecture.md; two spaces of indentation are one folder."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    trees = re.findall(r"```text (?:package|tree)\n(.*?)```", text, re.DOTALL)
+    assert len(trees) == 2
     folders: list[str] = []
-    found = set()
-    for line in tree.splitlines():
+    paths = set()
+    for line in "".join(trees).splitlines():
         depth, names = (len(line) - len(line.lstrip())) // 2, re.split(r"\s{2,}", line.strip())[0].split()
         assert len(re.split(r"\s{2,}", line.strip())) == 2, f"no description: {line}"
         for name in names:
-            found.add("".join(folders[:depth]) + name)
+            paths.add("".join(folders[:depth]) + name)
         folders[depth:] = [names[-1]]
-    return found
+    return paths
 
 
 def test_the_python_of_the_folding_page_runs(tmp_path, tiny_llama, monkeypatch, capfd):
@@ -121,6 +123,11 @@ def test_the_python_of_the_folding_page_runs(tmp_path, tiny_llama, monkeypatch, 
 def test_every_path_of_the_tree_exists():
     missing = {path for path in tree_paths() if not (ROOT / path).exists()}
     assert not {path for path in missing if not path.startswith("docs/images/")}  # a link is held below
+
+
+def test_the_tree_of_the_package_says_what_the_files_say():
+    """After a file was added or renamed: `python -m tests.support.tree`."""
+    assert BLOCK.search(PAGE.read_text(encoding="utf-8"))[0] == tree()
 
 
 def test_every_file_is_in_the_tree():
@@ -208,7 +215,9 @@ def check_launch(words: list[str]) -> None:
     field_overrides(Path(args.training_script).stem, [word for word in rest if word])
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/recipes.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/project.md", "docs/recipes.md"]
+)
 def test_every_command_on_a_page_exists(page):
     lines = commands_of((ROOT / page).read_text(encoding="utf-8"))
     assert lines
@@ -260,7 +269,12 @@ def test_accelerate_reads_its_files(file):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/guide.md", "docs/recipes.md", "docs/folding.md", "CONTRIBUTING.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{name}.md" for name in ("guide", "project", "rewards", "recipes", "folding")),
+    ],
 )
 def test_every_project_shown_loads(page, tmp_path):
     for number, (_, content) in enumerate(blocks(page, "yaml")):
