@@ -53,7 +53,7 @@ def test_a_shared_prompt_is_scored_once(scorer):
 
 
 def test_accuracy_counts_pairs_and_ties_half(scorer):
-    class Trainer:
+    class FakeTrainer:
         model = scorer
 
         class accelerator:
@@ -67,7 +67,7 @@ def test_accuracy_counts_pairs_and_ties_half(scorer):
     pairs = Dataset.from_dict(
         {"chosen_ids": [better, worse, same, better], "rejected_ids": [worse, better, same, worse]}
     )
-    found = held_out_accuracy(Trainer, pairs, pairs)
+    found = held_out_accuracy(FakeTrainer, pairs, pairs)
     assert found["accuracy"] == (1 + 0 + 0.5 + 1) / 4
     assert found["n"] == 4
     assert found["accuracy_ci"][0] < found["accuracy"] < found["accuracy_ci"][1]

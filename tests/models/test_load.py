@@ -72,10 +72,10 @@ def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     tokenizer, source = load_tokenizer(config), source_of(config)
     scorer = load_scorer(source, config, tokenizer, new_head=True)
 
-    class Args:
+    class FakeArgs:
         seed = 0
 
-    model = adapted(scorer.model, Start(tokenizer, config, source, True, 128), TaskType.SEQ_CLS, Args, scorer.fresh)
+    model = adapted(scorer.model, Start(tokenizer, config, source, True, 128), TaskType.SEQ_CLS, FakeArgs, scorer.fresh)
     model.save_pretrained(tmp_path / "reward")
     tokenizer.save_pretrained(tmp_path / "reward")
     before = probe.outputs(model, IDS)

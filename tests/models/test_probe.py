@@ -20,7 +20,7 @@ def loaded(folder, load=load_policy, **options):
     return load(source_of(config), config, load_tokenizer(config), **options)
 
 
-class Says(torch.nn.Module):
+class FakeModel(torch.nn.Module):
     """A model whose outputs are given: one sequence, one logit each."""
 
     def __init__(self, *values, dtype=torch.float32):
@@ -52,23 +52,23 @@ class Says(torch.nn.Module):
 def test_what_is_taken_for_the_same(dtype, was, now, same):
     made = {"ids": [[1, 2]], "outputs": [was], "dtype": dtype}
     if same:
-        probe.check(Says(now), made, "run/sft")
+        probe.check(FakeModel(now), made, "run/sft")
     else:
         with pytest.raises(UserError, match=rf"^run/sft: loaded, .* {now:.4f}; saved, it scored {was:.4f}: "):
-            probe.check(Says(now), made, "run/sft")
+            probe.check(FakeModel(now), made, "run/sft")
 
 
 def test_the_types_are_named_where_they_differ():
     made = {"ids": [[1, 2]], "outputs": [1.0], "dtype": "float32"}
     with pytest.raises(UserError, match="its weights were float32 and are bfloat16 now, or its base model is not"):
-        probe.check(Says(2.0, dtype=torch.bfloat16), made, "x")
+        probe.check(FakeModel(2.0, dtype=torch.bfloat16), made, "x")
     with pytest.raises(UserError, match=r"scored 1\.0000: its base model is not the one it was trained on"):
-        probe.check(Says(2.0), made, "x")
+        probe.check(FakeModel(2.0), made, "x")
 
 
 def test_a_head_of_another_size_is_one_line():
     with pytest.raises(UserError, match="the model has 2 outputs; saved, it had 1"):
-        probe.check(Says(1.0, 2.0), {"ids": [[1, 2]], "outputs": [1.0], "dtype": "float32"}, "x")
+        probe.check(FakeModel(1.0, 2.0), {"ids": [[1, 2]], "outputs": [1.0], "dtype": "float32"}, "x")
 
 
 def test_what_training_adds_to_the_forward_pass_is_left_out(tiny_llama):

@@ -14,7 +14,7 @@ from rlhf.prefix_sharing.layout import lay_out
 from tests.support.ppo import make_roles
 
 
-class Engine:
+class FakeEngine:
     """Replies with tokens 5, 6 and the stop token, and says how likely they are under what it was given."""
 
     def __init__(self, **options) -> None:
@@ -48,7 +48,7 @@ class Engine:
 @pytest.fixture
 def vllm(monkeypatch):
     module, lora, request = (ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request"))
-    module.LLM, module.SamplingParams = Engine, lambda **options: SimpleNamespace(**options)
+    module.LLM, module.SamplingParams = FakeEngine, lambda **options: SimpleNamespace(**options)
     request.LoRARequest = lambda name, number, path: SimpleNamespace(name=name, number=number, path=path)
     for one in (module, lora, request):
         monkeypatch.setitem(sys.modules, one.__name__, one)

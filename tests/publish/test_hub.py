@@ -18,7 +18,7 @@ from rlhf.publish import hub
 from rlhf.publish.card import public_base, publishable
 from tests.support.hub_server import READ_ONLY, TOKEN, HubServer, Repository
 from tests.support.reports import JUDGE_REPORT
-from tests.support.runs import SEQUENCES, add_stage, finished_run
+from tests.support.runs import SEQUENCES, add_stage, tiny_run
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "report.json",
            "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
@@ -30,7 +30,7 @@ MERGED = {*ADAPTER, "config.json", "generation_config.json", "model.safetensors"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_llama):
-    return finished_run(tmp_path_factory.mktemp("made"), tiny_llama)
+    return tiny_run(tmp_path_factory.mktemp("made"), tiny_llama)
 
 
 @pytest.fixture

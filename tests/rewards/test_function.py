@@ -25,7 +25,7 @@ def project(tmp_path, tiny_llama):
 
 def test_by_file_and_by_module(project):
     assert load_function("mine.py:length", project)(["p", "p"], ["ab", "abc"]) == [2.0, 3.0]
-    assert load_function("tests.support.judge:one", project)(["p"], ["ab"], topic=[1]) == [1.0]
+    assert load_function("tests.support.rewards:always_one", project)(["p"], ["ab"], topic=[1]) == [1.0]
 
 
 @pytest.mark.parametrize(

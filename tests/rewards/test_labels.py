@@ -7,7 +7,7 @@ from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.load import source_of
 from rlhf.rewards.labels import label_names, label_number, log_odds
-from tests.support.classifiers import save_classifier
+from tests.support.models import save_classifier
 from tests.support.runs import add_stage
 
 NAMES = ["negative", "neutral", "positive"]

@@ -8,7 +8,7 @@ from rlhf.errors import UserError
 from rlhf.pipeline import contract
 from rlhf.rewards.load import load_reward, load_rewards
 from rlhf.rewards.model import RewardModel
-from tests.support.classifiers import save_classifier
+from tests.support.models import save_classifier
 from tests.support.projects import make_project
 
 REWARDS = {

@@ -5,7 +5,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rlhf.errors import UserError
 from rlhf.models.tokenizer import ends_in_eos, mark_eos
 from rlhf.rewards.model import RewardModel
-from tests.support.classifiers import save_classifier
+from tests.support.models import save_classifier
 from tests.support.runs import add_stage
 
 PROMPTS = ["Where is the lamp? ", "Hello "]

@@ -1,11 +1,17 @@
-"""Models for tests that must not pass by chance."""
+"""Small models, saved or with weights so large that a test cannot pass by chance."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    set_seed,
+)
 
 
 def strong(folder: Path, attention: str = "sdpa", factor: float = 12.0) -> PreTrainedModel:
@@ -15,11 +21,27 @@ def strong(folder: Path, attention: str = "sdpa", factor: float = 12.0) -> PreTr
 
 @torch.no_grad()
 def strengthened(model: PreTrainedModel, factor: float = 12.0) -> PreTrainedModel:
-    """The same model, its matrices multiplied.
+    """The same model with its matrices multiplied by a factor.
 
-    Freshly drawn ones are so small that each token's distribution is nearly uniform whatever came before; here a wrong
-    mask or a wrong position changes log-probabilities by whole nats.
+    Freshly drawn matrices are so small that every token's distribution is nearly uniform whatever came before. With
+    larger ones a wrong mask or position changes log-probabilities by whole nats.
     """
-    for weight in {id(one): one for one in model.parameters() if one.dim() > 1}.values():
+    for weight in {id(matrix): matrix for matrix in model.parameters() if matrix.dim() > 1}.values():
         weight.mul_(factor)
     return model
+
+
+def save_classifier(base: Path, folder: Path, names: tuple[str, ...], seed: int = 0, **config: str) -> Path:
+    """A sequence classifier with these labels and a random head, saved with its tokenizer."""
+    set_seed(seed)
+    labels, numbers = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        num_labels=len(names),
+        id2label=labels,
+        label2id=numbers,
+        **config,
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder

@@ -142,7 +142,7 @@ def add_evaluation(run_dir: Path, policies: dict[str, float]) -> None:
     manifests.finish(folder, parents=made_from, seed=3, config=config, metrics=metrics)
 
 
-def finished_run(folder: Path, base: Path) -> tuple[Path, dict[str, list[float]]]:
+def tiny_run(folder: Path, base: Path) -> tuple[Path, dict[str, list[float]]]:
     """A run with sft, reward, dpo and evaluate; and what each model gave on `SEQUENCES`."""
     run_dir = folder / "runs" / "tiny"
     outputs = {

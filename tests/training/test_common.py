@@ -40,14 +40,14 @@ def test_progress_is_said_first_last_and_now_and_then(monkeypatch, capsys):
 def test_processes_wait_for_each_other_as_long_as_the_stage_says(monkeypatch):
     given = []
 
-    class State:
+    class FakeState:
         def __init__(self, **options):
             given.append(options.get("timeout"))
 
         def wait_for_everyone(self):
             pass
 
-    monkeypatch.setattr(device, "PartialState", State)
+    monkeypatch.setattr(device, "PartialState", FakeState)
     monkeypatch.setenv("WORLD_SIZE", "2")
     stage._wait(7200)
     stage._wait()
