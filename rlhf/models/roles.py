@@ -16,7 +16,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.prefix_sharing.forward import last_hidden, reply_log_probs
+from rlhf.prefix_sharing.forward import last_hidden
+from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import Folded
 from rlhf.prefix_sharing.support import trial, why_not, widest
 
@@ -116,7 +117,7 @@ class Roles(nn.Module):
         if role == "critic":
             return self.values(folded)[:, :-1], None
         with self._adapter(POLICY):
-            return reply_log_probs(self.language_model, folded, temperature, entropies)
+            return completion_log_probs(self.language_model, folded, temperature, entropies)
 
     def scale_values(self, scale: float, shift: float) -> None:
         """Make the critic say `scale · V + shift`: a head taken from a reward model, in units of normalised scores."""
@@ -137,14 +138,14 @@ class Roles(nn.Module):
     def policy_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
         """Log π of each reply token, [B, T], without gradients."""
         with self._adapter(POLICY):
-            return reply_log_probs(self.language_model, folded, temperature)[0]
+            return completion_log_probs(self.language_model, folded, temperature)[0]
 
     @torch.no_grad()
     def reference_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
         """Log π_ref of each reply token, [B, T]."""
         with self._adapter(None):
             model = self.language_model if self.shared else self.reference_model
-            return reply_log_probs(model, folded, temperature)[0]
+            return completion_log_probs(model, folded, temperature)[0]
 
     @torch.no_grad()
     def scores(self, folded: Folded) -> torch.Tensor:

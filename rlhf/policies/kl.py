@@ -9,7 +9,7 @@ import torch
 
 from rlhf.objectives.kl import token_kl
 from rlhf.policies.completion import Completion
-from rlhf.prefix_sharing.forward import reply_logits
+from rlhf.prefix_sharing.head import completion_logits
 from rlhf.prefix_sharing.layout import lay_out
 from rlhf.prefix_sharing.support import trial, why_not, widest
 
@@ -43,7 +43,7 @@ def sequence_kl(
     most = 0 if apart else min((limit for model in both if (limit := widest(model)) is not None), default=None)
     for prompt, row in zip(prompts, completions, strict=True):
         folded = lay_out([prompt], [[completion.ids for completion in row]], pad=0, widest=most).to(device)
-        ours_KV, theirs_KV = (reply_logits(model, folded) / temperature for model in both)
+        ours_KV, theirs_KV = (completion_logits(model, folded) / temperature for model in both)
         kl_K = token_kl(ours_KV, theirs_KV[:, : ours_KV.shape[1]])
         kl_BT = torch.zeros(folded.mask_BT.shape, device=device).masked_scatter(folded.mask_BT, kl_K)
         results.append(kl_BT.sum(-1).tolist())

@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.policies.sampler import Batching, TransformersSampler, keeps_tokens
-from rlhf.prefix_sharing.forward import can_be_tried, plainly
+from rlhf.prefix_sharing.forward import can_be_tried, in_eval_mode
 from rlhf.workflow import kind_of
 
 _PROMPTS = [[13, 29, 5, 17, 23], [41, 3]]
@@ -44,7 +44,7 @@ def batching_of(model: Any) -> Batching:
         raise _refused(model.config.name_or_path, type(model), _NO_CACHE)
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     gaps: dict[Batching, float] = {}
-    with plainly(model):
+    with in_eval_mode(model):
         for batching in Batching:
             try:
                 gap = _gap(model, batching)

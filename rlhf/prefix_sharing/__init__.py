@@ -1,1 +1,1 @@
-"""What a preference pair or a prompt with several completions shares is computed once."""
+"""Computes the tokens that several sequences begin with once: a pair's prompt, or that of several completions."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 _CALLS = {"cpu": 2.5e7}
 """What one more pass through a layer costs besides its tokens, in products that the device does meanwhile: half a
@@ -39,14 +39,16 @@ class Cost:
     """Of two tokens that a mask keeps apart or together, in units of the width."""
 
     @classmethod
-    def of(cls, backbone: nn.Module) -> Cost:
+    def of(cls, backbone: PreTrainedModel) -> Cost:
         """What a layer of this backbone costs where it is now."""
         config: PretrainedConfig = backbone.config.get_text_config()
         embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
-        matrices = [one for one in backbone.parameters() if one.dim() > 1 and id(one) not in embeddings]
-        sizes = [getattr(one, "ds_numel", one.numel()) for one in matrices]  # DeepSpeed leaves empty tensors behind
+        weights = [weight for weight in backbone.parameters() if weight.dim() > 1 and id(weight) not in embeddings]
+        sizes = [
+            getattr(weight, "ds_numel", weight.numel()) for weight in weights
+        ]  # DeepSpeed leaves empty tensors behind
         parameters = sum(sizes) / config.num_hidden_layers
-        trained = sum(size for one, size in zip(matrices, sizes, strict=True) if one.requires_grad)
+        trained = sum(size for weight, size in zip(weights, sizes, strict=True) if weight.requires_grad)
         trained /= config.num_hidden_layers
         kind = next(backbone.parameters()).device.type
         blocks = config._attn_implementation == "flex_attention"  # leaves out what a mask hides

@@ -1,11 +1,11 @@
-"""Sequences that begin alike are computed as one row, under any trainer: the backbone's forward pass is replaced.
+"""Computes sequences that begin alike as one row, under any trainer: replaces the backbone's forward pass.
 
     a group of rows        one row
     P P P a a              P P P a a b b b
     P P P b b b
 
-Whoever calls the model does not see it: hidden states come back in the rows that were asked for, equal to those of the
-plain forward pass up to rounding, and so do all gradients. What is above the backbone, heads and losses, is as it was.
+The caller sees no difference: hidden states come back in the rows that were asked for, equal to those of the plain
+forward pass up to rounding, and so do all gradients. Heads and losses, above the backbone, stay as they are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlhf.prefix_sharing.layout import lay_out
 
 @dataclass(eq=False)
 class Fold:
-    """A fold in place: a context manager that takes it off at the end, or `remove()`."""
+    """A fold in place. It is taken off by `remove()`, or at the end of a `with` block."""
 
     model: PreTrainedModel
     """What was folded, without peft's wrapping."""
@@ -42,14 +42,14 @@ class Fold:
     by_length: bool
     """Whether rows of like length are run together, to save padding."""
     reason: str | None = None
-    """Why the model is never folded, if it is not."""
+    """Why the model is never folded; None where it is."""
     said: set[str] = field(default_factory=set)
-    """Reasons that were given already."""
+    """Reasons that were printed already."""
 
     @property
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> PreTrainedModel:
         """The model without its head."""
-        return self.model.base_model
+        return self.model.base_model  # type: ignore[return-value]  # that of a PreTrainedModel is one, too
 
     def __enter__(self) -> Fold:
         return self
@@ -64,7 +64,7 @@ class Fold:
             unfold(self.model)
 
     def say(self, reason: str) -> None:
-        """Say once why rows are not folded."""
+        """Print once why rows are not folded."""
         if reason not in self.said and process_state().is_main_process:
             print(f"fold: {type(self.model).__name__} runs unfolded: {reason}", file=sys.stderr)
         self.said.add(reason)
@@ -72,18 +72,18 @@ class Fold:
 
 @dataclass(eq=False)
 class _State:
-    """What a folded backbone knows; a copy of the model has a copy of it."""
+    """What a folded backbone keeps; a copy of the model has a copy of it."""
 
     fold: Fold
     before: Callable[..., Any] | None
-    """A forward pass that was set on the backbone itself, by whatever else wraps it."""
+    """A forward pass that something else had set on the backbone."""
     cost: Cost
     rotary: bool
     """Whether only distances matter, so that positions may be shifted."""
     widest: int | None
     """Most tokens of a row that sequences may share."""
     decodes: bool
-    """Whether callers may decode with the model token by token, and so expect a cache unless they say otherwise."""
+    """Whether callers may decode with the model token by token, and so expect a cache unless they turn it off."""
     noisy: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     """Whether the forward pass draws in training, by what the config says of dropout."""
 
@@ -152,21 +152,20 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, not {group_size}")
     whole = without_peft(model)
-    made = Fold(whole, group_size, by_length)
-    backbone = made.backbone
+    result = Fold(whole, group_size, by_length)
+    backbone = result.backbone
     if is_folded(whole):
         raise ValueError(f"{type(whole).__name__} is folded already")
-    made.reason = _prompt_learning(model) or support.why_not(backbone, longest=0) or _trial(backbone)
-    if made.reason is not None:
-        made.say(made.reason)
-        return made
+    result.reason = _prompt_learning(model) or support.why_not(backbone, longest=0) or _trial(backbone)
+    if result.reason is not None:
+        result.say(result.reason)
+        return result
     rotary = any("rotary" in type(module).__name__.lower() for module in backbone.modules())
     decodes = whole.can_generate() or whole is backbone
-    backbone._fold = _State(
-        made, vars(backbone).get("forward"), Cost.of(backbone), rotary, support.widest(backbone), decodes
-    )
+    state = _State(result, vars(backbone).get("forward"), Cost.of(backbone), rotary, support.widest(backbone), decodes)
+    vars(backbone)["_fold"] = state
     replace_forward(backbone, _forward)
-    return made
+    return result
 
 
 def unfold(model: PreTrainedModel | PeftModel) -> None:
@@ -190,7 +189,7 @@ def is_folded(model: PreTrainedModel | PeftModel) -> bool:
 
 
 def _prompt_learning(model: nn.Module) -> str | None:
-    if isinstance(model, PeftModel) and any(one.is_prompt_learning for one in model.peft_config.values()):
+    if isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values()):
         return "an adapter that learns a prompt, which every row has before it"
     return None
 
@@ -214,7 +213,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _dropout(backbone: Any, state: _State, plain: Callable[..., Any]) -> str | None:
-    """Looked for at each call: adapters come, and trainers switch off what they switch off, after a model is folded."""
+    """Why dropout forbids this call; asked at each, as adapters come and trainers disable dropout after folding."""
     if (reason := support.dropout(backbone)) is not None:
         return reason
     named = support.noise_settings(backbone.config)
@@ -224,13 +223,15 @@ def _dropout(backbone: Any, state: _State, plain: Callable[..., Any]) -> str | N
 
 
 def _read(backbone: Any, state: _State, args: Sequence[Any], kwargs: dict[str, Any]) -> _Rows | None:
-    """The rows of a call, or None where it is none that can be folded."""
+    """The rows of a call, or None where the call cannot be folded."""
     names = list(inspect.signature(type(backbone).forward).parameters)[1:]
     given = {name: value for name, value in (*zip(names, args, strict=False), *kwargs.items()) if value is not None}
     ids, mask, positions = (given.pop(name, None) for name in ("input_ids", "attention_mask", "position_ids"))
     if ids is None or ids.dim() != 2 or not len(ids) or len(ids) % state.fold.group_size:
         return None
-    if any(one is not None and one.dim() != 2 for one in (mask, positions)) or _wants_more(backbone, state, given):
+    if any(tensor is not None and tensor.dim() != 2 for tensor in (mask, positions)) or _wants_more(
+        backbone, state, given
+    ):
         return None
     real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     start_R, length_R, at_L = real.int().argmax(1), real.sum(1), torch.arange(ids.shape[1])
@@ -275,20 +276,20 @@ def _items(rows: _Rows, state: _State) -> list[_Item]:
     count = len(rows.ids) // state.fold.group_size
     for first in range(count):
         members = list(range(first, len(rows.ids), count))
-        single = [_Item(rows.ids[one][:1], [rows.ids[one][1:]], [one], rows.positions[one]) for one in members]
-        shared = common_prefix([rows.ids[one] for one in members])
-        if shared == 0 or len({rows.positions[one] for one in members}) > 1:
+        single = [_Item(rows.ids[row][:1], [rows.ids[row][1:]], [row], rows.positions[row]) for row in members]
+        shared = common_prefix([rows.ids[row] for row in members])
+        if shared == 0 or len({rows.positions[row] for row in members}) > 1:
             items += single
             continue
-        tails = [rows.ids[one][shared:] for one in members]
+        tails = [rows.ids[row][shared:] for row in members]
         whole = _Item(rows.ids[first][:shared], tails, members, rows.positions[first])
-        apart = sum(state.cost.rows(1, one.length, shared=False) for one in single)
+        apart = sum(state.cost.rows(1, item.length, shared=False) for item in single)
         fits = state.widest is None or whole.length <= state.widest
         items += [whole] if fits and state.cost.rows(1, whole.length, whole.shared) <= apart else single
     return items
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[list[int]]) -> int:
     """How many tokens all sequences begin with."""
     return common_prefix_length(min(sequences), max(sequences))  # of all, these two part first
 
@@ -329,5 +330,5 @@ def _run(backbone: Any, plain: Any, rows: _Rows, batches: list[list[_Item]]) -> 
         output = plain(**inputs, **rows.rest)
         states.append(output.last_hidden_state.flatten(0, 1))
         offset += folded.ids_RL.numel()
-    found = torch.cat(states)[where.flatten().to(weight.device)]
-    return type(output)(last_hidden_state=found.view(*rows.shape, -1))
+    asked_for = torch.cat(states)[where.flatten().to(weight.device)]
+    return type(output)(last_hidden_state=asked_for.view(*rows.shape, -1))

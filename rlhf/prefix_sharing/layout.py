@@ -1,12 +1,12 @@
-"""Replies to one prompt as one row: the prompt stands once, and is computed once.
+"""Completions of one prompt as one row: the prompt stands once, and is computed once.
 
     separate rows          one row
     P P P a a              P P P a a b b b
     P P P b b b
 
-Positions restart behind the prompt for each reply, and a 4-D mask lets a reply see the prompt and itself. Every hidden
-state is then what it would be in a row of its own. Rows are padded on the right, so that a batch without shared prompts
-is plain causal attention and needs no mask at all.
+Positions restart behind the prompt for each completion, and a 4-D mask lets a completion see the prompt and itself.
+Every hidden state is then what it would be in a row of its own. Rows are padded on the right, so that a batch without
+shared prompts is plain causal attention and needs no mask at all.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Folded:
     positions_RL: torch.Tensor
     """Position of each token in its own sequence."""
     segments_RL: torch.Tensor
-    """0 in the prompt, k in the k-th reply of the row that has tokens, −1 in the padding."""
+    """0 in the prompt, k in the k-th completion of the row that has tokens, −1 in the padding."""
     states_BS: torch.Tensor
-    """Where sequence b's hidden states stand in the flattened rows, S = T + 1: before each reply token, and after the
-    last (repeated to the end of the row)."""
+    """Where sequence b's hidden states stand in the flattened rows, S = T + 1: before each token of its completion, and
+    after the last (repeated to the end of the row)."""
     mask_BT: torch.Tensor
-    """Bool, true at the tokens of a reply."""
+    """Bool, true at the tokens of a completion."""
 
     @property
     def shares(self) -> bool:
-        """Whether any row holds more than one reply, so that a mask must part them."""
+        """Whether any row holds more than one completion, so that a mask must keep them apart."""
         return bool((self.segments_RL > 1).any())
 
     def to(self, device: torch.device) -> Folded:
@@ -68,20 +68,20 @@ class Folded:
 
 def lay_out(
     prompts: Sequence[Sequence[int]],
-    replies: Sequence[Sequence[Sequence[int]]],
+    completions: Sequence[Sequence[Sequence[int]]],
     pad: int,
     widest: int | None = None,
 ) -> Folded:
-    """Lay out prompts and their replies.
+    """Lay out prompts and their completions.
 
     Args:
         prompts: Token ids of each prompt, at least one token.
-        replies: For each prompt the token ids of its replies.
+        completions: For each prompt the token ids of its completions.
         pad: Token that fills rows up.
-        widest: Most tokens of a row that replies share (see `foldable.widest`); 0 is a row for each reply.
+        widest: Most tokens of a row that completions share (see `support.widest`); 0 is a row for each completion.
 
     Returns:
-        The layout; its sequences are the replies in order.
+        The layout; its sequences are the completions in order.
 
     Raises:
         ValueError: A prompt is empty: nothing would predict the first token.
@@ -90,11 +90,11 @@ def lay_out(
         raise ValueError("an empty prompt has no state that predicts the first token")
     rows = [
         (prompt, row)
-        for prompt, group in zip(prompts, replies, strict=True)
+        for prompt, group in zip(prompts, completions, strict=True)
         for row in _rows(len(prompt), group, widest)
     ]
     width = max(len(prompt) + sum(map(len, row)) for prompt, row in rows)
-    longest = max(len(one) for _, row in rows for one in row)
+    longest = max(len(completion) for _, row in rows for completion in row)
     masked = any(sum(map(bool, row)) > 1 for _, row in rows)
     ids, positions, segments = [], [], []
     states: list[list[int]] = []
@@ -102,19 +102,21 @@ def lay_out(
     for number, (prompt, row) in enumerate(rows):
         tokens, places, owners = list(prompt), list(range(len(prompt))), [_SHARED] * len(prompt)
         segment = 0
-        for one in row:
-            segment += bool(one)
+        for completion in row:
+            length = len(completion)
+            segment += bool(completion)
             first, begin = number * width + len(prompt) - 1, number * width + len(tokens)
-            before = [first, *range(begin, begin + len(one))]
-            states.append(before + before[-1:] * (longest - len(one)))
-            lengths.append(len(one))
-            tokens += one
-            places += range(len(prompt), len(prompt) + len(one))
-            owners += [segment] * len(one)
+            before = [first, *range(begin, begin + length)]
+            states.append(before + before[-1:] * (longest - length))
+            lengths.append(length)
+            tokens += completion
+            places += range(len(prompt), len(prompt) + length)
+            owners += [segment] * length
         filling = width - len(tokens)
         ids.append(tokens + [pad] * filling)
-        # Without a mask counting on, as transformers takes a restart for packed sequences, and builds one; under a mask
-        # 0, as a row of several replies is longer than any sequence, and positions may end with the longest.
+        # Padding's positions: without a mask they count on, as transformers takes a restart for packed sequences and
+        # builds a mask; under a mask they are 0, as a row of several completions is longer than any sequence, and there
+        # may be no positions beyond the longest.
         positions.append(places + ([0] * filling if masked else list(range(len(tokens), width))))
         segments.append(owners + [_PADDING] * filling)
     return Folded(
@@ -126,21 +128,21 @@ def lay_out(
     )
 
 
-def _rows(prompt: int, replies: Sequence[Sequence[int]], widest: int | None) -> list[list[Sequence[int]]]:
-    """Replies to a prompt of so many tokens, row by row: as many in each as there is room for."""
+def _rows(prompt: int, completions: Sequence[Sequence[int]], widest: int | None) -> list[list[Sequence[int]]]:
+    """Completions of a prompt of so many tokens, row by row: as many in each as there is room for."""
     rows: list[list[Sequence[int]]] = [[]]
-    for reply in replies:
-        if rows[-1] and widest is not None and prompt + sum(map(len, rows[-1])) + len(reply) > widest:
+    for completion in completions:
+        if rows[-1] and widest is not None and prompt + sum(map(len, rows[-1])) + len(completion) > widest:
             rows.append([])
-        rows[-1].append(reply)
+        rows[-1].append(completion)
     return rows
 
 
 def visible_pairs(segments_RL: torch.Tensor) -> torch.Tensor:
     """Which token sees which: [R, 1, L, L], true where query (third axis) sees key (last axis).
 
-    A key is visible if it stands no later and belongs to the prompt or to the query's own reply. Padding sees itself:
-    a row that sees nothing would be NaN.
+    A key is visible if it stands no later and belongs to the prompt or to the query's own completion. Padding sees
+    itself: attention over nothing would be NaN.
     """
     at_L = torch.arange(segments_RL.shape[1], device=segments_RL.device)
     return _sees(at_L[:, None], at_L, segments_RL[:, :, None], segments_RL[:, None, :])[:, None]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from rlhf.prefix_sharing.forward import plainly
+from rlhf.prefix_sharing.forward import in_eval_mode
 from rlhf.prefix_sharing.layout import lay_out
 
 _TAKE_A_MASK = ("eager", "sdpa", "flex_attention")
@@ -28,12 +28,12 @@ _WINDOW = re.compile(
 )
 """In the names of numbers of tokens that a layer looks back at, at most: `keep_window_size`, `attention_chunk_size`."""
 
-_PROMPT, _REPLIES = [13, 29, 5, 17], [[23, 41, 3], [7, 31]]
+_PROMPT, _COMPLETIONS = [13, 29, 5, 17], [[23, 41, 3], [7, 31]]
 _TIMES = 6
-"""What `trial` reads, modulo the vocabulary, and how often over: once, and as much longer as there are positions."""
+"""The tokens that `trial` reads, modulo the vocabulary, and how often they are repeated at most."""
 
 
-def why_not(model: nn.Module, longest: int | None = None) -> str | None:
+def why_not(model: PreTrainedModel, longest: int | None = None) -> str | None:
     """Why a model's settings do not let it share prompts, or None where they do.
 
     Args:
@@ -65,7 +65,7 @@ def why_not(model: nn.Module, longest: int | None = None) -> str | None:
     return None
 
 
-def widest(model: nn.Module) -> int | None:
+def widest(model: PreTrainedModel) -> int | None:
     """Most tokens of a row that several sequences may share; None where only the sequences' own lengths matter.
 
     Layers that make their mask by themselves count the columns of a row, not the positions of its tokens: those with a
@@ -74,7 +74,8 @@ def widest(model: nn.Module) -> int | None:
     config: PretrainedConfig = model.config.get_text_config()
     limits = [window for name, window in _windows(config).items() if name != "sliding_window"]
     positions = getattr(config, "max_position_embeddings", None)
-    tables = [one for one in model.buffers() if one.dim() > 1 and one.shape[-1] in (one.shape[-2], positions)]
+    squares = [buffer for buffer in model.buffers() if buffer.dim() > 1]
+    tables = [buffer for buffer in squares if buffer.shape[-1] in (buffer.shape[-2], positions)]
     limits += [table.shape[-1] for table in tables]
     return min(limits, default=None)
 
@@ -102,11 +103,14 @@ def is_noisy(backbone: Any, forward: Callable[..., Any]) -> bool:
         forward: Its forward pass, without hooks.
     """
     weight = next(backbone.parameters())
-    ids = torch.tensor([[*_PROMPT, *_REPLIES[0]]], device=weight.device) % backbone.config.get_text_config().vocab_size
+    ids = (
+        torch.tensor([[*_PROMPT, *_COMPLETIONS[0]]], device=weight.device)
+        % backbone.config.get_text_config().vocab_size
+    )
     devices = [] if weight.device.type == "cpu" else [weight.device]
     with torch.random.fork_rng(devices, device_type="cuda" if not devices else weight.device.type):
-        one, other = (forward(input_ids=ids, use_cache=False).last_hidden_state for _ in range(2))
-    return not torch.equal(one, other)
+        first, second = (forward(input_ids=ids, use_cache=False).last_hidden_state for _ in range(2))
+    return not torch.equal(first, second)
 
 
 def trial(backbone: Any) -> str | None:
@@ -134,16 +138,16 @@ def _is_noise(name: str, value: Any) -> bool:
 
 
 @torch.no_grad()
-def _tried(backbone: Any, together: Callable[..., torch.Tensor], times: int = 1) -> str | None:
+def _tried(backbone: Any, run: Callable[..., torch.Tensor], times: int = 1) -> str | None:
     size = backbone.config.get_text_config().vocab_size
-    prompt, *replies = ([token % size for token in tokens] * times for tokens in (_PROMPT, *_REPLIES))
+    prompt, *completions = ([token % size for token in tokens] * times for tokens in (_PROMPT, *_COMPLETIONS))
     weight = next(backbone.parameters())
     try:
-        with plainly(backbone):
-            found, apart = together(backbone, prompt, replies), _folded(backbone, prompt, replies, widest=0)
+        with in_eval_mode(backbone):
+            together, apart = run(backbone, prompt, completions), _folded(backbone, prompt, completions, widest=0)
     except Exception as error:  # another architecture may raise anything
         return f"{type(backbone).__name__} does not take several sequences in a row ({type(error).__name__}: {error})"
-    difference = float((found - apart).abs().max() / apart.abs().max())
+    difference = float((together - apart).abs().max() / apart.abs().max())
     if difference <= (1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.05):
         return None
     return f"{type(backbone).__name__}, whose states change by {difference:.0%} when sequences share a row"
@@ -152,28 +156,28 @@ def _tried(backbone: Any, together: Callable[..., torch.Tensor], times: int = 1)
 def _times(config: PretrainedConfig) -> int:
     """How often over the tokens of a trial stand within the model's positions and windows."""
     limits = [getattr(config, "max_position_embeddings", None), *_windows(config).values()]
-    columns = len(_PROMPT) + sum(map(len, _REPLIES))
+    columns = len(_PROMPT) + sum(map(len, _COMPLETIONS))
     return max(1, min([_TIMES, *(limit // columns for limit in limits if limit)]))
 
 
-def _packed(backbone: Any, prompt: list[int], replies: list[list[int]]) -> torch.Tensor:
-    rows = [[*prompt, *reply] for reply in replies]
+def _packed(backbone: Any, prompt: list[int], completions: list[list[int]]) -> torch.Tensor:
+    rows = [[*prompt, *completion] for completion in completions]
     device = next(backbone.parameters()).device
     ids = torch.tensor([[token for row in rows for token in row]], device=device)
     positions = torch.tensor([[at for row in rows for at in range(len(row))]], device=device)
     states = backbone(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
     ends = list(itertools.accumulate(map(len, rows)))
-    longest = max(map(len, replies))
+    longest = max(map(len, completions))
     own = [  # as `Folded.states_BS` has them: from the prompt's last token, the last one repeated
-        min(end - len(reply) - 1 + step, end - 1)
-        for end, reply in zip(ends, replies, strict=True) for step in range(longest + 1)
+        min(end - len(completion) - 1 + step, end - 1)
+        for end, completion in zip(ends, completions, strict=True) for step in range(longest + 1)
     ]  # fmt: skip
     return states[own].float()
 
 
-def _folded(backbone: Any, prompt: list[int], replies: list[list[int]], widest: int | None = None) -> torch.Tensor:
+def _folded(backbone: Any, prompt: list[int], completions: list[list[int]], widest: int | None = None) -> torch.Tensor:
     weight = next(backbone.parameters())
-    folded = lay_out([prompt], [replies], pad=0, widest=widest).to(weight.device)
+    folded = lay_out([prompt], [completions], pad=0, widest=widest).to(weight.device)
     inputs = folded.inputs(backbone.config._attn_implementation, weight.dtype)
     if widest == 0:
         del inputs["position_ids"]  # it must be told the positions that it would count by itself
@@ -184,10 +188,10 @@ def _windows(config: PretrainedConfig) -> dict[str, int]:
     """How far layers look back at most, by the setting's name; nothing for layers that see all."""
     kinds = set(getattr(config, "layer_types", None) or ())
     used = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    found = dict(_window_numbers(vars(config)))
+    windows = dict(_window_numbers(vars(config)))
     if not used:
-        found.pop("sliding_window", None)
-    return found
+        windows.pop("sliding_window", None)
+    return windows
 
 
 def _window_numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -201,6 +205,6 @@ def _window_numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def _rotations(config: PretrainedConfig) -> list[tuple[str | None, int | None]]:
     """Type of each rotary embedding, and up to how many tokens it is the plain one."""
     given = getattr(config, "rope_parameters", None) or {}
-    each = [given] if "rope_type" in given else [one for one in given.values() if isinstance(one, dict)]
+    ropes = [given] if "rope_type" in given else [rope for rope in given.values() if isinstance(rope, dict)]
     known = getattr(config, "original_max_position_embeddings", None)
-    return [(one.get("rope_type"), one.get("original_max_position_embeddings", known)) for one in each]
+    return [(rope.get("rope_type"), rope.get("original_max_position_embeddings", known)) for rope in ropes]

@@ -19,7 +19,8 @@ from trl.kernels import chunked_logprob
 
 from rlhf.data.tokenize import IGNORED
 from rlhf.models.adapters import without_peft
-from rlhf.prefix_sharing.forward import head_at, replace_forward
+from rlhf.prefix_sharing.forward import replace_forward
+from rlhf.prefix_sharing.head import head_at
 
 _TILE = 256
 """Positions that the head projects at once on a CPU. TRL's 4096 are a GPU's: there a tile of 1000 positions and 8000
@@ -70,10 +71,11 @@ def _forward(
 
 
 def _run(self: Any, *args: Any, fused_lm_head: bool, labels: torch.Tensor | None, **kwargs: Any) -> Any:
-    wanted_BT = labels[:, 1:] != IGNORED if fused_lm_head and labels is not None else None
-    if wanted_BT is None or not wanted_BT.any():
-        given = {} if labels is None else {"labels": labels}
-        return self._fused_forward(*args, fused_lm_head=fused_lm_head, **given, **kwargs)
+    if labels is None:
+        return self._fused_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
+    wanted_BT = labels[:, 1:] != IGNORED
+    if not (fused_lm_head and wanted_BT.any()):
+        return self._fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
     row_K, before_K = wanted_BT.nonzero(as_tuple=True)
     width = labels.shape[1]
     with head_at(self, row_K * width + before_K):

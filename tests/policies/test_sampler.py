@@ -6,7 +6,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from rlhf.policies.sampler import TransformersSampler, row_seed
-from rlhf.prefix_sharing.forward import reply_log_probs
+from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import lay_out
 from tests.support.models import strengthened, strong
 
@@ -52,7 +52,7 @@ def test_log_probs_and_entropies_are_those_of_a_full_forward_pass(model, tempera
     completions = sampler(model, temperature=temperature, batch_size=9)(PROMPTS, SEEDS)
     folded = lay_out(PROMPTS, ids(completions), PAD)
     with torch.no_grad():
-        log_probs, entropies = reply_log_probs(model, folded, temperature, entropies=True)
+        log_probs, entropies = completion_log_probs(model, folded, temperature, entropies=True)
     flat = [one for row in completions for one in row]
     for row, one in enumerate(flat):
         end = len(one.ids)

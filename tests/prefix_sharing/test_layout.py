@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BartConfig, GPT2Config, OPTConfig
 
-from rlhf.prefix_sharing.forward import head_at, last_hidden, reply_log_probs
+from rlhf.prefix_sharing.forward import last_hidden
+from rlhf.prefix_sharing.head import completion_log_probs, head_at
 from rlhf.prefix_sharing.layout import block_mask, lay_out, visible_pairs
 from tests.support.families import causal
 from tests.support.models import strengthened, strong
@@ -56,7 +57,7 @@ def test_a_fold_is_each_sequence_by_itself(model, widest):
     assert len(folded.ids_RL) == (10 if widest == 0 else 4)
     assert folded.shares is (widest is None)
     with torch.no_grad():
-        log_probs, entropies = reply_log_probs(model, folded, 1.0, entropies=True)
+        log_probs, entropies = completion_log_probs(model, folded, 1.0, entropies=True)
         states = last_hidden(model.base_model, folded).flatten(0, 1)[folded.states_BS]
         for row, (prompt, reply) in enumerate(each_alone()):
             expected, hidden = plainly(model, prompt, reply)
@@ -71,7 +72,7 @@ def test_a_fold_is_each_sequence_by_itself(model, widest):
 
 def test_gradients_of_a_fold_are_those_of_the_sequences(model):
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    together, _ = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD), 1.0)
+    together, _ = completion_log_probs(model, lay_out(PROMPTS, REPLIES, PAD), 1.0)
     found = torch.autograd.grad(together.sum(), weights)
     expected = torch.autograd.grad(sum(plainly(model, *one)[0].sum() for one in each_alone()), weights)
     for one, other in zip(found, expected, strict=True):
@@ -80,11 +81,11 @@ def test_gradients_of_a_fold_are_those_of_the_sequences(model):
 
 def test_padding_and_companions_do_no_harm(model):
     with torch.no_grad():
-        alone, _ = reply_log_probs(model, lay_out(PROMPTS[:1], REPLIES[:1], PAD), 1.0)
+        alone, _ = completion_log_probs(model, lay_out(PROMPTS[:1], REPLIES[:1], PAD), 1.0)
         for pad in (PAD, 99):
             companions = [[30] * 40, [31] * 3]
             folded = lay_out([PROMPTS[0], *companions], [REPLIES[0], [[5], [6], [7]], [[5], [6], [8] * 20]], pad)
-            found, _ = reply_log_probs(model, folded, 1.0)
+            found, _ = completion_log_probs(model, folded, 1.0)
             assert found.isfinite().all()
             torch.testing.assert_close(found[:3, :5], alone, atol=1e-5, rtol=1e-5)
 
@@ -94,14 +95,14 @@ def test_temperature_and_entropy(model):
     folded = lay_out(PROMPTS, REPLIES, PAD)
     uniform = torch.tensor(float(model.config.vocab_size)).log()
     with torch.no_grad():
-        log_probs, entropies = reply_log_probs(model, folded, 1e6, entropies=True)
+        log_probs, entropies = completion_log_probs(model, folded, 1e6, entropies=True)
         torch.testing.assert_close(-log_probs[folded.mask_BT], uniform.expand(folded.mask_BT.sum()), atol=1e-4, rtol=0)
         torch.testing.assert_close(entropies[folded.mask_BT], -log_probs[folded.mask_BT], atol=1e-4, rtol=0)
-        cold = reply_log_probs(model, folded, 1e-4, entropies=True)[1]
+        cold = completion_log_probs(model, folded, 1e-4, entropies=True)[1]
         assert cold[folded.mask_BT].abs().max() < 0.05
         prompt, reply = each_alone()[4]
         logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
-        found = reply_log_probs(model, folded, 0.7, entropies=True)[1][4, : len(reply)]
+        found = completion_log_probs(model, folded, 0.7, entropies=True)[1][4, : len(reply)]
         expected = torch.distributions.Categorical(logits=logits / 0.7).entropy()
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -150,7 +151,7 @@ def test_a_model_that_does_not_call_its_base_model(family, widest):
     with torch.no_grad(), head_at(model, torch.tensor([0])) as choice:
         model(torch.tensor(PROMPTS[:1]))
     assert not choice.made
-    found, _ = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD, widest), 1.0)
+    found, _ = completion_log_probs(model, lay_out(PROMPTS, REPLIES, PAD, widest), 1.0)
     for row, (prompt, reply) in enumerate(each_alone()):
         torch.testing.assert_close(found[row, : len(reply)], plainly(model, prompt, reply)[0], atol=1e-5, rtol=1e-5)
 
@@ -163,7 +164,9 @@ def test_padding_does_not_count_on_beyond_the_longest_sequence():
     assert int(folded.positions_RL.max()) == 29
     config = GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4, n_positions=30, eos_token_id=2, bos_token_id=2)
     model = strengthened(AutoModelForCausalLM.from_config(config).eval())
-    together, apart = (reply_log_probs(model, lay_out(prompts, replies, PAD, widest), 1.0)[0] for widest in (None, 0))
+    together, apart = (
+        completion_log_probs(model, lay_out(prompts, replies, PAD, widest), 1.0)[0] for widest in (None, 0)
+    )
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
 
 
@@ -172,7 +175,7 @@ def test_a_token_that_is_ruled_out_leaves_the_entropy_finite(tiny_llama):
     model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: output.index_fill(-1, torch.tensor([2, 3]), float("-inf"))
     )
-    entropies = reply_log_probs(model, lay_out(PROMPTS, REPLIES, PAD), 1.0, entropies=True)[1]
+    entropies = completion_log_probs(model, lay_out(PROMPTS, REPLIES, PAD), 1.0, entropies=True)[1]
     assert entropies.isfinite().all()
     entropies.sum().backward()
     assert all(one.grad.isfinite().all() for one in model.parameters())
@@ -226,7 +229,7 @@ def test_flex_attention(tiny_llama):
     folded = lay_out(PROMPTS, REPLIES, PAD)
     with torch.no_grad():
         found, expected = (
-            reply_log_probs(strong(tiny_llama, kind), folded, 1.0)[0] for kind in ("flex_attention", "sdpa")
+            completion_log_probs(strong(tiny_llama, kind), folded, 1.0)[0] for kind in ("flex_attention", "sdpa")
         )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -22,7 +22,7 @@ from rlhf.errors import UserError
 from rlhf.policies.sampler import Batching, TransformersSampler
 from rlhf.policies.trial import batching_of
 from rlhf.prefix_sharing.fold import fold
-from rlhf.prefix_sharing.forward import reply_log_probs
+from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import lay_out
 from rlhf.prefix_sharing.support import trial, why_not, widest
 from tests.support.models import strengthened
@@ -248,7 +248,7 @@ def _shares(model: Any) -> str:
     reason = why_not(model) or trial(model.base_model)
     if reason is None:
         lay = [lay_out(PROMPTS[:3], [[[9, 8, 7], [20] * 12, [4, 5]]] * 3, PAD, most) for most in (widest(model), 0)]
-        ours, theirs = (reply_log_probs(model, one, 1.0)[0] for one in lay)
+        ours, theirs = (completion_log_probs(model, one, 1.0)[0] for one in lay)
         assert torch.allclose(ours, theirs, atol=TOLERANCE), f"{type(model).__name__} is off where replies share a row"
     within, beyond = said
     if within is None and beyond is not None:
