@@ -25,7 +25,7 @@ from rlhf.ppo.collector import Rewards
 from rlhf.ppo.config import PPOConfig
 from rlhf.prefix_sharing.layout import lay_out
 from rlhf.rewards.load import OWN, load_rewards
-from rlhf.training.start import Start, adapted, starting_policy
+from rlhf.training.starting_point import StartingPoint, adapted, starting_policy
 from rlhf.workflow import StageContext, rewards_of
 
 
@@ -37,20 +37,20 @@ class RewardPart(NamedTuple):
     head: nn.Linear
 
 
-def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
+def build_roles(context: StageContext, start: StartingPoint, args: PPOConfig) -> Roles:
     """Policy, reference and, where the estimator needs one, critic; the reward adapter too where it fits.
 
     Raises:
         UserError: A model cannot be loaded, or is not what its stage left.
     """
-    base = starting_policy(context, begun)
+    base = starting_policy(context, start)
     maximised = OWN in rewards_of(context.project, context.name)
     folder = context.parents.get(OWN) if maximised else None  # another reward's critic must not start as this one
     set_seed(args.seed)
-    policy = adapted(base, begun, TaskType.CAUSAL_LM, args)
-    if begun.config.adapter is None:
-        return _separate_roles(policy, context, begun, args, folder)
-    part = reward_part(folder, begun) if folder is not None else None
+    policy = adapted(base, start, TaskType.CAUSAL_LM, args)
+    if start.config.adapter is None:
+        return _separate_roles(policy, context, start, args, folder)
+    part = reward_part(folder, start) if folder is not None else None
     value_head = None
     from_reward = args.estimator.needs_values and part is not None and args.critic_from == "reward"
     if part is not None:
@@ -61,14 +61,14 @@ def build_roles(context: StageContext, begun: Start, args: PPOConfig) -> Roles:
             add_adapter(policy, CRITIC, part.config, part.state)
             _copy_head(part.head, value_head)
         else:
-            policy.add_adapter(CRITIC, lora_config(begun.config.adapter, TaskType.CAUSAL_LM, joined=False))
+            policy.add_adapter(CRITIC, lora_config(start.config.adapter, TaskType.CAUSAL_LM, joined=False))
     roles = Roles(policy, value_head, reward_head=part.head if part is not None else None, critic_scores=from_reward)
     if folder is not None and part is not None:
-        _check_scores(roles, folder, int(begun.tokenizer.pad_token_id))
+        _check_scores(roles, folder, int(start.tokenizer.pad_token_id))
     return roles
 
 
-def reward_part(folder: Path, begun: Start) -> RewardPart | None:
+def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
     """A reward stage's adapter as it stands on the policy's base, or None where it does not fit there.
 
     It fits if it is a LoRA adapter on the same base with the same tokenizer, trained from the stage that the policy
@@ -76,12 +76,12 @@ def reward_part(folder: Path, begun: Start) -> RewardPart | None:
     """
     source = source_of(ModelConfig(name_or_path=str(folder)))
     record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    if source.adapter is None or (source.base, source.revision) != (begun.source.base, begun.source.revision):
+    if source.adapter is None or (source.base, source.revision) != (start.source.base, start.source.revision):
         return None
-    if record.get("tokenizer") != tokenizer_record(begun.tokenizer):
+    if record.get("tokenizer") != tokenizer_record(start.tokenizer):
         return None
     try:
-        config, state = own_part(folder, begun.source.adapter)
+        config, state = own_part(folder, start.source.adapter)
     except ValueError:
         return None
     head = {name: state.pop(name) for name in list(state) if ".lora_" not in name}
@@ -110,32 +110,32 @@ def add_adapter(policy: PeftModel, name: str, config: LoraConfig, state: dict[st
 
 
 def _separate_roles(
-    base: PreTrainedModel, context: StageContext, begun: Start, args: PPOConfig, folder: Path | None
+    base: PreTrainedModel, context: StageContext, start: StartingPoint, args: PPOConfig, folder: Path | None
 ) -> Roles:
     """All weights trained: the reference is a second copy, the critic a third model."""
-    reference = starting_policy(context, begun)
+    reference = starting_policy(context, start)
     if not args.estimator.needs_values:
         return Roles(base, reference=reference)
     value_head = _zero_head(base)
-    scorer = _like_the_policy(folder, begun) if folder is not None and args.critic_from == "reward" else None
+    scorer = _like_the_policy(folder, start) if folder is not None and args.critic_from == "reward" else None
     if scorer is None:
-        critic = load_policy(begun.source, begun.config, begun.tokenizer).base_model
+        critic = load_policy(start.source, start.config, start.tokenizer).base_model
     else:
         critic = scorer.base_model
         _copy_head(score_head(scorer), value_head)
     return Roles(base, value_head, critic.requires_grad_(True), reference, critic_scores=scorer is not None)
 
 
-def _like_the_policy(folder: Path, begun: Start) -> PreTrainedModel | None:
+def _like_the_policy(folder: Path, start: StartingPoint) -> PreTrainedModel | None:
     """A reward model of the policy's own architecture and tokenizer, whose backbone can become the critic."""
     config = ModelConfig(name_or_path=str(folder), adapter=None)
     source = source_of(config)
     record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    theirs, ours = (model_config(one).get_text_config() for one in (source, begun.source))
+    theirs, ours = (model_config(one).get_text_config() for one in (source, start.source))
     same = all(getattr(theirs, name, None) == getattr(ours, name, None) for name in ("model_type", "hidden_size"))
-    if not same or record.get("tokenizer") != tokenizer_record(begun.tokenizer):
+    if not same or record.get("tokenizer") != tokenizer_record(start.tokenizer):
         return None
-    return load_scorer(source, config, begun.tokenizer).model
+    return load_scorer(source, config, start.tokenizer).model
 
 
 def _zero_head(model: PreTrainedModel) -> nn.Linear:

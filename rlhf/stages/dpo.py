@@ -17,19 +17,19 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.data.tokenize import Codec
     from rlhf.models.load import check_policy
     from rlhf.training.common import Ready, arguments, prepared_data
-    from rlhf.training.start import start
+    from rlhf.training.starting_point import starting_point
     from rlhf.training.track import check_tracking
 
-    begun = start(context)
-    check_policy(begun.source, begun.encoder)
-    args: Any = arguments(context, DPOConfig, begun)
+    start = starting_point(context)
+    check_policy(start.source, start.encoder)
+    args: Any = arguments(context, DPOConfig, start)
     check_tracking(context, args)
-    codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode)
+    codec = Codec(start.tokenizer, args.max_length, args.truncation_mode)
     settings = {"max_length": args.max_length, "keep": codec.keep}
-    data = prepared_data(context, begun, codec.pair, settings, ahead=codec.ahead)
+    data = prepared_data(context, start, codec.pair, settings, ahead=codec.ahead)
     if "precompute_ref_log_probs" not in context.project.stages[context.name].trainer:
-        args.precompute_ref_log_probs = _worth_storing(args, len(data.train), second=begun.config.adapter is None)
-    return Ready(begun, args, data)
+        args.precompute_ref_log_probs = _worth_storing(args, len(data.train), second=start.config.adapter is None)
+    return Ready(start, args, data)
 
 
 def _worth_storing(args: Any, rows: int, second: bool) -> bool:
@@ -62,7 +62,7 @@ def trial(context: StageContext, ready: Ready) -> None:
     from rlhf.trl_trainers.speedups import PLAIN
 
     ready.args.precompute_ref_log_probs = False
-    reference = weightless(ready, TaskType.CAUSAL_LM) if ready.begun.config.adapter is None else None
+    reference = weightless(ready, TaskType.CAUSAL_LM) if ready.start.config.adapter is None else None
     try_trainer(
         ready,
         TaskType.CAUSAL_LM,
@@ -75,18 +75,18 @@ def run(context: StageContext) -> Metrics:
     from peft import PeftModel, TaskType
 
     from rlhf.training.common import held_out_metrics, run_training, save_model
-    from rlhf.training.start import adapted, starting_policy
+    from rlhf.training.starting_point import adapted, starting_policy
     from rlhf.training.track import candidates, choose, drop
     from rlhf.trl_trainers.dpo import DPOTrainer, falling_chosen
     from rlhf.trl_trainers.speedups import levers
 
     ready = prepare(context)
-    begun = ready.begun
-    model = adapted(starting_policy(context, begun), begun, TaskType.CAUSAL_LM, ready.args)
+    start = ready.start
+    model = adapted(starting_policy(context, start), start, TaskType.CAUSAL_LM, ready.args)
     # with an adapter the reference is the model without it; with all weights trained, the policy before its first step
     # while that can be stored, else a second copy
     alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
-    reference = None if alone else starting_policy(context, begun)
+    reference = None if alone else starting_policy(context, start)
     trainer = ready.trainer(DPOTrainer, model, ref_model=reference, levers=levers(context))
     kept = candidates(context, model, trainer)
     metrics = run_training(trainer, context)

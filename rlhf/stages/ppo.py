@@ -23,13 +23,13 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.ppo.config import PPOConfig, unfit
     from rlhf.training.common import Ready, arguments, prepared_data
     from rlhf.training.defaults import PPO_DEFAULTS
-    from rlhf.training.start import start
+    from rlhf.training.starting_point import starting_point
     from rlhf.training.track import check_tracking
 
-    begun = start(context)
-    check_policy(begun.source, begun.encoder)
-    args: Any = arguments(context, PPOConfig, begun, PPO_DEFAULTS)
-    if problems := [*args.check(), *unfit(args, begun.config.adapter)]:
+    start = starting_point(context)
+    check_policy(start.source, start.encoder)
+    args: Any = arguments(context, PPOConfig, start, PPO_DEFAULTS)
+    if problems := [*args.check(), *unfit(args, start.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
     _check_rewards(context.project, context.name)
     check_tracking(context, args)
@@ -39,7 +39,7 @@ def prepare(context: StageContext) -> Ready:
             f"stages.ppo.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {args.max_length} "
             "tokens"
         )
-    codec = Codec(begun.tokenizer, args.max_length)
+    codec = Codec(start.tokenizer, args.max_length)
 
     def encode(record: Prompt) -> Encoded:
         ids = codec.prompt(record.prompt)
@@ -49,7 +49,7 @@ def prepare(context: StageContext) -> Ready:
             raise Unusable("prompt leaves no room for a reply within max_length")
         return Encoded({"prompt_ids": ids, "prompt": json.dumps(record.prompt)})
 
-    return Ready(begun, args, prepared_data(context, begun, encode, {"room": room}, keep_columns=True))
+    return Ready(start, args, prepared_data(context, start, encode, {"room": room}, keep_columns=True))
 
 
 def trial(context: StageContext, ready: Ready) -> None:
@@ -75,15 +75,15 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.track import candidates, choose, drop
 
     ready = prepare(context)
-    begun, args = ready.begun, ready.args
-    roles = build_roles(context, begun, args)
+    start, args = ready.start, ready.args
+    roles = build_roles(context, start, args)
     if not context.project.stages[context.name].fold:
         roles.unfolded = "fold is off"
     elif roles.unfolded is not None and process_state().is_main_process:
         print(f"ppo: each reply has its prompt to itself: {roles.unfolded}", file=sys.stderr)
     samples_file = context.directory / "rollouts.jsonl"
-    rows = prompt_rows(ready.data.train, Codec(begun.tokenizer))
-    trainer = PPOTrainer(roles, args, rows, load_maximised(context, roles), begun.tokenizer, samples_file)
+    rows = prompt_rows(ready.data.train, Codec(start.tokenizer))
+    trainer = PPOTrainer(roles, args, rows, load_maximised(context, roles), start.tokenizer, samples_file)
     kept = candidates(context, roles.policy, trainer)
     metrics = run_training(trainer, context, [samples_file])
     if roles.shared:

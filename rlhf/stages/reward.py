@@ -17,14 +17,14 @@ def prepare(context: StageContext) -> Ready:
 
     from rlhf.data.tokenize import Codec
     from rlhf.training.common import Ready, arguments, prepared_data
-    from rlhf.training.start import start
+    from rlhf.training.starting_point import starting_point
 
-    begun = start(context)
-    args: Any = arguments(context, RewardConfig, begun)
-    codec = Codec(begun.tokenizer, args.max_length, encoder=begun.encoder)
+    start = starting_point(context)
+    args: Any = arguments(context, RewardConfig, start)
+    codec = Codec(start.tokenizer, args.max_length, encoder=start.encoder)
     ahead = functools.partial(codec.ahead, prompts=False)
     settings = {"max_length": args.max_length}
-    return Ready(begun, args, prepared_data(context, begun, codec.scored_pair, settings, ahead=ahead))
+    return Ready(start, args, prepared_data(context, start, codec.scored_pair, settings, ahead=ahead))
 
 
 def trial(context: StageContext, ready: Ready) -> None:
@@ -46,15 +46,15 @@ def run(context: StageContext) -> Metrics:
     from rlhf.evaluation.reward_model import held_out_accuracy
     from rlhf.models.load import load_scorer
     from rlhf.training.common import run_training, save_model
-    from rlhf.training.start import adapted
+    from rlhf.training.starting_point import adapted
     from rlhf.trl_trainers.reward import RewardTrainer
     from rlhf.trl_trainers.speedups import levers
 
     ready = prepare(context)
-    begun = ready.begun
+    start = ready.start
     set_seed(ready.args.seed)  # the new head is drawn here
-    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, new_head=True)
-    model = adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh)
+    scorer = load_scorer(start.source, start.config, start.tokenizer, new_head=True)
+    model = adapted(scorer.model, start, TaskType.SEQ_CLS, ready.args, scorer.fresh)
     trainer = ready.trainer(RewardTrainer, model, levers=levers(context))
     metrics = run_training(trainer, context)
     if ready.eval_rows is not None:

@@ -20,19 +20,19 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.data.checks import check_classes
     from rlhf.data.tokenize import Codec
     from rlhf.training.common import Ready, arguments, prepared_data
-    from rlhf.training.start import start
+    from rlhf.training.starting_point import starting_point
 
-    begun = start(context)
-    args: Any = arguments(context, SFTConfig, begun)
-    codec = Codec(begun.tokenizer, args.max_length, args.truncation_mode, encoder=begun.encoder)
-    encode = codec.labelled if begun.encoder else codec.demonstration
+    start = starting_point(context)
+    args: Any = arguments(context, SFTConfig, start)
+    codec = Codec(start.tokenizer, args.max_length, args.truncation_mode, encoder=start.encoder)
+    encode = codec.labelled if start.encoder else codec.demonstration
     settings = {"max_length": args.max_length, "keep": codec.keep}
-    data = prepared_data(context, begun, encode, settings, ahead=codec.ahead)
-    if begun.encoder:
+    data = prepared_data(context, start, encode, settings, ahead=codec.ahead)
+    if start.encoder:
         learned = {*data.train.unique("labels")}
         check_classes(learned)
         check_classes(learned | {*data.eval.unique("labels")})  # the head has outputs for those held out, too
-    return Ready(begun, args, data)
+    return Ready(start, args, data)
 
 
 def trial(context: StageContext, ready: Ready) -> None:
@@ -43,7 +43,7 @@ def trial(context: StageContext, ready: Ready) -> None:
     from rlhf.trl_trainers.sft import SFTTrainer
     from rlhf.trl_trainers.speedups import PLAIN
 
-    if ready.begun.encoder:
+    if ready.start.encoder:
         try_trainer(ready, TaskType.SEQ_CLS, _classifier, labels=_labels(ready))
     else:
         try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(SFTTrainer, model, levers=PLAIN))
@@ -55,18 +55,18 @@ def run(context: StageContext) -> Metrics:
 
     from rlhf.prefix_sharing.support import packing_trial
     from rlhf.training.common import run_training, save_model
-    from rlhf.training.start import adapted, starting_policy
+    from rlhf.training.starting_point import adapted, starting_policy
     from rlhf.trl_trainers.sft import SFTTrainer
     from rlhf.trl_trainers.speedups import levers
 
     ready = prepare(context)
-    if ready.begun.encoder:
+    if ready.start.encoder:
         trainer = _classifier(ready, _new_classifier(ready))
     else:
-        policy = starting_policy(context, ready.begun)
+        policy = starting_policy(context, ready.start)
         if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
-        model = adapted(policy, ready.begun, TaskType.CAUSAL_LM, ready.args)
+        model = adapted(policy, ready.start, TaskType.CAUSAL_LM, ready.args)
         trainer = ready.trainer(SFTTrainer, model, levers=levers(context))
     metrics = run_training(trainer, context)
     return {**metrics, **save_model(trainer, ready, context)}
@@ -78,12 +78,12 @@ def _new_classifier(ready: Ready) -> Any:
     from transformers import set_seed
 
     from rlhf.models.load import load_scorer
-    from rlhf.training.start import adapted
+    from rlhf.training.starting_point import adapted
 
-    begun = ready.begun
+    start = ready.start
     set_seed(ready.args.seed)
-    scorer = load_scorer(begun.source, begun.config, begun.tokenizer, labels=_labels(ready), new_head=True)
-    return adapted(scorer.model, begun, TaskType.SEQ_CLS, ready.args, scorer.fresh)
+    scorer = load_scorer(start.source, start.config, start.tokenizer, labels=_labels(ready), new_head=True)
+    return adapted(scorer.model, start, TaskType.SEQ_CLS, ready.args, scorer.fresh)
 
 
 def _classifier(ready: Ready, model: Any) -> Trainer:
@@ -92,7 +92,7 @@ def _classifier(ready: Ready, model: Any) -> Trainer:
 
     from rlhf.trl_trainers.sft import accuracy
 
-    collator = DataCollatorWithPadding(ready.begun.tokenizer)
+    collator = DataCollatorWithPadding(ready.start.tokenizer)
     return ready.trainer(Trainer, model, data_collator=collator, compute_metrics=accuracy)
 
 

@@ -35,7 +35,7 @@ from rlhf.models.device import process_state
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.buckets import ResumedEpoch
 from rlhf.training.defaults import DEFAULTS
-from rlhf.training.start import Start
+from rlhf.training.starting_point import StartingPoint
 from rlhf.training.train_loss import LogAtCheckpoints, mean_train_loss
 from rlhf.workflow import StageContext, half_for, kind_of, stage_of
 
@@ -48,7 +48,7 @@ _EVERY = 30.0
 class Ready:
     """A stage with its arguments settled and its data tokenised: all but the model."""
 
-    begun: Start
+    start: StartingPoint
     args: Any
     data: Prepared
 
@@ -70,13 +70,13 @@ class Ready:
             args=self.args,
             train_dataset=self.data.train,
             eval_dataset=self.eval_rows,
-            processing_class=self.begun.tokenizer,
+            processing_class=self.start.tokenizer,
             **options,
         )
 
 
 def arguments(
-    context: StageContext, kind: type[TrainingArguments], begun: Start, defaults: dict[str, Any] | None = None
+    context: StageContext, kind: type[TrainingArguments], start: StartingPoint, defaults: dict[str, Any] | None = None
 ) -> TrainingArguments:
     """The trainer's arguments: our defaults, the stage's own, then the YAML, then what the pipeline itself decides.
 
@@ -94,14 +94,14 @@ def arguments(
             fields[name] = [fields[name]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
     args = kind(**fields)
-    if begun.context_length is not None:
-        args.max_length = min(args.max_length or begun.context_length, begun.context_length)
+    if start.context_length is not None:
+        args.max_length = min(args.max_length or start.context_length, start.context_length)
     return args
 
 
 def prepared_data(
     context: StageContext,
-    begun: Start,
+    start: StartingPoint,
     encode: Callable[[Any], Encoded],
     settings: dict[str, Any],
     keep_columns: bool = False,
@@ -111,7 +111,7 @@ def prepared_data(
 
     Args:
         context: The stage.
-        begun: Its tokenizer is part of what identifies the tokenised data.
+        start: Its tokenizer is part of what identifies the tokenised data.
         encode: Record to columns.
         settings: What else identifies it: limits, kind of columns.
         keep_columns: Whether rewards will read the row's other columns.
@@ -124,7 +124,7 @@ def prepared_data(
     except UserError as error:
         raise UserError(f"{error}; stages.{context.name} needs it") from None
     half = half_for(context.project, context.name)
-    key = json.dumps([tokenizer_record(begun.tokenizer), settings, half], sort_keys=True)
+    key = json.dumps([tokenizer_record(start.tokenizer), settings, half], sort_keys=True)
     with process_state().main_process_first():
         return prepare(context.project, role, encode, context.directory / "data", keep_columns, key, ahead, half)
 
@@ -292,19 +292,19 @@ def save_model(
         UserError: What was saved, loaded again as the next stage will, is not the model that was trained (looked at
             where the weights are not sharded).
     """
-    begun, folder = ready.begun, context.directory
+    start, folder = ready.start, context.directory
     model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
-        write_model(model, begun, folder, state)
+        write_model(model, start, folder, state)
     trainer.accelerator.wait_for_everyone()
-    tokenizer = tokenizer_record(begun.tokenizer)
+    tokenizer = tokenizer_record(start.tokenizer)
     made = None if sharded else probe.make(model, _probe_sequences(ready.data))
     if made is not None and trainer.is_world_process_zero():
-        probe.check_saved(model, made, folder, begun.config, tokenizer)
-    source = begun.source
+        probe.check_saved(model, made, folder, start.config, tokenizer)
+    source = start.source
     return {
         "tokenizer": tokenizer,
         "max_length": ready.args.max_length,
@@ -317,13 +317,13 @@ def save_model(
 
 
 def write_model(
-    model: PeftModel | PreTrainedModel, begun: Start, folder: Path, state: dict[str, Any] | None = None
+    model: PeftModel | PreTrainedModel, start: StartingPoint, folder: Path, state: dict[str, Any] | None = None
 ) -> None:
     """Write a model as a folder that plain peft or transformers load: one adapter on the original base, or weights.
 
     Args:
         model: The model in training.
-        begun: What the stage began with: its parent's adapter is joined with the new one.
+        start: What the stage began with: its parent's adapter is joined with the new one.
         folder: Where to.
         state: The weights, where they had to be gathered.
     """
@@ -331,12 +331,12 @@ def write_model(
         # TRL's reference adapter, where it makes one, is no part of the result
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
         sort_modules(folder)
-        if begun.source.adapter is not None:
-            join_adapters(begun.source.adapter, folder, folder)
+        if start.source.adapter is not None:
+            join_adapters(start.source.adapter, folder, folder)
     else:
         model.save_pretrained(folder, state_dict=state)
-    mark_eos(begun.tokenizer)
-    begun.tokenizer.save_pretrained(folder)
+    mark_eos(start.tokenizer)
+    start.tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; publishing writes the real one
 
 

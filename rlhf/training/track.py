@@ -178,26 +178,26 @@ def _score_all(
     kept: Candidates, context: StageContext, ready: Ready, policy: PeftModel | PreTrainedModel
 ) -> tuple[list[Point], list[Floats]]:
     """The points of the start and of every checkpoint, and the gold scores of the prompts that count at each."""
-    begun, project = ready.begun, context.project
+    start, project = ready.start, context.project
     gold = str(project.stages[context.name].gold)
     weights = rewards_of(project, context.name)
     judges = load_rewards(project, context.parents, [*weights, gold])
-    start = load_policy(begun.source, begun.config, begun.tokenizer).to(policy.device).eval()
-    codec = Codec(begun.tokenizer)
+    starting_policy = load_policy(start.source, start.config, start.tokenizer).to(policy.device).eval()
+    codec = Codec(start.tokenizer)
     prompts, columns = tracking_prompts(context)
-    ids, _ = fitted(start, codec, prompts, project.evaluate.max_new_tokens)
+    ids, _ = fitted(starting_policy, codec, prompts, project.evaluate.max_new_tokens)
     proxy = _Proxy(weights)
     steps = [0, *kept.steps()]
     values: dict[str, list[Floats]] = {"kl": [], "length": [], "checkpoint_judge": [], "proxy": []}
     for step in steps:
-        model = start
+        model = starting_policy
         if step:
             kept.restore(step)
             model = without_peft(policy)
         replies = replies_to(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
         kl_PS = np.zeros((len(ids), len(replies[0])))
         if step:
-            kl_PS = np.array(sequence_kl(model, start, ids, replies, project.evaluate.temperature or 1.0))
+            kl_PS = np.array(sequence_kl(model, starting_policy, ids, replies, project.evaluate.temperature or 1.0))
         texts = [[one.text for one in row] for row in replies]
         scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
         values["kl"].append(kl_PS.mean(1))

@@ -17,7 +17,7 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from rlhf.models.load import model_config
 from rlhf.training.common import Ready
-from rlhf.training.start import Start, adapted
+from rlhf.training.starting_point import StartingPoint, adapted
 
 _ROWS = 2
 _STEPS = 10
@@ -56,16 +56,16 @@ def weightless(ready: Ready, task: TaskType, labels: int = 1) -> Any:
         labels: Outputs of a classifier.
     """
     with torch.device("meta"):
-        model = adapted(_structure(ready.begun, task, labels), ready.begun, task, ready.args)
+        model = adapted(_structure(ready.start, task, labels), ready.start, task, ready.args)
     model.to = lambda *_, **__: model  # trainers move their model, and what is not there cannot be moved
     return model
 
 
-def _structure(begun: Start, task: TaskType, labels: int) -> Any:
-    config = model_config(begun.source)
-    options: dict[str, Any] = {"dtype": getattr(torch, begun.config.dtype)}
-    if begun.config.attn_implementation:
-        options["attn_implementation"] = begun.config.attn_implementation
+def _structure(start: StartingPoint, task: TaskType, labels: int) -> Any:
+    config = model_config(start.source)
+    options: dict[str, Any] = {"dtype": getattr(torch, start.config.dtype)}
+    if start.config.attn_implementation:
+        options["attn_implementation"] = start.config.attn_implementation
     if task != TaskType.CAUSAL_LM:
         config.num_labels = labels
     kind = AutoModelForCausalLM if task == TaskType.CAUSAL_LM else AutoModelForSequenceClassification

@@ -18,7 +18,7 @@ from rlhf.models.load import Source, load_policy, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
-from rlhf.training import start
+from rlhf.training import starting_point
 from tests.support.damage import copied, edit_json, edit_tensors, record_of, swap_tokens
 from tests.support.models import strengthened
 from tests.support.projects import chats, make_project
@@ -148,7 +148,7 @@ def test_a_reference_that_is_the_base_and_not_the_parent_is_refused(
         trained, tmp_path, tiny_llama, "sft", "reward", model={"name_or_path": str(tiny_llama), "adapter": adapter},
         stages={"sft": {}, "reward": {}, stage: options[stage]},
     )  # fmt: skip
-    monkeypatch.setattr(start, "source_of", lambda config, parent=None: Source(str(tiny_llama)))
+    monkeypatch.setattr(starting_point, "source_of", lambda config, parent=None: Source(str(tiny_llama)))
     with pytest.raises(UserError, match=r"sft: loaded, the model scores .*; saved, it scored .* its base model is not"):
         run_stage(project, stage)
     assert not (project.run_dir / stage).exists()

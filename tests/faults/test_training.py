@@ -65,7 +65,7 @@ def test_pad_that_is_eos_is_mended_and_every_end_is_learned(tmp_path, never_stop
     recorded = record_of(project.run_dir / "sft")["tokenizer"]
     assert (recorded["eos"], recorded["pad"]) == ("<|end|>", "<|pad|>")
     ready = sft.prepare(context_of(project, "sft"))
-    end, pad = ready.begun.tokenizer.eos_token_id, ready.begun.tokenizer.pad_token_id
+    end, pad = ready.start.tokenizer.eos_token_id, ready.start.tokenizer.pad_token_id
     batch = DataCollatorForLanguageModeling(pad_token_id=pad)(list(ready.data.train.select(range(6))))
     assert len({len(row) for row in ready.data.train["input_ids"][:6]}) > 1, "some rows are padded"
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):

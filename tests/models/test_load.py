@@ -66,7 +66,7 @@ def test_a_new_head_has_the_spread_that_the_literature_gives():
 
 def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     """BERT's pooler is in no masked-language-model checkpoint: saved with the head, or drawn anew at every load."""
-    from rlhf.training.start import Start, adapted
+    from rlhf.training.starting_point import StartingPoint, adapted
 
     config = ModelConfig(name_or_path=str(tiny_bert), adapter={"r": 4})
     tokenizer, source = load_tokenizer(config), source_of(config)
@@ -75,7 +75,9 @@ def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     class FakeArgs:
         seed = 0
 
-    model = adapted(scorer.model, Start(tokenizer, config, source, True, 128), TaskType.SEQ_CLS, FakeArgs, scorer.fresh)
+    model = adapted(
+        scorer.model, StartingPoint(tokenizer, config, source, True, 128), TaskType.SEQ_CLS, FakeArgs, scorer.fresh
+    )
     model.save_pretrained(tmp_path / "reward")
     tokenizer.save_pretrained(tmp_path / "reward")
     before = probe.outputs(model, IDS)

@@ -22,7 +22,7 @@ from rlhf.ppo.models import build_roles, load_maximised, reward_part
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.rewards.model import RewardModel
 from rlhf.stages import ppo
-from rlhf.training.start import start
+from rlhf.training.starting_point import starting_point
 from rlhf.workflow import StageContext, rewards_of
 from tests.support.projects import chats, make_project
 
@@ -146,11 +146,11 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     parents = {name: made.run_dir / name for name in ("sft", "reward")}
     context = StageContext(made, "ppo", made.run_dir / "work", parents)
     ready = ppo.prepare(context)
-    roles = build_roles(context, ready.begun, ready.args)
+    roles = build_roles(context, ready.start, ready.args)
     assert roles.reward_head is not None
     assert roles.critic_scores
-    rows = prompt_rows(ready.data.train, Codec(ready.begun.tokenizer))[:4]
-    trainer = PPOTrainer(roles, ready.args, rows, load_maximised(context, roles), ready.begun.tokenizer)
+    rows = prompt_rows(ready.data.train, Codec(ready.start.tokenizer))[:4]
+    trainer = PPOTrainer(roles, ready.args, rows, load_maximised(context, roles), ready.start.tokenizer)
     completions = trainer.collector.sample(rows, [[n, n + 10] for n in range(4)])
     found = trainer.collector.scores(rows, completions)[:, 0].tolist()
     judge = RewardModel(made.run_dir / "reward")
@@ -159,7 +159,7 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     # a random model's bytes need not survive decoding; where they do, the scores are the same
     same = [
         number for number, (text, one) in enumerate(zip(texts, [c for g in completions for c in g], strict=True))
-        if ready.begun.tokenizer(" " + text[0]["content"])["input_ids"] == one.ids[: None if not one.finished else -1]
+        if ready.start.tokenizer(" " + text[0]["content"])["input_ids"] == one.ids[: None if not one.finished else -1]
     ]  # fmt: skip
     for number in same:
         assert found[number] == pytest.approx(wanted[number], abs=1e-4)
@@ -167,8 +167,8 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
 
 def test_a_reward_adapter_that_does_not_fit_is_not_forced(project, tiny_bert):
     made = project()
-    begun = start(StageContext(made, "ppo", made.run_dir / "work", {"sft": made.run_dir / "sft"}))
-    assert reward_part(made.run_dir / "reward", begun) is not None
+    start = starting_point(StageContext(made, "ppo", made.run_dir / "work", {"sft": made.run_dir / "sft"}))
+    assert reward_part(made.run_dir / "reward", start) is not None
     other = made.run_dir / "other"
     shutil.copytree(made.run_dir / "sft", other)
     state = load_file(other / "adapter_model.safetensors")
@@ -252,7 +252,7 @@ def test_a_critic_does_not_start_as_a_reward_that_is_not_maximised(project):
         made, "ppo", made.run_dir / "work", {name: made.run_dir / name for name in ("sft", "reward")}
     )
     ready = ppo.prepare(context)
-    roles = build_roles(context, ready.begun, ready.args)
+    roles = build_roles(context, ready.start, ready.args)
     assert roles.reward_head is None
     assert not roles.critic_scores
     assert not roles.value_head.weight.any()

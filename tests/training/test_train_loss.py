@@ -12,7 +12,7 @@ from rlhf.models.load import load_policy, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.stage import run_stage
 from rlhf.training.common import write_model
-from rlhf.training.start import Start
+from rlhf.training.starting_point import StartingPoint
 from rlhf.training.train_loss import mean_train_loss
 from tests.support.projects import make_project
 
@@ -62,7 +62,7 @@ def test_the_modules_of_an_adapter_are_written_in_order(tiny_llama, tmp_path):
     model = attach(
         load_policy(source, config, tokenizer), lora_config(fields, TaskType.CAUSAL_LM, joined=False), source
     )
-    write_model(model, Start(tokenizer, config, source, False, None), tmp_path)
+    write_model(model, StartingPoint(tokenizer, config, source, False, None), tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["target_modules"] == sorted(written["target_modules"])
     assert len(written["target_modules"]) > 6, "by chance they are not in order"

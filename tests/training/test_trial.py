@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import attempt, prepare_stage
-from rlhf.training import start
+from rlhf.training import starting_point
 from tests.support.projects import make_project, write_project
 from tests.test_cli import refused, rlhf
 
@@ -78,8 +78,8 @@ def test_what_works_is_not_refused(tmp_path, tiny_llama, tiny_bert, adapter):
 
 def test_a_model_too_large_for_this_machine_is_tried(tmp_path, tiny_llama, monkeypatch):
     """Seven billion parameters, of which nothing is loaded: there is no file of weights."""
-    monkeypatch.setattr(start, "check_weights", lambda *_: None)
-    monkeypatch.setattr(start, "check_numbers", lambda *_: None)
+    monkeypatch.setattr(starting_point, "check_weights", lambda *_: None)
+    monkeypatch.setattr(starting_point, "check_numbers", lambda *_: None)
     large = shutil.copytree(tiny_llama, tmp_path / "large", ignore=shutil.ignore_patterns("*.safetensors"))
     config = AutoConfig.from_pretrained(tiny_llama)
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -22,7 +22,7 @@ from rlhf.workflow import StageContext, parent_of, stage_of
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """What a stage starts from."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class Start:
     context_length: int | None
 
 
-def start(context: StageContext) -> Start:
+def starting_point(context: StageContext) -> StartingPoint:
     """Find the model a stage starts from: its parent's, or one of its own.
 
     Raises:
@@ -65,7 +65,7 @@ def start(context: StageContext) -> Start:
             check_attachable(model, adapter)
         if source.adapter is not None:
             check_joinable(source.adapter)
-    return Start(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
+    return StartingPoint(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
 
 
 def _parent_has_adapter(context: StageContext) -> bool:
@@ -75,36 +75,36 @@ def _parent_has_adapter(context: StageContext) -> bool:
 
 
 def adapted(
-    model: PreTrainedModel, begun: Start, task: TaskType, args: TrainingArguments, whole: Sequence[str] = ()
+    model: PreTrainedModel, start: StartingPoint, task: TaskType, args: TrainingArguments, whole: Sequence[str] = ()
 ) -> Any:
     """The model with a fresh adapter, drawn from the seed, or the model itself where all weights are trained.
 
     Args:
         model: What is adapted.
-        begun: Its adapter settings.
+        start: Its adapter settings.
         task: Language model or classifier.
         args: Their seed.
         whole: New modules, which are trained and saved whole: no base model has their weights.
     """
-    if begun.config.adapter is None:
+    if start.config.adapter is None:
         return model.requires_grad_(True)  # merging a parent's adapter leaves its base frozen
     set_seed(args.seed)
-    config = lora_config(begun.config.adapter, task, joined=begun.source.adapter is not None)
+    config = lora_config(start.config.adapter, task, joined=start.source.adapter is not None)
     if whole:
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole})
-    return attach(model, config, begun.source)
+    return attach(model, config, start.source)
 
 
-def starting_policy(context: StageContext, begun: Start) -> PreTrainedModel:
+def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedModel:
     """The policy a stage starts from, held against its parent's probe.
 
     Raises:
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
-    model = load_policy(begun.source, begun.config, begun.tokenizer)
+    model = load_policy(start.source, start.config, start.tokenizer)
     check_replies(context.project, model)
     if context.parent is not None:
-        probe.check_folder(model, context.parent, begun.tokenizer)
+        probe.check_folder(model, context.parent, start.tokenizer)
     return model
 
 
