@@ -30,6 +30,9 @@ _REQUIRED: dict[str, type] = {
     "stage": str, "artifact": str, "hash": str, "identity": dict, "parents": dict, "versions": dict, "metrics": dict,
 }  # fmt: skip
 
+_verified: dict[Path, int] = {}
+"""Folders that this process has verified, with the time at which their manifest was written, in nanoseconds."""
+
 
 class Lineage(TypedDict):
     """The weights that a stage's model goes back to."""
@@ -107,6 +110,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     return cast(Manifest, fields)
 
 
+def read_manifests(run_dir: Path) -> dict[str, Manifest]:
+    """The manifests of a run's finished stages, by name, in alphabetical order.
+
+    Raises:
+        UserError: As `read_manifest`.
+    """
+    manifests = {name: read_manifest(run_dir / name) for name in finished_stages(run_dir)}
+    return {name: manifest for name, manifest in manifests.items() if manifest is not None}
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a stage's manifest, by which it is finished."""
     write_json(folder / MANIFEST, manifest)
@@ -141,7 +154,18 @@ def verify(folder: Path) -> Manifest:
             f"(recorded {manifest['artifact'][:12]}, found {now[:12]}); run it again with --force {manifest['stage']}"
         )
     _verify_base(folder, manifest)
+    _verified[folder.resolve()] = (folder / MANIFEST).stat().st_mtime_ns
     return manifest
+
+
+def verify_once(folder: Path) -> None:
+    """Call `verify` unless this process has verified the folder already: hashing large weights takes a while.
+
+    Raises:
+        UserError: As `verify`.
+    """
+    if _verified.get(folder.resolve()) != (folder / MANIFEST).stat().st_mtime_ns:
+        verify(folder)
 
 
 def _verify_base(folder: Path, manifest: Manifest) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from rlhf.artifacts.open import open_model, open_stage
 from rlhf.config.project import ProjectConfig
 from rlhf.data.records import Prompt, Text, Unusable
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
-from rlhf.models import probe
-from rlhf.models.device import device
-from rlhf.models.load import context_length, load_policy, source_of
+from rlhf.models.load import context_length
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.policies.completion import Completion
@@ -34,11 +33,8 @@ def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) 
         UserError: It cannot be loaded, or is not what the stage left.
     """
     config = base_settings(project) if stage is None else stage_settings(project, stage)
-    tokenizer = load_tokenizer(config, folder)
-    model = load_policy(source_of(config, folder), config, tokenizer)
-    if folder is not None:
-        probe.check_folder(model, folder)
-    return model.to(device()), Codec(tokenizer)
+    opened = open_model(config) if folder is None else open_stage(folder, config)
+    return opened.policy(), Codec(opened.tokenizer)
 
 
 def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:

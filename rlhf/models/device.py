@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlhf.errors import UserError
@@ -53,3 +54,8 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
 def device() -> torch.device:
     """The device models are moved to outside a trainer."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def move(model: nn.Module, to: torch.device) -> None:
+    """Move a model to a device, in place."""
+    model.to(to)

@@ -77,12 +77,12 @@ def source_of(config: ModelConfig, parent: Path | None = None) -> Source:
     name = str(parent or config.name_or_path)
     folder = Path(name)
     if (folder / ADAPTER_CONFIG).is_file():
-        adapter = _adapter_config(folder)
+        adapter = adapter_config(folder)
         return Source(str(adapter["base_model_name_or_path"]), adapter.get("revision"), folder)
     return Source(name, None if parent else config.revision)
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter's config, which names its base.
 
     Raises:
@@ -270,7 +270,7 @@ def _make_room(model: PreTrainedModel, size: int) -> None:
 def _adapter_has_head(source: Source) -> bool:
     if source.adapter is None:
         return False
-    return _adapter_config(source.adapter).get("task_type") == "SEQ_CLS"
+    return adapter_config(source.adapter).get("task_type") == "SEQ_CLS"
 
 
 @contextlib.contextmanager

@@ -8,32 +8,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import resolve_revision
 from huggingface_hub.errors import HFValidationError, RevisionResolutionError
-from peft import PeftModel, TaskType
+from peft import TaskType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.adapters import without_peft
-from rlhf.models.load import ADAPTER_CONFIG, Source, load_policy, load_scorer, source_of
-from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
+from rlhf.models.load import ADAPTER_CONFIG, Source
 
 SIZE = 4
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-"""Difference allowed between an output when made and when read (nats or logits), by type of the weights when made."""
-RELATIVE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 5e-3}
-"""The same as a share of the output, for the log-probabilities of long sequences; the larger of the two is allowed."""
+_TOLERANCES = {"float32": (1e-3, 1e-4), "bfloat16": (0.1, 0.02), "float16": (0.05, 5e-3)}
+"""What rounding may change in an output, by type of the weights when the probe was made: absolute (nats or logits), and
+as a share of the output. The larger of the two is allowed: the first for scores near 0, the second for the
+log-probabilities of long sequences, whose rounding adds up."""
 _OTHER = "its base model is not the one it was trained on, or a file was changed"
-_LOST = "what was written is not the model that was trained"
 
 
 @torch.no_grad()
@@ -79,6 +74,18 @@ def make(model: nn.Module, sequences: Sequence[Sequence[int]]) -> dict[str, Any]
     return {"ids": chosen, "outputs": values, "dtype": _dtype(model)}
 
 
+def agrees(was: float, now: float, dtype: str) -> bool:
+    """Whether an output of a probe is what it was, up to rounding.
+
+    Args:
+        was: As recorded (nats or logits).
+        now: As computed now.
+        dtype: Type of the weights when the probe was made, such as `float32`.
+    """
+    absolute, relative = _TOLERANCES.get(dtype, _TOLERANCES["bfloat16"])
+    return math.isclose(was, now, rel_tol=relative, abs_tol=absolute)
+
+
 def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHER) -> None:
     """Hold that a loaded model still gives what it gave when it was saved.
 
@@ -91,40 +98,17 @@ def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHE
     Raises:
         UserError: It does not; the two values are named, and the types of the weights where they differ.
     """
-    allowed, relative = TOLERANCE.get(probe["dtype"], 0.1), RELATIVE.get(probe["dtype"], 0.02)
-    found = outputs(model, probe["ids"])
-    if len(found) != len(probe["outputs"]):
-        raise UserError(f"{name}: loaded, the model has {len(found)} outputs; saved, it had {len(probe['outputs'])}")
-    for was, now in zip(probe["outputs"], found, strict=True):
-        if not math.isclose(was, now, rel_tol=relative, abs_tol=allowed):
+    values = outputs(model, probe["ids"])
+    if len(values) != len(probe["outputs"]):
+        raise UserError(f"{name}: loaded, the model has {len(values)} outputs; saved, it had {len(probe['outputs'])}")
+    for was, now in zip(probe["outputs"], values, strict=True):
+        if not agrees(was, now, probe["dtype"]):
             types = (probe["dtype"], _dtype(model))
             if types[0] != types[1]:
                 cause = f"its weights were {types[0]} and are {types[1]} now, or {cause}"
             raise UserError(
                 f"{name}: loaded, the model scores its probe sequence {now:.4f}; saved, it scored {was:.4f}: {cause}"
             )
-
-
-def check_folder(model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Hold that a model loaded from a folder is whole, and where a stage left it, that it is the same as then.
-
-    Args:
-        model: The model, its adapter merged or not.
-        folder: A stage's folder, with a contract, or any other.
-        tokenizer: Loaded from there; without it, it is loaded here.
-
-    Raises:
-        UserError: The head of a classifier is missing, or tokenizer or outputs are not those of the contract.
-    """
-    check_head(folder)
-    contract = folder / "stage.json"
-    record = json.loads(contract.read_text(encoding="utf-8")) if contract.is_file() else {}
-    if record.get("tokenizer"):
-        if tokenizer is None:
-            tokenizer = load_tokenizer(ModelConfig(name_or_path=str(folder)), folder)
-        check_tokenizer(tokenizer, record["tokenizer"], folder)
-    if record.get("probe"):
-        check(model, record["probe"], str(folder))
 
 
 def check_head(folder: Path) -> None:
@@ -151,39 +135,6 @@ def check_head(folder: Path) -> None:
         raise UserError(f"{weights}: {empty[0]} is all zero, so that every sequence scores the same; train it again")
 
 
-def check_saved(
-    model: PreTrainedModel | PeftModel, probe: dict[str, Any], folder: Path, config: ModelConfig, record: dict[str, Any]
-) -> None:
-    """Load what was just saved as the next stage will, and hold that it is the model that was trained.
-
-    For the time of the check there are two copies of the weights, of which the trained one waits on the CPU: an
-    accelerator needs no more than in training. One load and a few sequences.
-
-    Args:
-        model: The trained model; it is left on the CPU.
-        probe: What it makes of a few sequences.
-        folder: Where it was saved, with its tokenizer.
-        config: Type of the weights and attention implementation.
-        record: What its tokenizer is (`tokenizer_record`).
-
-    Raises:
-        UserError: It is not; the two values are named.
-    """
-    device = next(model.parameters()).device
-    plain = without_peft(model)
-    generates, labels = plain.can_generate(), plain.config.num_labels
-    model.to("cpu")
-    tokenizer = load_tokenizer(config, folder)
-    check_tokenizer(tokenizer, record, folder)
-    check_head(folder)
-    source = source_of(config, folder)
-    if generates:
-        loaded = load_policy(source, config, tokenizer)
-    else:
-        loaded = load_scorer(source, config, tokenizer, labels=labels).model
-    check(loaded.to(device), probe, str(folder), _LOST)
-
-
 def base_commit(source: Source) -> str | None:
     """The commit at which a base model of the hub was last loaded here, by which a moved branch can be told.
 
@@ -198,18 +149,18 @@ def base_commit(source: Source) -> str | None:
         return None
 
 
-def check_commit(source: Source, lineage: dict[str, Any], name: str) -> None:
+def check_commit(source: Source, lineage: Mapping[str, Any] | None, name: str) -> None:
     """Hold that an adapter's base model on the hub is still the commit it was trained on.
 
     Args:
         source: The adapter's base.
-        lineage: The contract's, with the `commit` then.
+        lineage: The manifest's, with the `commit` then; None where it has none.
         name: What to call the adapter in a message.
 
     Raises:
         UserError: The branch has moved; both commits are named.
     """
-    was = lineage.get("commit")
+    was = (lineage or {}).get("commit")
     if was is None or source.adapter is None:
         return
     now = base_commit(source)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from rlhf.artifacts.open import open_stage
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import lora_config, own_part
 from rlhf.models.heads import score_head
-from rlhf.models.load import load_policy, load_scorer, model_config, source_of
+from rlhf.models.load import load_policy, model_config
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.ppo.collector import Rewards
@@ -74,11 +73,11 @@ def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
     It fits if it is a LoRA adapter on the same base with the same tokenizer, trained from the stage that the policy
     starts from, under a head that is one linear layer.
     """
-    source = source_of(ModelConfig(name_or_path=str(folder)))
-    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    reward = open_stage(folder)
+    source = reward.source
     if source.adapter is None or (source.base, source.revision) != (start.source.base, start.source.revision):
         return None
-    if record.get("tokenizer") != tokenizer_record(start.tokenizer):
+    if reward.manifest.get("tokenizer") != tokenizer_record(start.tokenizer):
         return None
     try:
         config, state = own_part(folder, start.source.adapter)
@@ -128,14 +127,12 @@ def _separate_roles(
 
 def _like_the_policy(folder: Path, start: StartingPoint) -> PreTrainedModel | None:
     """A reward model of the policy's own architecture and tokenizer, whose backbone can become the critic."""
-    config = ModelConfig(name_or_path=str(folder), adapter=None)
-    source = source_of(config)
-    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    theirs, ours = (model_config(one).get_text_config() for one in (source, start.source))
+    reward = open_stage(folder, ModelConfig(name_or_path=str(folder), adapter=None))
+    theirs, ours = (model_config(source).get_text_config() for source in (reward.source, start.source))
     same = all(getattr(theirs, name, None) == getattr(ours, name, None) for name in ("model_type", "hidden_size"))
-    if not same or record.get("tokenizer") != tokenizer_record(start.tokenizer):
+    if not same or reward.manifest.get("tokenizer") != tokenizer_record(start.tokenizer):
         return None
-    return load_scorer(source, config, start.tokenizer).model
+    return reward.scorer(placed=False)
 
 
 def _zero_head(model: PreTrainedModel) -> nn.Linear:
@@ -159,13 +156,12 @@ def _check_scores(roles: Roles, folder: Path, pad: int) -> None:
     Raises:
         UserError: It does not.
     """
-    stored: dict[str, Any] | None = json.loads((folder / "stage.json").read_text(encoding="utf-8")).get("probe")
+    stored = open_stage(folder).manifest.get("probe")
     if not stored:
         return
-    allowed = probe.TOLERANCE.get(stored["dtype"], 0.1)
     for ids, was in zip(stored["ids"], stored["outputs"], strict=True):
         now = roles.scores(lay_out([ids[:-1]], [[ids[-1:]]], pad).to(roles.device)).item()
-        if not math.isclose(was, now, rel_tol=allowed, abs_tol=allowed):
+        if not probe.agrees(was, now, stored["dtype"]):
             raise UserError(
                 f"{folder}: on the policy's base the reward adapter scores {now:.4f}; saved, it scored {was:.4f}"
             )

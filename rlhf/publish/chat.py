@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +12,10 @@ from typing import Any, TextIO
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from rlhf.config.project import ModelConfig
+from rlhf.artifacts.open import open_stage
 from rlhf.data.records import Message, Text, Unusable
 from rlhf.data.tokenize import Codec
-from rlhf.models import probe
-from rlhf.models.load import context_length, load_policy, source_of
-from rlhf.models.tokenizer import load_tokenizer
+from rlhf.models.load import context_length
 from rlhf.policies.completion import decode
 from rlhf.policies.sample import stop_ids
 
@@ -71,7 +68,7 @@ class Conversation:
 
 
 def load_conversation(folder: Path) -> Conversation:
-    """Load a finished stage, and hold that it is the model that was saved.
+    """Load a finished stage to talk to.
 
     Args:
         folder: The stage's folder.
@@ -79,15 +76,10 @@ def load_conversation(folder: Path) -> Conversation:
     Raises:
         UserError: It cannot be loaded, is no causal language model, or its base changed.
     """
-    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
-    settings = (record.get("config") or {}).get("model") or {}
-    config = ModelConfig(name_or_path=str(folder), adapter=None, dtype=settings.get("dtype", "float32"))
-    tokenizer = load_tokenizer(config, folder)
-    model = load_policy(source_of(config, folder), config, tokenizer)
-    probe.check_folder(model, folder, tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    as_messages = record.get("prompt_format", "messages") == "messages"
-    return Conversation(model, Codec(tokenizer), f"{folder.resolve().parent.name}:{folder.name}", as_messages)
+    stage = open_stage(folder)
+    as_messages = stage.manifest.get("prompt_format", "messages") == "messages"
+    name = f"{folder.resolve().parent.name}:{folder.name}"
+    return Conversation(stage.policy().eval(), Codec(stage.tokenizer), name, as_messages)
 
 
 def chat(

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,18 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from rlhf.config.project import ModelConfig
+from rlhf.artifacts.manifest import Manifest, is_finished, read_manifests
+from rlhf.artifacts.open import OpenedModel, open_stage
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.load import ADAPTER_CONFIG, Source, is_encoder, load_policy, load_scorer, model_config, source_of
-from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
+from rlhf.models.labels import adapter_labels
+from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config, is_encoder, model_config
+from rlhf.models.tokenizer import check_tokenizer
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.report.build import build_report
-from rlhf.rewards.labels import ADAPTER_WEIGHTS, adapter_labels
-from rlhf.workflow import LEARNED, kind_of
 
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
@@ -126,40 +127,37 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
             folder does not give the outputs recorded in training.
     """
     source = run_dir / stage
-    records = {path.parent.name: _read(path) for path in run_dir.glob("*/stage.json")}
-    if stage not in records:
-        raise UserError(f"{source}: no finished stage is there (no stage.json)")
-    _check_lineage(run_dir, stage, records)
+    opened = open_stage(source)
+    manifests = read_manifests(run_dir)
+    _check_lineage(run_dir, stage, manifests)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty")
-    record = records[stage]
     adapter = (source / ADAPTER_CONFIG).is_file() and not merge
     if not adapter and not merge and not (source / "config.json").is_file():
         raise UserError(f"{source}: holds no model")
-    config = _settings(record, source)
-    origin = source_of(config)
-    if adapter and (Path(origin.base) / "stage.json").is_file():
+    origin, dtype, kind = opened.source, opened.settings.dtype, opened.kind
+    if adapter and is_finished(Path(origin.base)):
         raise UserError(
             f"{source}: its base is {origin.base}, a stage of a run, which nobody else has; "
             "publish whole weights with --merge"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    load_tokenizer(config).save_pretrained(folder)
-    kind = _kind(source, stage)
+    opened.tokenizer.save_pretrained(folder)
     if adapter:
         _copy_adapter(source, folder)
     elif (source / ADAPTER_CONFIG).is_file():
-        _save_merged(config, kind, adapter_labels(source), folder)
+        _save_merged(opened, folder)
     else:
         _copy_weights(source, folder)
-    verified, added = _verify(folder, record, origin.base, origin.revision, config.dtype, kind)
-    base, revision = _first_base(stage, records, origin)
+    verified, added = _verify(folder, opened.manifest, origin.base, origin.revision, dtype, kind)
+    base, revision = _first_base(stage, manifests, origin)
     subject = Subject(
-        run=run_dir.resolve().name, stage=stage, kind=kind, labels=adapter_labels(source), adapter=adapter, base=base,
-        revision=revision, dtype=config.dtype, prompt_format=record.get("prompt_format", "messages"),
+        run=run_dir.resolve().name, stage=stage, kind=kind, labels=len(opened.label_names), adapter=adapter, base=base,
+        revision=revision, dtype=dtype, prompt_format=opened.manifest.get("prompt_format", "messages"),
         encoder=is_encoder(model_config(origin)), added_tokens=added,
         base_files=_base_files(origin.base) if adapter else {},
-        origins={name: (one.get("lineage") or {}).get("base", "") for name, one in records.items()}, verified=verified,
+        origins={name: manifest["lineage"]["base"] for name, manifest in manifests.items() if "lineage" in manifest},
+        verified=verified,
     )  # fmt: skip
     report = publishable({key: value for key, value in build_report(run_dir).items() if key != "samples"})
     write_card(folder, subject, report, to)
@@ -167,27 +165,19 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
     return Published(folder, _sweep(folder), verified)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON") from None
+def _check_lineage(run_dir: Path, stage: str, manifests: Mapping[str, Manifest]) -> None:
+    """Check that nothing the card tells of was replaced since: no ancestor, and nothing the stage was compared with.
 
-
-def _settings(record: dict[str, Any], source: Path) -> ModelConfig:
-    """How a stage's own model is loaded again."""
-    recorded = (record.get("config") or {}).get("model") or {}
-    return ModelConfig(name_or_path=str(source), adapter=None, dtype=recorded.get("dtype") or "float32")
-
-
-def _check_lineage(run_dir: Path, stage: str, records: dict[str, dict[str, Any]]) -> None:
-    """Hold that the card would tell of the models that there are: no parent, and no compared policy, replaced since."""
-    queue, seen = [stage, *(["evaluate"] if stage in (records.get("evaluate", {}).get("parents") or {}) else [])], set()
+    Raises:
+        UserError: Something was.
+    """
+    queue = [stage, *(name for name, manifest in manifests.items() if stage in _compared(manifest))]
+    seen = set()
     while queue:
         name = queue.pop(0)
         seen.add(name)
-        for parent, artifact in (records[name].get("parents") or {}).items():
-            now = records.get(parent, {}).get("artifact")
+        for parent, artifact in manifests[name]["parents"].items():
+            now = manifests[parent]["artifact"] if parent in manifests else None
             if now != artifact:
                 raise UserError(
                     f"{run_dir / name}: was made from {parent} {str(artifact)[:12]}, which is {str(now)[:12]} now; "
@@ -197,36 +187,29 @@ def _check_lineage(run_dir: Path, stage: str, records: dict[str, dict[str, Any]]
                 queue.append(parent)
 
 
-def _first_base(stage: str, records: dict[str, dict[str, Any]], origin: Source) -> tuple[str | None, str | None]:
+def _compared(manifest: Manifest) -> list[str]:
+    """The policies that a stage compared, and the judges it compared them with."""
+    return [*manifest["metrics"].get("policies", ()), *manifest["metrics"].get("judges", ())]
+
+
+def _first_base(stage: str, manifests: Mapping[str, Manifest], origin: Source) -> tuple[str | None, str | None]:
     """The model that a stage goes back to, through parents that are whole weights, and its revision.
 
-    None where that is random weights made by the run.
+    None where that is random weights made by the run: a stage that left a model and no lineage.
     """
-    lineage = records[stage].get("lineage") or {}
-    base, revision = lineage.get("base") or origin.base, lineage.get("revision") or origin.revision
-    if stage == "base":
+    lineage = manifests[stage].get("lineage")
+    if lineage is None:
         return None, None
-    parents = [name for name in records[stage].get("parents") or {} if name == Path(base).name]
-    if parents and (Path(base) / "stage.json").is_file():
-        return _first_base(parents[0], records, origin)
+    base, revision = lineage["base"] or origin.base, lineage["revision"] or origin.revision
+    parents = [name for name in manifests[stage]["parents"] if name == Path(base).name]
+    if parents and is_finished(Path(base)):
+        return _first_base(parents[0], manifests, origin)
     return base, revision
 
 
-def _kind(source: Path, stage: str) -> str:
-    """`policy`, `reward` or `classifier`."""
-    if kind_of(stage) in LEARNED:
-        return "reward"
-    if (source / ADAPTER_CONFIG).is_file():
-        scorer = _read(source / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
-    else:
-        names = _read(source / "config.json").get("architectures") or [""]
-        scorer = names[0].endswith("ForSequenceClassification")
-    return "classifier" if scorer else "policy"
-
-
 def _copy_adapter(source: Path, folder: Path) -> None:
-    shutil.copy(source / ADAPTER_WEIGHTS, folder)
-    config = _read(source / ADAPTER_CONFIG)
+    shutil.copy(source / SAFETENSORS_WEIGHTS_NAME, folder)
+    config = adapter_config(source)
     config["base_model_name_or_path"] = public_base(config["base_model_name_or_path"])
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -237,13 +220,9 @@ def _copy_weights(source: Path, folder: Path) -> None:
             shutil.copy(path, folder)
 
 
-def _save_merged(config: ModelConfig, kind: str, labels: int, folder: Path) -> None:
+def _save_merged(opened: OpenedModel, folder: Path) -> None:
     """Whole weights with the adapter, and its head, merged in."""
-    origin, tokenizer = source_of(config), load_tokenizer(config)
-    if kind == "policy":
-        model = load_policy(origin, config, tokenizer)
-    else:
-        model = load_scorer(origin, config, tokenizer, labels=labels).model
+    model = opened.policy(placed=False) if opened.kind == "policy" else opened.scorer(placed=False)
     model.save_pretrained(folder)
     del model
     gc.collect()
@@ -278,27 +257,29 @@ def load_published(folder: Path, base: str, revision: str | None, dtype: str, ki
 
 
 def _verify(
-    folder: Path, record: dict[str, Any], base: str, revision: str | None, dtype: str, kind: str
+    folder: Path, manifest: Manifest, base: str, revision: str | None, dtype: str, kind: str
 ) -> tuple[bool, bool]:
-    """Load the folder, and hold tokenizer and model against what training recorded.
+    """Load the folder, and compare tokenizer and model with what training recorded.
 
     Returns:
         Whether there was something recorded to compare with, and whether the tokenizer has more tokens than the base
         has embeddings.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    check_tokenizer(tokenizer, record.get("tokenizer") or {}, folder)
+    check_tokenizer(tokenizer, manifest.get("tokenizer") or {}, folder)
     probe.check_head(folder)
     try:
         model = load_published(folder, base, revision, dtype, kind)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
-    if record.get("probe"):
-        probe.check(model, record["probe"], str(folder), "what was written is not the model of the stage")
-    added = len(tokenizer) > len(model.get_input_embeddings().weight)
+    recorded = manifest.get("probe")
+    if recorded:
+        probe.check(model, recorded, str(folder), "what was written is not the model of the stage")
+    embeddings: Any = model.get_input_embeddings()
+    added = len(tokenizer) > len(embeddings.weight)
     del model
     gc.collect()
-    return bool(record.get("probe")), added
+    return bool(recorded), added
 
 
 def _base_files(base: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import rlhf
+from rlhf.artifacts.manifest import read_manifests
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare_groups, compare_policies, summarise
@@ -57,7 +58,8 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run")
-    records = {name: read_json(run_dir / name / "stage.json") for name in _finished(run_dir)}
+    manifests = read_manifests(run_dir)
+    records = {name: manifests[name] for name in _in_order(manifests)}
     if not records:
         raise UserError(f"{run_dir}: no finished stage to report on")
     evaluation, rows, retained = None, [], []
@@ -77,7 +79,7 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
         "seeds": [],
         "groups": [],
         "retained": [],
-        "comparing": records.get("evaluate", {}).get("metrics", {}).get("comparing") or {},
+        "comparing": (records["evaluate"]["metrics"].get("comparing") if "evaluate" in records else None) or {},
         "policies": [],
         "evaluation": evaluation,
         "samples": _displayed(rows),
@@ -164,15 +166,15 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _finished(run_dir: Path) -> list[str]:
-    """The stages with a stage.json, in the order they run; unknown ones after these."""
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Stages in the order they run; unknown ones after these."""
     order = {name: place for place, name in enumerate(stages())}
 
     def place(name: str) -> tuple[int, int, str]:
         seed = name.partition("@")[2]
         return order.get(kind_of(name), len(order)), int(seed) if seed.isdigit() else 0, name
 
-    return sorted((path.parent.name for path in run_dir.glob("*/stage.json")), key=place)
+    return sorted(names, key=place)
 
 
 def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,40 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from rlhf.errors import UserError, unknown_name
-from rlhf.models.load import Source, model_config
-from rlhf.models.weights import check_files
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-def adapter_labels(folder: Path) -> int:
-    """Number of outputs of the head saved with an adapter: its last layer is the one with the fewest rows."""
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        return 1
-    check_files(str(folder))
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys() if ".lora_" not in name]  # noqa: SIM118
-    return min((shape[0] for shape in shapes if len(shape) == 2), default=1)
-
-
-def label_names(source: Source) -> list[str]:
-    """Names of a classifier's labels, by number; a single one for a reward model or a model without such a head."""
-    config = model_config(source)
-    if source.adapter is not None:
-        count = adapter_labels(source.adapter)
-    else:
-        classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-        count = (config.num_labels or 1) if classifier else 1
-    names: dict[Any, Any] = config.id2label or {}
-    names = names if len(names) == count else {}
-    return [str(names.get(number, f"LABEL_{number}")) for number in range(count)]
 
 
 def label_number(label: int | str | None, names: Sequence[str], model: str) -> int | None:

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from rlhf.artifacts.manifest import is_finished
+from rlhf.artifacts.open import open_model, open_stage
 from rlhf.config.project import ModelConfig
 from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
-from rlhf.models import probe
-from rlhf.models.device import device
-from rlhf.models.load import context_length, is_encoder, load_scorer, source_of
-from rlhf.models.tokenizer import ends_in_eos, load_tokenizer
+from rlhf.models.load import context_length, is_encoder
+from rlhf.models.tokenizer import ends_in_eos
 from rlhf.prefix_sharing.fold import fold, is_folded
 from rlhf.prefix_sharing.support import why_not
-from rlhf.rewards.labels import label_names, label_number, log_odds
+from rlhf.rewards.labels import label_number, log_odds
 
 
 class RewardModel:
@@ -41,15 +41,12 @@ class RewardModel:
     """
 
     def __init__(self, name: str | Path, batch_size: int = 32, label: int | str | None = None) -> None:
-        config = ModelConfig(name_or_path=str(name), adapter=None)
-        source = source_of(config)
-        self.tokenizer = load_tokenizer(config)
-        names = label_names(source)
-        self.label = label_number(label, names, str(name))
-        self.model = load_scorer(source, config, self.tokenizer, labels=len(names)).model.eval()
-        probe.check_folder(self.model, Path(name))
-        self.model.to(device())
-        ours = ends_in_eos(self.tokenizer) or (Path(name) / "stage.json").is_file()
+        settings = ModelConfig(name_or_path=str(name), adapter=None)
+        opened = open_stage(Path(name), settings) if is_finished(Path(name)) else open_model(settings)
+        self.tokenizer = opened.tokenizer
+        self.label = label_number(label, opened.label_names, str(name))
+        self.model = opened.scorer().eval()
+        ours = ends_in_eos(self.tokenizer) or opened.is_stage
         self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config), eos=ours)
         self.limit = context_length(self.model.config)
         self.batch_size = batch_size

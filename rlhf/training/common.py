@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from rlhf.artifacts.open import check_saved
 from rlhf.config import trainer_fields
 from rlhf.data.prepare import Prepared, iter_records, prepare, source_set
 from rlhf.data.records import Encoded, Record
@@ -285,7 +286,7 @@ def save_model(
         model: What is saved, where it is only part of what was trained.
 
     Returns:
-        What the contract records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
+        What the manifest records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
         artefact can tell that it is the same model (none where the weights are sharded).
 
     Raises:
@@ -303,7 +304,7 @@ def save_model(
     tokenizer = tokenizer_record(start.tokenizer)
     made = None if sharded else probe.make(model, _probe_sequences(ready.data))
     if made is not None and trainer.is_world_process_zero():
-        probe.check_saved(model, made, folder, start.config, tokenizer)
+        check_saved(model, made, folder, start.config, tokenizer)
     source = start.source
     return {
         "tokenizer": tokenizer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 from peft import TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from rlhf.artifacts.open import OpenedModel, open_model, open_stage
 from rlhf.config.project import ModelConfig
-from rlhf.models import probe
 from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config
-from rlhf.models.load import Source, check_weights, context_length, is_encoder, load_policy, model_config, source_of
+from rlhf.models.load import Source, check_weights, context_length, is_encoder, model_config
 from rlhf.models.settings import stage_settings
-from rlhf.models.tokenizer import check_settings, check_tokenizer, load_tokenizer, settled_by
+from rlhf.models.tokenizer import check_settings, settled_by
 from rlhf.models.weights import check_numbers
 from rlhf.policies.trial import check_architecture, check_replies
 from rlhf.workflow import StageContext, parent_of, stage_of
@@ -25,11 +24,25 @@ from rlhf.workflow import StageContext, parent_of, stage_of
 class StartingPoint:
     """What a stage starts from."""
 
-    tokenizer: PreTrainedTokenizerBase
-    config: ModelConfig
-    source: Source
+    opened: OpenedModel
+    """Its parent, or a base model: nothing of it is loaded but the tokenizer."""
     encoder: bool
     context_length: int | None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of this stage and of its parent."""
+        return self.opened.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model settings of this stage."""
+        return self.opened.settings
+
+    @property
+    def source(self) -> Source:
+        """Where the weights come from."""
+        return self.opened.source
 
 
 def starting_point(context: StageContext) -> StartingPoint:
@@ -43,15 +56,11 @@ def starting_point(context: StageContext) -> StartingPoint:
     settings = settled_by(context.project, context.name)
     if context.parent is None and settings is not None:  # while data is prepared: the base model its parents go back to
         config = replace(settings, adapter=config.adapter)
-    source = source_of(config, context.parent)
+    opened = open_model(config) if context.parent is None else open_stage(context.parent, config)
+    source, tokenizer = opened.source, opened.tokenizer
     architecture = model_config(source)
-    tokenizer = load_tokenizer(config, context.parent)
-    if context.parent is not None:
-        record = _parent_record(context)
-        check_tokenizer(tokenizer, record.get("tokenizer") or {}, context.parent)
-        probe.check_commit(source, record.get("lineage") or {}, str(context.parent))
-        if settings is not None:
-            check_settings(tokenizer, settings, context.parent)
+    if context.parent is not None and settings is not None:
+        check_settings(tokenizer, settings, context.parent)
     scorer = is_encoder(architecture) or not stage_of(context.name).policy
     if not scorer:
         check_architecture(context.project, architecture)
@@ -65,7 +74,7 @@ def starting_point(context: StageContext) -> StartingPoint:
             check_attachable(model, adapter)
         if source.adapter is not None:
             check_joinable(source.adapter)
-    return StartingPoint(tokenizer, config, source, is_encoder(architecture), context_length(architecture))
+    return StartingPoint(opened, is_encoder(architecture), context_length(architecture))
 
 
 def _parent_has_adapter(context: StageContext) -> bool:
@@ -96,18 +105,11 @@ def adapted(
 
 
 def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedModel:
-    """The policy a stage starts from, held against its parent's probe.
+    """The policy a stage starts from, checked with its parent's probe.
 
     Raises:
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
-    model = load_policy(start.source, start.config, start.tokenizer)
+    model = start.opened.policy(placed=False)
     check_replies(context.project, model)
-    if context.parent is not None:
-        probe.check_folder(model, context.parent, start.tokenizer)
     return model
-
-
-def _parent_record(context: StageContext) -> dict[str, Any]:
-    path = context.parent / "stage.json" if context.parent else None
-    return json.loads(path.read_text(encoding="utf-8")) if path else {}

@@ -27,7 +27,6 @@ from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state, sharded
-from rlhf.models.load import load_policy
 from rlhf.models.roles import POLICY
 from rlhf.policies.completion import as_completion
 from rlhf.policies.kl import sequence_kl
@@ -182,7 +181,7 @@ def _score_all(
     gold = str(project.stages[context.name].gold)
     weights = rewards_of(project, context.name)
     judges = load_rewards(project, context.parents, [*weights, gold])
-    starting_policy = load_policy(start.source, start.config, start.tokenizer).to(policy.device).eval()
+    starting_policy = start.opened.policy(placed=False).to(policy.device).eval()
     codec = Codec(start.tokenizer)
     prompts, columns = tracking_prompts(context)
     ids, _ = fitted(starting_policy, codec, prompts, project.evaluate.max_new_tokens)

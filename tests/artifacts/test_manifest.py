@@ -1,3 +1,4 @@
+import ast
 import re
 import shutil
 
@@ -118,3 +119,14 @@ def test_further_fields_are_kept(tmp_path):
     written = finish(tmp_path, notes={"of": "the user's"})
     assert read_manifest(tmp_path) == written
     assert written["notes"] == {"of": "the user's"}
+
+
+def test_one_module_names_the_file(root):
+    """Every other module goes through it; docstrings may name the file."""
+    files = []
+    for path in sorted((root / "rlhf").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in prose]
+        files += [path.name for node in constants if isinstance(node.value, str) and MANIFEST in node.value]
+    assert files == ["manifest.py"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from rlhf.artifacts import open as opening
 from rlhf.config.load import load_project
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
@@ -18,7 +19,6 @@ from rlhf.models.load import Source, load_policy, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
-from rlhf.training import starting_point
 from tests.support.damage import copied, edit_json, edit_tensors, record_of, swap_tokens
 from tests.support.models import strengthened
 from tests.support.projects import chats, make_project
@@ -119,8 +119,8 @@ def test_a_branch_that_moved_under_an_adapter_is_refused(tmp_path, monkeypatch, 
 
 def test_the_moved_branch_is_looked_at_before_a_stage_begins(trained, tmp_path, tiny_llama, monkeypatch):
     project = copied(trained, tmp_path, tiny_llama, "sft")
-    contract = project.run_dir / "sft/stage.json"
-    edit_json(contract, lineage={**record_of(contract.parent)["lineage"], "commit": "a" * 40})
+    manifest = project.run_dir / "sft/stage.json"
+    edit_json(manifest, lineage={**record_of(manifest.parent)["lineage"], "commit": "a" * 40})
     monkeypatch.setattr(probe, "base_commit", lambda source: "b" * 40)
     with pytest.raises(UserError, match=f"at commit {'a' * 40} when the stage ran and is at {'b' * 40} now"):
         prepare_stage(project, "dpo")
@@ -148,7 +148,7 @@ def test_a_reference_that_is_the_base_and_not_the_parent_is_refused(
         trained, tmp_path, tiny_llama, "sft", "reward", model={"name_or_path": str(tiny_llama), "adapter": adapter},
         stages={"sft": {}, "reward": {}, stage: options[stage]},
     )  # fmt: skip
-    monkeypatch.setattr(starting_point, "source_of", lambda config, parent=None: Source(str(tiny_llama)))
+    monkeypatch.setattr(opening, "source_of", lambda config, parent=None: Source(str(tiny_llama)))
     with pytest.raises(UserError, match=r"sft: loaded, the model scores .*; saved, it scored .* its base model is not"):
         run_stage(project, stage)
     assert not (project.run_dir / stage).exists()

@@ -144,8 +144,8 @@ def test_in_published_weights(trained, tmp_path, tiny_llama, spoil, message, mon
     project = copied(trained, tmp_path, tiny_llama, "sft", "reward")
     merge = hub._save_merged
 
-    def spoiling(config, kind, labels, folder):
-        merge(config, kind, labels, folder)
+    def spoiling(opened, folder):
+        merge(opened, folder)
         edit_tensors(folder / "model.safetensors", spoil)
 
     monkeypatch.setattr(hub, "_save_merged", spoiling)

@@ -4,6 +4,7 @@ from peft import PeftModel, TaskType
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.artifacts.open import open_model
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -69,17 +70,15 @@ def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     from rlhf.training.starting_point import StartingPoint, adapted
 
     config = ModelConfig(name_or_path=str(tiny_bert), adapter={"r": 4})
-    tokenizer, source = load_tokenizer(config), source_of(config)
-    scorer = load_scorer(source, config, tokenizer, new_head=True)
+    opened = open_model(config)
+    scorer = load_scorer(opened.source, config, opened.tokenizer, new_head=True)
 
     class FakeArgs:
         seed = 0
 
-    model = adapted(
-        scorer.model, StartingPoint(tokenizer, config, source, True, 128), TaskType.SEQ_CLS, FakeArgs, scorer.fresh
-    )
+    model = adapted(scorer.model, StartingPoint(opened, True, 128), TaskType.SEQ_CLS, FakeArgs, scorer.fresh)
     model.save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
+    opened.tokenizer.save_pretrained(tmp_path / "reward")
     before = probe.outputs(model, IDS)
     for _ in range(2):
         assert probe.outputs(loaded(tmp_path / "reward", load_scorer).model, IDS) == pytest.approx(before, abs=1e-5)

@@ -1,23 +1,19 @@
 import pytest
 import torch
-from peft import TaskType
 from safetensors.torch import load_file, save_file
 
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.adapters import attach, lora_config
-from rlhf.models.load import load_policy, load_scorer, source_of
-from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
-from rlhf.pipeline.stage import run_stage
+from rlhf.models.load import load_policy, source_of
+from rlhf.models.tokenizer import load_tokenizer
 from tests.support.models import strengthened
-from tests.support.projects import make_project
-from tests.support.runs import SEQUENCES, add_stage, perturb
+from tests.support.runs import SEQUENCES, add_stage
 
 
-def loaded(folder, load=load_policy, **options):
+def loaded(folder):
     config = ModelConfig(name_or_path=str(folder))
-    return load(source_of(config), config, load_tokenizer(config), **options)
+    return load_policy(source_of(config), config, load_tokenizer(config))
 
 
 class FakeModel(torch.nn.Module):
@@ -82,19 +78,6 @@ def test_what_training_adds_to_the_forward_pass_is_left_out(tiny_llama):
     assert probe.outputs(model, SEQUENCES) != pytest.approx(plain, rel=1e-4)
 
 
-def test_a_stage_trained_in_bf16_is_the_same_when_loaded(tmp_path, tiny_llama):
-    stages = {"sft": {"max_steps": 2, "bf16": True, "learning_rate": 1e-2, "save_strategy": "no"}}
-    project = make_project(tmp_path, tiny_llama, stages=stages)
-    run_stage(project, "sft")
-    probe.check_folder(loaded(project.run_dir / "sft"), project.run_dir / "sft")
-
-
-def test_folders_without_a_contract_are_let_pass(tiny_llama, tmp_path):
-    model = loaded(tiny_llama)
-    probe.check_folder(model, tiny_llama)
-    probe.check_folder(model, tmp_path / "nowhere")
-
-
 def test_a_head_may_be_lost_by_no_name(tiny_llama, tiny_bert, tmp_path):
     """Whatever it is called; a policy has none to lose."""
     for number, base in enumerate((tiny_llama, tiny_bert)):
@@ -113,25 +96,3 @@ def test_a_head_may_be_lost_by_no_name(tiny_llama, tiny_bert, tmp_path):
             probe.check_head(folder)
     add_stage(tmp_path, "sft", tiny_llama)
     probe.check_head(tmp_path / "sft")
-
-
-@pytest.mark.parametrize("adapter", [True, False])
-@pytest.mark.parametrize("labels", [0, 1, 3])
-def test_what_was_saved_is_loaded_and_compared(tiny_llama, tmp_path, adapter, labels):
-    config = ModelConfig(name_or_path=str(tiny_llama))
-    tokenizer, source = load_tokenizer(config), source_of(config)
-    model = loaded(tiny_llama, load_scorer, labels=labels, new_head=True).model if labels else loaded(tiny_llama)
-    if adapter:
-        task = TaskType.SEQ_CLS if labels else TaskType.CAUSAL_LM
-        model = attach(model, lora_config({"r": 4}, task, joined=False), source)
-    perturb(model, 1)
-    model.save_pretrained(tmp_path, **({"save_embedding_layers": False} if adapter else {}))
-    tokenizer.save_pretrained(tmp_path)
-    made = probe.make(model, SEQUENCES)
-    record = tokenizer_record(tokenizer)
-    probe.check_saved(model, made, tmp_path, config, record)
-    perturb(model, 2)
-    with pytest.raises(UserError, match="what was written is not the model that was trained"):
-        probe.check_saved(model, probe.make(model, SEQUENCES), tmp_path, config, record)
-    with pytest.raises(UserError, match=r"the tokenizer's size was 7 when the stage ran and is \d+ now"):
-        probe.check_saved(model, made, tmp_path, config, {**record, "size": 7})

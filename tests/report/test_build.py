@@ -10,6 +10,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.report import build as reports
 from rlhf.report.build import build_report, write_report
+from tests.support import manifests
 from tests.support.reports import FINDINGS, STAGES, make_full_run, make_row, sample_rows, write_json, write_jsonl
 
 COMPARISON_KEYS = {"policy", "baseline", "judge", "mean_difference", "difference_ci", "win_rate", "win_rate_ci", "kl",
@@ -51,7 +52,7 @@ def test_a_run_that_is_not_finished_gives_a_report(run_maker, stages):
 
 def test_stages_unknown_here_come_after_the_known_ones(run_maker):
     run = run_maker(stages=["sft"])
-    write_json(run / "aaa" / "stage.json", {"stage": "aaa", "metrics": {}})
+    manifests.finish(run / "aaa")
     assert list(build_report(run)["stages"]) == ["sft", "aaa"]
     write_report(run)
 
@@ -71,7 +72,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path, run_maker):
     with pytest.raises(UserError, match=r"samples\.jsonl: no such file"):
         build_report(run)
     (run / "sft" / "stage.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"stage\.json: expected a JSON object"):
+    with pytest.raises(UserError, match=r"stage\.json: holds no JSON object"):
         build_report(run)
 
 
@@ -89,7 +90,7 @@ def test_a_report_is_written_whole_or_not_at_all(run_maker, monkeypatch):
 def test_numbers_that_json_lacks_become_null(run_maker):
     rows = [make_row(i, base=[0.0], sft=[math.nan], dpo=[1.0]) for i in range(8)]
     run = run_maker(rows=rows)
-    write_json(run / "dpo" / "stage.json", {"stage": "dpo", "metrics": {"loss": math.nan, "accuracy": 0.5}})
+    manifests.finish(run / "dpo", metrics={"loss": math.nan, "accuracy": 0.5})
     write_report(run)
 
     def refuse(name):

@@ -5,8 +5,9 @@ import torch
 
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
+from rlhf.models.labels import label_names
 from rlhf.models.load import source_of
-from rlhf.rewards.labels import label_names, label_number, log_odds
+from rlhf.rewards.labels import label_number, log_odds
 from tests.support.models import save_classifier
 from tests.support.runs import add_stage
 

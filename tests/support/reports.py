@@ -93,6 +93,7 @@ def _stage(name: str, metrics: dict[str, Any], parents: dict[str, str], wall: fl
         "stage": name,
         "hash": digest,
         "artifact": digest[::-1],
+        "identity": {},
         "config": {"trainer": {"learning_rate": 1e-3, "beta": 0.1, "hub_token": "hf_private"}, "evaluate": None},
         "seed": 0,
         "versions": {"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"},

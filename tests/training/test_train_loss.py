@@ -6,10 +6,9 @@ import pytest
 from peft import TaskType
 from transformers import Trainer
 
+from rlhf.artifacts.open import open_model
 from rlhf.config.project import ModelConfig
 from rlhf.models.adapters import attach, lora_config
-from rlhf.models.load import load_policy, source_of
-from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.stage import run_stage
 from rlhf.training.common import write_model
 from rlhf.training.starting_point import StartingPoint
@@ -57,12 +56,11 @@ def test_the_mean_loss_of_a_resumed_run_is_that_of_the_whole(tmp_path, tiny_llam
 
 def test_the_modules_of_an_adapter_are_written_in_order(tiny_llama, tmp_path):
     config = ModelConfig(name_or_path=str(tiny_llama))
-    tokenizer, source = load_tokenizer(config), source_of(config, None)
+    opened = open_model(config)
     fields = {"r": 2, "modules_to_save": ["norm", "input_layernorm"]}
-    model = attach(
-        load_policy(source, config, tokenizer), lora_config(fields, TaskType.CAUSAL_LM, joined=False), source
-    )
-    write_model(model, StartingPoint(tokenizer, config, source, False, None), tmp_path)
+    adapter = lora_config(fields, TaskType.CAUSAL_LM, joined=False)
+    model = attach(opened.policy(placed=False), adapter, opened.source)
+    write_model(model, StartingPoint(opened, False, None), tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["target_modules"] == sorted(written["target_modules"])
     assert len(written["target_modules"]) > 6, "by chance they are not in order"

@@ -1,0 +1,219 @@
+"""The way into a finished stage: its manifest, its tokenizer and its model, each checked before it is used.
+
+    stage = open_stage(Path("runs/demo/dpo"))
+    stage.manifest["metrics"], stage.tokenizer
+    policy = stage.policy()
+
+Nothing is loaded until it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel, TaskType
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.artifacts.manifest import Manifest, read_manifest, verify_once
+from rlhf.config.project import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models import probe
+from rlhf.models.adapters import without_peft
+from rlhf.models.device import device, move
+from rlhf.models.labels import label_names
+from rlhf.models.load import (
+    Source,
+    adapter_config,
+    load_policy,
+    load_scorer,
+    model_config,
+    source_of,
+)
+from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
+
+Kind = Literal["policy", "reward", "classifier"]
+_LOST = "what was written is not the model that was trained"
+
+
+class OpenedModel:
+    """A model whose parts are loaded when they are asked for; `open_stage` and `open_model` make it.
+
+    What a stage's manifest records is checked: the hash of the model's files and the probe's outputs when weights are
+    loaded, special tokens, template and vocabulary with the tokenizer, the base model's commit with the source.
+
+    Args:
+        settings: Type of the weights and attention implementation; without a folder, also where the model is.
+        folder: A folder whose tokenizer is settled, such as a stage's.
+        manifest: Of the stage that left the folder; None for a model that no stage made.
+    """
+
+    def __init__(self, settings: ModelConfig, folder: Path | None = None, manifest: Manifest | None = None) -> None:
+        self.settings, self.folder = settings, folder
+        self._manifest = manifest
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id."""
+        return str(self.folder or self.settings.name_or_path)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the stage recorded.
+
+        Raises:
+            ValueError: No stage made this model.
+        """
+        if self._manifest is None:
+            raise ValueError(f"{self.name}: no stage made this model, so that it has no manifest")
+        return self._manifest
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether a stage made this model, and left a manifest."""
+        return self._manifest is not None
+
+    @cached_property
+    def source(self) -> Source:
+        """The base weights, and the adapter on them if there is one.
+
+        Raises:
+            UserError: The model does not exist yet, its adapter is damaged, or the hub has another commit of its base.
+        """
+        source = source_of(self.settings, self.folder)
+        if self._manifest is not None:
+            probe.check_commit(source, self._manifest.get("lineage"), self.name)
+        return source
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the model.
+
+        Raises:
+            UserError: It cannot be loaded, or is not the one that the stage recorded.
+        """
+        tokenizer = load_tokenizer(self.settings, self.folder)
+        if self._manifest is not None:
+            check_tokenizer(tokenizer, self._manifest.get("tokenizer") or {}, self.name)
+        return tokenizer
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """Names of a classifier's labels; one for a reward model, and for a model without such a head."""
+        return label_names(self.source)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the model's files say it is: a `reward` model is a classifier with one output."""
+        if self.source.adapter is not None:
+            classifier = adapter_config(self.source.adapter).get("task_type") == TaskType.SEQ_CLS
+        else:
+            names = model_config(self.source).architectures or [""]
+            classifier = names[0].endswith("ForSequenceClassification")
+        if not classifier:
+            return "policy"
+        return "reward" if len(self.label_names) == 1 else "classifier"
+
+    def policy(self, placed: bool = True) -> PreTrainedModel:
+        """The causal language model, its adapter merged.
+
+        Args:
+            placed: Whether it is moved to the accelerator, if there is one; a trainer places its model itself.
+
+        Raises:
+            UserError: It cannot be loaded, its files changed, or it is not the model that the stage left.
+        """
+        self._check_files()
+        return self._checked(load_policy(self.source, self.settings, self.tokenizer), placed)
+
+    def scorer(self, placed: bool = True) -> PreTrainedModel:
+        """The reward model or classifier, its adapter merged.
+
+        Args:
+            placed: Whether it is moved to the accelerator, if there is one.
+
+        Raises:
+            UserError: It cannot be loaded, has no head, its files changed, or it is not the model that the stage left.
+        """
+        self._check_files()
+        model = load_scorer(self.source, self.settings, self.tokenizer, labels=len(self.label_names)).model
+        return self._checked(model, placed)
+
+    def _check_files(self) -> None:
+        probe.check_head(Path(self.name))
+        _ = self.tokenizer  # a changed tokenizer is the better message than a changed file
+        if self._manifest is not None and self.folder is not None:
+            verify_once(self.folder)
+
+    def _checked(self, model: PreTrainedModel, placed: bool) -> PreTrainedModel:
+        """The model, once it has given the outputs of the stage's probe."""
+        recorded = self._manifest.get("probe") if self._manifest is not None else None
+        if recorded:
+            probe.check(model, recorded, self.name)
+        if placed:
+            move(model, device())
+        return model
+
+
+def open_stage(folder: Path, settings: ModelConfig | None = None) -> OpenedModel:
+    """Open a finished stage.
+
+    Args:
+        folder: Its folder.
+        settings: Type of the weights and attention implementation; None takes the type that the stage had.
+
+    Raises:
+        UserError: No finished stage is there, or its manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: no finished stage is there")
+    if settings is None:
+        recorded = manifest.get("config", {}).get("model") or {}
+        settings = ModelConfig(name_or_path=str(folder), adapter=None)
+        settings = replace(settings, dtype=recorded.get("dtype") or settings.dtype)
+    return OpenedModel(settings, folder, manifest)
+
+
+def open_model(settings: ModelConfig) -> OpenedModel:
+    """Open a base model, or any other that is used as its files stand: a local folder or a hub id.
+
+    Args:
+        settings: Where it is, type of the weights, attention implementation, and settings of its tokenizer.
+    """
+    return OpenedModel(settings)
+
+
+def check_saved(
+    model: PreTrainedModel | PeftModel,
+    made: dict[str, Any],
+    folder: Path,
+    settings: ModelConfig,
+    recorded: dict[str, Any],
+) -> None:
+    """Load what was just saved as the next stage will, and compare it with the model that was trained.
+
+    For the time of the check there are two copies of the weights. The trained one waits on the CPU, so that an
+    accelerator needs no more memory than in training. It costs one load and a few sequences.
+
+    Args:
+        model: The trained model; it is left on the CPU.
+        made: Its probe (`probe.make`).
+        folder: Where it was saved, with its tokenizer.
+        settings: Type of the weights and attention implementation.
+        recorded: What its tokenizer is (`tokenizer_record`).
+
+    Raises:
+        UserError: The two differ; both values are named.
+    """
+    trained_on = next(model.parameters()).device
+    generates = without_peft(model).can_generate()
+    move(model, torch.device("cpu"))
+    saved = OpenedModel(settings, folder)
+    check_tokenizer(saved.tokenizer, recorded, folder)
+    loaded = saved.policy(placed=False) if generates else saved.scorer(placed=False)
+    move(loaded, trained_on)
+    probe.check(loaded, made, str(folder), _LOST)
