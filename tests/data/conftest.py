@@ -36,8 +36,8 @@ def project(tmp_path: Path) -> Callable[..., ProjectConfig]:
     def make(holdout: float | None = None, seed: int = 0, **sets: Any) -> ProjectConfig:
         def dataset(value: Any) -> DatasetConfig:
             values = value if isinstance(value, list) else [value]
-            fields = [one if isinstance(one, dict) else {"source": str(one)} for one in values]
-            return DatasetConfig(tuple(SourceConfig(**one) for one in fields), holdout)
+            fields = [value if isinstance(value, dict) else {"source": str(value)} for value in values]
+            return DatasetConfig(tuple(SourceConfig(**value) for value in fields), holdout)
 
         data = DataConfig(**{role: dataset(value) for role, value in sets.items()})
         return ProjectConfig("test", ModelConfig("model"), seed=seed, data=data, path=tmp_path / "project.yaml")

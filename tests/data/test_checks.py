@@ -73,11 +73,11 @@ def test_the_ledger_writes_counts_and_rows_and_reads_them_back(tmp_path):
         ledger.drop("empty side", "f:1", {"chosen": "", "n": 1})
         ledger.drop("duplicate", "f:2", {"chosen": "\ud800"})
         ledger.drop("sampled out", "f:3", {"chosen": "c"})
-    found = json.loads((tmp_path / "ledger.json").read_text())["sets"]["preferences"]
-    assert found["dropped"] == {"empty side": 1, "duplicate": 1, "sampled out": 1}
-    assert found["read"] == found["trained"] + found["evaluated"] + sum(found["dropped"].values())
-    assert (found["duplicates"], found["truncated"], found["repeated"]) == (1, 2, 3)
-    assert found["rows"] == [{"origin": "f:1", "reason": "empty side"}, {"origin": "f:2", "reason": "duplicate"}]
+    written = json.loads((tmp_path / "ledger.json").read_text())["sets"]["preferences"]
+    assert written["dropped"] == {"empty side": 1, "duplicate": 1, "sampled out": 1}
+    assert written["read"] == written["trained"] + written["evaluated"] + sum(written["dropped"].values())
+    assert (written["duplicates"], written["truncated"], written["repeated"]) == (1, 2, 3)
+    assert written["rows"] == [{"origin": "f:1", "reason": "empty side"}, {"origin": "f:2", "reason": "duplicate"}]
     dropped = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
     assert dropped[0] == {"origin": "f:1", "reason": "empty side", "row": {"chosen": "", "n": 1}}
     loaded = Ledger.load(tmp_path)

@@ -44,8 +44,8 @@ def test_a_set_of_a_few_rows_is_said(project, write, tmp_path):
     assert few.startswith("9 of 9 (100.0%) rows are left to train on")
     assert none.startswith("9 of 9 (100.0%) rows are trained on and none is held out")
     more = project(demonstrations=write("a.jsonl", [*rows, {"prompt": "x", "completion": "r"}]), holdout=0.0)
-    found = prepare(more, "demonstrations", lambda _: Encoded({"n": 1}), tmp_path / "o").findings
-    assert not [line for line in found.lines() if "left to train" in line or "none is held out" in line]
+    findings = prepare(more, "demonstrations", lambda _: Encoded({"n": 1}), tmp_path / "o").findings
+    assert not [line for line in findings.lines() if "left to train" in line or "none is held out" in line]
 
 
 def test_a_finding_is_one_sentence():
@@ -93,13 +93,13 @@ def test_length_is_counted_by_characters_without_white_space_around():
         Preference("p", "no", "longer"),
         Preference("p", "same", "four"),
     ]
-    found = inspect(*records).get("length")
-    assert (found.count, found.n, found.values["shorter"]) == (1, 3, 1)
-    assert found.values["mean_chosen"] == (6 + 2 + 4) / 3
-    assert found.values["mean_rejected"] == (5 + 6 + 4) / 3
+    finding = inspect(*records).get("length")
+    assert (finding.count, finding.n, finding.values["shorter"]) == (1, 3, 1)
+    assert finding.values["mean_chosen"] == (6 + 2 + 4) / 3
+    assert finding.values["mean_rejected"] == (5 + 6 + 4) / 3
     # Wilson's interval of 1 in 3, by hand: (1/3 + z²/6 ± z·sqrt(2/27 + z²/36)) / (1 + z²/3), z = 1.959964
-    assert found.ci == pytest.approx((0.0615, 0.7923), abs=1e-4)
-    assert not found.said
+    assert finding.ci == pytest.approx((0.0615, 0.7923), abs=1e-4)
+    assert not finding.said
 
 
 @pytest.mark.parametrize(("longer", "shorter", "same", "said"), [
@@ -108,10 +108,10 @@ def test_length_is_counted_by_characters_without_white_space_around():
 def test_a_length_bias_is_told_where_length_alone_would_tell_the_sides(longer, shorter, same, said):
     records = [Preference("p", "aaa", "b")] * longer + [Preference("p", "a", "bbb")] * shorter
     records += [Preference("p", "aa", "bb")] * same
-    found = inspect(*records).get("length")
-    assert found.said == said
-    assert found.n == longer + shorter + same
-    assert found.ci[0] <= found.share <= found.ci[1]
+    finding = inspect(*records).get("length")
+    assert finding.said == said
+    assert finding.n == longer + shorter + same
+    assert finding.ci[0] <= finding.share <= finding.ci[1]
 
 
 def test_a_pair_both_ways_round_contradicts_itself_wherever_its_white_space():
@@ -124,8 +124,8 @@ def test_a_pair_both_ways_round_contradicts_itself_wherever_its_white_space():
     ]
     plain_first = Preference("p", "a", "b")
     findings = inspect(plain_first, *records[1:])
-    found = findings.get("contradictory")
-    assert (found.count, found.n, found.examples) == (1, 5, (("f:1", "f:3"),))
+    finding = findings.get("contradictory")
+    assert (finding.count, finding.n, finding.examples) == (1, 5, (("f:1", "f:3"),))
     assert "contradict an earlier one" in findings.lines()[0]
 
 
@@ -150,8 +150,8 @@ def test_a_reply_that_one_row_prefers_and_another_rejects_is_a_conflict_but_no_c
     "<|start_header_id|>", "<｜Assistant｜>", "<<SYS>>",
 ])  # fmt: skip
 def test_markers_of_templates_in_a_reply(reply):
-    found = inspect(Preference("p", "a fine reply", reply)).get("markers")
-    assert (found.count, found.n, found.examples) == (1, 1, (("f:1",),))
+    finding = inspect(Preference("p", "a fine reply", reply)).get("markers")
+    assert (finding.count, finding.n, finding.examples) == (1, 1, (("f:1",),))
     assert inspect(Demonstration("p", reply), name="demonstrations").get("markers").count == 1
     assert inspect(Demonstration(reply, "p"), name="demonstrations").get("markers").count == 0  # the prompt may
 
@@ -172,12 +172,12 @@ def test_signs_of_broken_decoding(text, count):
     assert inspect(Preference(talk(text), "a", "b")).get("undecodable").count == count
 
 
-@pytest.mark.parametrize(("text", "found"), [
+@pytest.mark.parametrize(("text", "counts"), [
     ("abc 123 été", {"LATIN": 6}), ("привет ok", {"CYRILLIC": 6, "LATIN": 2}), ("漢字かなカナ", {"HAN": 6}),
     ("한국어", {"HANGUL": 3}), ("ＡＢ", {"LATIN": 2}), ("12 + 3!", {}), ("", {}), ("𝐱ʰµª", {}), ("ไทย", {"THAI": 3}),
 ])  # fmt: skip
-def test_letters_by_script(text, found):
-    assert letters(text) == found
+def test_letters_by_script(text, counts):
+    assert letters(text) == counts
 
 
 def test_another_language_is_a_reply_with_more_than_a_fifth_of_letters_of_another_script():
@@ -189,9 +189,9 @@ def test_another_language_is_a_reply_with_more_than_a_fifth_of_letters_of_anothe
         Preference("p", "abcdefg яя", "x"),
         Preference("p", "42", "17"),  # no letters
     )
-    found = findings.get("other_language")
-    assert (found.count, found.n, found.examples) == (2, 8, (("f:1",), ("f:8",)))
-    assert "not Latin" in found.text
+    finding = findings.get("other_language")
+    assert (finding.count, finding.n, finding.examples) == (2, 8, (("f:1",), ("f:8",)))
+    assert "not Latin" in finding.text
     russian = inspect(*[Preference("p", "да, конечно", "нет")] * 3, english[0]).get("other_language")
     assert (russian.count, russian.n, russian.examples) == (1, 4, (("f:4",),))
     assert inspect(Preference("p", "1", "2")).get("other_language").share == 0
@@ -200,14 +200,14 @@ def test_another_language_is_a_reply_with_more_than_a_fifth_of_letters_of_anothe
 def test_near_duplicates_are_of_prompts_or_of_whole_demonstrations():
     prompt = sentence(0)
     near = [*prompt[:20], "other", *prompt[21:]]
-    one, other = " ".join(prompt), " ".join(near)
-    pairs = inspect(Preference(one, "a", "b"), Preference(one, "c", "d"), Preference(other, "e", "f")).get(
+    first, other = " ".join(prompt), " ".join(near)
+    pairs = inspect(Preference(first, "a", "b"), Preference(first, "c", "d"), Preference(other, "e", "f")).get(
         "near_duplicates"
     )
     assert (pairs.count, pairs.n, pairs.examples) == (1, 2, (("f:1", "f:3"),))  # two prompts, the second like the first
     reply = " ".join(sentence(1))
     shown = inspect(
-        Demonstration(one, reply), Demonstration(one, " ".join(sentence(2))), Demonstration(other, reply),
+        Demonstration(first, reply), Demonstration(first, " ".join(sentence(2))), Demonstration(other, reply),
         name="demonstrations",
     ).get("near_duplicates")  # fmt: skip
     assert (shown.count, shown.n, shown.examples) == (1, 3, (("f:1", "f:3"),))
@@ -220,8 +220,8 @@ def test_leaks_are_held_out_prompts_nearly_trained_on(kind):
     replies = ("a", "b") if kind is Preference else ("a",)
     name = "preferences" if kind is Preference else "demonstrations"
     records = [kind(near, *replies), kind(" ".join(prompt), *replies), kind(" ".join(sentence(1)), *replies)]
-    found = inspect(*records, sides=["eval", "train", "eval"], name=name).get("leaked")
-    assert (found.count, found.n, found.examples) == (1, 2, (("f:2", "f:1"),))
+    finding = inspect(*records, sides=["eval", "train", "eval"], name=name).get("leaked")
+    assert (finding.count, finding.n, finding.examples) == (1, 2, (("f:2", "f:1"),))
     assert inspect(*records, name=name).get("leaked") is None
     given = inspect(*records, name=name, held_out=[near + " more", "another"]).get("leaked")
     assert (given.count, given.n, given.examples) == (1, 2, (("f:1", "q:1"),))

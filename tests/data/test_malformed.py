@@ -105,7 +105,11 @@ def test_every_row_is_accounted_for_or_one_line_says_why_not(project, tmp_path, 
             continue
         outcomes["prepared"] += 1
         prepared.ledger.check()
-        for extra in (*prepared.train["extra"], *prepared.eval["extra"], *(json.dumps(one.extra) for one in prompts)):
+        for extra in (
+            *prepared.train["extra"],
+            *prepared.eval["extra"],
+            *(json.dumps(record.extra) for record in prompts),
+        ):
             json.dumps(json.loads(extra), ensure_ascii=False, allow_nan=False).encode()
         assert len((out / "dropped.jsonl").read_text().splitlines()) <= prepared.ledger.dropped.total()
     assert sum(outcomes.values()) == FILES

@@ -19,9 +19,9 @@ def words(count, seed=0):
 def test_shingles_are_runs_of_three_words_each_once():
     assert len(shingles(WORDS)) == 8
     assert len(shingles(f"{WORDS} {WORDS}")) == 8 + 2  # and the two across the seam
-    found = shingles(WORDS)
-    assert found.dtype == np.uint32
-    assert list(found) == sorted(set(found))
+    hashes = shingles(WORDS)
+    assert hashes.dtype == np.uint32
+    assert list(hashes) == sorted(set(hashes))
 
 
 def test_case_punctuation_and_white_space_do_not_count():
@@ -44,10 +44,10 @@ def test_a_text_without_spaces_is_runs_of_characters():
 
 
 def test_jaccard():
-    one, other = np.array([1, 2, 3], np.uint32), np.array([2, 3, 4, 5], np.uint32)
-    assert jaccard(one, other) == jaccard(other, one) == 2 / 5
-    assert jaccard(one, one) == 1
-    assert jaccard(one, one[:0]) == jaccard(one[:0], one[:0]) == 0
+    first, other = np.array([1, 2, 3], np.uint32), np.array([2, 3, 4, 5], np.uint32)
+    assert jaccard(first, other) == jaccard(other, first) == 2 / 5
+    assert jaccard(first, first) == 1
+    assert jaccard(first, first[:0]) == jaccard(first[:0], first[:0]) == 0
 
 
 def test_like_texts_share_a_band_and_others_do_not():
@@ -61,12 +61,12 @@ def test_like_texts_share_a_band_and_others_do_not():
             pool = rng.choice(1 << 32, 2000, replace=False).astype(np.uint32)
             common = round(1000 * similarity)
             alone = (1000 - common) // 2
-            one, other = (
+            first, other = (
                 pool[: common + alone],
                 np.concatenate([pool[:common], pool[common + alone : common + 2 * alone]]),
             )
-            assert jaccard(one, other) == pytest.approx(similarity)
-            shared += bool(set(band_keys(one)) & set(band_keys(other)))
+            assert jaccard(first, other) == pytest.approx(similarity)
+            shared += bool(set(band_keys(first)) & set(band_keys(other)))
         assert low <= shared / 200 <= high
         assert shared / 200 == pytest.approx(1 - (1 - similarity**BAND_SIZE) ** BANDS, abs=0.1)
 
@@ -119,7 +119,7 @@ def test_many_alike_are_compared_with_the_first_alone(index, monkeypatch):
     from rlhf.data import near
 
     calls = []
-    monkeypatch.setattr(near, "jaccard", lambda one, other: calls.append(1) or jaccard(one, other))
+    monkeypatch.setattr(near, "jaccard", lambda first, other: calls.append(1) or jaccard(first, other))
     assert len(list(index.near_duplicates())) > 290
     assert len(calls) < 1000
 

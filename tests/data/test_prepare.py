@@ -292,7 +292,7 @@ def test_work_ahead_changes_nothing_but_when_it_is_done(write, project, tmp_path
 
     first = prepare(made, "demonstrations", encode, tmp_path / "one")
     second = prepare(
-        made, "demonstrations", look, tmp_path / "two", ahead=lambda records: had.extend(one.prompt for one in records)
+        made, "demonstrations", look, tmp_path / "two", ahead=lambda rows: had.extend(row.prompt for row in rows)
     )
     assert len(had) == 601
     assert second.ledger.as_dict() == first.ledger.as_dict()

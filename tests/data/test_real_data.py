@@ -39,7 +39,7 @@ def test_hh(real, project, tmp_path, name):
         for record, side in iter_records(made, role, counts):
             assert record.prompt[-1]["role"] == "user"
             roles = [message["role"] for message in record.prompt]
-            assert all(one != other for one, other in itertools.pairwise(roles))  # as templates demand
+            assert all(role != other for role, other in itertools.pairwise(roles))  # as templates demand
             reply = record.chosen if isinstance(record, Preference) else record.completion
             assert [message["role"] for message in reply] == ["assistant"]
             prompts[role][side].add(json.dumps(record.prompt))
@@ -65,12 +65,12 @@ def test_length_bias_of_hh(real, project, tmp_path, name):
     """
     path = real / f"hh/{name}.jsonl.gz"
     made = project(preferences=path, holdout=0.3)
-    found = prepare(made, "preferences", lambda record: Encoded({"n": 1}), tmp_path / "out").findings.get("length")
+    finding = prepare(made, "preferences", lambda record: Encoded({"n": 1}), tmp_path / "out").findings.get("length")
     n, longer, quoted = LONGER[name]
-    assert (found.n, found.count) == (n, longer)
-    assert found.said
-    assert found.ci[0] < quoted / 100 < found.ci[1]
-    assert 100 * found.share == pytest.approx(quoted, abs=0.2)
+    assert (finding.n, finding.count) == (n, longer)
+    assert finding.said
+    assert finding.ci[0] < quoted / 100 < finding.ci[1]
+    assert 100 * finding.share == pytest.approx(quoted, abs=0.2)
     ends = [
         [row[side].rpartition("\n\nAssistant:")[2].strip() for side in ("chosen", "rejected")]
         for row in map(json.loads, gzip.decompress(path.read_bytes()).splitlines())

@@ -162,10 +162,10 @@ def test_a_reward_model_never_reads_a_cut_sequence(byte_tokenizer):
 
 def test_what_generation_reads_is_what_training_showed(byte_tokenizer):
     for template, eos in ((PLAIN_TEMPLATE, "<end>"), (CHATML, "<|im_end|>"), (NO_END, "<end>")):
-        one = codec(byte_tokenizer, template, eos)
+        tested = codec(byte_tokenizer, template, eos)
         prompt = [turn("user", "Hello")]
-        full, start = one.sequence(prompt, [turn("assistant", "Hi.")])
-        assert one.prompt(prompt) == full[:start]
+        full, start = tested.sequence(prompt, [turn("assistant", "Hi.")])
+        assert tested.prompt(prompt) == full[:start]
 
 
 def test_a_template_that_refuses_a_role_makes_the_row_unusable(byte_tokenizer):
@@ -184,18 +184,18 @@ def test_no_eos_is_refused(byte_tokenizer):
 def test_an_encoder_frames_the_text_itself(tiny_bert):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     tokenizer.chat_template = PLAIN_TEMPLATE
-    one = Codec(tokenizer, max_length=20, encoder=True)
-    chosen = one.scored_pair(
+    encoder = Codec(tokenizer, max_length=20, encoder=True)
+    chosen = encoder.scored_pair(
         Preference([turn("user", "lamp")], [turn("assistant", "on")], [turn("assistant", "off")])
     ).columns["chosen_ids"]
     assert chosen[0] == tokenizer.cls_token_id
     assert chosen[-1] == tokenizer.sep_token_id
     assert chosen.count(tokenizer.sep_token_id) == 1
-    assert one.labelled(Labelled("lamp", 1)).columns["labels"] == 1
+    assert encoder.labelled(Labelled("lamp", 1)).columns["labels"] == 1
     with pytest.raises(UserError, match="an encoder learns from `text` and `label`"):
-        one.labelled(Demonstration("a", "b"))
+        encoder.labelled(Demonstration("a", "b"))
     with pytest.raises(UserError, match=r"takes a class's number in `label` .*; here it is 'joy'"):
-        one.labelled(Demonstration("", "b", {"label": "joy"}))
+        encoder.labelled(Demonstration("", "b", {"label": "joy"}))
 
 
 def test_what_follows_a_reply(tiny_tokenizer):

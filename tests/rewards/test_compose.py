@@ -12,8 +12,8 @@ def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def same(found, wanted):
-    torch.testing.assert_close(found, tensor(wanted), rtol=0, atol=1e-12, equal_nan=True)
+def same(result, wanted):
+    torch.testing.assert_close(result, tensor(wanted), rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_none_becomes_nan_and_never_zero():
@@ -38,14 +38,14 @@ def test_reference_samples_come_out_at_mean_0_and_std_1_whatever_their_scale():
     torch.manual_seed(0)
     scores = torch.randn(50, 2) * torch.tensor([3.0, 100.0]) + torch.tensor([-7.0, 40.0])
     scores[::5, 0] = NAN
-    found = normalise(scores, *normalisation(scores))
-    assert found.dtype == torch.float64
-    assert found.isnan().equal(scores.isnan())
-    again = normalisation(found)
+    result = normalise(scores, *normalisation(scores))
+    assert result.dtype == torch.float64
+    assert result.isnan().equal(scores.isnan())
+    again = normalisation(result)
     same(again[0], [0, 0])
     same(again[1], [1, 1])
     rescaled = 2 * scores.double() + 5
-    torch.testing.assert_close(normalise(rescaled, *normalisation(rescaled)), found, equal_nan=True)
+    torch.testing.assert_close(normalise(rescaled, *normalisation(rescaled)), result, equal_nan=True)
 
 
 def test_the_sum_by_hand():
@@ -68,8 +68,8 @@ def test_the_fallback_keeps_the_order_of_those_with_a_score():
 def test_nothing_missing_needs_no_fallback():
     torch.manual_seed(0)
     scores, weights = torch.randn(6, 3), torch.tensor([1.0, 0.0, -2.0])
-    found = weighted_sum(scores, weights, torch.full((3,), NAN))
-    torch.testing.assert_close(found, scores.double() @ weights.double())
+    result = weighted_sum(scores, weights, torch.full((3,), NAN))
+    torch.testing.assert_close(result, scores.double() @ weights.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -25,6 +25,6 @@ def test_what_one_cannot_score_has_no_score():
 
 def test_columns_reach_every_model():
     def told(prompts, completions, topic):
-        return [float(len(one)) for one in topic]
+        return [float(len(value)) for value in topic]
 
     assert Ensemble([told, told])(["q"], ["a"], topic=["four"]) == [4.0]

@@ -28,10 +28,10 @@ def code(tmp_path, monkeypatch):
 
 
 def test_the_users_own_files_are_followed_and_none_is_executed(code):
-    found = code_behind(code / "judge.py")
-    assert set(found["files"]) == USED
-    assert set(found["packages"]) == {"numpy"}
-    assert found["packages"]["numpy"]
+    code = code_behind(code / "judge.py")
+    assert set(code["files"]) == USED
+    assert set(code["packages"]) == {"numpy"}
+    assert code["packages"]["numpy"]
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

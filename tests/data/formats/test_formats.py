@@ -143,14 +143,14 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "row", "expected"), CASES)
 def test_a_row_is_recognised_and_read(name, row, expected):
-    found = find(None, row, "f.jsonl:3")
-    assert found.name == name
-    record = found.parse(row, "f.jsonl:3")
+    layout = find(None, row, "f.jsonl:3")
+    assert layout.name == name
+    record = layout.parse(row, "f.jsonl:3")
     assert record.origin == "f.jsonl:3"
     fields = [field for field in record.__dataclass_fields__ if field != "origin"]
     assert type(record) is type(expected)
     assert {field: getattr(record, field) for field in fields} == {field: getattr(expected, field) for field in fields}
-    assert find(name, {}, "f.jsonl:3") is found
+    assert find(name, {}, "f.jsonl:3") is layout
 
 
 def test_every_format_has_a_case():
@@ -159,15 +159,15 @@ def test_every_format_has_a_case():
 
 def test_a_format_is_asked_before_those_it_names():
     order = list(formats())
-    for one in formats().values():
-        for other in one.before:
-            assert order.index(one.name) < order.index(other)
+    for layout in formats().values():
+        for other in layout.before:
+            assert order.index(layout.name) < order.index(other)
 
 
 def test_any_two_formats_that_match_one_row_have_an_order():
     """Else adding a file could change how an existing set is read."""
     for _, row, _ in CASES:
-        matching = [one for one in formats().values() if one.matches(row)]
+        matching = [layout for layout in formats().values() if layout.matches(row)]
         for later in matching[1:]:
             assert later.name in matching[0].before, (row, matching[0].name, later.name)
 
