@@ -58,6 +58,30 @@ def test_objectives_import_torch_and_nothing_of_ours(root):
         assert all(room(name) == "objectives" for name in imports(path))
 
 
+def behind(module: str) -> set[str]:
+    """The package's modules behind a stage: what its file imports, at the top and inside its functions."""
+    code = f"""
+import ast, importlib, sys
+import {module} as stage
+for node in ast.walk(ast.parse(open(stage.__file__).read())):
+    if isinstance(node, ast.ImportFrom):
+        importlib.import_module(node.module)
+print(*(name for name in sys.modules if name.startswith("rlhf.")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def test_training_imports_no_statistics(root):
+    """A judge of checkpoints is handed to it; so what stands behind dpo is about what sft needs."""
+    for name in ("training", "trl_trainers", "ppo"):
+        for path in (root / "rlhf" / name).glob("*.py"):
+            assert not [module for module in imports(path) if room(module) in ("evaluation", "report")], path
+    sft, dpo = behind("rlhf.stages.sft"), behind("rlhf.stages.dpo")
+    assert not {module for module in dpo if room(module) in ("evaluation", "report", "rewards", "publish", "ppo")}
+    assert len(dpo - sft) <= 5, sorted(dpo - sft)
+
+
 def test_the_orchestrator_is_light():
     """The stage files too, which it asks what stages there are."""
     code = "import sys, rlhf.cli, rlhf.pipeline.runner; from rlhf.workflow import stages; stages(); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.workflow import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.models.load import check_policy
     from rlhf.training.common import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
-    from rlhf.training.track import check_tracking
 
     start = starting_point(context)
     check_policy(start.source, start.encoder)
     args: Any = arguments(context, DPOConfig, start)
-    check_tracking(context, args)
+    if (judge := checkpoint_judge(context)) is not None:
+        judge.check(args)
     codec = Codec(start.tokenizer, args.max_length, args.truncation_mode)
     settings = {"max_length": args.max_length, "keep": codec.keep}
     data = prepared_data(context, start, codec.pair, settings, ahead=codec.ahead)
@@ -74,9 +75,9 @@ def run(context: StageContext) -> Metrics:
     """Train from the parent's model, which is also the reference."""
     from peft import PeftModel, TaskType
 
+    from rlhf.training.candidates import choose, drop, keep_candidates
     from rlhf.training.common import held_out_metrics, run_training, save_model
     from rlhf.training.starting_point import adapted, starting_policy
-    from rlhf.training.track import candidates, choose, drop
     from rlhf.trl_trainers.dpo import DPOTrainer, falling_chosen
     from rlhf.trl_trainers.speedups import levers
 
@@ -88,16 +89,17 @@ def run(context: StageContext) -> Metrics:
     alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
     reference = None if alone else starting_policy(context, start)
     trainer = ready.trainer(DPOTrainer, model, ref_model=reference, levers=levers(context))
-    kept = candidates(context, model, trainer)
+    judge = checkpoint_judge(context)
+    candidates = keep_candidates(judge, model, context.directory, trainer)
     metrics = run_training(trainer, context)
-    metrics.update(choose(kept, context, ready, model, trainer))
+    metrics.update(choose(judge, candidates, start.opened))
     if metrics.get("selected_step", metrics["steps"]) != metrics["steps"]:
         metrics.update(held_out_metrics(trainer))  # of the checkpoint that is kept
     names = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
     metrics = {names.get(key, key): value for key, value in metrics.items()}
     metrics["warning"] = falling_chosen(trainer.state.log_history)
     saved = save_model(trainer, ready, context)
-    drop(kept)
+    drop(candidates)
     return {**metrics, **saved}
 
 

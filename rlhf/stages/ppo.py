@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
+from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.workflow import Metrics, Stage, StageContext, rewards_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.training.common import Ready, arguments, prepared_data
     from rlhf.training.defaults import PPO_DEFAULTS
     from rlhf.training.starting_point import starting_point
-    from rlhf.training.track import check_tracking
 
     start = starting_point(context)
     check_policy(start.source, start.encoder)
@@ -32,7 +32,8 @@ def prepare(context: StageContext) -> Ready:
     if problems := [*args.check(), *unfit(args, start.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
     _check_rewards(context.project, context.name)
-    check_tracking(context, args)
+    if (judge := checkpoint_judge(context)) is not None:
+        judge.check(args)
     room = None if args.max_length is None else args.max_length - args.max_new_tokens
     if room is not None and room < 1:
         raise UserError(
@@ -71,8 +72,8 @@ def run(context: StageContext) -> Metrics:
     from rlhf.ppo.diagnostics import last_rollout
     from rlhf.ppo.models import build_roles, load_maximised
     from rlhf.ppo.trainer import PPOTrainer
+    from rlhf.training.candidates import choose, drop, keep_candidates
     from rlhf.training.common import run_training, save_model
-    from rlhf.training.track import candidates, choose, drop
 
     ready = prepare(context)
     start, args = ready.start, ready.args
@@ -84,13 +85,14 @@ def run(context: StageContext) -> Metrics:
     samples_file = context.directory / "rollouts.jsonl"
     rows = prompt_rows(ready.data.train, Codec(start.tokenizer))
     trainer = PPOTrainer(roles, args, rows, load_maximised(context, roles), start.tokenizer, samples_file)
-    kept = candidates(context, roles.policy, trainer)
+    judge = checkpoint_judge(context)
+    candidates = keep_candidates(judge, roles.policy, context.directory, trainer)
     metrics = run_training(trainer, context, [samples_file])
     if roles.shared:
         roles.policy.set_adapter(POLICY)
-    metrics.update(choose(kept, context, ready, roles.policy, trainer))
+    metrics.update(choose(judge, candidates, start.opened))
     saved = save_model(trainer, ready, context, roles.policy)
-    drop(kept)
+    drop(candidates)
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 
 

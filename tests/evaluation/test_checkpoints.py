@@ -10,12 +10,14 @@ from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.errors import UserError
+from rlhf.evaluation import checkpoints
+from rlhf.evaluation.checkpoints import TRACKED, tracking_prompts
 from rlhf.models import probe
 from rlhf.pipeline import contract
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.report.build import write_report
-from rlhf.training import track
-from rlhf.training.track import TRACKED, Candidates, tracking_prompts
+from rlhf.training import candidates
+from rlhf.training.candidates import Candidates
 from rlhf.workflow import StageContext
 from tests.support.projects import make_project, pairs, write_project, write_rows
 
@@ -138,7 +140,12 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
         (tmp_path / name).mkdir()
         project = dpo_project(tmp_path / name, tiny_llama)
         if name == "broken":
-            place = {"kept": (Candidates, "on_save"), "scored": (track, "_score_all"), "saved": (track, "drop")}[moment]
+            places = {
+                "kept": (Candidates, "on_save"),
+                "scored": (checkpoints, "_score_all"),
+                "saved": (candidates, "drop"),
+            }
+            place = places[moment]
             with monkeypatch.context() as patch:
                 patch.setattr(*place, killed)
                 with pytest.raises(Killed):

@@ -1,0 +1,203 @@
+"""Checkpoints of a policy scored by a judge that training does not see, and the choice among them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainingArguments
+
+from rlhf.artifacts.open import OpenedModel
+from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
+from rlhf.data.records import Text
+from rlhf.data.splits import Side, content_key, contexts
+from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError
+from rlhf.evaluation.compare import MIN_PROMPTS
+from rlhf.evaluation.completions import fitted, replies_to
+from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
+from rlhf.evaluation.stats import Floats, mean_per_prompt
+from rlhf.models.adapters import without_peft
+from rlhf.models.device import process_state, sharded
+from rlhf.policies.completion import as_completion
+from rlhf.policies.kl import sequence_kl
+from rlhf.rewards import RewardFunction, columns_of
+from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
+from rlhf.rewards.load import load_rewards
+from rlhf.workflow import StageContext, rewards_of, stage_of
+
+PROMPTS, SAMPLES = 64, 2
+"""How many prompts a checkpoint replies to, and how often to each."""
+TRACKED = "tracked.jsonl"
+
+
+class Checkpoints(Protocol):
+    """The policies of a training's checkpoints."""
+
+    def steps(self) -> list[int]:
+        """Their steps, in order."""
+
+    def restore(self, step: int) -> None:
+        """Give the policy its weights of a step."""
+
+
+class CheckpointJudge:
+    """Scores the start and every checkpoint of a stage by a reward that training does not see, and chooses one.
+
+    Args:
+        context: The stage, which names the judge.
+    """
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.settings = context.project.stages[context.name]
+
+    def check(self, args: TrainingArguments) -> None:
+        """Check, before anything trains, that checkpoints can be scored.
+
+        Raises:
+            UserError: No checkpoints are taken, there are too few prompts, or weights are sharded.
+        """
+        context, stage = self.context, f"stages.{self.context.name}"
+        if args.save_strategy not in ("steps", "epoch"):
+            raise UserError(f"{stage}.save_strategy: a gold judge scores checkpoints; steps or epoch takes some")
+        if sharded():
+            raise UserError(f"{stage}.gold: checkpoints of weights that are sharded (FSDP, DeepSpeed) are not scored")
+        if (count := len(tracking_prompts(context)[0])) < MIN_PROMPTS:
+            raise UserError(
+                f"{stage}.gold: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are needed; hold out "
+                "more (holdout), or leave out data.prompts"
+            )
+        if _side(context) == "train" and process_state().is_main_process:
+            how = "chosen by" if self.settings.select == "gold" else "scored on"
+            print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts "
+                  "the held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
+
+    def choose(
+        self, checkpoints: Checkpoints, start: OpenedModel, policy: PeftModel | PreTrainedModel
+    ) -> dict[str, Any]:
+        """Score the start and every checkpoint by the judge and by what was maximised, and write `tracked.jsonl`.
+
+        Args:
+            checkpoints: The checkpoints' weights.
+            start: What training started from.
+            policy: The trained policy, which is given the weights of each checkpoint.
+
+        Returns:
+            `checkpoint_judge`, its name; `tracked`, a `Point` each; `tracked_on`, the side of their prompts;
+            `selected_step`; `overoptimised`, the warning or None.
+        """
+        points, scores = _score_all(checkpoints, self.context, start, policy)
+        steps = checkpoints.steps()
+        return {
+            "checkpoint_judge": self.settings.gold,
+            "tracked": points,
+            "tracked_on": _side(self.context),
+            "selected_step": steps[peak(scores) - 1] if self.settings.select == "gold" else steps[-1],
+            "overoptimised": warning(points, scores),
+        }
+
+
+def _score_all(
+    checkpoints: Checkpoints, context: StageContext, start: OpenedModel, policy: PeftModel | PreTrainedModel
+) -> tuple[list[Point], list[Floats]]:
+    """The points of the start and of every checkpoint, and the scores of the prompts that count at each."""
+    project = context.project
+    gold = str(project.stages[context.name].gold)
+    weights = rewards_of(project, context.name)
+    judges = load_rewards(project, context.parents, [*weights, gold])
+    starting_policy = start.policy(placed=False).to(policy.device).eval()
+    codec = Codec(start.tokenizer)
+    prompts, columns = tracking_prompts(context)
+    ids, _ = fitted(starting_policy, codec, prompts, project.evaluate.max_new_tokens)
+    proxy = _Proxy(weights)
+    steps = [0, *checkpoints.steps()]
+    values: dict[str, list[Floats]] = {"kl": [], "length": [], "checkpoint_judge": [], "proxy": []}
+    for step in steps:
+        model = starting_policy
+        if step:
+            checkpoints.restore(step)
+            model = without_peft(policy)
+        replies = replies_to(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
+        kl_PS = np.zeros((len(ids), len(replies[0])))
+        if step:
+            kl_PS = np.array(sequence_kl(model, starting_policy, ids, replies, project.evaluate.temperature or 1.0))
+        texts = [[one.text for one in row] for row in replies]
+        scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
+        values["kl"].append(kl_PS.mean(1))
+        values["length"].append(np.array([np.mean([len(one.ids) for one in row]) for row in replies]))
+        values["checkpoint_judge"].append(mean_per_prompt(scores[gold]))
+        if weights:
+            values["proxy"].append(mean_per_prompt(proxy([scores[name] for name in weights])))
+    counts_P = scored_everywhere(values["checkpoint_judge"])
+    used = {name: [one[counts_P] for one in of] for name, of in values.items()}
+    points = [
+        point(
+            step,
+            *(used[name][at] for name in ("kl", "length", "checkpoint_judge")),
+            used["proxy"][at] if weights else None,
+        )
+        for at, step in enumerate(steps)
+    ]
+    rows = as_rows(points, **values)
+    (context.directory / TRACKED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return points, used["checkpoint_judge"]
+
+
+class _Proxy:
+    """What is maximised: each reward in standard deviations of the starting policy's replies, weighted, summed."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights_K = torch.tensor(list(weights.values()), dtype=torch.float64)
+        self.reference: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, scores_KPS: Sequence[Floats]) -> Floats:
+        """One number a reply, [P, S]; the first call is of the starting policy's replies."""
+        scores_BK = score_matrix([scores.ravel().tolist() for scores in scores_KPS])
+        self.reference = self.reference or normalisation(scores_BK)
+        scaled_BK = normalise(scores_BK, *self.reference)
+        return weighted_sum(scaled_BK, self.weights_K, scaled_BK.nanmean(0)).numpy().reshape(scores_KPS[0].shape)
+
+
+def _side(context: StageContext) -> Side:
+    """Whether checkpoints reply to held-out prompts; without `data.prompts` the comparison has these."""
+    project = context.project
+    return "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
+
+
+def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[Any]]]:
+    """Prompts that checkpoints are chosen by, with the other columns of their rows.
+
+    They are not those that the policies are compared on, or the choice would flatter the one chosen: held-out ones
+    where `data.prompts` has the others, else prompts that are trained on. Which of many, their content decides.
+    """
+    project = context.project
+    role = source_set(project, str(stage_of(context.name).data))
+    wanted = _side(context)
+    compared = {content_key(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
+    chosen: dict[bytes, tuple[Text, dict[str, Any]]] = {}
+    for record, side in iter_records(project, role):
+        prompt = contexts(record)[0]
+        if side == wanted and content_key(prompt) not in compared:
+            chosen.setdefault(content_key(prompt), (prompt, record.extra))
+        if len(chosen) > 4 * PROMPTS:
+            chosen = dict(sorted(chosen.items())[:PROMPTS])
+    chosen = dict(sorted(chosen.items())[:PROMPTS])
+    prompts = [prompt for prompt, _ in chosen.values()]
+    return prompts, columns_of([extra for _, extra in chosen.values()])
+
+
+def _scores(
+    judge: RewardFunction, prompts: Sequence[Text], texts: Sequence[Sequence[str]], columns: dict[str, list[Any]]
+) -> Floats:
+    """Scores of the replies to each prompt, [P, S]; NaN where there is none."""
+    many = len(texts[0])
+    repeated = {name: [value for value in values for _ in range(many)] for name, values in columns.items()}
+    asked = [prompt for prompt in prompts for _ in range(many)]
+    replies = [as_completion(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
+    return np.array(judge(asked, replies, **repeated), dtype=float).reshape(len(prompts), many)

@@ -1,0 +1,135 @@
+"""Checkpoints of a policy as candidates: their weights are kept, and a judge that is handed in chooses among them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from rlhf.artifacts.open import OpenedModel
+from rlhf.models.device import process_state
+from rlhf.models.roles import POLICY
+
+
+class Judge(Protocol):
+    """Scores checkpoints and chooses one; training knows no more of it."""
+
+    def check(self, args: TrainingArguments) -> None:
+        """Check, before anything trains, that checkpoints can be scored.
+
+        Raises:
+            UserError: They cannot.
+        """
+
+    def choose(self, candidates: Candidates, start: OpenedModel, policy: PeftModel | PreTrainedModel) -> dict[str, Any]:
+        """Score the start and every candidate, on the main process.
+
+        Args:
+            candidates: The checkpoints; `restore` gives the policy the weights of each.
+            start: What training started from.
+            policy: The trained policy.
+
+        Returns:
+            Metrics of the stage; `selected_step` is the candidate that is kept.
+        """
+
+
+class Candidates(TrainerCallback):
+    """Keeps the policy's trained weights at every checkpoint, so that one of them can be chosen.
+
+    Args:
+        policy: The model that is trained, of several roles the policy.
+        folder: Where the weights go, a file for each step.
+    """
+
+    def __init__(self, policy: PeftModel | PreTrainedModel, folder: Path) -> None:
+        self.policy, self.folder = policy, folder
+        adapter = isinstance(policy, PeftModel)
+        self.trained = {
+            name: parameter
+            for name, parameter in policy.named_parameters(remove_duplicate=True)
+            if not adapter or f".{POLICY}." in f"{name}."
+        }
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume, drop what an interrupted run kept beyond its checkpoint, and keep what it could not.
+
+        The weights are those of the checkpoint that training goes on from.
+        """
+        if not state.is_world_process_zero:
+            return
+        for step in self.steps():
+            if step > state.global_step:
+                self._file(step).unlink()
+        if state.global_step and state.global_step not in self.steps():
+            self._write(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the weights, on the main process."""
+        if state.is_world_process_zero:
+            self._write(state.global_step)
+
+    def _write(self, step: int) -> None:
+        """Write a file whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained.items()}
+        partial = self.folder / f"{step}.partial"
+        save_file(tensors, partial)
+        partial.replace(self._file(step))
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step}.safetensors"
+
+    def steps(self) -> list[int]:
+        """The steps that were kept, in order."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.safetensors"))
+
+    @torch.no_grad()
+    def restore(self, step: int) -> None:
+        """Give the policy its weights of a step."""
+        for name, tensor in load_file(self._file(step)).items():
+            self.trained[name].copy_(tensor)
+
+
+def keep_candidates(
+    judge: Judge | None, policy: PeftModel | PreTrainedModel, folder: Path, trainer: Trainer
+) -> Candidates | None:
+    """Have a trainer keep its checkpoints' policies, where there is a judge to choose among them."""
+    if judge is None:
+        return None
+    candidates = Candidates(policy, folder / "candidates")
+    trainer.add_callback(candidates)
+    return candidates
+
+
+def choose(judge: Judge | None, candidates: Candidates | None, start: OpenedModel) -> dict[str, Any]:
+    """Have the judge choose, on the main process; every process gives its policy the chosen weights.
+
+    Args:
+        judge: Whom the stage asks.
+        candidates: The checkpoints' policies.
+        start: What training started from.
+
+    Returns:
+        What the judge says; nothing without one.
+    """
+    if judge is None or candidates is None:
+        return {}
+    said: list[dict[str, Any]] = [{}]
+    if process_state().is_main_process:
+        said = [judge.choose(candidates, start, candidates.policy)]
+    broadcast_object_list(said)
+    candidates.restore(said[0]["selected_step"])
+    return said[0]
+
+
+def drop(candidates: Candidates | None) -> None:
+    """Delete the kept weights, once the artefact is saved: until then a run that was interrupted needs them."""
+    if candidates is not None and process_state().is_main_process:
+        shutil.rmtree(candidates.folder, ignore_errors=True)
