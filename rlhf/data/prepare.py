@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 from rlhf import __version__
 from rlhf.config.project import DatasetConfig, ProjectConfig
 from rlhf.data.arrow import ArrowFile
-from rlhf.data.checks import (
+from rlhf.data.checks import check_left, check_limits, fault, none_held_out, row_key, too_few
+from rlhf.data.findings import FINDINGS_FILE, Findings
+from rlhf.data.formats import find
+from rlhf.data.index import Index
+from rlhf.data.inspector import Inspector
+from rlhf.data.ledger import (
     DROPPED_FILE,
     DUPLICATE,
     HELD_OUT,
@@ -29,17 +34,7 @@ from rlhf.data.checks import (
     SAME_PROMPT,
     SAMPLED_OUT,
     Ledger,
-    check_left,
-    check_limits,
-    fault,
-    none_held_out,
-    row_key,
-    too_few,
 )
-from rlhf.data.findings import FINDINGS_FILE, Findings
-from rlhf.data.formats import find
-from rlhf.data.index import Index
-from rlhf.data.inspector import Inspector
 from rlhf.data.records import Encoded, Prompt, Record, Text, Unusable, as_role
 from rlhf.data.sources import fingerprint, read_rows
 from rlhf.data.splits import Side, content_key, contexts, copies, half_of, side

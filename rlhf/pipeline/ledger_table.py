@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.data.checks import Ledger
 from rlhf.data.findings import Findings
+from rlhf.data.ledger import Ledger
 
 
 def ledger_table(ledgers: Mapping[str, Ledger]) -> Table:

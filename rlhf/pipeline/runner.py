@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from rlhf.artifacts.manifest import read_manifest, versions
 from rlhf.config.project import ProjectConfig
-from rlhf.data.checks import Ledger
 from rlhf.data.findings import Findings
+from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.pipeline.stage import guarded, join_stage, prepare_stage, quiet_environment, run_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf.data.checks import NO_FAULT
+from rlhf.data.ledger import NO_FAULT
 from rlhf.evaluation.formatting import count, number, percent
 from rlhf.evaluation.gate_verdict import unproven
 from rlhf.report.phrases import capital, in_sentence, judge_in_sentence, label, reward_model

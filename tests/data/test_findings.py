@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from rlhf.data.checks import Ledger
 from rlhf.data.findings import Finding, Findings, ordered
 from rlhf.data.index import Index
 from rlhf.data.inspector import Inspector, contents, letters
+from rlhf.data.ledger import Ledger
 from rlhf.data.prepare import load_prepared, prepare
 from rlhf.data.records import Demonstration, Encoded, Feedback, Labelled, Preference, Prompt
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from rlhf.config.project import LimitsConfig
-from rlhf.data.checks import Ledger
+from rlhf.data.ledger import Ledger
 from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, source_set
 from rlhf.data.records import Encoded, Unusable
 from rlhf.data.splits import canonical

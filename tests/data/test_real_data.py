@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhf.data.checks import Ledger
+from rlhf.data.ledger import Ledger
 from rlhf.data.prepare import iter_records, prepare
 from rlhf.data.records import Demonstration, Encoded, Labelled, Preference
 

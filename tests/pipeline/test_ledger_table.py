@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from rlhf.data.checks import Ledger
 from rlhf.data.findings import Finding, Findings
+from rlhf.data.ledger import Ledger
 from rlhf.pipeline.ledger_table import findings_lines, ledger_table
 
 
