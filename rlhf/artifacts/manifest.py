@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import rlhf
 from rlhf.artifacts.hashing import digest, sha256_file
@@ -33,6 +34,11 @@ _REQUIRED: dict[str, type] = {
 _verified: dict[Path, int] = {}
 """Folders that this process has verified, with the time at which their manifest was written, in nanoseconds."""
 
+Leaves = Literal["base", "policy", "scorer", "verdict", "comparison"]
+"""What a stage leaves: a base model that others start from; a policy, which writes completions (or, of an encoder, a
+classifier); a scorer, which is a reward model; a verdict on what another stage is about to maximise; a comparison of
+policies."""
+
 
 class Lineage(TypedDict):
     """The weights that a stage's model goes back to."""
@@ -47,10 +53,27 @@ class Lineage(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The fields of stage.json. Fields that are not listed here are kept as they stand."""
+    """The fields of stage.json. Fields that are not listed here are kept as they stand.
+
+    `read_manifest` gives a stage of an earlier version the `kind`, `repetition`, `label`, `method`, `leaves` and
+    `trainer_config` that it did not record.
+    """
 
     stage: str
     """Name of the stage: `dpo`, or `dpo@1` for a repetition with another seed."""
+    kind: NotRequired[str]
+    """The stage without its repetition: `dpo`."""
+    repetition: NotRequired[int]
+    """0 for the first."""
+    order: NotRequired[int]
+    """Stages run in this order."""
+    label: NotRequired[str]
+    """How tables and the report name it: `DPO`."""
+    method: NotRequired[str]
+    """What it does, as a model card says it."""
+    leaves: NotRequired[Leaves]
+    trainer_config: NotRequired[list[str]]
+    """`module:Class` of its trainer's config, base classes first."""
     artifact: str
     """Hash over its model files (`artifact_hash`)."""
     hash: str
@@ -107,7 +130,37 @@ def read_manifest(folder: Path) -> Manifest | None:
                     f"it; {remedy}"
                 )
             raise UserError(f"{path}: has no {name!r}, or one of another type; {remedy}")
-    return cast(Manifest, fields)
+    return cast(Manifest, {**_description(folder, fields), **fields})
+
+
+def _description(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage says of itself, as far as that follows from the rest of its manifest and from its model's config."""
+    kind, _, repetition = fields["stage"].partition("@")
+    return {
+        "kind": kind, "repetition": int(repetition) if repetition.isdigit() else 0, "label": kind, "method": "",
+        "leaves": _leaves(folder, fields), "trainer_config": [],
+    }  # fmt: skip
+
+
+def _leaves(folder: Path, fields: Mapping[str, Any]) -> Leaves:
+    if "policies" in fields["metrics"]:
+        return "comparison"
+    if "passed" in fields["metrics"]:
+        return "verdict"
+    if "lineage" not in fields:
+        return "base"  # made from nothing, it goes back to no other model
+    on_pairs = "preferences" in (fields.get("data") or {})
+    return "scorer" if on_pairs and _is_classifier(folder) else "policy"
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether the model in a folder has a head of its own for classes or scores, as its config says."""
+    for name in ("adapter_config.json", "config.json"):
+        if (folder / name).is_file():
+            config = read_object(folder / name, {}, "train the stage again")
+            architectures = config.get("architectures") or [""]
+            return config.get("task_type") == "SEQ_CLS" or architectures[0].endswith("ForSequenceClassification")
+    return False
 
 
 def read_manifests(run_dir: Path) -> dict[str, Manifest]:

@@ -16,18 +16,13 @@ import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from rlhf.artifacts.manifest import Manifest
+from rlhf.artifacts.open import Kind
 from rlhf.report import html, sentences
 from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_table
-from rlhf.workflow import LEARNED, kind_of
 
-_METHODS = {
-    "base": "Random weights, a starting point",
-    "sft": "Supervised fine-tuning on demonstrations",
-    "reward": "A reward model, trained on preference pairs",
-    "gold": "A reward model, trained on the half of the preference pairs that the other stages leave out",
-    "dpo": "Direct preference optimisation",
-    "ppo": "Reinforcement learning (PPO)",
-}
+_UNDESCRIBED = {"policy": "A policy", "reward": "A reward model", "classifier": "A text classifier"}
+"""What a stage does that has not recorded it."""
 _PRIVATE = ("endpoint", "api_key_env")
 """Fields of a judge behind an endpoint that say where in somebody's network it stands."""
 _FINGERPRINT = ("hub", "file", "folder", "sha256", "revision")
@@ -40,8 +35,9 @@ class Subject:
 
     run: str
     stage: str
-    kind: str
-    """`policy`, `reward` (one score) or `classifier`."""
+    kind: Kind
+    manifests: Mapping[str, Manifest]
+    """Of all finished stages of the run, by name."""
     labels: int
     """Outputs of the head; 1 for a policy."""
     adapter: bool
@@ -50,17 +46,23 @@ class Subject:
     """The model it goes back to: a hub id, a local folder, or None for random weights."""
     revision: str | None
     dtype: str
-    prompt_format: str
-    """`messages` or `text`."""
     encoder: bool
     added_tokens: bool
     """Whether the tokenizer has more tokens than the base has embeddings."""
     base_files: Mapping[str, str]
     """SHA-256 of a local base's weight files, by name."""
-    origins: Mapping[str, str]
-    """What each stage without a parent started from, by stage."""
     verified: bool
     """Whether the folder was loaded again and gave the outputs recorded in training."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the stage that is published."""
+        return self.manifests[self.stage]
+
+    @property
+    def prompt_format(self) -> str:
+        """`messages` or `text`."""
+        return self.manifest.get("prompt_format", "messages")
 
     @property
     def hub_base(self) -> str | None:
@@ -127,7 +129,7 @@ def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: st
         notices=sentences.notices(report),
         comparisons=comparison_table_md(report),
         lineage=_lineage(subject, report),
-        settings=list(_settings(report)),
+        settings=list(_settings(subject, report)),
         data=_data(report),
         ledger=ledger_table_md(report),
         versions=_versions(subject, report),
@@ -138,9 +140,8 @@ def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: st
 
 def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
     """The card's YAML header. A base on no hub is not named there: the hub would link to somebody else's model."""
-    stage = kind_of(subject.stage)
-    trl = ["trl"] if stage in ("sft", "dpo", *LEARNED) else []
-    method = "reward-model" if subject.kind == "reward" else stage
+    trl = ["trl"] if any(name.startswith("trl.") for name in subject.manifest["trainer_config"]) else []
+    method = "reward-model" if subject.kind == "reward" else subject.manifest["kind"]
     relation: dict[str, Any] = (
         {"base_model_relation": "adapter" if subject.adapter else "finetune"} if subject.hub_base else {}
     )
@@ -157,9 +158,8 @@ def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
 
 def summary(subject: Subject) -> str:
     """The first words of a card."""
-    method = (
-        "A text classifier" if subject.kind == "classifier" else _METHODS.get(kind_of(subject.stage), subject.stage)
-    )
+    recorded = subject.manifest["method"] if subject.kind != "classifier" else ""
+    method = recorded or _UNDESCRIBED[subject.kind]
     if subject.hub_base:
         base = f"[{subject.hub_base}](https://huggingface.co/{subject.hub_base})"
     else:
@@ -194,10 +194,11 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
     header = ("Stage", "Starts from", "Rows trained on", "Seed", "Artefact", "Time")
     rows = []
     for name, stage in report["provenance"].items():
-        if name == "evaluate":
+        if subject.manifests[name]["leaves"] == "comparison":
             continue
-        parents = [f"{parent} `{digest[:12]}`" for parent, digest in (stage.get("parents") or {}).items() if digest]
-        origin = subject.origins.get(name)
+        parents = [f"{parent} `{digest[:12]}`" for parent, digest in stage["parents"].items() if digest]
+        lineage = subject.manifests[name].get("lineage")
+        origin = lineage["base"] if lineage else None
         trained = report["stages"].get(name, {}).get("train_rows")
         rows.append(
             (
@@ -212,13 +213,14 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
     return markdown_table(header, rows, right="Rows trained on,Seed,Time")
 
 
-def _settings(report: Mapping[str, Any]) -> Iterator[str]:
+def _settings(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
     """What each stage's configuration sets."""
     for name, stage in report["provenance"].items():
         config = stage.get("config") or {}
-        fields = dict((config.get("evaluate") if name == "evaluate" else config.get("trainer")) or {})
+        compares = subject.manifests[name]["leaves"] == "comparison"
+        fields = dict((config.get("evaluate") if compares else config.get("trainer")) or {})
         model = config.get("model")
-        if model and name not in ("base", "evaluate"):
+        if model and "lineage" in subject.manifests[name]:
             fields["adapter"] = model.get("adapter") or "none (all weights are trained)"
         if fields:
             yield f"`{name}`: " + ", ".join(f"{key} {_plain(value)}" for key, value in fields.items())
@@ -255,8 +257,18 @@ def _data(report: Mapping[str, Any]) -> str:
 
 def _versions(subject: Subject, report: Mapping[str, Any]) -> str:
     stage = report["provenance"][subject.stage]
-    found = [f"{package} {version}" for package, version in (stage.get("versions") or {}).items()]
-    return ", ".join([*found, *([f"git {stage['git_sha'][:12]}"] if stage.get("git_sha") else [])])
+    now = _listed(stage["versions"])
+    commit = [f"git {stage['git_sha'][:12]}"] if stage.get("git_sha") else []
+    earlier = [
+        f"interrupted, and continued after an upgrade from {_listed(versions, stage['versions'])}"
+        for versions in subject.manifest.get("earlier_versions", [])
+    ]
+    return "; ".join([", ".join([now, *commit]), *earlier])
+
+
+def _listed(versions: Mapping[str, str], now: Mapping[str, str] | None = None) -> str:
+    """`torch 2.13.0, …`; with others given, the versions that differ from those."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if (now or {}).get(name) != version)
 
 
 def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
@@ -268,11 +280,23 @@ def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
         )
     elif rows:
         yield "The verdicts hold for prompts like the held-out ones, and for the judges named; a judge is not a person."
-        if any(row["judge"] == "reward" for row in rows):
-            yield "The reward model learned from the same preferences as the policy: as a judge of it, it is partial."
+        for judge in sorted({row["judge"] for row in rows} & subject.manifests.keys()):
+            if judge in subject.manifest["parents"]:
+                yield f"The policy was trained to score high with `{judge}`: as a judge of it, that model is partial."
+            elif _same_rows(subject.manifests[judge], subject.manifest):
+                yield (
+                    f"The reward model `{judge}` learned from the same preferences as the policy: as a judge of it, it "
+                    "is partial."
+                )
     else:
         yield "This stage was not compared with another: nothing here shows that it is better than its base."
     yield "Safety, bias and factual truth were not examined; in these, expect what the base model does."
+
+
+def _same_rows(first: Manifest, second: Manifest) -> bool:
+    """Whether two stages were trained on the same set, and on the same half of it where it is halved."""
+    halves = (first["identity"].get("half"), second["identity"].get("half"))
+    return first.get("data") == second.get("data") and halves[0] == halves[1]
 
 
 def _license(base: str | None) -> str | None:

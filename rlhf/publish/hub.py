@@ -152,11 +152,10 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
     verified, added = _verify(folder, opened.manifest, origin.base, origin.revision, dtype, kind)
     base, revision = _first_base(stage, manifests, origin)
     subject = Subject(
-        run=run_dir.resolve().name, stage=stage, kind=kind, labels=len(opened.label_names), adapter=adapter, base=base,
-        revision=revision, dtype=dtype, prompt_format=opened.manifest.get("prompt_format", "messages"),
+        run=run_dir.resolve().name, stage=stage, kind=kind, manifests=manifests, labels=len(opened.label_names),
+        adapter=adapter, base=base, revision=revision, dtype=dtype,
         encoder=is_encoder(model_config(origin)), added_tokens=added,
         base_files=_base_files(origin.base) if adapter else {},
-        origins={name: manifest["lineage"]["base"] for name, manifest in manifests.items() if "lineage" in manifest},
         verified=verified,
     )  # fmt: skip
     report = publishable({key: value for key, value in build_report(run_dir).items() if key != "samples"})
@@ -171,7 +170,8 @@ def _check_lineage(run_dir: Path, stage: str, manifests: Mapping[str, Manifest])
     Raises:
         UserError: Something was.
     """
-    queue = [stage, *(name for name, manifest in manifests.items() if stage in _compared(manifest))]
+    comparisons = (name for name, manifest in manifests.items() if manifest["leaves"] == "comparison")
+    queue = [stage, *(name for name in comparisons if stage in manifests[name]["parents"])]
     seen = set()
     while queue:
         name = queue.pop(0)
@@ -187,19 +187,14 @@ def _check_lineage(run_dir: Path, stage: str, manifests: Mapping[str, Manifest])
                 queue.append(parent)
 
 
-def _compared(manifest: Manifest) -> list[str]:
-    """The policies that a stage compared, and the judges it compared them with."""
-    return [*manifest["metrics"].get("policies", ()), *manifest["metrics"].get("judges", ())]
-
-
 def _first_base(stage: str, manifests: Mapping[str, Manifest], origin: Source) -> tuple[str | None, str | None]:
     """The model that a stage goes back to, through parents that are whole weights, and its revision.
 
-    None where that is random weights made by the run: a stage that left a model and no lineage.
+    None where that is random weights made by the run.
     """
     lineage = manifests[stage].get("lineage")
     if lineage is None:
-        return None, None
+        return (None, None) if manifests[stage]["leaves"] == "base" else (origin.base, origin.revision)
     base, revision = lineage["base"] or origin.base, lineage["revision"] or origin.revision
     parents = [name for name in manifests[stage]["parents"] if name == Path(base).name]
     if parents and is_finished(Path(base)):

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf.artifacts.manifest import read_manifests, versions
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.publish import hub
-from rlhf.publish.card import public_base, publishable
+from rlhf.publish.card import Subject, _limits, public_base, publishable
 from tests.support.hub_server import READ_ONLY, TOKEN, HubServer, Repository
 from tests.support.reports import JUDGE_REPORT
 from tests.support.runs import SEQUENCES, add_stage, tiny_run
@@ -306,15 +308,55 @@ def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "sft").pad_token == "[PAD]"
 
 
-@pytest.mark.parametrize("stage", ["gold", "reward@1"])
-def test_every_stage_that_learns_a_reward_is_published_as_one(tiny_bert, tmp_path, stage):
+@pytest.mark.parametrize("stage", ["gold_reward", "reward@1", "a_stage_of_the_users_own"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_every_stage_that_learns_a_reward_is_published_as_one(tiny_bert, tmp_path, stage, merge):
     run_dir = tmp_path / "runs" / "bert"
     add_stage(run_dir, stage, tiny_bert, labels=1, adapter={"modules_to_save": ["pooler", "classifier"]})
-    hub.build_folder(run_dir, stage, tmp_path / "out")
+    hub.build_folder(run_dir, stage, tmp_path / "out", merge=merge)
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.tags == ["rlhf", "trl", "reward-model", "lora"]
-    assert f"A reward model, trained on {'the half' if stage == 'gold' else 'preference pairs'}" in card.text
-    assert "classifier:" not in card.text
+    assert card.data.tags == ["rlhf", "trl", "reward-model", *([] if merge else ["lora"])]
+    assert f"Method of {stage}: " in card.text
+    assert "logits[0, 0].item()" in card.text
+    assert "argmax" not in card.text
+
+
+@pytest.mark.parametrize(("labels", "named"), [(0, "A policy: "), (1, "A reward model: "), (3, "A text classifier: ")])
+def test_a_stage_of_a_version_that_recorded_no_method_is_named_by_its_kind(tiny_llama, tmp_path, labels, named):
+    run_dir = tmp_path / "runs" / "old"
+    add_stage(run_dir, "sft", tiny_llama, labels=labels, method="", trainer_config=[])
+    hub.build_folder(run_dir, "sft", tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert named in card.text
+    assert card.data.tags == ["rlhf", "reward-model" if labels == 1 else "sft", "lora"]
+
+
+def test_an_upgrade_in_the_middle_of_training_is_told(tiny_llama, tmp_path):
+    run_dir = tmp_path / "runs" / "long"
+    add_stage(run_dir, "sft", tiny_llama, earlier_versions=[{**versions(), "torch": "2.0.1"}])
+    hub.build_folder(run_dir, "sft", tmp_path / "out")
+    assert "continued after an upgrade from torch 2.0.1." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_judge_that_learned_with_the_policy_is_called_partial(made, tmp_path):
+    run_dir = Path(shutil.copytree(made[0], tmp_path / "runs" / "tiny"))
+    subject = Subject(
+        run="tiny", stage="dpo", kind="policy", manifests=read_manifests(run_dir), labels=1, adapter=True, base=None,
+        revision=None, dtype="float32", encoder=False, added_tokens=False, base_files={},
+        verified=True,
+    )  # fmt: skip
+    rows = [{"policy": "dpo", "judge": judge} for judge in ("reward", "gold")]
+
+    def limits(**changes):
+        changed = {"dpo": {**subject.manifests["dpo"], **changes}}
+        manifests = {**subject.manifests, **changed}
+        return "\n".join(_limits(replace(subject, manifests=manifests), {"comparisons": rows}))
+
+    same = subject.manifests["reward"]["data"]
+    assert "learned from the same preferences" not in limits()
+    assert "`reward` learned from the same preferences" in limits(data=same)
+    assert "learned from the same preferences" not in limits(data=same, identity={"half": 1})
+    assert "trained to score high with `reward`" in limits(parents={"reward": "abc"})
 
 
 def test_the_address_of_a_judge_stays_at_home(run, tmp_path):
