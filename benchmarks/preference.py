@@ -1,4 +1,4 @@
-"""DPO and reward models of this project against TRL 1.16: speed and memory, and what each lever alone gives.
+"""DPO and reward models of this project against TRL 1.16: speed and memory, and what each speedup alone gives.
 
 usage: python benchmarks/preference.py [--pairs FILE] [--count 40] [--repeats 3] [--rows dpo:trl,dpo:ours] [--ratio 2]
 
@@ -60,7 +60,7 @@ class Job:
     threads: int | None = None
 
 
-_LEVERS = {
+_SPEEDUPS = {
     "trl": Job(),
     "trl-best": Job(per_device=1),
     "off": Job(ours=True),
@@ -73,7 +73,7 @@ _LEVERS = {
 ROWS = {
     f"{kind}:{name}": replace(job, kind=kind)
     for kind in ("dpo", "reward")
-    for name, job in _LEVERS.items()
+    for name, job in _SPEEDUPS.items()
     if kind == "dpo" or "head" not in name
 }
 """The rows of the table."""

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from setting import ROOT
 
 _RESULTS = ROOT / "benchmarks" / "results"
-_LEVERS = {
+_SPEEDUPS = {
     "off": "all off",
     "head": "head",
     "fold": "fold",
@@ -54,11 +54,11 @@ def main() -> None:
     hh = rows("preference")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), constrained_layout=True)
     missing = {"speed_to_trl": float("nan"), "speed_to_trl-best": float("nan")}
-    levers = {
-        kind: {label: hh.get(f"{kind}:{name}", missing)["speed_to_trl"] for name, label in _LEVERS.items()}
+    speedups = {
+        kind: {label: hh.get(f"{kind}:{name}", missing)["speed_to_trl"] for name, label in _SPEEDUPS.items()}
         for kind in _COLOURS
     }
-    bars(left, levers, "Speed over TRL 1.16, Anthropic's HH: each lever alone")
+    bars(left, speedups, "Speed over TRL 1.16, Anthropic's HH: each speedup alone")
     left.set_ylabel("times as fast")
     left.legend(frameon=False, fontsize=9)
     best = {

@@ -38,10 +38,10 @@ def make_trainer(folder: Path, job: dict[str, Any]) -> Any:
     if job["ours"]:
         from rlhf.trl_trainers.dpo import DPOTrainer
         from rlhf.trl_trainers.reward import RewardTrainer
-        from rlhf.trl_trainers.speedups import Levers
+        from rlhf.trl_trainers.speedups import Speedups
 
         kind = DPOTrainer if dpo else RewardTrainer
-        own["levers"] = Levers(job["fold"], job["head"], job["buckets"])
+        own["speedups"] = Speedups(job["fold"], job["head"], job["buckets"])
     if job["lora"]:
         task = "CAUSAL_LM" if dpo else "SEQ_CLS"
         own["peft_config"] = LoraConfig(r=16, target_modules="all-linear", task_type=task)

@@ -60,14 +60,14 @@ def trial(context: StageContext, ready: Ready) -> None:
 
     from rlhf.training.trial import try_trainer, weightless
     from rlhf.trl_trainers.dpo import DPOTrainer
-    from rlhf.trl_trainers.speedups import PLAIN
+    from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
     ready.args.precompute_ref_log_probs = False
     reference = weightless(ready, TaskType.CAUSAL_LM) if ready.start.config.adapter is None else None
     try_trainer(
         ready,
         TaskType.CAUSAL_LM,
-        lambda few, model: few.trainer(DPOTrainer, model, ref_model=reference, levers=PLAIN),
+        lambda few, model: few.trainer(DPOTrainer, model, ref_model=reference, speedups=NO_SPEEDUPS),
     )
 
 
@@ -79,7 +79,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.common import held_out_metrics, run_training, save_model
     from rlhf.training.starting_point import adapted, starting_policy
     from rlhf.trl_trainers.dpo import DPOTrainer, falling_chosen
-    from rlhf.trl_trainers.speedups import levers
+    from rlhf.trl_trainers.speedups import speedups_of
 
     ready = prepare(context)
     start = ready.start
@@ -88,7 +88,7 @@ def run(context: StageContext) -> Metrics:
     # while that can be stored, else a second copy
     alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs
     reference = None if alone else starting_policy(context, start)
-    trainer = ready.trainer(DPOTrainer, model, ref_model=reference, levers=levers(context))
+    trainer = ready.trainer(DPOTrainer, model, ref_model=reference, speedups=speedups_of(context))
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, model, context.directory, trainer)
     metrics = run_training(trainer, context)

@@ -33,9 +33,9 @@ def trial(context: StageContext, ready: Ready) -> None:
 
     from rlhf.training.trial import try_trainer
     from rlhf.trl_trainers.reward import RewardTrainer
-    from rlhf.trl_trainers.speedups import PLAIN
+    from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
-    try_trainer(ready, TaskType.SEQ_CLS, lambda few, model: few.trainer(RewardTrainer, model, levers=PLAIN))
+    try_trainer(ready, TaskType.SEQ_CLS, lambda few, model: few.trainer(RewardTrainer, model, speedups=NO_SPEEDUPS))
 
 
 def run(context: StageContext) -> Metrics:
@@ -48,14 +48,14 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.common import run_training, save_model
     from rlhf.training.starting_point import adapted
     from rlhf.trl_trainers.reward import RewardTrainer
-    from rlhf.trl_trainers.speedups import levers
+    from rlhf.trl_trainers.speedups import speedups_of
 
     ready = prepare(context)
     start = ready.start
     set_seed(ready.args.seed)  # the new head is drawn here
     scorer = load_scorer(start.source, start.config, start.tokenizer, new_head=True)
     model = adapted(scorer.model, start, TaskType.SEQ_CLS, ready.args, scorer.fresh)
-    trainer = ready.trainer(RewardTrainer, model, levers=levers(context))
+    trainer = ready.trainer(RewardTrainer, model, speedups=speedups_of(context))
     metrics = run_training(trainer, context)
     if ready.eval_rows is not None:
         metrics.update(held_out_accuracy(trainer, ready.data.train, ready.eval_rows))

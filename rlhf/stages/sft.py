@@ -41,12 +41,12 @@ def trial(context: StageContext, ready: Ready) -> None:
 
     from rlhf.training.trial import try_trainer
     from rlhf.trl_trainers.sft import SFTTrainer
-    from rlhf.trl_trainers.speedups import PLAIN
+    from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
     if ready.start.encoder:
         try_trainer(ready, TaskType.SEQ_CLS, _classifier, labels=_labels(ready))
     else:
-        try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(SFTTrainer, model, levers=PLAIN))
+        try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(SFTTrainer, model, speedups=NO_SPEEDUPS))
 
 
 def run(context: StageContext) -> Metrics:
@@ -57,7 +57,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.common import run_training, save_model
     from rlhf.training.starting_point import adapted, starting_policy
     from rlhf.trl_trainers.sft import SFTTrainer
-    from rlhf.trl_trainers.speedups import levers
+    from rlhf.trl_trainers.speedups import speedups_of
 
     ready = prepare(context)
     if ready.start.encoder:
@@ -67,7 +67,7 @@ def run(context: StageContext) -> Metrics:
         if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
         model = adapted(policy, ready.start, TaskType.CAUSAL_LM, ready.args)
-        trainer = ready.trainer(SFTTrainer, model, levers=levers(context))
+        trainer = ready.trainer(SFTTrainer, model, speedups=speedups_of(context))
     metrics = run_training(trainer, context)
     return {**metrics, **save_model(trainer, ready, context)}
 

@@ -94,7 +94,7 @@ def arguments(
         if annotation.startswith("list[") and isinstance(fields.get(name), str):
             fields[name] = [fields[name]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
-    args = kind(**fields)
+    args: Any = kind(**fields)
     if start.context_length is not None:
         args.max_length = min(args.max_length or start.context_length, start.context_length)
     return args
@@ -330,7 +330,7 @@ def write_model(
     """
     if isinstance(model, PeftModel):
         # TRL's reference adapter, where it makes one, is no part of the result
-        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
+        model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False, selected_adapters=["default"])
         sort_modules(folder)
         if start.source.adapter is not None:
             join_adapters(start.source.adapter, folder, folder)

@@ -1,7 +1,7 @@
-"""Make a stage's trainer once before anything trains: what its settings cannot do is said then, not hours later.
+"""Makes a stage's trainer once before anything trains, so that settings it refuses are found now, not hours later.
 
-The model has the real structure and no weights (torch's meta device), so that this takes as long, and as much memory,
-for seven billion parameters as for a million.
+The model has the real structure and no weights (torch's meta device): this takes as little time and memory for seven
+billion parameters as for a million.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STEPS = 10
 def try_trainer(ready: Ready, task: TaskType, make: Callable[[Ready, Any], Trainer], labels: int = 1) -> None:
     """Make a trainer, its optimizer and its learning-rate schedule with a model without weights and two rows.
 
-    Whatever a library raises passes: the caller says it in a line.
+    Whatever a library raises passes; the caller turns it into one line.
 
     Args:
         ready: The stage's arguments and data.
@@ -41,7 +41,8 @@ def try_trainer(ready: Ready, task: TaskType, make: Callable[[Ready, Any], Train
         trainer = make(ready, weightless(ready, task, labels))
     if ready.args.use_liger_kernel:
         apply_liger_kernel(trainer.model, ready.args.liger_kernel_config)
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(ready.args, trainer.model)
+    model: Any = trainer.model
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(ready.args, model)
     if not {"params", "model", "optimizer_dict"} & options.keys():  # else it is made for the weights themselves
         optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
         trainer.create_scheduler(_STEPS, optimizer)
@@ -57,7 +58,7 @@ def weightless(ready: Ready, task: TaskType, labels: int = 1) -> Any:
     """
     with torch.device("meta"):
         model = adapted(_structure(ready.start, task, labels), ready.start, task, ready.args)
-    model.to = lambda *_, **__: model  # trainers move their model, and what is not there cannot be moved
+    model.to = lambda *_, **__: model  # trainers move their model, and a meta tensor cannot be moved
     return model
 
 

@@ -12,13 +12,13 @@ import trl
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from rlhf.trl_trainers.speedups import LeanTrainer
+from rlhf.trl_trainers.speedups import FasterTrainer
 
 COUPLED = {"aot", "aot_unpaired", "sft"}
 """Losses of a batch as a whole: those of optimal transport sort its pairs, that of `sft` is a mean over its tokens."""
 
 
-class DPOTrainer(LeanTrainer, trl.DPOTrainer):
+class DPOTrainer(FasterTrainer, trl.DPOTrainer):
     """TRL's trainer, which also takes rows with `prompt_ids`, `chosen_ids`, `rejected_ids` as they are.
 
     TRL's SFT and reward trainers do so by themselves; its DPO trainer tokenises whatever it is given.
@@ -32,7 +32,7 @@ class DPOTrainer(LeanTrainer, trl.DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's, stored beside the dataset; its key lacks what else decides the numbers."""
-        self.ease()
+        self.patch_models()
         if self._reference_key is None:
             versions = (trl.__version__, transformers.__version__, torch.__version__)
             precision = (self.args.bf16, self.args.fp16, str(self.model.dtype))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import trl
 
-from rlhf.trl_trainers.speedups import LeanTrainer
+from rlhf.trl_trainers.speedups import FasterTrainer
 
 
-class RewardTrainer(LeanTrainer, trl.RewardTrainer):
+class RewardTrainer(FasterTrainer, trl.RewardTrainer):
     """TRL's trainer, which computes what the two sides of a pair share once."""
 
     group_size = 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import trl
 from transformers import EvalPrediction
 
-from rlhf.trl_trainers.speedups import LeanTrainer
+from rlhf.trl_trainers.speedups import FasterTrainer
 
 
-class SFTTrainer(LeanTrainer, trl.SFTTrainer):
+class SFTTrainer(FasterTrainer, trl.SFTTrainer):
     """TRL's trainer, whose head runs only where a label is, and which runs rows of like length together."""
 
     token_loss = True
@@ -16,4 +17,5 @@ class SFTTrainer(LeanTrainer, trl.SFTTrainer):
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Share of rows whose most likely class is their own."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+    predicted = np.asarray(prediction.predictions).argmax(-1)
+    return {"accuracy": float((predicted == prediction.label_ids).mean())}

@@ -1,4 +1,4 @@
-"""What TRL's trainers are given so that they compute nothing twice: a mixin in front of theirs."""
+"""What spares TRL's trainers computing anything twice: a mixin in front of theirs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ from rlhf.trl_trainers.fused_head import head_where_labelled, small_tiles
 from rlhf.workflow import StageContext
 
 if TYPE_CHECKING:
-    from transformers import Trainer as _Base
+    from transformers import Trainer
+
+    class _Base(Trainer):
+        """What all of TRL's trainers have."""
+
+        model: Any
+        _metrics: dict[str, defaultdict[str, list[float]]]
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any: ...
 else:
     _Base = object
 
 
 @dataclass(frozen=True)
-class Levers:
+class Speedups:
     """What saves time, each by itself; none changes a number beyond rounding.
 
     With `buckets` the numbers are those of a step in one batch: where TRL's means give each batch of a step, or of an
@@ -42,20 +52,20 @@ class Levers:
     """Rows of like length go through the model together."""
 
 
-PLAIN = Levers(fold=False, head=False, buckets=False)
+NO_SPEEDUPS = Speedups(fold=False, head=False, buckets=False)
 """Everything as TRL does it."""
 
 
-def levers(context: StageContext) -> Levers:
+def speedups_of(context: StageContext) -> Speedups:
     """Those of a stage: all, or with `fold: false` none."""
-    return Levers() if context.project.stages[context.name].fold else PLAIN
+    return Speedups() if context.project.stages[context.name].fold else NO_SPEEDUPS
 
 
-class LeanTrainer(_Base):
-    """In front of a trainer of TRL's: `class DPOTrainer(LeanTrainer, trl.DPOTrainer)`.
+class FasterTrainer(_Base):
+    """In front of a trainer of TRL's: `class DPOTrainer(FasterTrainer, trl.DPOTrainer)`.
 
     Args:
-        levers: Which savings are used.
+        speedups: Which are used.
     """
 
     group_size = 1
@@ -63,31 +73,31 @@ class LeanTrainer(_Base):
     token_loss = False
     """Whether the loss is a mean over the step's tokens by itself; else it is one over the rows of each batch."""
     fused_head = True
-    """Whether there is TRL's fused head."""
+    """Whether the trainer has TRL's fused head."""
 
-    def __init__(self, *args: Any, levers: Levers = Levers(), **kwargs: Any) -> None:  # frozen
-        self.levers = levers
-        self._eased = False
+    def __init__(self, *args: Any, speedups: Speedups = Speedups(), **kwargs: Any) -> None:  # frozen
+        self.speedups = speedups
+        self._patched = False
         self._rows_a_batch: float | None = None
         self._weights: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
         super().__init__(*args, **kwargs)
-        self.ease()
+        self.patch_models()
 
-    def ease(self) -> None:
-        """Put the savings in place, once: before the first forward pass, which may be within the trainer's making."""
-        if self._eased:
+    def patch_models(self) -> None:
+        """Fold the models and restrict their heads, once: before the first forward pass, which may be in `__init__`."""
+        if self._patched:
             return
-        self._eased = True
+        self._patched = True
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is None:
                 continue
-            if self.levers.head and self.fused_head:
+            if self.speedups.head and self.fused_head:
                 head_where_labelled(model)
-            if self.levers.fold or self.levers.buckets:
-                made = fold(model, self.group_size if self.levers.fold else 1, by_length=self.levers.buckets)
-                if self._routers() and made.reason is None:  # the reference too: rounded otherwise, it would not tie
-                    made.say(support.ROUTERS)
-                    made.remove()
+            if self.speedups.fold or self.speedups.buckets:
+                folded = fold(model, self.group_size if self.speedups.fold else 1, by_length=self.speedups.buckets)
+                if self._has_router_loss() and folded.reason is None:
+                    folded.say(support.ROUTERS)
+                    folded.remove()  # the reference's too: rounded otherwise, it would not tie
 
     def separable(self) -> bool:
         """Whether the loss of a batch is the mean of losses that each row has by itself."""
@@ -98,9 +108,9 @@ class LeanTrainer(_Base):
 
         Not with a router's loss, which depends on which tokens go through it together.
         """
-        return self.levers.buckets and not self._routers() and self.separable()
+        return self.speedups.buckets and not self._has_router_loss() and self.separable()
 
-    def _routers(self) -> bool:
+    def _has_router_loss(self) -> bool:
         """Whether TRL adds the load-balancing loss of a mixture of experts."""
         return getattr(self, "aux_loss_enabled", False)
 
@@ -122,27 +132,29 @@ class LeanTrainer(_Base):
     ) -> tuple[list[Any], Any]:
         """The batches of a step, which need not have the same number of rows."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._rows_a_batch = sum(len(one["input_ids"]) for one in batches) / max(1, len(batches))
+        self._rows_a_batch = sum(len(batch["input_ids"]) for batch in batches) / max(1, len(batches))
         return batches, items
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """A forward and a backward pass of a batch, in which TRL's head has the tiles that fit a CPU."""
-        with small_tiles(self.model) if self.levers.head else contextlib.nullcontext():
+        with small_tiles(self.model) if self.speedups.head else contextlib.nullcontext():
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """TRL's loss; in training weighted by the batch's rows, so that the step's loss is the mean over its rows."""
         by_rows = self.by_rows()
         if by_rows:
-            self._weights["train" if self.model.training else "eval"].append(self._weighed(inputs))
+            self._weights["train" if self.model.training else "eval"].append(self._metric_weights(inputs))
         rows = len(inputs["input_ids"])
-        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not by_rows or self.token_loss or not self.model.training or self._rows_a_batch is None:
-            return found
+            return loss
         weight = rows / self._rows_a_batch
-        return (found[0] * weight, found[1]) if return_outputs else found * weight
+        return (loss[0] * weight, loss[1]) if return_outputs else loss * weight
 
-    def _weighed(self, inputs: dict[str, Any]) -> dict[str, float]:
+    def _metric_weights(self, inputs: dict[str, Any]) -> dict[str, float]:
         """What a batch counts in the mean of each metric: its tokens where that is one over tokens, else its rows."""
         tokens: dict[str, torch.Tensor] = {}
         if "labels" in inputs:
@@ -160,7 +172,7 @@ class LeanTrainer(_Base):
         mode = "train" if self.model.training else "eval"
         batches = self._weights.pop(mode, [])
         for name, values in self._metrics[mode].items():
-            weights = [one.get(name, one[""]) for one in batches]
+            weights = [batch.get(name, batch[""]) for batch in batches]
             if len(values) == len(weights) and (total := sum(weights)):
                 values[:] = [
                     value * weight * len(values) / total for value, weight in zip(values, weights, strict=True)

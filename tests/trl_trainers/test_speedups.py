@@ -17,7 +17,7 @@ from rlhf.config.ranges import CHOICES
 from rlhf.trl_trainers.dpo import DPOTrainer
 from rlhf.trl_trainers.reward import RewardTrainer
 from rlhf.trl_trainers.sft import SFTTrainer
-from rlhf.trl_trainers.speedups import PLAIN, Levers
+from rlhf.trl_trainers.speedups import NO_SPEEDUPS, Speedups
 from tests.support.families import causal, scorer
 
 STEPS = 10
@@ -86,8 +86,8 @@ def assert_logs(found, expected, tolerance=1e-5):
             assert one[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, key)
 
 
-def dpo(kind, folder, tokenizer, pairs, levers=None, family="llama", **fields):
-    own = {} if levers is None else {"levers": levers}
+def dpo(kind, folder, tokenizer, pairs, speedups=None, family="llama", **fields):
+    own = {} if speedups is None else {"speedups": speedups}
     return kind(
         causal(family), causal(family), args=DPOConfig(**common(folder, **fields)),
         train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, **own,
@@ -106,7 +106,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_dpo(tmp_path, tokenizer, variant):
     fields = {**VARIANTS[variant], **({"label_smoothing": 0.1} if variant in ("exo_pair", "robust") else {})}
-    found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(20), Levers(), **fields))
+    found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(20), Speedups(), **fields))
     assert_logs(found, logs(dpo(Tokenised, tmp_path, tokenizer, rows(20), **fields)))
     assert len(found) == STEPS
     assert found[0]["loss"] != found[-1]["loss"]
@@ -138,16 +138,16 @@ def test_bf16(tmp_path, tokenizer):
         assert one["logps/chosen"] == pytest.approx(other["logps/chosen"], rel=0.01)
 
 
-def reward(kind, folder, tokenizer, pairs, levers=None, **fields):
-    own = {} if levers is None else {"levers": levers}
+def reward(kind, folder, tokenizer, pairs, speedups=None, **fields):
+    own = {} if speedups is None else {"speedups": speedups}
     return kind(
         scorer("qwen2"), args=RewardConfig(**common(folder, **fields)),
         train_dataset=Dataset.from_list(whole(pairs)), processing_class=tokenizer, **own,
     )  # fmt: skip
 
 
-def sft(kind, folder, tokenizer, pairs, levers=None, family="gpt2", **fields):
-    own = {} if levers is None else {"levers": levers}
+def sft(kind, folder, tokenizer, pairs, speedups=None, family="gpt2", **fields):
+    own = {} if speedups is None else {"speedups": speedups}
     return kind(
         causal(family), args=SFTConfig(**common(folder, **fields)),
         train_dataset=Dataset.from_list(demonstrations(pairs)), processing_class=tokenizer, **own,
@@ -159,12 +159,13 @@ STAGES = {"dpo": (dpo, DPOTrainer, Tokenised), "reward": (reward, RewardTrainer,
 
 
 @pytest.mark.parametrize(
-    "levers", [Levers(), Levers(True, False, False), Levers(False, True, False), Levers(False, False, True), PLAIN]
+    "speedups",
+    [Speedups(), Speedups(True, False, False), Speedups(False, True, False), Speedups(False, False, True), NO_SPEEDUPS],
 )
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_lever_alone(tmp_path, tokenizer, stage, levers):
+def test_each_speedup_alone(tmp_path, tokenizer, stage, speedups):
     make, ours, theirs = STAGES[stage]
-    found = logs(make(ours, tmp_path, tokenizer, rows(20), levers, max_steps=4))
+    found = logs(make(ours, tmp_path, tokenizer, rows(20), speedups, max_steps=4))
     assert_logs(found, logs(make(theirs, tmp_path, tokenizer, rows(20), max_steps=4)))
 
 
@@ -192,11 +193,11 @@ RAGGED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "m
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_without_levers_every_number_is_trls(tmp_path, tokenizer, stage):
+def test_without_speedups_every_number_is_trls(tmp_path, tokenizer, stage):
     """Also in a last step whose batches differ in rows, over two steps a log, and in an evaluation of such batches."""
     make, ours, theirs = STAGES[stage]
     rest = {"logging_steps": 2, "per_device_eval_batch_size": 2}
-    one = make(ours, tmp_path, tokenizer, rows(11), PLAIN, **RAGGED, **rest)
+    one = make(ours, tmp_path, tokenizer, rows(11), NO_SPEEDUPS, **RAGGED, **rest)
     other = make(theirs, tmp_path, tokenizer, rows(11), **RAGGED, **rest)
     assert_logs(logs(one), logs(other), tolerance=0)
     found, expected = (trainer.evaluate(trainer.train_dataset) for trainer in (one, other))
@@ -210,7 +211,7 @@ def test_without_levers_every_number_is_trls(tmp_path, tokenizer, stage):
 def test_experts(tmp_path, tokenizer, stage):
     """The routers' loss counts every token of a batch, prompts and padding apart: batches stay TRL's."""
     make, ours, theirs = STAGES[stage]
-    found = logs(make(ours, tmp_path, tokenizer, rows(11), Levers(), "mixtral", **RAGGED))
+    found = logs(make(ours, tmp_path, tokenizer, rows(11), Speedups(), "mixtral", **RAGGED))
     expected = logs(make(theirs, tmp_path, tokenizer, rows(11), family="mixtral", **RAGGED))
     assert_logs(found, expected)
     assert found[0]["aux_loss"] > 1
@@ -218,7 +219,7 @@ def test_experts(tmp_path, tokenizer, stage):
 
 def test_experts_without_a_routers_loss_share(tmp_path, tokenizer):
     fields = {"family": "mixtral", "router_aux_loss_coef": 0.0, "max_steps": 4}
-    found = dpo(DPOTrainer, tmp_path, tokenizer, rows(20), Levers(), **fields)
+    found = dpo(DPOTrainer, tmp_path, tokenizer, rows(20), Speedups(), **fields)
     assert_logs(logs(found), logs(dpo(Tokenised, tmp_path, tokenizer, rows(20), **fields)))
     assert not found.model.base_model._fold.fold.said
 
@@ -227,7 +228,7 @@ def test_leaving_out_an_incomplete_batch(tmp_path, tokenizer):
     """TRL's loader keeps the whole batches of an incomplete step, and so do buckets."""
     fields = {**RAGGED, "max_steps": -1, "num_train_epochs": 1, "dataloader_drop_last": True}
     for count, steps in ((11, 3), (9, 2), (3, 1)):
-        found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(count), Levers(), **fields))
+        found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(count), Speedups(), **fields))
         expected = logs(dpo(Tokenised, tmp_path, tokenizer, rows(count), **fields))
         assert len(found) == steps
         assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
@@ -271,7 +272,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(tmp_path, tokenizer, stage):
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "sft"])
 def test_losses_of_a_whole_batch_keep_their_batches(tmp_path, tokenizer, loss):
     fields = {**RAGGED, "loss_type": [loss]}
-    found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(11), Levers(), **fields))
+    found = logs(dpo(DPOTrainer, tmp_path, tokenizer, rows(11), Speedups(), **fields))
     assert_logs(found, logs(dpo(Tokenised, tmp_path, tokenizer, rows(11), **fields)))
 
 
