@@ -1,4 +1,4 @@
-"""Every causal architecture that transformers builds, at a size of some thousand weights: what runs, and how.
+"""Every causal architecture that transformers builds, at a size of a few thousand weights: what runs, and how.
 
 `python -m tests.support.architectures` writes docs/architectures.md.
 """
@@ -60,7 +60,7 @@ _SIZES: list[tuple[str, int]] = [
         32,
     ),
 ]
-"""Settings by name, the first that fits; whatever else stays as it is."""
+"""Sizes of settings by their names; the first pattern that matches counts, other settings stay as they are."""
 
 _OWN: dict[str, dict[str, Any]] = {
     "dbrx": {
@@ -118,7 +118,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def shrunk(name: str, windows: int, settings: dict[str, Any]) -> PretrainedConfig:
-    """An architecture's config with small sizes, one layer of each kind that it has."""
+    """An architecture's config with small sizes and one layer of each kind that it has."""
     return _shrunk(type(AutoConfig.for_model(name))(), name, windows, settings)
 
 
@@ -143,7 +143,7 @@ def _shrunk(default: PretrainedConfig, name: str, windows: int, settings: dict[s
         given["num_key_value_heads"] = given["num_attention_heads"]
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))
     derived = {"layer_types", (getattr(default, "attribute_map", None) or {}).get("layer_types")}
-    if kinds and not any(isinstance(getattr(type(default), one or "", None), property) for one in derived):
+    if kinds and not any(isinstance(getattr(type(default), key or "", None), property) for key in derived):
         given["layer_types"] = kinds if len(kinds) > 1 else kinds * 2
         given["num_hidden_layers"] = len(given["layer_types"])
     if "use_sliding_window" in given:  # in every layer but the first
@@ -158,11 +158,11 @@ def built(name: str, windows: int = WINDOW, **settings: Any) -> PreTrainedModel:
     """A model of an architecture, its weights drawn from one seed.
 
     Raises:
-        Exception: Of any kind, where a small one cannot be made.
+        Exception: Of any kind, if a small model cannot be made.
     """
     config = shrunk(name, windows, settings)
     with torch.device("meta"):
-        count = sum(one.numel() for one in AutoModelForCausalLM.from_config(config).parameters())
+        count = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
     if count > _MOST_WEIGHTS:
         raise ValueError(f"{count / 1e6:.0f} million weights at the smallest sizes tried")
     set_seed(0)
@@ -179,7 +179,7 @@ class Row:
 
     @property
     def cells(self) -> list[str]:
-        """Of the table."""
+        """The cells of its row in the table."""
         return [f"`{self.name}`", self.sampled, self.shares]
 
 
@@ -191,10 +191,10 @@ SAMPLED = {
 
 
 def examined(name: str) -> Row:
-    """How an architecture is sampled and whether it shares prompts, each held against the plain forward pass.
+    """How an architecture is sampled and whether it shares prompts, both compared with the plain forward pass.
 
     Raises:
-        AssertionError: It gives other numbers, and was not refused.
+        AssertionError: It gives other numbers although it was not refused.
     """
     try:
         model, roomy = (strengthened(built(name, size), 4.0) for size in (WINDOW, POSITIONS))
@@ -205,7 +205,7 @@ def examined(name: str) -> Row:
 
 
 def _sampled(model: Any, roomy: Any) -> str:
-    """The same within a window and beyond it, or within it alone."""
+    """How it is sampled within a window and beyond it, or only within."""
     try:
         batching = batching_of(model)
     except UserError as error:
@@ -219,22 +219,23 @@ def _sampled(model: Any, roomy: Any) -> str:
 
 @torch.no_grad()
 def _sampling_gap(model: Any, batching: Batching) -> float:
-    """Two samples a prompt, prompts of different lengths, rows beyond every window, replies that end early."""
+    """Two completions per prompt, prompts of different lengths, rows beyond every window, some ending early."""
     sampler = TransformersSampler(model, range(0, VOCABULARY, 9), PAD, 16, batching=batching)
     seeds = [[10 * row + sample for sample in range(2)] for row in range(len(PROMPTS))]
-    completions = [(prompt, one) for prompt, row in zip(PROMPTS, sampler(PROMPTS, seeds), strict=True) for one in row]
-    assert len({len(one.ids) for _, one in completions}) > 2
+    sampled = zip(PROMPTS, sampler(PROMPTS, seeds), strict=True)
+    completions = [(prompt, completion) for prompt, group in sampled for completion in group]
+    assert len({len(completion.ids) for _, completion in completions}) > 2
     gaps = [
-        _plain(model, [*prompt, *one.ids])[len(prompt) - 1 : -1].gather(1, torch.tensor(one.ids)[:, None])[:, 0]
-        - torch.tensor(one.log_probs)
-        for prompt, one in completions
+        _plain(model, [*prompt, *drawn.ids])[len(prompt) - 1 : -1].gather(1, torch.tensor(drawn.ids)[:, None])[:, 0]
+        - torch.tensor(drawn.log_probs)
+        for prompt, drawn in completions
     ]
     return float(torch.cat(gaps).abs().max())
 
 
 @torch.no_grad()
 def _shares(model: Any) -> str:
-    """Pairs of rows, folded and not, within a window and beyond it; and replies as PPO and evaluation lay them out."""
+    """Compare pairs of rows, folded and not, within a window and beyond it, and completions as PPO lays them out."""
     said = []
     for length in (WINDOW // 2, 3 * WINDOW):
         prompts = [[(7 * at + row) % 60 for at in range(length)] for row in (5, 6)]
@@ -248,7 +249,7 @@ def _shares(model: Any) -> str:
     reason = why_not(model) or trial(model.base_model)
     if reason is None:
         lay = [lay_out(PROMPTS[:3], [[[9, 8, 7], [20] * 12, [4, 5]]] * 3, PAD, most) for most in (widest(model), 0)]
-        ours, theirs = (completion_log_probs(model, one, 1.0)[0] for one in lay)
+        ours, theirs = (completion_log_probs(model, folded, 1.0)[0] for folded in lay)
         assert torch.allclose(ours, theirs, atol=TOLERANCE), f"{type(model).__name__} is off where replies share a row"
     within, beyond = said
     if within is None and beyond is not None:
@@ -257,13 +258,13 @@ def _shares(model: Any) -> str:
 
 
 def _plain(model: Any, ids: list[int]) -> torch.Tensor:
-    """Log-probabilities of one row by itself, [L, V]."""
+    """Log-probabilities of a row by itself, [L, V]."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
 
 
 def _line(reason: Exception | str) -> str:
-    """A reason in a cell of the table: no numbers that differ from machine to machine."""
+    """A reason for a cell of the table, without numbers that differ from machine to machine."""
     line = " ".join(map(str.strip, str(reason).strip().splitlines()[:2])) or type(reason).__name__
     line = re.sub(r"\d+(\.\d+)?(e-?\d+)?(%| nats)", "…", line).replace("|", "/")
     return line if len(line) <= 120 else line[:117] + "…"
@@ -271,15 +272,15 @@ def _line(reason: Exception | str) -> str:
 
 _INTRO = """# Architectures
 
-What became of the {count} causal architectures that transformers {version} builds, each a model of some thousand random
-weights with a layer of each kind and windows of a few tokens. `make architectures` makes this table; it fails where one
-that ran no longer does.
+The table has the {count} causal architectures that transformers {version} builds, each as a model of a few thousand
+random weights with a layer of each kind and windows of a few tokens. `make architectures` writes it, and fails if an
+architecture no longer runs that did before.
 
-* **Sampled**: the log-probabilities of replies, two to a prompt, to prompts of different lengths, some of them ending
-  early, are those of a plain forward pass of each row by itself. What cannot be sampled is refused before the first
-  policy is trained.
-* **Shares prompts**: folded the model gives the numbers that it gives unfolded, also in rows beyond its windows. What
-  cannot share runs unfolded; `within` a window rows share, beyond it they do not.
+* **Sampled**: the log-probabilities of sampled completions are those of a plain forward pass of each row by itself.
+  There are two completions to a prompt, prompts have different lengths, and some completions end early. An architecture
+  that cannot be sampled is refused before the first policy is trained.
+* **Shares prompts**: with prefix sharing the model gives the same numbers as without, also in rows longer than its
+  windows. An architecture that cannot share runs without; `within` a window means that rows share up to that length.
 
 {sampled} are sampled, {shared} share prompts.
 
@@ -289,7 +290,7 @@ that ran no longer does.
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """The page, in Markdown."""
     counts = [
         sum(row.sampled.startswith("yes") for row in rows),
         sum(row.shares.startswith(("yes", "within")) for row in rows),
@@ -299,7 +300,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def read_table(text: str) -> dict[str, list[str]]:
-    """Cells of each architecture."""
+    """The other cells of each architecture's row."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
