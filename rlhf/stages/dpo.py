@@ -8,7 +8,7 @@ from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.workflow import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from rlhf.training.common import Ready
+    from rlhf.training.ready import Ready
 
 
 def prepare(context: StageContext) -> Ready:
@@ -17,7 +17,7 @@ def prepare(context: StageContext) -> Ready:
 
     from rlhf.data.tokenize import Codec
     from rlhf.models.load import check_policy
-    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
@@ -76,7 +76,8 @@ def run(context: StageContext) -> Metrics:
     from peft import PeftModel, TaskType
 
     from rlhf.training.candidates import choose, drop, keep_candidates
-    from rlhf.training.common import held_out_metrics, run_training, save_model
+    from rlhf.training.run import held_out_metrics, run_training
+    from rlhf.training.save import save_model
     from rlhf.training.starting_point import adapted, starting_policy
     from rlhf.trl_trainers.dpo import DPOTrainer, falling_chosen
     from rlhf.trl_trainers.speedups import speedups_of

@@ -13,7 +13,7 @@ from rlhf.workflow import Metrics, Stage, StageContext, rewards_of
 
 if TYPE_CHECKING:
     from rlhf.data.records import Encoded, Prompt
-    from rlhf.training.common import Ready
+    from rlhf.training.ready import Ready
 
 
 def prepare(context: StageContext) -> Ready:
@@ -22,8 +22,8 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.data.tokenize import Codec
     from rlhf.models.load import check_policy
     from rlhf.ppo.config import PPOConfig, unfit
-    from rlhf.training.common import Ready, arguments, prepared_data
     from rlhf.training.defaults import PPO_DEFAULTS
+    from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
@@ -73,7 +73,8 @@ def run(context: StageContext) -> Metrics:
     from rlhf.ppo.models import build_roles, load_maximised
     from rlhf.ppo.trainer import PPOTrainer
     from rlhf.training.candidates import choose, drop, keep_candidates
-    from rlhf.training.common import run_training, save_model
+    from rlhf.training.run import run_training
+    from rlhf.training.save import save_model
 
     ready = prepare(context)
     start, args = ready.start, ready.args

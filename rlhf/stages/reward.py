@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.workflow import Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
-    from rlhf.training.common import Ready
+    from rlhf.training.ready import Ready
 
 
 def prepare(context: StageContext) -> Ready:
@@ -16,7 +16,7 @@ def prepare(context: StageContext) -> Ready:
     from trl import RewardConfig
 
     from rlhf.data.tokenize import Codec
-    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
@@ -45,7 +45,8 @@ def run(context: StageContext) -> Metrics:
 
     from rlhf.evaluation.reward_model import held_out_accuracy
     from rlhf.models.load import load_scorer
-    from rlhf.training.common import run_training, save_model
+    from rlhf.training.run import run_training
+    from rlhf.training.save import save_model
     from rlhf.training.starting_point import adapted
     from rlhf.trl_trainers.reward import RewardTrainer
     from rlhf.trl_trainers.speedups import speedups_of

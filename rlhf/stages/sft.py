@@ -10,7 +10,7 @@ from rlhf.workflow import Metrics, Stage, StageContext
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from rlhf.training.common import Ready
+    from rlhf.training.ready import Ready
 
 
 def prepare(context: StageContext) -> Ready:
@@ -19,7 +19,7 @@ def prepare(context: StageContext) -> Ready:
 
     from rlhf.data.checks import check_classes
     from rlhf.data.tokenize import Codec
-    from rlhf.training.common import Ready, arguments, prepared_data
+    from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
@@ -54,7 +54,8 @@ def run(context: StageContext) -> Metrics:
     from peft import TaskType
 
     from rlhf.prefix_sharing.support import packing_trial
-    from rlhf.training.common import run_training, save_model
+    from rlhf.training.run import run_training
+    from rlhf.training.save import save_model
     from rlhf.training.starting_point import adapted, starting_policy
     from rlhf.trl_trainers.sft import SFTTrainer
     from rlhf.trl_trainers.speedups import speedups_of

@@ -72,18 +72,18 @@ class StepBuckets(BatchRebalanceSampler):
         ranks = self.dp_size
         rounds = [ordered[at : at + ranks] for at in range(0, len(ordered), ranks)]
         # back and forth, so that not the same process has the longer row each time
-        mine = [one[self.rank] if number % 2 == 0 else one[-1 - self.rank] for number, one in enumerate(rounds)]
-        tokens = [sum(self.lengths[row] for row in one) for one in rounds]
+        mine = [turn[self.rank] if number % 2 == 0 else turn[-1 - self.rank] for number, turn in enumerate(rounds)]
+        tokens = [sum(self.lengths[row] for row in turn) for turn in rounds]
         ends = _cuts(tokens, self._slots(len(rows)))
         return [mine[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def _kept(self, rows: int) -> int:
-        """Rows of a step of so many that take part."""
+        """How many of a step's rows take part."""
         batch = self.effective_batch_size // self.grad_accum
         return rows - rows % batch if self.drop_last else rows
 
     def _slots(self, rows: int) -> int:
-        """Batches of a step of so many rows."""
+        """How many batches a step of this many rows has."""
         return min(self.grad_accum, -(-rows // self.dp_size))
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.integrations.liger import apply_liger_kernel
 
 from rlhf.models.load import model_config
-from rlhf.training.common import Ready
+from rlhf.training.ready import Ready
 from rlhf.training.starting_point import StartingPoint, adapted
 
 _ROWS = 2
@@ -52,7 +52,7 @@ def weightless(ready: Ready, task: TaskType, labels: int = 1) -> Any:
     """The model that a stage trains, its fresh adapter included, on the meta device.
 
     Args:
-        ready: What the stage begins with.
+        ready: What the stage starts from.
         task: Language model or classifier.
         labels: Outputs of a classifier.
     """

@@ -49,13 +49,13 @@ class DPOTrainer(FasterTrainer, trl.DPOTrainer):
 
 
 def falling_chosen(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Whether training made the chosen replies less likely while the margin grew, which a falling loss does not show.
+    """Whether training made the chosen completions less likely while the margin grew, which the loss hides.
 
     Compared are the means of the first and the last third of the logged implicit rewards β (log π − log π_ref). A fall
     is one of more than two standard errors of the difference of the means.
 
     Args:
-        history: Logged rows; those of training have `rewards/chosen` and `rewards/margins`, in units of β · nats/reply.
+        history: Logged rows; those of training have `rewards/chosen` and `rewards/margins`, in β · nats/completion.
 
     Returns:
         A sentence with the numbers, or None; None too with fewer than six rows.

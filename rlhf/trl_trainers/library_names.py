@@ -54,8 +54,8 @@ class LibraryName:
             return f"there is no {'.'.join([module, *outer, last])}"
         if self.takes is None:
             return None
-        found = _parameters(getattr(owner, last))
-        return None if found == self.takes else f"{name} takes ({found}) and not ({self.takes})"
+        parameters = _parameters(getattr(owner, last))
+        return None if parameters == self.takes else f"{name} takes ({parameters}) and not ({self.takes})"
 
 
 def _parameters(function: Callable[..., Any]) -> str:
@@ -97,9 +97,9 @@ NAMES = (
     LibraryName("trl:DPOTrainer.loss_types", "losses of a whole batch are not cut into buckets", instance=True),
     LibraryName("trl:DPOTrainer.ld_alpha", "part of that key", instance=True),
     *(
-        found
+        name
         for trainer in ("SFTTrainer", "RewardTrainer", "DPOTrainer")
-        for found in (
+        for name in (
             LibraryName(f"trl:{trainer}._metrics", _METRICS, instance=True),
             LibraryName(f"trl:{trainer}.compute_loss", _OVERRIDDEN, _LOSS),
             LibraryName(f"trl:{trainer}.log", _OVERRIDDEN, "self logs start_time"),

@@ -157,9 +157,9 @@ def test_a_reference_that_is_the_base_and_not_the_parent_is_refused(
 @pytest.mark.parametrize("adapter", [{"r": 4}, None])
 def test_the_reference_is_the_parent_exactly(trained, tmp_path, tiny_llama, adapter, monkeypatch):
     """What the trainer calls its reference gives the log-probabilities of the parent's own probe."""
-    from rlhf.training import common
+    from rlhf.training import run
 
-    seen, plainly = [], common.run_training
+    seen, plainly = [], run.run_training
 
     def look(trainer, context):
         model = trainer.model if trainer.ref_model is None else trainer.ref_model
@@ -171,7 +171,7 @@ def test_the_reference_is_the_parent_exactly(trained, tmp_path, tiny_llama, adap
             seen.append((probe.outputs(model, stored["ids"]), stored["outputs"]))
         return plainly(trainer, context)
 
-    monkeypatch.setattr(common, "run_training", look)
+    monkeypatch.setattr(run, "run_training", look)
     project = copied(trained, tmp_path, tiny_llama, "sft", model={"name_or_path": str(tiny_llama), "adapter": adapter},
                      stages={"sft": {}, "dpo": {"max_steps": 1, "precompute_ref_log_probs": False}})  # fmt: skip
     run_stage(project, "dpo")

@@ -13,8 +13,8 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
-from rlhf.training import common
-from rlhf.training.common import last_good_checkpoint
+from rlhf.training import run
+from rlhf.training.run import last_good_checkpoint
 from tests.support.architectures import built
 from tests.support.models import strengthened
 from tests.support.projects import NAMES, chats, make_project, write_rows
@@ -44,9 +44,9 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
 @pytest.mark.parametrize("adapter", [None, {"r": 4}])
 def test_reference_log_probs_are_stored_where_that_pays(tmp_path, tiny_llama, adapter, monkeypatch):
     """Over two epochs for either; over one where all weights are trained. Numbers are those of not storing them."""
-    found, trainers, plainly = {}, [], common.run_training
+    found, trainers, plainly = {}, [], run.run_training
     monkeypatch.setattr(
-        common, "run_training", lambda trainer, context: trainers.append(trainer) or plainly(trainer, context)
+        run, "run_training", lambda trainer, context: trainers.append(trainer) or plainly(trainer, context)
     )
     for name, options in {
         "one": {"num_train_epochs": 1},

@@ -5,24 +5,24 @@ from transformers import TrainerState
 
 from rlhf.models import device
 from rlhf.pipeline import stage
-from rlhf.training import common
+from rlhf.training import logs
 
 
 def test_a_line_that_was_cut_short_goes_with_what_comes_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4)]
     path.write_text("".join(rows) + '{"step": 4, "lo')
-    common.keep_through(path, 3)
+    logs.keep_through(path, 3)
     assert path.read_text() == "".join(rows[:3])
-    common.keep_through(path, 0)
+    logs.keep_through(path, 0)
     assert path.read_text() == ""
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_progress_is_said_first_last_and_now_and_then(monkeypatch, capsys):
     clock = iter([100.0, 110.0, 111.0, 141.0, 142.0, 143.0, 144.0])
-    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
-    lines = common.ProgressLines("sft")
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))
+    lines = logs.ProgressLines("sft")
     state = TrainerState(global_step=10, max_steps=14, is_world_process_zero=True)
     lines.on_train_begin(None, state, None)
     for step, loss in ((11, 2.0), (12, 1.5), (13, 1.0), (14, 0.5)):

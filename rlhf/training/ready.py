@@ -1,0 +1,109 @@
+"""A stage made ready for its model: arguments settled, data tokenised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+from rlhf.config import trainer_fields
+from rlhf.data.prepare import Prepared, prepare, source_set
+from rlhf.data.records import Encoded, Record
+from rlhf.errors import UserError
+from rlhf.models.device import process_state
+from rlhf.models.tokenizer import tokenizer_record
+from rlhf.training.defaults import DEFAULTS
+from rlhf.training.starting_point import StartingPoint
+from rlhf.workflow import StageContext, half_for, kind_of, stage_of
+
+T = TypeVar("T", bound=Trainer)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stage with its arguments settled and its data tokenised: all but the model."""
+
+    start: StartingPoint
+    args: Any
+    data: Prepared
+
+    @property
+    def eval_rows(self) -> Dataset | None:
+        """Held-out rows, or None where there are none (TRL takes no empty set)."""
+        return self.data.eval if len(self.data.eval) else None
+
+    def trainer(self, kind: Callable[..., T], model: Any, **options: Any) -> T:
+        """A trainer of this kind with the stage's arguments, rows and tokenizer.
+
+        Args:
+            kind: Its class.
+            model: What it trains.
+            options: What else it takes.
+        """
+        return kind(
+            model,
+            args=self.args,
+            train_dataset=self.data.train,
+            eval_dataset=self.eval_rows,
+            processing_class=self.start.tokenizer,
+            **options,
+        )
+
+
+def arguments(
+    context: StageContext, kind: type[TrainingArguments], start: StartingPoint, defaults: dict[str, Any] | None = None
+) -> TrainingArguments:
+    """The trainer's arguments: our defaults, the stage's own, then the YAML, then what the pipeline itself decides.
+
+    `max_length` never goes above the positions the model has. What the trainer's own checks refuse, it raises.
+    """
+    state = process_state()
+    given = context.project.stages[context.name].trainer
+    fields = {**DEFAULTS, **(defaults or {}), **given}
+    on_gpu = state.device.type == "cuda"
+    fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
+    fields.setdefault("dataloader_pin_memory", on_gpu)
+    fields["use_cpu"] = state.device.type == "cpu"
+    for name, annotation in trainer_fields.trainer_fields(kind_of(context.name)).items():
+        if annotation.startswith("list[") and isinstance(fields.get(name), str):
+            fields[name] = [fields[name]]
+    fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
+    args: Any = kind(**fields)
+    if start.context_length is not None:
+        args.max_length = min(args.max_length or start.context_length, start.context_length)
+    return args
+
+
+def prepared_data(
+    context: StageContext,
+    start: StartingPoint,
+    encode: Callable[[Any], Encoded],
+    settings: dict[str, Any],
+    keep_columns: bool = False,
+    ahead: Callable[[list[Record]], None] | None = None,
+) -> Prepared:
+    """The stage's dataset, tokenised once (by the main process) and kept in its folder.
+
+    Args:
+        context: The stage.
+        start: Its tokenizer is part of what identifies the tokenised data.
+        encode: Record to columns.
+        settings: What else identifies it: limits, kind of columns.
+        keep_columns: Whether rewards will read the row's other columns.
+        ahead: Work on records to come (`Codec.ahead`).
+    """
+    role = stage_of(context.name).data
+    assert role is not None
+    try:
+        source_set(context.project, role)
+    except UserError as error:
+        raise UserError(f"{error}; stages.{context.name} needs it") from None
+    half = half_for(context.project, context.name)
+    key = json.dumps([tokenizer_record(start.tokenizer), settings, half], sort_keys=True)
+    with process_state().main_process_first():
+        return prepare(context.project, role, encode, context.directory / "data", keep_columns, key, ahead, half)
