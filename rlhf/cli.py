@@ -158,7 +158,7 @@ def publish(
 def report(
     run: Run, browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False
 ) -> None:
-    """Write the report of what a run has so far, and print its tables."""
+    """Write the report of what a run has so far, and print its table."""
     from rlhf.pipeline.runs import find_run
 
     page = _report(find_run(run)[0])
@@ -171,11 +171,11 @@ def report(
 def _report(folder: Path) -> Path:
     from rich.console import Console
 
-    from rlhf.report.build import read_json, write_report
-    from rlhf.report.tables import terminal_table
+    from rlhf.report.build import read_report, write_report
+    from rlhf.report.terminal import terminal_report
 
     page = write_report(folder)
-    Console().print(terminal_table(read_json(page.with_suffix(".json"))))
+    Console().print(terminal_report(read_report(folder)))
     typer.echo(f"report: {page}")
     return page
 

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config.load import load_project
 from rlhf.pipeline import runner
-from rlhf.report.build import read_json, write_report
+from rlhf.report.build import read_report, write_report
 
 
 @pytest.mark.slow
@@ -27,6 +27,7 @@ def test_the_hh_recipe_runs_to_its_report(real, root, tmp_path):
         dropped = (project.run_dir / stage / "dropped.jsonl").read_text().splitlines()
         assert len(dropped) == sum(counts["dropped"].values()) == len(counts["rows"])
         assert all("helpful-online.jsonl.gz:" in row["origin"] for row in counts["rows"])
-    report = read_json(write_report(project.run_dir).with_suffix(".json"))
+    write_report(project.run_dir)
+    report = read_report(project.run_dir)
     assert {(row["policy"], row["baseline"]) for row in report["comparisons"]} >= {("dpo", "sft"), ("sft", "base")}
     assert 0 <= report["stages"]["reward"]["accuracy"] <= 1

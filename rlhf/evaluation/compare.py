@@ -1,18 +1,14 @@
-"""Sampled replies -> paired comparisons of policies, and a summary of each policy.
+"""Sampled completions -> paired comparisons of policies, and a summary of each policy.
 
-A row is one line of `evaluate/samples.jsonl`: a prompt and, for each policy, its replies with their scores. Nothing
-here depends on which rows these are, so a comparison within a group of prompts is the same call on fewer rows.
-
-A judge either scores each reply (`replies[policy][s]["scores"][judge]`) or is asked which of two replies is better
-(`preferences[judge]["POLICY vs BASELINE"][s]`: the share, 0 to 1, of its answers in which the policy's sample s beat
-the baseline's sample s; null where it gave none). From `judgement` on both are the same.
+Nothing here depends on which rows are compared, so a comparison within a group of prompts is the same call on fewer
+rows. A judge either scores each completion or is asked which of two is better; from `judgement` on both are the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 
@@ -31,7 +27,6 @@ from rlhf.evaluation.stats import (
 )
 from rlhf.workflow import is_base
 
-Row = Mapping[str, Any]
 Verdict = Literal["better", "worse", "no difference"]
 
 MIN_PROMPTS = 6
@@ -41,6 +36,36 @@ ALPHA = 0.05
 """Chance of one false difference or more among the comparisons that are read together, where there is none."""
 OTHER = "other"
 """The group of the prompts whose own is too small, or that have none."""
+
+
+class SampledCompletion(TypedDict):
+    """One completion of a policy, with what was measured of it."""
+
+    text: str
+    tokens: int | None
+    """Its length; null only of what is no completion (`regressions`)."""
+    finished: bool
+    """Whether it ended by itself and not at the limit."""
+    kl: float | None
+    """KL to the policy's reference, nats a completion; null without a reference."""
+    scores: dict[str, float | None]
+    """By judge; null where a judge gives none."""
+
+
+class Row(TypedDict):
+    """A prompt and every policy's completions; a line of `evaluate/samples.jsonl`."""
+
+    index: int
+    """Its line, from 0."""
+    prompt: Any
+    """Text, or messages ({"role", "content"})."""
+    columns: dict[str, Any]
+    """The other columns of the prompt's row."""
+    replies: dict[str, list[SampledCompletion]]
+    """By policy."""
+    preferences: NotRequired[dict[str, dict[str, list[float | None]]]]
+    """Judge of pairs -> "POLICY vs BASELINE" -> of each sample the share, 0 to 1, of the judge's answers in which the
+    policy's was better than the baseline's sample of the same number; null where it gave none."""
 
 
 class Comparison(TypedDict):
@@ -53,7 +78,7 @@ class Comparison(TypedDict):
     baseline: str
     judge: str
     policy_mean: float | None
-    """Mean score of the policy's replies, over the prompts that count; null for a judge of pairs."""
+    """Mean score of the policy's completions, over the prompts that count; null for a judge of pairs."""
     baseline_mean: float | None
     """The same of the baseline."""
     mean_difference: float | None
@@ -61,7 +86,7 @@ class Comparison(TypedDict):
     difference_ci: list[float] | None
     """Its 95% interval, low and high."""
     win_rate: float | None
-    """Share of reply pairs the policy wins, ties half."""
+    """Share of pairs of completions that the policy wins, ties half."""
     win_rate_ci: list[float] | None
     """Its 95% interval."""
     win_rate_length_controlled: float | None
@@ -75,13 +100,13 @@ class Comparison(TypedDict):
     n_comparisons: int
     """Comparisons read together that have a p-value: all judges and pairs of one call of `compare_policies`."""
     kl: float | None
-    """Mean KL of the policy to its reference, nats a reply."""
+    """Mean KL of the policy to its reference, nats a completion."""
     mean_length: float | None
-    """Mean length of the policy's replies, tokens."""
+    """Mean length of the policy's completions, tokens."""
     baseline_mean_length: float | None
     """The same of the baseline."""
     n: int
-    """Prompts that count: both sides have a scored reply."""
+    """Prompts that count: both sides have a scored completion."""
     left_out: int
     """Prompts that do not."""
     verdict: Verdict
@@ -102,76 +127,98 @@ class GroupComparison(Comparison):
 C = TypeVar("C", bound=Comparison)
 
 
+class Quantity(TypedDict):
+    """A mean over prompts."""
+
+    mean: float | None
+    ci: list[float] | None
+    """Its 95% interval."""
+    n: int
+    """Prompts with a value."""
+
+
+class Variety(Quantity):
+    """A mean over prompts, and the same of all completions taken together."""
+
+    all: float | None
+
+
 class Summary(TypedDict):
-    """What one policy is like; an entry of `policies` in report.json. Each quantity is {"mean", "ci", "n"}."""
+    """What one policy is like; an entry of `policies` in report.json."""
 
     policy: str
-    scores: dict[str, dict[str, Any]]
+    scores: dict[str, Quantity]
     """By judge."""
-    length: dict[str, Any]
-    """Tokens a reply."""
-    finished: dict[str, Any]
-    """Share of replies that ended by themselves."""
-    kl: dict[str, Any]
-    """Nats a reply, to `kl_reference`."""
-    distinct_1: dict[str, Any]
-    """Distinct words over all words of the replies to one prompt; `all`: of all replies taken together."""
-    distinct_2: dict[str, Any]
+    length: Quantity
+    """Tokens a completion."""
+    finished: Quantity
+    """Share of completions that ended by themselves."""
+    kl: Quantity
+    """Nats a completion, to `kl_reference`."""
+    distinct_1: Variety
+    """Distinct words over all words of the completions of one prompt."""
+    distinct_2: Variety
     """The same of pairs of words."""
-    repetition: dict[str, Any]
-    """Share of a reply's runs of four words that stood in it before."""
+    repetition: Quantity
+    """Share of a completion's runs of four words that stood in it before."""
     kl_reference: str | None
+    """The policy that `kl` is measured to."""
 
 
-def reply_values(rows: Sequence[Row], policy: str, field: str, judge: str | None = None) -> Floats:
-    """One number of each reply as an array.
+def completion_values(rows: Sequence[Row], policy: str, field: Literal["tokens", "finished", "kl"]) -> Floats:
+    """One number of each completion as an array.
 
     Args:
         rows: P rows.
-        policy: Whose replies.
-        field: `tokens`, `finished`, `kl` or `scores`.
-        judge: Which of the scores.
+        policy: Whose completions.
+        field: Which number.
 
     Returns:
-        Array (P, S), S the most samples any prompt has; NaN where there is no such reply or no finite number.
+        Array (P, S), S the most samples any prompt has; NaN where there is no such completion or no finite number.
     """
-    replies = [row["replies"].get(policy, []) for row in rows]
-    values_PS = np.full((len(rows), max(map(len, replies), default=0)), np.nan)
-    for p, samples in enumerate(replies):
-        for s, sample in enumerate(samples):
-            value = sample.get(field)
-            if judge is not None:
-                value = (value or {}).get(judge)
+    return _array([[sample.get(field) for sample in row["replies"].get(policy, [])] for row in rows])
+
+
+def scores(rows: Sequence[Row], policy: str, judge: str) -> Floats:
+    """The scores of a policy's completions by one judge, as an array like that of `completion_values`."""
+    return _array([[sample["scores"].get(judge) for sample in row["replies"].get(policy, [])] for row in rows])
+
+
+def _array(values: Sequence[Sequence[float | None]]) -> Floats:
+    """Rows of unequal lengths as one array, NaN where there is no finite number."""
+    array_PS = np.full((len(values), max(map(len, values), default=0)), np.nan)
+    for p, of_prompt in enumerate(values):
+        for s, value in enumerate(of_prompt):
             if value is not None and math.isfinite(value):
-                values_PS[p, s] = value
-    return values_PS
+                array_PS[p, s] = value
+    return array_PS
 
 
 class Judgement(NamedTuple):
-    """What one judge says of two policies; NaN where it says nothing. K pairs of replies to a prompt."""
+    """What one judge says of two policies; NaN where it says nothing. K pairs of completions of a prompt."""
 
     difference_P: Floats
     """Policy minus baseline: of their mean scores, or wins less losses as a share."""
     wins_PK: Floats
-    """1 where the policy's reply is better, 0 where it is worse, 0.5 for a tie, or a share between."""
+    """1 where the policy's completion is better, 0 where it is worse, 0.5 for a tie, or a share between."""
     longer_PK: Floats
-    """By how many tokens the policy's reply is longer."""
+    """By how many tokens the policy's completion is longer."""
     policy_P: Floats
     """Mean score of the policy; NaN for a judge of pairs."""
     baseline_P: Floats
     of_pairs: bool
-    """Whether the judge compares two replies, and scores none."""
+    """Whether the judge compares two completions, and scores none."""
 
 
 def judgement(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Judgement:
-    """What a judge, of replies or of pairs, says of two policies on each prompt.
+    """What a judge, of completions or of pairs, says of two policies on each prompt.
 
     A judge is one of pairs where a row has `preferences` of it. It then compared sample s with sample s; a judge of
-    replies compares every sample with every sample. Preferences that were noted as "BASELINE vs POLICY" are turned.
+    completions compares every sample with every sample. Preferences that were noted as "BASELINE vs POLICY" are turned.
     """
-    tokens = [reply_values(rows, name, "tokens") for name in (policy, baseline)]
-    if not any(judge in (row.get("preferences") or {}) for row in rows):
-        ours_PS, theirs_PS = (reply_values(rows, name, "scores", judge) for name in (policy, baseline))
+    tokens = [completion_values(rows, name, "tokens") for name in (policy, baseline)]
+    if not any(judge in row.get("preferences", {}) for row in rows):
+        ours_PS, theirs_PS = (scores(rows, name, judge) for name in (policy, baseline))
         ours_P, theirs_P = mean_per_prompt(ours_PS), mean_per_prompt(theirs_PS)
         wins_PK = pair_wins(ours_PS, theirs_PS)
         return Judgement(ours_P - theirs_P, wins_PK, pair_differences(*tokens), ours_P, theirs_P, of_pairs=False)
@@ -185,17 +232,14 @@ def judgement(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Ju
 
 def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Floats:
     """Shares in which the policy's sample beat the baseline's, as an array (P, K)."""
-    shares_P = []
+    shares = []
     for row in rows:
-        pairs = (row.get("preferences") or {}).get(judge) or {}
-        shares = pairs.get(f"{policy} vs {baseline}")
-        if shares is None:
-            shares = [None if p is None else 1 - p for p in pairs.get(f"{baseline} vs {policy}", [])]
-        shares_P.append([math.nan if p is None else p for p in shares])
-    wins_PK = np.full((len(rows), max(map(len, shares_P), default=0)), np.nan)
-    for p, shares in enumerate(shares_P):
-        wins_PK[p, : len(shares)] = shares
-    return wins_PK
+        pairs = row.get("preferences", {}).get(judge, {})
+        if f"{policy} vs {baseline}" in pairs:
+            shares.append(pairs[f"{policy} vs {baseline}"])
+        else:
+            shares.append([None if share is None else 1 - share for share in pairs.get(f"{baseline} vs {policy}", [])])
+    return _array(shares)
 
 
 def comparison_pairs(policies: Sequence[str], parents: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -218,9 +262,9 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
     """Compare two policies on the same prompts by one judge, as the only comparison there is.
 
     The difference of a prompt is between the two means over its samples; a prompt on which one side has no scored
-    reply is left out and counted. Intervals are over prompts: of a difference by bootstrap (`stats.bootstrap_ci`), of a
-    win rate `stats.share_interval`, and of wins less losses by a judge of pairs what follows from that. Comparisons
-    that are read together belong through `correct`, as `compare_policies` does.
+    completion is left out and counted. Intervals are over prompts: of a difference by bootstrap (`stats.bootstrap_ci`),
+    of a win rate `stats.share_interval`, and of wins less losses by a judge of pairs what follows from that.
+    Comparisons that are read together belong through `correct`, as `compare_policies` does.
     """
     judged = judgement(rows, policy, baseline, judge)
     kept_P = np.isfinite(judged.difference_P)
@@ -243,9 +287,9 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
         p_value=_known(paired_p_value(difference_P)),
         p_adjusted=None,
         n_comparisons=0,
-        kl=finite_mean(mean_per_prompt(reply_values(rows, policy, "kl"))),
-        mean_length=finite_mean(mean_per_prompt(reply_values(rows, policy, "tokens"))),
-        baseline_mean_length=finite_mean(mean_per_prompt(reply_values(rows, baseline, "tokens"))),
+        kl=finite_mean(mean_per_prompt(completion_values(rows, policy, "kl"))),
+        mean_length=finite_mean(mean_per_prompt(completion_values(rows, policy, "tokens"))),
+        baseline_mean_length=finite_mean(mean_per_prompt(completion_values(rows, baseline, "tokens"))),
         n=int(kept_P.sum()),
         left_out=int((~kept_P).sum()),
         verdict="no difference",
@@ -310,8 +354,8 @@ def compare_policies(
 
     Args:
         rows: Lines of samples.jsonl.
-        policies: Names as in the rows' `replies`.
-        judges: Names as in the replies' `scores` or the rows' `preferences`.
+        policies: Names as in `Row.replies`.
+        judges: Names as in `SampledCompletion.scores` or `Row.preferences`.
         parents: Policy -> the policy it was trained from.
     """
     pairs = comparison_pairs(policies, parents)
@@ -331,8 +375,8 @@ def compare_groups(
 
     Args:
         rows: Lines of samples.jsonl.
-        policies: Names as in the rows' `replies`.
-        judges: Names as in the replies' `scores` or the rows' `preferences`.
+        policies: Names as in `Row.replies`.
+        judges: Names as in `SampledCompletion.scores` or `Row.preferences`.
         parents: Policy -> the policy it was trained from.
         group_of: Group of a row, written as text; None puts it into `OTHER`, as does a group of fewer than
             `MIN_PROMPTS` prompts. `lambda row: row["columns"].get("topic")` groups by a column.
@@ -361,21 +405,21 @@ def compare_groups(
 def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_reference: str | None = None) -> Summary:
     """Mean and interval, over prompts, of a policy's scores, lengths, endings, KL and variety.
 
-    Diversity is over the samples of a prompt, so with one sample it only sees repetition within a reply.
+    Diversity is over the samples of a prompt, so with one sample it only sees repetition within a completion.
     """
-    texts = [[sample.get("text") or "" for sample in row["replies"].get(policy, [])] for row in rows]
+    texts = [[sample["text"] for sample in row["replies"].get(policy, [])] for row in rows]
 
-    def quantity(field: str, judge: str | None = None) -> dict[str, Any]:
-        return _quantity(mean_per_prompt(reply_values(rows, policy, field, judge)))
+    def quantity(field: Literal["tokens", "finished", "kl"]) -> Quantity:
+        return _quantity(mean_per_prompt(completion_values(rows, policy, field)))
 
-    def distinct(n: int) -> dict[str, Any]:
+    def distinct(n: int) -> Variety:
         together = distinct_n([text for samples in texts for text in samples], n)
-        return {**_quantity(np.array([distinct_n(samples, n) for samples in texts])), "all": _known(together)}
+        return Variety(all=_known(together), **_quantity(np.array([distinct_n(samples, n) for samples in texts])))
 
     repeated = [np.array([repetition(text) for text in samples]) for samples in texts]
     return Summary(
         policy=policy,
-        scores={judge: quantity("scores", judge) for judge in judges},
+        scores={judge: _quantity(mean_per_prompt(scores(rows, policy, judge))) for judge in judges},
         length=quantity("tokens"),
         finished=quantity("finished"),
         kl=quantity("kl"),
@@ -386,9 +430,9 @@ def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_refere
     )
 
 
-def _quantity(values_P: Floats) -> dict[str, Any]:
+def _quantity(values_P: Floats) -> Quantity:
     values_P = values_P[np.isfinite(values_P)]
-    return {"mean": finite_mean(values_P), "ci": mean_interval(values_P), "n": len(values_P)}
+    return Quantity(mean=finite_mean(values_P), ci=mean_interval(values_P), n=len(values_P))
 
 
 def _known(value: float) -> float | None:

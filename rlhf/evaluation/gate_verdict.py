@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Literal, NamedTuple, TypedDict
 
+from rlhf.evaluation.calibration import CalibrationBin, LengthBucket
+from rlhf.evaluation.formatting import percent
 from rlhf.evaluation.stats import wilson_interval
-from rlhf.workflow import LEARNED
 
 BATCH_TOLERANCE = 0.05
-"""Largest change of a score by padding or company, in standard deviations: rounding in bf16 stays below."""
+"""Largest change of a score by padding or by the other rows of a batch, in standard deviations: rounding in bf16 stays
+below."""
 _FOLLOWS_LENGTH = 0.9
 """Share of the pairs in which a model prefers the longer (or shorter) reply, above which it measures little else."""
 _FAR = 2.0
-"""Standard deviations between the policy's replies and the pairs from which on the model judges what it never saw."""
+"""Standard deviations between the policy's completions and the pairs above which the model judges what it never saw."""
 _EOS_MATTERS = 0.5
 _MISCALIBRATED = 0.1
 _WITHIN_REACH = 4
@@ -22,61 +23,145 @@ _WITHIN_REACH = 4
 _MOST_PAIRS = 1_000_000
 
 
-def verdict(found: Mapping[str, Any]) -> dict[str, Any]:
+SetName = Literal["chosen", "rejected", "policy"]
+"""Whose completions were scored: the two sides of the held-out pairs, or the policy that training starts from."""
+
+
+class ScoreSet(TypedDict):
+    """The scores of one set of completions."""
+
+    n: int
+    mean: float
+    std: float
+    quantiles: list[float]
+    """At `Distribution.quantiles`."""
+    counts: list[int]
+    """In the bins between `Distribution.edges`."""
+
+
+class Distribution(TypedDict, total=False):
+    """Scores of several sets of completions over common bins; a set without a finite score is left out."""
+
+    edges: list[float]
+    quantiles: list[float]
+    """Shares between 0 and 1."""
+    chosen: ScoreSet
+    rejected: ScoreSet
+    policy: ScoreSet
+
+
+class Invariance(TypedDict):
+    """How far a score moves with what should not matter, in standard deviations of the scores."""
+
+    batch: float | None
+    """Largest change between all completions scored together, padded to the longest, and each by itself; null where
+    none has a score, or one has it in one of the two only."""
+    eos: float | None
+    """Mean change when the text already ends in the end token; null where there is no such token, or no score."""
+
+
+class PairMeasures(TypedDict):
+    """How good a reward model is on held-out pairs."""
+
+    n: int
+    """Pairs."""
+    prompts: int
+    """Different prompts of these."""
+    n_effective: int
+    """Independent pairs that they count as (`reward_model.effective_pairs`)."""
+    unscored: int
+    """Completions without a finite score, of 2 n."""
+    accuracy: float
+    """Share of the pairs ranked right; a tie counts half, and so does a pair without both scores."""
+    accuracy_ci: list[float]
+    """Its 95% interval; pairs of one prompt count together."""
+    length_baseline: float
+    """Share that the length baseline ranks right (`reward_model.length_baseline`)."""
+    length_baseline_ci: list[float]
+    prefers_longer: float | None
+    """Share of the pairs of different lengths in which the model prefers the longer completion."""
+    ece: float | None
+    """Expected calibration error of sigmoid(margin)."""
+    calibration: list[CalibrationBin]
+    by_length: list[LengthBucket]
+    """Accuracy by the difference in length, in characters."""
+
+
+class Measures(PairMeasures):
+    """Everything that was measured of a reward model; what `verdict` decides by."""
+
+    invariance: Invariance
+    scores: Distribution
+
+
+class Decision(TypedDict):
+    """Whether a reward model may be maximised."""
+
+    passed: bool
+    baseline: float
+    """What the lower end of `accuracy_ci` has to beat: the larger of chance and the length baseline."""
+    reasons: list[str]
+    """Why it does not pass."""
+    advice: list[str]
+    """What to look at next."""
+    notes: list[str]
+    """What does not stop the run."""
+
+
+class GateModel(Measures, Decision):
+    """One reward model at the gate; an entry of the gate's `models`."""
+
+
+class Remark(NamedTuple):
+    """Something to be said of a reward model."""
+
+    id: str
+    """What kind of remark it is."""
+    text: str
+
+
+def verdict(measures: Measures) -> Decision:
     """Decide on one reward model.
 
-    It passes if the lower end of its accuracy's interval lies above both baselines, the ruler's accuracy and chance,
-    its scores do not depend on padding or on what else is in the batch, and it gives one to every reply.
-
-    Args:
-        found: What `gate.examine`, `gate.invariance` and `gate.distribution` measured.
-
-    Returns:
-        `passed`; `baseline`, what had to be beaten; `reasons`, why it does not pass; `advice`, what to look at next;
-        `notes`, what does not stop the run.
+    It passes if the lower end of its accuracy's interval lies above both baselines, the length baseline's accuracy and
+    chance, its scores do not depend on padding or on what else is in the batch, and it gives one to every completion.
     """
-    baseline = max(0.5, found["length_baseline"])
-    low, high = found["accuracy_ci"]
-    reasons, advice = [], []
-    if found["unscored"]:
-        reasons.append(f"it gives no score to {found['unscored']:,} of {2 * found['n']:,} replies")
-        advice.append("the pairs without a score come first in gate/pairs.jsonl; fp16 overflows where bf16 does not")
-    if low <= baseline:
-        ruler = "the longer or the shorter reply" if found["length_baseline"] >= 0.5 else "chance"
-        reasons.append(
-            f"it ranks {_percent(found['accuracy'])} [{_percent(low)}, {_percent(high)}] of {_pairs(found)} rightly, "
-            f"which is not shown to be more than {_percent(baseline)} ({ruler})"
+    failures = find_failures(measures)
+    return Decision(
+        passed=not failures,
+        baseline=_baseline(measures),
+        reasons=[failure.text for failure in failures],
+        advice=[advice.text for failure in failures for advice in advise(failure, measures)],
+        notes=[note.text for note in find_notes(measures)],
+    )
+
+
+def _baseline(measures: Measures) -> float:
+    return max(0.5, measures["length_baseline"])
+
+
+def find_failures(measures: Measures) -> list[Remark]:
+    """Why a reward model does not pass; ids `unscored`, `accuracy`, `batch unknown` and `batch`."""
+    failures = []
+    if measures["unscored"]:
+        text = f"it gives no score to {measures['unscored']:,} of {2 * measures['n']:,} replies"
+        failures.append(Remark("unscored", text))
+    baseline = _baseline(measures)
+    if measures["accuracy_ci"][0] <= baseline:
+        rival = "the longer or the shorter reply" if measures["length_baseline"] >= 0.5 else "chance"
+        text = (
+            f"it ranks {percent(measures['accuracy'], measures['accuracy_ci'])} of {_pairs(measures)} rightly, "
+            f"which is not shown to be more than {percent(baseline)} ({rival})"
         )
-        advice += _advice(found, baseline)
-    batch = found["invariance"]["batch"]
+        failures.append(Remark("accuracy", text))
+    batch = measures["invariance"]["batch"]
     if batch is None or math.isnan(batch):
-        reasons.append("whether a score moves with what else is in the batch cannot be told: some scores are missing")
+        text = "whether a score moves with what else is in the batch cannot be told: some scores are missing"
+        failures.append(Remark("batch unknown", text))
     elif batch > BATCH_TOLERANCE:
-        reasons.append(f"a score moves by up to {batch:.2f} standard deviations with what else is in the batch")
-        advice.append("padding reaches the score: check the model's pad token and padding side")
-    return {"passed": not reasons, "baseline": baseline, "reasons": reasons, "advice": advice, "notes": _notes(found)}
-
-
-def unproven(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The reward models that are not shown to be right more often than chance and length, by name, and why.
-
-    Args:
-        stages: Metrics of a run's stages. What the gate found of a model counts before what its own stage did.
-    """
-    doubts = {}
-    for name in LEARNED:
-        found = stages.get(name, {})
-        baseline = max(0.5, found.get("length_baseline") or 0.0)
-        if found.get("accuracy_ci") is not None and found["accuracy_ci"][0] <= baseline:
-            low, high = map(_percent, found["accuracy_ci"])
-            doubts[name] = f"right in {_percent(found['accuracy'])} [{low}, {high}] of held-out pairs, where " + (
-                "chance is in 50%" if baseline == 0.5 else f"length alone is in {_percent(baseline)}"
-            )
-    for name, found in stages.get("gate", {}).get("models", {}).items():
-        doubts.pop(name, None)
-        if not found["passed"]:
-            doubts[name] = "it did not pass the gate"
-    return doubts
+        text = f"a score moves by up to {batch:.2f} standard deviations with what else is in the batch"
+        failures.append(Remark("batch", text))
+    return failures
 
 
 def pairs_needed(accuracy: float, baseline: float) -> int | None:
@@ -94,63 +179,77 @@ def pairs_needed(accuracy: float, baseline: float) -> int | None:
     return many
 
 
-def _advice(found: Mapping[str, Any], baseline: float) -> list[str]:
-    longer = found["prefers_longer"]
+def advise(failure: Remark, measures: Measures) -> list[Remark]:
+    """What to look at where a reward model fails; ids `pairs first`, `length`, `more pairs`, `labels`, `training`."""
+    if failure.id == "unscored":
+        return [
+            Remark(
+                "pairs first",
+                "the pairs without a score come first in gate/pairs.jsonl; fp16 overflows where bf16 does not",
+            )
+        ]
+    if failure.id == "batch":
+        return [Remark("padding", "padding reaches the score: check the model's pad token and padding side")]
+    if failure.id != "accuracy":
+        return []
+    longer = measures["prefers_longer"]
     if longer is not None and max(longer, 1 - longer) >= _FOLLOWS_LENGTH:
         which = "longer" if longer > 0.5 else "shorter"
-        return [
-            f"it prefers the {which} reply in {_percent(max(longer, 1 - longer))} of the pairs: that is what it has "
+        text = (
+            f"it prefers the {which} reply in {percent(max(longer, 1 - longer))} of the pairs: that is what it has "
             "learned; look at `rlhf check` for the pairs' length bias, and add pairs of equal length"
-        ]
-    needed = _needed_of_such(found, baseline)
-    if needed is not None and found["n"] < needed <= _WITHIN_REACH * found["n"]:
-        return [
+        )
+        return [Remark("length", text)]
+    needed = needed_of_such(measures)
+    if needed is not None and measures["n"] < needed <= _WITHIN_REACH * measures["n"]:
+        text = (
             f"at this accuracy about {_rounded(needed)} held-out pairs would show it: raise data.preferences.holdout, "
             "or train on more pairs"
-        ]
-    return [
-        "`rlhf check` for contradictory or mislabelled pairs (are chosen and rejected the right way round?)",
-        "the most wrong pairs first in gate/pairs.jsonl",
+        )
+        return [Remark("more pairs", text)]
+    labels = "`rlhf check` for contradictory or mislabelled pairs (are chosen and rejected the right way round?)"
+    training = (
         "the reward stage's loss: if it did not fall, a higher learning rate or more epochs; if it fell on training "
-        "pairs alone, fewer epochs or more pairs",
-    ]
+        "pairs alone, fewer epochs or more pairs"
+    )
+    wrong = "the most wrong pairs first in gate/pairs.jsonl"
+    return [Remark("labels", labels), Remark("pairs first", wrong), Remark("training", training)]
 
 
-def _needed_of_such(found: Mapping[str, Any], baseline: float) -> int | None:
-    """`pairs_needed`, where pairs share prompts as often as these do."""
-    independent = pairs_needed(found["accuracy"], baseline)
-    if independent is None or not found["n_effective"]:
+def needed_of_such(measures: Measures) -> int | None:
+    """`pairs_needed` to beat both baselines, where pairs share prompts as often as these do."""
+    independent = pairs_needed(measures["accuracy"], _baseline(measures))
+    if independent is None or not measures["n_effective"]:
         return None
-    return math.ceil(independent * found["n"] / found["n_effective"])
+    return math.ceil(independent * measures["n"] / measures["n_effective"])
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def find_notes(measures: Measures) -> list[Remark]:
+    """What is worth knowing of a reward model and does not stop the run; ids `calibration`, `end token`, `far`."""
     notes = []
-    if found["ece"] is not None and found["ece"] > _MISCALIBRATED:
-        notes.append(f"its confidence is off by {_percent(found['ece'])} on average (calibration)")
-    eos = found["invariance"]["eos"]
+    if measures["ece"] is not None and measures["ece"] > _MISCALIBRATED:
+        text = f"its confidence is off by {percent(measures['ece'])} on average (calibration)"
+        notes.append(Remark("calibration", text))
+    eos = measures["invariance"]["eos"]
     if eos is not None and eos > _EOS_MATTERS:
-        notes.append(f"a second end token moves its score by {eos:.2f} standard deviations")
-    scores = found["scores"]
-    if {"chosen", "rejected", "policy"} <= scores.keys():  # without one that is finite, a set is left out
+        notes.append(Remark("end token", f"a second end token moves its score by {eos:.2f} standard deviations"))
+    scores = measures["scores"]
+    if "chosen" in scores and "rejected" in scores and "policy" in scores:
         pairs = (scores["chosen"]["mean"] + scores["rejected"]["mean"]) / 2
         spread = math.hypot(scores["chosen"]["std"], scores["rejected"]["std"]) / math.sqrt(2) or 1.0
         far = abs(scores["policy"]["mean"] - pairs) / spread
         if far > _FAR:
-            notes.append(
+            text = (
                 f"the policy's replies score {far:.1f} standard deviations from the pairs it was trained on: it judges "
                 "what it has not seen"
             )
+            notes.append(Remark("far", text))
     return notes
 
 
-def _pairs(found: Mapping[str, Any]) -> str:
-    prompts = "" if found["prompts"] == found["n"] else f" ({found['prompts']:,} prompts)"
-    return f"{found['n']:,} held-out pairs{prompts}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
+def _pairs(measures: Measures) -> str:
+    prompts = "" if measures["prompts"] == measures["n"] else f" ({measures['prompts']:,} prompts)"
+    return f"{measures['n']:,} held-out pairs{prompts}"
 
 
 def _rounded(number: int) -> str:

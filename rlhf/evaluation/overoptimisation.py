@@ -41,7 +41,7 @@ class Point(TypedDict):
 
 def scored_everywhere(scores_P: Sequence[Floats]) -> NDArray[np.bool_]:
     """The prompts on which the judge has a score at every checkpoint: only on these can checkpoints be compared."""
-    return np.isfinite(np.stack(scores_P)).all(0)
+    return np.logical_and.reduce([np.isfinite(of_checkpoint) for of_checkpoint in scores_P])
 
 
 def point(step: int, kl_P: Floats, length_P: Floats, judge_P: Floats, proxy_P: Floats | None) -> Point:

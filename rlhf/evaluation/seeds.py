@@ -154,8 +154,8 @@ def over_seeds(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], lis
         [*(verdict_of(row["ci"], row["n"]) for row in joined.values()), *verdicts],
         [*(row["p_value"] for row in joined.values()), *p_values],
     )
-    for (recipe, row), decision in zip(joined.items(), decisions, strict=False):
-        summaries[recipe] = _decided(row, decision)
+    for (recipe, summary), decision in zip(joined.items(), decisions, strict=False):
+        summaries[recipe] = _decided(summary, decision)
     single = [row for row in comparisons if _recipe(row) in joined]
     at_least = [summaries[_recipe(row)]["p_adjusted"] or 0.0 for row in single]
     of_single, of_alone = iter(decide(*shown_alone(single), at_least)), iter(decisions[len(joined) :])

@@ -18,7 +18,11 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from rlhf.artifacts.manifest import Manifest
 from rlhf.artifacts.open import Kind
-from rlhf.report import html, sentences
+from rlhf.evaluation.formatting import duration, number
+from rlhf.report import html
+from rlhf.report.caveats import caveats
+from rlhf.report.schema import Report
+from rlhf.report.sentences import statements
 from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_table
 
 _UNDESCRIBED = {"policy": "A policy", "reward": "A reward model", "classifier": "A text classifier"}
@@ -103,13 +107,13 @@ def publishable(value: Any) -> Any:
     return _ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
 
 
-def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: str | None) -> None:
+def write_card(folder: Path, subject: Subject, report: Report, to: str | None) -> None:
     """Write README.md.
 
     Args:
         folder: Where.
         subject: What it is about.
-        report: From `evaluation.report.build_report`, made `publishable`.
+        report: From `report.build.build_report`, made `publishable`.
         to: The hub id it will have, for the code that loads it.
     """
     environment = jinja2.Environment(
@@ -125,8 +129,8 @@ def write_card(folder: Path, subject: Subject, report: Mapping[str, Any], to: st
         base=public_base(subject.base or ""),
         loading_notes=list(_loading_notes(subject)),
         standfirst=html.standfirst(report),
-        verdicts=sentences.verdicts(report),
-        notices=sentences.notices(report),
+        verdicts=[statement.text for statement in statements(report)],
+        caveats=[caveat.text for caveat in caveats(report)],
         comparisons=comparison_table_md(report),
         lineage=_lineage(subject, report),
         settings=list(_settings(subject, report)),
@@ -204,10 +208,10 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
             (
                 f"**{name}** (this)" if name == subject.stage else name,
                 ", ".join(parents) or (f"`{public_base(origin)}`" if origin else "nothing"),
-                sentences.number(trained, 0),
+                number(trained, 0),
                 stage.get("seed", "–"),
                 f"`{str(stage.get('artifact', ''))[:12]}`",
-                sentences.duration(stage.get("wall_time_s")),
+                duration(stage.get("wall_time_s")),
             )
         )
     return markdown_table(header, rows, right="Rows trained on,Seed,Time")

@@ -11,17 +11,18 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import rlhf
-from rlhf.artifacts.manifest import read_manifests
+from rlhf.artifacts.manifest import Manifest, read_manifests
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
-from rlhf.evaluation.compare import compare_groups, compare_policies, summarise
-from rlhf.evaluation.gate_verdict import unproven
-from rlhf.evaluation.regressions import RETAINED, compare_retained
+from rlhf.evaluation.compare import Row, compare_groups, compare_policies, summarise
+from rlhf.evaluation.regressions import RETAINED, RetainedRow, compare_retained
 from rlhf.evaluation.seeds import over_seeds
 from rlhf.report import html
+from rlhf.report.caveats import unproven
+from rlhf.report.schema import Curves, Evaluation, Provenance, Report, ShownPrompt, StageReport
 from rlhf.workflow import kind_of, stages
 
 SHOWN = 12
@@ -32,25 +33,19 @@ _CURVE_POINTS = 300
 _DROPPED_SHOWN = 10
 _SECRET_KEYS = ("hub_token", "api_key", "password", "secret")
 _PROVENANCE = (
-    "artifact", "hash", "parents", "data", "seed", "versions", "git_sha", "tokenizer", "max_length", "lineage",
-    "wall_time_s", "peak_memory_mb", "config",
+    "label", "kind", "repetition", "order", "method", "artifact", "hash", "parents", "data", "seed", "versions",
+    "git_sha", "tokenizer", "max_length", "lineage", "wall_time_s", "peak_memory_mb", "config",
 )  # fmt: skip
+_LABELS = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "reward": "Reward model", "gate": "Gate", "evaluate": "Evaluation"}
 
 
-def build_report(run_dir: str | Path) -> dict[str, Any]:
+def build_report(run_dir: str | Path) -> Report:
     """Gather what a run's stages left behind.
 
-    Works with whatever stages are finished: without `evaluate` there are no comparisons.
+    Works with whatever stages are finished: before policies have been compared there are no comparisons.
 
     Args:
         run_dir: A run's folder, `runs/NAME`.
-
-    Returns:
-        The contents of report.json: `name`, `created`, `version`, `stages` (metrics of each, `rows` from its ledger,
-        `findings` from its data), `comparisons` (`compare.Comparison`), `seeds` (`seeds.SeedSummary`, of what was
-        trained with several), `groups` (`compare.GroupComparison`), `retained` (`lost.Lost`), `comparing` (of each
-        judge of pairs its `endpoint.JudgeReport`), `policies` (`compare.Summary`), `evaluation` (how replies were
-        sampled, or null), `samples`, `curves` ({stage: {metric: [[step, value], …]}}) and `provenance` (of each stage).
 
     Raises:
         UserError: No such folder, no finished stage in it, or a file that cannot be read.
@@ -58,60 +53,71 @@ def build_report(run_dir: str | Path) -> dict[str, Any]:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run")
-    manifests = read_manifests(run_dir)
-    records = {name: manifests[name] for name in _in_order(manifests)}
-    if not records:
+    manifests = _manifests(run_dir)
+    if not manifests:
         raise UserError(f"{run_dir}: no finished stage to report on")
-    evaluation, rows, retained = None, [], []
-    if "evaluate" in records:
-        evaluation = _evaluation(records["evaluate"])
-        rows = read_jsonl(run_dir / "evaluate" / "samples.jsonl")
-        evaluation["prompts"] = len(rows)
-        kept = run_dir / "evaluate" / RETAINED
-        retained = read_jsonl(kept) if kept.is_file() else []
-    trained = [name for name in records if name != "evaluate"]
-    report: dict[str, Any] = {
-        "name": run_dir.resolve().name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": rlhf.__version__,
-        "stages": {name: _stage(run_dir / name, records[name]) for name in trained},
-        "comparisons": [],
-        "seeds": [],
-        "groups": [],
-        "retained": [],
-        "comparing": (records["evaluate"]["metrics"].get("comparing") if "evaluate" in records else None) or {},
-        "policies": [],
-        "evaluation": evaluation,
-        "samples": _displayed(rows),
-        "curves": {name: _curves(run_dir / name / "metrics.jsonl") for name in trained},
-        "provenance": {name: _provenance(record) for name, record in records.items()},
-    }
-    if evaluation:
-        report |= _compared(evaluation, rows, retained)
-        doubts = unproven(report["stages"])
-        for row in (*report["comparisons"], *report["seeds"], *report["groups"]):
-            row["doubted"] = row["judge"] in doubts
-    return _finite(report)
+    comparing = next((name for name, manifest in manifests.items() if _compares(manifest)), None)
+    stages = {name: _stage(run_dir / name, manifest) for name, manifest in manifests.items() if name != comparing}
+    report = Report(
+        name=run_dir.resolve().name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=rlhf.__version__,
+        stages=stages,
+        comparisons=[],
+        seeds=[],
+        groups=[],
+        retained=[],
+        comparing={},
+        policies=[],
+        evaluation=None,
+        samples=[],
+        curves={name: _curves(run_dir / name / "metrics.jsonl") for name in stages},
+        provenance={name: _provenance(name, manifest) for name, manifest in manifests.items()},
+    )
+    if comparing is not None:
+        _add_comparison(report, run_dir / comparing, manifests[comparing])
+    return cast(Report, _finite(report))
 
 
-def _compared(
-    evaluation: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], retained: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What follows from the replies and from the rows that were not to be lost."""
-    policies, judges, parents = (evaluation[key] for key in ("policies", "judges", "parents"))
-    comparisons, seeds = over_seeds(compare_policies(rows, policies, judges, parents))
+def _manifests(run_dir: Path) -> dict[str, Manifest]:
+    """The manifests of a run's finished stages, in the order they run; those of an unknown order after these."""
+    order = {name: place for place, name in enumerate(stages())}
+
+    def place(item: tuple[str, Manifest]) -> tuple[float, int, str]:
+        name, _ = item
+        seed = name.partition("@")[2]
+        return order.get(kind_of(name), math.inf), int(seed) if seed.isdigit() else 0, name
+
+    return dict(sorted(read_manifests(run_dir).items(), key=place))
+
+
+def _compares(manifest: Manifest) -> bool:
+    """Whether a stage compared policies, known by what it leaves."""
+    return {"policies", "judges"} <= manifest["metrics"].keys()
+
+
+def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
+    """Add what follows from the completions, and from the sets of `evaluate.retain`, in a stage's folder."""
+    rows = cast(list[Row], read_jsonl(folder / "samples.jsonl"))
+    retained = cast(list[RetainedRow], read_jsonl(folder / RETAINED) if (folder / RETAINED).is_file() else [])
+    evaluation = _evaluation(manifest, len(rows), list(report["stages"]))
+    policies, judges, parents = evaluation["policies"], evaluation["judges"], evaluation["parents"]
+    report["evaluation"] = evaluation
+    report["samples"] = _shown(rows)
+    report["comparing"] = manifest["metrics"].get("comparing") or {}
+    report["comparisons"], report["seeds"] = over_seeds(compare_policies(rows, policies, judges, parents))
     column = evaluation["group_by"]
-    groups = []
     if column is not None:
         first = [name for name in policies if name == kind_of(name)]  # of several seeds
-        groups = compare_groups(rows, first, judges, parents, lambda row: row["columns"].get(column))
-    return {
-        "comparisons": comparisons,
-        "seeds": seeds,
-        "groups": groups,
-        "retained": compare_retained(retained, policies, parents),
-        "policies": [summarise(rows, name, judges, evaluation["references"].get(name)) for name in policies],
-    }
+        report["groups"] = compare_groups(rows, first, judges, parents, lambda row: row["columns"].get(column))
+    report["retained"] = compare_retained(retained, policies, parents)
+    references = evaluation["references"]
+    report["policies"] = [summarise(rows, name, judges, references.get(name)) for name in policies]
+    doubts = unproven(report)
+    for comparison in (*report["comparisons"], *report["groups"]):
+        comparison["doubted"] = comparison["judge"] in doubts
+    for summary in report["seeds"]:
+        summary["doubted"] = summary["judge"] in doubts
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -128,13 +134,14 @@ def write_report(run_dir: str | Path) -> Path:
     return run_dir / "report.html"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_report(run_dir: Path) -> Report:
+    """The report that `write_report` left in a run's folder.
 
     Raises:
-        UserError: The file is missing, or holds no JSON object.
+        UserError: There is none, or its file holds no JSON object.
     """
-    return _parse(_text(path), str(path))
+    path = run_dir / "report.json"
+    return cast(Report, _parse(_text(path), str(path)))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -166,35 +173,26 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Stages in the order they run; unknown ones after these."""
-    order = {name: place for place, name in enumerate(stages())}
-
-    def place(name: str) -> tuple[int, int, str]:
-        seed = name.partition("@")[2]
-        return order.get(kind_of(name), len(order)), int(seed) if seed.isdigit() else 0, name
-
-    return sorted(names, key=place)
-
-
-def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
-    metrics, config = record.get("metrics", {}), record.get("config", {})
-    config = config.get("evaluate", config)
-    chosen = {key: config.get(key) for key in ("samples", "temperature", "max_new_tokens")}
-    judges = sorted(metrics["judges"], key=lambda judge: judge == "reward")  # policies may have been trained against it
-    return {
-        **chosen,
-        "policies": metrics["policies"],
-        "judges": judges,
-        "prompts": metrics.get("prompts"),
-        "prompts_cut": metrics.get("prompts_cut"),
-        "group_by": metrics.get("group_by"),
-        **{key: metrics.get(key) or {} for key in ("parents", "references")},
-    }
+def _evaluation(manifest: Manifest, prompts: int, stages: Sequence[str]) -> Evaluation:
+    metrics, config = manifest["metrics"], manifest.get("config", {})
+    config = config.get("evaluate") or config
+    place = {name: number for number, name in enumerate(stages)}  # a judge of a stage's name is its reward model
+    return Evaluation(
+        samples=config.get("samples"),
+        temperature=config.get("temperature"),
+        max_new_tokens=config.get("max_new_tokens"),
+        policies=metrics["policies"],
+        judges=sorted(metrics["judges"], key=lambda judge: (judge in place, -place.get(judge, 0))),
+        prompts=prompts,
+        prompts_cut=metrics.get("prompts_cut"),
+        group_by=metrics.get("group_by"),
+        parents=metrics.get("parents") or {},
+        references=metrics.get("references") or {},
+    )
 
 
-def _stage(stage_dir: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**record.get("metrics", {}), **_ledger(stage_dir), **_findings(stage_dir)}
+def _stage(folder: Path, manifest: Manifest) -> StageReport:
+    return cast(StageReport, {**manifest["metrics"], **_ledger(folder), **_findings(folder)})
 
 
 def _findings(stage_dir: Path) -> dict[str, Any]:
@@ -215,15 +213,15 @@ def _ledger(stage_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     sets = {}
-    for name, entry in read_json(path).get("sets", {}).items():
+    for name, entry in _parse(_text(path), str(path)).get("sets", {}).items():
         counts = {key: value for key, value in entry.items() if key != "rows"}
         sets[name] = {**counts, "examples": entry.get("rows", [])[:_DROPPED_SHOWN]}
     return {"rows": sets}
 
 
-def _curves(path: Path) -> dict[str, list[list[float]]]:
+def _curves(path: Path) -> Curves:
     """Metric -> its points; at most `_CURVE_POINTS` each, neighbours averaged, whatever the length of the run."""
-    curves: dict[str, list[list[float]]] = {}
+    curves: Curves = {}
     if not path.is_file():
         return curves
     for row in read_jsonl(path):
@@ -243,18 +241,20 @@ def _thinned(points: Sequence[Sequence[float]]) -> list[list[float]]:
     return [[sum(axis) / len(axis) for axis in zip(*group, strict=True)] for group in groups]
 
 
-def _displayed(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _shown(rows: Iterable[Row]) -> list[ShownPrompt]:
     """The first rows as they are, some more with one sample: in the order of the file, so that nothing is picked."""
     shown = []
     for position, row in zip(range(SHOWN + FOLDED), rows, strict=False):
         kept = None if position < SHOWN else 1
         replies = {policy: samples[:kept] for policy, samples in row["replies"].items()}
-        shown.append({"index": row["index"], "prompt": row["prompt"], "replies": replies})
+        shown.append(ShownPrompt(index=row["index"], prompt=row["prompt"], replies=replies))
     return shown
 
 
-def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _without_secrets(record[key]) for key in _PROVENANCE if key in record}
+def _provenance(name: str, manifest: Manifest) -> Provenance:
+    fields: Mapping[str, Any] = manifest
+    kept = {key: _without_secrets(fields[key]) for key in _PROVENANCE if key in fields}
+    return cast(Provenance, {"label": _LABELS.get(kind_of(name), kind_of(name)), **kept})
 
 
 def _without_secrets(value: Any) -> Any:

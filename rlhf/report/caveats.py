@@ -1,150 +1,193 @@
-"""What limits the verdicts of a report, in words."""
+"""What limits the verdicts of a report, a sentence each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from rlhf.data.ledger import NO_FAULT
+from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.formatting import count, number, percent
-from rlhf.evaluation.gate_verdict import unproven
-from rlhf.report.phrases import capital, in_sentence, judge_in_sentence, label, reward_model
+from rlhf.report import schema
+from rlhf.report.names import Names, capital
+from rlhf.report.schema import Report, Rows, StageReport
 from rlhf.workflow import is_base, kind_of
 
-Report = Mapping[str, Any]
-
 # Shares above which a reader should be told.
-_UNFINISHED = 0.2  # replies cut by the token limit
-_LONGER = 0.25  # growth of the replies over the parent's
+_UNFINISHED = 0.2  # completions cut by the token limit
+_LONGER = 0.25  # growth of the completions over the parent's
 _EOS_LOST = 0.01  # trained rows whose end was cut off
 _DROPPED = 0.1  # rows dropped for a fault
-_POSITION_BIAS = 0.2  # pairs whose verdict depends on which reply is shown first
+_POSITION_BIAS = 0.2  # pairs whose verdict depends on which completion is shown first
 
 
-def notices(report: Report) -> list[str]:
-    """What limits the verdicts: missing scores, unsure judges, groups that differ, replies, rows and losses."""
+class Caveat(NamedTuple):
+    """One limit."""
+
+    id: str
+    """What kind of limit it is."""
+    about: str
+    """The stage, policy, judge or set that it limits."""
+    text: str
+
+
+def caveats(report: Report) -> list[Caveat]:
+    """Doubted judges, missing scores, unsure judges, groups that differ, long or cut completions, stages, rows."""
+    names = Names.of(report)
     return [
-        *_doubt_notices(report),
-        *_score_notices(report),
-        *_judge_notices(report),
-        *_group_notices(report),
-        *_length_notices(report),
-        *_gate_notices(report),
-        *_stage_notices(report),
+        *_doubted(report, names),
+        *_unscored(report, names),
+        *_unsure_judges(report),
+        *_groups(report, names),
+        *_lengths(report, names),
+        *_gate_notes(report, names),
+        *(caveat for name, stage in report["stages"].items() for caveat in _stage(name, stage, names)),
     ]
 
 
-def _doubt_notices(report: Report) -> list[str]:
-    doubted = {row["judge"] for row in report["comparisons"] if row.get("doubted")}
-    return [
-        f"{capital(reward_model(name))} is not shown to be right more often than chance and length are ({why}): "
-        "what is better on it need not be better."
-        for name, why in unproven(report["stages"]).items()
-        if name in doubted
-    ]
+def unproven(report: Report) -> dict[str, str]:
+    """The reward models that are not shown to be right more often than chance and length, by name, and why.
+
+    What the gate measured of a model counts before what the stage that trained it did.
+    """
+    reasons = {}
+    for name, stage in schema.reward_models(report).items():
+        interval, baseline = stage.get("accuracy_ci"), max(0.5, stage.get("length_baseline") or 0.0)
+        if interval is not None and interval[0] <= baseline:
+            reasons[name] = f"right in {percent(stage.get('accuracy'), interval)} of held-out pairs, where " + (
+                "chance is in 50%" if baseline == 0.5 else f"length alone is in {percent(baseline)}"
+            )
+    for name, model in schema.gated_models(report).items():
+        reasons.pop(name, None)
+        if not model["passed"]:
+            reasons[name] = "it did not pass the gate"
+    return reasons
 
 
-def _score_notices(report: Report) -> list[str]:
-    found = []
+def _doubted(report: Report, names: Names) -> Iterator[Caveat]:
+    judges = {row["judge"] for row in report["comparisons"] if row["doubted"]}
+    for judge, reason in unproven(report).items():
+        if judge in judges:
+            yield Caveat(
+                "doubted", judge,
+                f"{capital(names.reward_model(judge))} is not shown to be right more often than chance and length are "
+                f"({reason}): what is better on it need not be better.",
+            )  # fmt: skip
+
+
+def _unscored(report: Report, names: Names) -> Iterator[Caveat]:
     for row in report["comparisons"]:
         if row["left_out"]:
-            found.append(
-                f"{label(row['policy'])} against {label(row['baseline'])} on {judge_in_sentence(row['judge'])}: "
-                f"{count(row['left_out'], 'prompt')} of {row['n'] + row['left_out']} left out, one side has no score."
-            )
-    return found
+            yield Caveat(
+                "unscored", row["judge"],
+                f"{names.label(row['policy'])} against {names.label(row['baseline'])} on {names.judge(row['judge'])}: "
+                f"{count(row['left_out'], 'prompt')} of {row['n'] + row['left_out']} left out, one side has no score.",
+            )  # fmt: skip
 
 
-def _judge_notices(report: Report) -> list[str]:
-    found = []
-    for name, asked in report.get("comparing", {}).items():
-        bias, unjudged = asked.get("position_bias"), asked.get("unjudged") or 0
+def _unsure_judges(report: Report) -> Iterator[Caveat]:
+    for judge, asked in report["comparing"].items():
+        bias = asked["position_bias"]
         if bias is not None and bias > _POSITION_BIAS:
-            found.append(
-                f"{name}: in {percent(bias)} of {count(asked['both_orders'], 'pair')} the verdict changed with the "
-                "order of the replies; such pairs count as ties."
-            )
-        if unjudged:
-            found.append(f"{name}: {count(unjudged, 'pair')} of {asked['pairs']:,} got no readable verdict.")
-    return found
+            yield Caveat(
+                "position bias", judge,
+                f"{judge}: in {percent(bias)} of {count(asked['both_orders'], 'pair')} the verdict changed with the "
+                "order of the replies; such pairs count as ties.",
+            )  # fmt: skip
+        if asked["unjudged"]:
+            text = f"{judge}: {count(asked['unjudged'], 'pair')} of {asked['pairs']:,} got no readable verdict."
+            yield Caveat("unjudged", judge, text)
 
 
-def _group_notices(report: Report) -> list[str]:
-    """Groups that go against all prompts, which a mean hides."""
+def _groups(report: Report, names: Names) -> Iterator[Caveat]:
+    """Groups that got worse where all prompts together did not, which a mean hides."""
     overall = {(row["policy"], row["baseline"], row["judge"]): row["verdict"] for row in report["comparisons"]}
-    found = []
-    for row in report.get("groups", []):
+    for row in report["groups"]:
         whole = overall.get((row["policy"], row["baseline"], row["judge"]))
         if row["verdict"] == "worse" and whole != "worse":
-            found.append(
-                f"{capital(in_sentence(row['policy']))} is worse than {in_sentence(row['baseline'])} on "
-                f"{judge_in_sentence(row['judge'])} in the group “{row['group']}” ({count(row['n'], 'prompt')})."
-            )
-    return found
+            yield Caveat(
+                "group", row["group"],
+                f"{capital(names.policy(row['policy']))} is worse than {names.policy(row['baseline'])} on "
+                f"{names.judge(row['judge'])} in the group “{row['group']}” ({count(row['n'], 'prompt')}).",
+            )  # fmt: skip
 
 
-def _gate_notices(report: Report) -> list[str]:
-    models = report["stages"].get("gate", {}).get("models", {})
-    return [f"{capital(reward_model(name))}: {note}." for name, found in models.items() for note in found["notes"]]
-
-
-def _length_notices(report: Report) -> list[str]:
-    found = []
-    evaluation = report["evaluation"] or {}
-    limit = evaluation.get("max_new_tokens")
-    if evaluation.get("prompts_cut"):
-        found.append(
-            f"{count(evaluation['prompts_cut'], 'prompt')} of {evaluation['prompts']} lost their beginning: "
-            "with the reply they would not fit the model's context."
-        )
-    for entry in (one for one in report["policies"] if _first_seed(one)):
+def _lengths(report: Report, names: Names) -> Iterator[Caveat]:
+    evaluation = report["evaluation"]
+    limit = evaluation["max_new_tokens"] if evaluation else None
+    if evaluation and evaluation["prompts_cut"]:
+        yield Caveat(
+            "prompts cut", "prompts",
+            f"{count(evaluation['prompts_cut'], 'prompt')} of {evaluation['prompts']} lost their beginning: with the "
+            "reply they would not fit the model's context.",
+        )  # fmt: skip
+    for entry in report["policies"]:
         finished = entry["finished"]["mean"]
-        if finished is not None and 1 - finished > _UNFINISHED:
-            found.append(
-                f"{label(entry['policy'])}: {percent(1 - finished)} of replies did not end "
-                f"{'by ' + count(limit, 'token') if limit else 'before the limit'}; their lengths are understated."
-            )
-    pairs = {
-        (row["policy"], row["baseline"]): (row["mean_length"], row["baseline_mean_length"])
-        for row in report["comparisons"]
-        if _first_seed(row)
-    }
-    for (policy, baseline), (length, before) in pairs.items():
-        # Not for the base: how long a model talks that was never taught to reply says nothing.
-        if not is_base(baseline) and length and before and length / before - 1 > _LONGER:
-            found.append(
-                f"{label(policy)}: replies are {percent(length / before - 1)} longer than those of {label(baseline)} "
-                f"({number(length, 1)} and {number(before, 1)} tokens); a judge that likes length favours them."
-            )
-    return found
+        if _first_seed(entry["policy"]) and finished is not None and 1 - finished > _UNFINISHED:
+            yield Caveat(
+                "unfinished", entry["policy"],
+                f"{names.label(entry['policy'])}: {percent(1 - finished)} of replies did not end "
+                f"{'by ' + count(limit, 'token') if limit else 'before the limit'}; their lengths are understated.",
+            )  # fmt: skip
+    rows = {(row["policy"], row["baseline"]): row for row in report["comparisons"] if _first_seed(row["policy"])}
+    yield from (caveat for row in rows.values() if (caveat := _longer(row, names)))
 
 
-def _first_seed(row: Mapping[str, Any]) -> bool:
-    """Whether this is the policy itself, and not the same recipe with another seed, of which the same is to be said."""
-    return bool(row["policy"] == kind_of(row["policy"]))
+def _longer(row: Comparison, names: Names) -> Caveat | None:
+    """That a policy writes more than its parent. Not for the base: it was never taught to reply."""
+    if is_base(row["baseline"]):
+        return None
+    length, before = row["mean_length"], row["baseline_mean_length"]
+    if not length or not before or length / before - 1 <= _LONGER:
+        return None
+    return Caveat(
+        "longer", row["policy"],
+        f"{names.label(row['policy'])}: replies are {percent(length / before - 1)} longer than those of "
+        f"{names.label(row['baseline'])} ({number(length, 1)} and {number(before, 1)} tokens); a judge that likes "
+        "length favours them.",
+    )  # fmt: skip
 
 
-def _stage_notices(report: Report) -> list[str]:
-    found = []
-    for name, metrics in report["stages"].items():
-        for kind, rows in metrics.get("rows", {}).items():
-            if rows.get("eos_lost", 0) > _EOS_LOST * rows.get("trained", 0):
-                found.append(
-                    f"{label(name)}: {count(rows['eos_lost'], 'row')} of {kind} lost the end-of-sequence token to "
-                    "truncation; a larger max_length keeps it."
-                )
-            faults = {reason: n for reason, n in rows.get("dropped", {}).items() if reason not in NO_FAULT}
-            if sum(faults.values()) > _DROPPED * rows["read"]:
-                reasons = ", ".join(f"{n:,} {reason}" for reason, n in faults.items())
-                found.append(f"{label(name)}: many of {count(rows['read'], 'row')} of {kind} were dropped: {reasons}.")
-        if metrics.get("tracked_on") == "train":
-            found.append(
-                f"{label(name)}: its checkpoints were scored on prompts that were trained on, since there were no "
-                "others; which is best on new ones may be another."
-            )
-        if metrics.get("warning"):
-            found.append(f"{label(name)}: {metrics['warning']}.")
-        before, after = metrics.get("loss_before"), metrics.get("loss")
-        if before is not None and after is not None and after >= before:
-            found.append(f"{label(name)}: held-out loss did not fall ({number(before, 3)} to {number(after, 3)}).")
-    return found
+def _first_seed(policy: str) -> bool:
+    """Whether this is not a repetition of a stage with another seed, of which the same would be said."""
+    return policy == kind_of(policy)
+
+
+def _gate_notes(report: Report, names: Names) -> Iterator[Caveat]:
+    for name, model in schema.gated_models(report).items():
+        for note in model["notes"]:
+            yield Caveat("gate", name, f"{capital(names.reward_model(name))}: {note}.")
+
+
+def _stage(name: str, stage: StageReport, names: Names) -> Iterator[Caveat]:
+    label = names.label(name)
+    for kind, rows in stage.get("rows", {}).items():
+        yield from _rows(label, kind, rows)
+    if stage.get("tracked_on") == "train":
+        yield Caveat(
+            "tracked on training prompts", name,
+            f"{label}: its checkpoints were scored on prompts that were trained on, since there were no others; which "
+            "is best on new ones may be another.",
+        )  # fmt: skip
+    if stage.get("warning"):
+        yield Caveat("warning", name, f"{label}: {stage['warning']}.")
+    before, after = stage.get("loss_before"), stage.get("loss")
+    if before is not None and after is not None and after >= before:
+        text = f"{label}: held-out loss did not fall ({number(before, 3)} to {number(after, 3)})."
+        yield Caveat("loss", name, text)
+
+
+def _rows(label: str, kind: str, rows: Rows) -> Iterator[Caveat]:
+    """What became of the rows of a set, of which a stage lost many."""
+    if rows.get("eos_lost", 0) > _EOS_LOST * rows.get("trained", 0):
+        yield Caveat(
+            "eos lost", kind,
+            f"{label}: {count(rows['eos_lost'], 'row')} of {kind} lost the end-of-sequence token to truncation; "
+            "a larger max_length keeps it.",
+        )  # fmt: skip
+    faults = {reason: n for reason, n in rows.get("dropped", {}).items() if n and reason not in NO_FAULT}
+    if sum(faults.values()) > _DROPPED * rows["read"]:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in faults.items())
+        yield Caveat(
+            "dropped", kind, f"{label}: many of {count(rows['read'], 'row')} of {kind} were dropped: {reasons}."
+        )

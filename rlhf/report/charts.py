@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[Sequence[float]]
+"""[x, y] each."""
 
 WIDTH, HEIGHT = 240, 172
 """Size of a line chart in its own units."""
@@ -78,6 +79,16 @@ class LineChart(NamedTuple):
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     box: tuple[int, int, int, int]
+
+
+class Estimate(NamedTuple):
+    """A value with its interval, to be drawn as a strip."""
+
+    label: str
+    mean: float | None
+    ci: Sequence[float] | None
+    tone: str
+    """CSS class: what colour it has."""
 
 
 class Strip(NamedTuple):
@@ -186,7 +197,7 @@ def stage_charts(curves: Mapping[str, Points]) -> list[LineChart]:
 def strip_panel(
     title: str,
     unit: str,
-    estimates: Sequence[tuple[str, Mapping[str, Any], str]],
+    estimates: Sequence[Estimate],
     write: Callable[[float | None, Sequence[float] | None], str],
     zero: float | None = None,
     tick: Callable[[float], str] = tick_text,
@@ -196,7 +207,7 @@ def strip_panel(
     Args:
         title: Above the panel.
         unit: Of the values, below their axis.
-        estimates: (label, {"mean", "ci"}, tone) each; those without a mean are left out.
+        estimates: Those without a mean are left out.
         write: Turns mean and interval into text.
         zero: The value of no difference, always in view.
         tick: Writes the number at a tick.
@@ -204,23 +215,21 @@ def strip_panel(
     Returns:
         The panel, or None where no estimate has a mean.
     """
-    known = [
-        (name, one["mean"], one["ci"] or [one["mean"]] * 2, tone, one)
-        for name, one, tone in estimates
-        if one["mean"] is not None
-    ]
+    known = [(estimate, estimate.mean) for estimate in estimates if estimate.mean is not None]
     if not known:
         return None
-    ends = [end for _, mean, interval, _, _ in known for end in (*interval, mean)] + ([] if zero is None else [zero])
+    ends = [end for estimate, mean in known for end in (*(estimate.ci or ()), mean)]
+    ends += [] if zero is None else [zero]
     low, high = widened(min(ends), max(ends), 0.02)
 
     def place(value: float) -> float:
         return round(_STRIP_MARGIN + (value - low) / (high - low) * (100 - 2 * _STRIP_MARGIN), 2)
 
-    strips = [
-        Strip(name, write(mean, one["ci"]), tone, place(interval[0]), place(mean), place(interval[1]))
-        for name, mean, interval, tone, one in known
-    ]
+    strips = []
+    for estimate, mean in known:
+        from_, to = estimate.ci or (mean, mean)
+        text = write(mean, estimate.ci)
+        strips.append(Strip(estimate.label, text, estimate.tone, place(from_), place(mean), place(to)))
     ticks = [Tick(place(value), tick(value)) for value in nice_ticks(low, high)]
     return StripPanel(title, unit, strips, ticks, None if zero is None else place(zero))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
+from rlhf.evaluation.calibration import CalibrationBin
 from rlhf.evaluation.formatting import estimate, number, percent
+from rlhf.evaluation.gate_verdict import Distribution, SetName
 from rlhf.evaluation.overoptimisation import Point
 from rlhf.report.charts import Tick, nice_ticks, path, tick_text, widened
 
@@ -87,15 +89,16 @@ class Axes(NamedTuple):
         return Mark(*self.place(x, y), self.place(x, low)[1], self.place(x, high)[1], text, chosen)
 
 
-def reliability(curve: Sequence[Mapping[str, Any]]) -> Diagram:
+def reliability(curve: Sequence[CalibrationBin]) -> Diagram:
     """How often a reward model is right, over how sure it is (`calibration.calibration_curve`)."""
     axes = Axes(0.5, 1.0, 0.0, 1.0)
     marks = [
         axes.mark(
-            one["confidence"], one["accuracy"], one["ci"],
-            f"{percent(one['confidence'])} sure, right in {percent(one['accuracy'], one['ci'])} of {one['n']:,} pairs",
+            place["confidence"], place["accuracy"], place["ci"],
+            f"{percent(place['confidence'])} sure, right in {percent(place['accuracy'], place['ci'])} of "
+            f"{place['n']:,} pairs",
         )
-        for one in curve
+        for place in curve
     ]  # fmt: skip
     diagonal = Guide(*axes.place(0.5, 0.5), *axes.place(1.0, 1.0), "as sure as right")
     line = path([(mark.x, mark.y) for mark in marks])
@@ -105,24 +108,25 @@ def reliability(curve: Sequence[Mapping[str, Any]]) -> Diagram:
     )  # fmt: skip
 
 
-def histogram(scores: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Diagram:
-    """Scores of several sets of replies as outlines over common edges; heights are shares of each set.
+def histogram(scores: Distribution, sets: Sequence[tuple[SetName, str]]) -> Diagram:
+    """Scores of several sets of completions as outlines over common edges; heights are shares of each set.
 
     Args:
-        scores: As `gate.distribution` gives.
-        names: (set, legend), those drawn.
+        scores: As `reward_model.distribution` gives.
+        sets: (set, legend), those drawn.
     """
     edges = scores["edges"]
-    known = [(legend, scores[name]) for name, legend in names if name in scores]
-    shares = [[count / max(1, one["n"]) for count in one["counts"]] for _, one in known]
-    axes = Axes(*widened(edges[0], edges[-1], 0.0), 0.0, 1.05 * max((max(of) for of in shares), default=0) or 1.0)
+    known = [(legend, scores[name]) for name, legend in sets if name in scores]
+    shares = [[count / max(1, scored["n"]) for count in scored["counts"]] for _, scored in known]
+    tallest = max((max(heights) for heights in shares), default=0)
+    axes = Axes(*widened(edges[0], edges[-1], 0.0), 0.0, 1.05 * tallest or 1.0)
     series = []
-    for (legend, one), heights in zip(known, shares, strict=True):
+    for (legend, scored), heights in zip(known, shares, strict=True):
         corners = [(edges[0], 0.0)]
         for left, right, height in zip(edges[:-1], edges[1:], heights, strict=True):
             corners += [(left, height), (right, height)]
         corners.append((edges[-1], 0.0))
-        spread = f"{legend}: {number(one['mean'], 2)} ± {number(one['std'], 2)} ({one['n']:,})"
+        spread = f"{legend}: {number(scored['mean'], 2)} ± {number(scored['std'], 2)} ({scored['n']:,})"
         series.append(Series(spread, path([axes.place(x, y) for x, y in corners]), []))
     across, _ = axes.ticks()
     _, up = axes.ticks(percent)

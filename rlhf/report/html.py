@@ -12,8 +12,11 @@ from typing import Any
 
 import jinja2
 
-from rlhf.report import charts, diagrams, sections, sentences, tables
-from rlhf.report.sentences import Report
+from rlhf.evaluation import formatting
+from rlhf.report import charts, diagrams, schema, sections, sentences, tables
+from rlhf.report.caveats import caveats
+from rlhf.report.names import Names
+from rlhf.report.schema import Report
 from rlhf.workflow import kind_of
 
 
@@ -28,27 +31,33 @@ def render_html(report: Report, shown: int = 12) -> str:
         loader=jinja2.PackageLoader("rlhf.report"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(words=sentences, tables=tables, charts=charts, diagrams=diagrams, tones=sections.TONES)
+    names = Names.of(report)
+    environment.globals.update(
+        formatting=formatting, names=names, sentences=sentences, tables=tables, charts=charts, diagrams=diagrams,
+        tones=sections.TONES,
+    )  # fmt: skip
     policies = [entry["policy"] for entry in report["policies"]]
     columns = [name for name in policies if name == kind_of(name)]  # of several seeds the first
-    parents = (report["evaluation"] or {}).get("parents", {})
-    prompts = [sections.prompt_view(row, columns, parents) for row in report["samples"]]
+    prompts = [sections.prompt_view(row, columns, schema.parents(report)) for row in report["samples"]]
     return environment.get_template("report.html").render(
         report=report,
         statements=sentences.statements(report),
-        notices=sentences.notices(report),
+        caveats=caveats(report),
         standfirst=standfirst(report),
         origin=list(_origin(report)),
         forests=list(sections.forests(report)),
         groups=sections.groups(report),
         quantities=list(sections.quantities(report)),
         gates=list(sections.gates(report)),
+        gate_policies=[gate["policy"] for _, gate in schema.gates(report)],
         tracked=list(sections.tracked(report)),
         stages=list(sections.stage_views(report)),
         shown=prompts[:shown],
         folded=prompts[shown:],
         versions=_versions(report),
-        datasets=[(name, one) for name, one in report["stages"].items() if one.get("rows") or one.get("findings")],
+        datasets=[
+            (name, stage) for name, stage in report["stages"].items() if stage.get("rows") or stage.get("findings")
+        ],
         fingerprints=list(_fingerprints(report)),
         configs={name: _pretty(entry.get("config")) for name, entry in report["provenance"].items()},
     )
@@ -60,14 +69,16 @@ def render_markdown(report: Report) -> str:
         loader=jinja2.PackageLoader("rlhf.report"), autoescape=False, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(words=sentences, tables=tables)
+    environment.globals.update(names=Names.of(report), tables=tables)
+    group_by = report["evaluation"]["group_by"] if report["evaluation"] else None
     further = [
         ("Over several seeds", tables.seed_table(report).markdown()),
-        (f"By {(report['evaluation'] or {}).get('group_by')}", tables.group_table(report).markdown()),
+        (f"By {group_by}", tables.group_table(report).markdown()),
     ]
     return environment.get_template("report.md").render(
-        report=report, standfirst=standfirst(report), versions=_versions(report), further=further
-    )
+        report=report, statements=sentences.statements(report), caveats=caveats(report),
+        gated=schema.gated_models(report), standfirst=standfirst(report), versions=_versions(report), further=further,
+    )  # fmt: skip
 
 
 def standfirst(report: Report) -> str:
@@ -79,9 +90,9 @@ def standfirst(report: Report) -> str:
     temperature = evaluation["temperature"]
     heat = "" if temperature is None else " greedily" if temperature == 0 else f" at temperature {temperature:g}"
     longest = evaluation["max_new_tokens"]
-    limit = f", at most {sentences.count(longest, 'token')} each" if longest else ""
+    limit = f", at most {formatting.count(longest, 'token')} each" if longest else ""
     return (
-        f"Replies to {sentences.count(evaluation['prompts'], 'prompt')} kept out of training{samples}{heat}{limit}. "
+        f"Replies to {formatting.count(evaluation['prompts'], 'prompt')} kept out of training{samples}{heat}{limit}. "
         "Brackets are 95% intervals over prompts."
     )
 
@@ -94,24 +105,25 @@ def _origin(report: Report) -> Iterator[str]:
     seeds = dict.fromkeys(str(entry["seed"]) for entry in provenance if entry.get("seed") is not None)
     times = [entry["wall_time_s"] for entry in provenance if entry.get("wall_time_s")]
     yield f"base model {', '.join(bases)}" if bases else "RLHF run"
-    yield ", ".join(sentences.label(name) for name in report["stages"])
+    names = Names.of(report)
+    yield ", ".join(names.label(name) for name in report["stages"])
     if seeds:
         yield f"seed {', '.join(seeds)}"
     if times:
-        yield f"{sentences.duration(sum(times))} in all"
+        yield f"{formatting.duration(sum(times))} in all"
     yield report["created"][:10]
 
 
 def _versions(report: Report) -> str:
     """`torch 2.13.0, trl 1.16.0`; several versions of one package, where stages differ, with a slash."""
-    found: dict[str, list[str]] = {}
+    by_package: dict[str, list[str]] = {}
     for entry in report["provenance"].values():
         for package, version in (entry.get("versions") or {}).items():
-            found.setdefault(package, [])
-            if str(version) not in found[package]:
-                found[package].append(str(version))
-    found.pop("rlhf", None)  # said beside it
-    return ", ".join(f"{package} {' / '.join(versions)}" for package, versions in found.items())
+            by_package.setdefault(package, [])
+            if str(version) not in by_package[package]:
+                by_package[package].append(str(version))
+    by_package.pop("rlhf", None)  # said beside it
+    return ", ".join(f"{package} {' / '.join(versions)}" for package, versions in by_package.items())
 
 
 def _fingerprints(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlhf.report import charts, diagrams, sentences, tables
+from rlhf.evaluation.compare import Comparison, Quantity, SampledCompletion
+from rlhf.evaluation.formatting import count, duration, estimate, number, percent
+from rlhf.evaluation.gate_verdict import GateModel, SetName
+from rlhf.report import charts, diagrams, schema, sentences, tables
+from rlhf.report.charts import Estimate
 from rlhf.report.diff import Piece, word_diff
-from rlhf.report.sentences import Report
+from rlhf.report.names import Names, shown_verdict
+from rlhf.report.schema import Report, ShownPrompt
 from rlhf.workflow import kind_of
 
+if TYPE_CHECKING:
+    from rlhf.rewards.endpoint import JudgeReport
+
 TONES = {"better": "better", "worse": "worse", "no difference": "same", "doubtful": "same", "alarm": "worse"}
-_REPLIES = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))
+_SETS: tuple[tuple[SetName, str], ...] = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))
 _GROUP_STRIPS = 24
 """Groups in the figure of one judge; all are in report.json."""
-
-Estimate = tuple[str, Mapping[str, Any], str]
-"""Label, {"mean", "ci"} and tone of one strip."""
 
 
 class Forest(NamedTuple):
@@ -30,105 +35,116 @@ class Forest(NamedTuple):
 
 def forests(report: Report) -> Iterator[Forest]:
     """Differences, and win rates as they are and at equal length, a forest a judge; several seeds in one strip."""
-    over_seeds = {(row["policy"], row["baseline"], row["judge"]): row for row in report["seeds"]}
-    for judge in (report["evaluation"] or {}).get("judges", []):
-        differences: list[Estimate] = []
-        rates: list[Estimate] = []
-        for row in report["comparisons"]:
-            if row["judge"] != judge or row["policy"] != kind_of(row["policy"]):
-                continue
-            label, tone = sentences.versus(row), TONES[sentences.shown_verdict(row)]
-            seeds = over_seeds.get((row["policy"], row["baseline"], judge))
-            if seeds:
-                many = f"{label}, {sentences.count(seeds['n_seeds'], 'seed')}"
-                differences.append(
-                    (many, {"mean": seeds["mean"], "ci": seeds["ci"]}, TONES[sentences.shown_verdict(seeds)])
-                )
-            else:
-                differences.append((label, {"mean": row["mean_difference"], "ci": row["difference_ci"]}, tone))
-            rates.append((label, {"mean": row["win_rate"], "ci": row["win_rate_ci"]}, tone))
-            controlled = row["win_rate_length_controlled"], row["win_rate_length_controlled_ci"]
-            rates.append(("at equal length", dict(zip(("mean", "ci"), controlled, strict=True)), f"{tone} held"))
+    for judge in report["evaluation"]["judges"] if report["evaluation"] else []:
+        rows = [
+            row for row in report["comparisons"] if row["judge"] == judge and row["policy"] == kind_of(row["policy"])
+        ]
+        differences = [_difference(row, report) for row in rows]
+        rates = [rate for row in rows for rate in _rates(row, report)]
         panels = [
             charts.strip_panel("Mean difference", _unit(report, judge), differences, _signed, zero=0.0),
-            charts.strip_panel(
-                "Win rate", "share of reply pairs won", rates, sentences.percent, zero=0.5, tick=sentences.percent
-            ),
+            charts.strip_panel("Win rate", "share of reply pairs won", rates, percent, zero=0.5, tick=percent),
         ]
-        found = [panel for panel in panels if panel]
-        if found:
+        drawn = [panel for panel in panels if panel]
+        if drawn:
             asked = report["comparing"].get(judge)
-            yield Forest(judge, found, _asked(asked) if asked else "")
+            yield Forest(judge, drawn, _asked(asked) if asked else "")
 
 
-def _asked(report: Mapping[str, Any]) -> str:
+def _difference(row: Comparison, report: Report) -> Estimate:
+    """The mean difference of a comparison, over all its seeds where there are several."""
+    label = Names.of(report).versus(row)
+    for seeds in report["seeds"]:
+        if (seeds["policy"], seeds["baseline"], seeds["judge"]) == (row["policy"], row["baseline"], row["judge"]):
+            label += f", {count(seeds['n_seeds'], 'seed')}"
+            return Estimate(label, seeds["mean"], seeds["ci"], TONES[shown_verdict(seeds)])
+    return Estimate(label, row["mean_difference"], row["difference_ci"], TONES[shown_verdict(row)])
+
+
+def _rates(row: Comparison, report: Report) -> tuple[Estimate, Estimate]:
+    """The win rate of a comparison, and that at equal length."""
+    tone = TONES[shown_verdict(row)]
+    controlled, interval = row["win_rate_length_controlled"], row["win_rate_length_controlled_ci"]
+    return (
+        Estimate(Names.of(report).versus(row), row["win_rate"], row["win_rate_ci"], tone),
+        Estimate("at equal length", controlled, interval, f"{tone} held"),
+    )
+
+
+def _asked(judge: JudgeReport) -> str:
     """How far a judge that compares can be trusted, and what it cost."""
-    parts = [f"{report['model']} was asked about {sentences.count(report['pairs'], 'pair')}, each in both orders"]
-    if report["position_bias"] is not None:
-        parts.append(f"the verdict changed with the order in {sentences.percent(report['position_bias'])}")
-    if report["unjudged"]:
-        parts.append(f"{sentences.count(report['unjudged'], 'pair')} without a readable verdict")
-    if report["failed"]:
-        parts.append(f"{report['failed']:,} questions got no answer")
-    parts.append(f"{report['prompt_tokens']:,} tokens read and {report['completion_tokens']:,} written")
+    parts = [f"{judge['model']} was asked about {count(judge['pairs'], 'pair')}, each in both orders"]
+    if judge["position_bias"] is not None:
+        parts.append(f"the verdict changed with the order in {percent(judge['position_bias'])}")
+    if judge["unjudged"]:
+        parts.append(f"{count(judge['unjudged'], 'pair')} without a readable verdict")
+    if judge["failed"]:
+        parts.append(f"{judge['failed']:,} questions got no answer")
+    parts.append(f"{judge['prompt_tokens']:,} tokens read and {judge['completion_tokens']:,} written")
     return "; ".join(parts) + "."
 
 
 def groups(report: Report) -> list[charts.StripPanel]:
     """Within each group of prompts, policies against what they came from; a panel a judge."""
+    names = Names.of(report)
     panels = []
-    for judge in (report["evaluation"] or {}).get("judges", []):
+    for judge in report["evaluation"]["judges"] if report["evaluation"] else []:
         rows = [row for row in tables.own_groups(report) if row["judge"] == judge]
         strips = [
-            (
-                f"{sentences.versus(row)}: {row['group']} ({row['n']})",
-                {"mean": row["mean_difference"], "ci": row["difference_ci"]},
-                TONES[sentences.shown_verdict(row)],
+            Estimate(
+                f"{names.versus(row)}: {row['group']} ({row['n']})",
+                row["mean_difference"],
+                row["difference_ci"],
+                TONES[shown_verdict(row)],
             )
             for row in rows[:_GROUP_STRIPS]
         ]
-        unit = _unit(report, judge)
-        panels.append(charts.strip_panel(f"By {sentences.judge_in_sentence(judge)}", unit, strips, _signed, zero=0.0))
+        panels.append(charts.strip_panel(f"By {names.judge(judge)}", _unit(report, judge), strips, _signed, zero=0.0))
     return [panel for panel in panels if panel]
 
 
 def quantities(report: Report) -> Iterator[charts.StripPanel]:
     """What each policy is like: scores by judge, length, endings, KL, variety."""
-    policies = report["policies"]
+    names, policies = Names.of(report), report["policies"]
+    labels = [names.label(entry["policy"]) for entry in policies]
+    to = [f" to {names.label(entry['kl_reference'])}" if entry["kl_reference"] else "" for entry in policies]
+    shares: list[tuple[str, str, Sequence[Quantity]]] = [
+        ("Ended by itself", "share of replies", [entry["finished"] for entry in policies]),
+        ("Distinct words", "share of the words of a prompt's replies", [entry["distinct_1"] for entry in policies]),
+        (
+            "Distinct pairs of words",
+            "share of the word pairs of a prompt's replies",
+            [entry["distinct_2"] for entry in policies],
+        ),
+        (
+            "Repetition",
+            "share of runs of four words met before in the reply",
+            [entry["repetition"] for entry in policies],
+        ),
+    ]
 
-    def strips(entry_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[Estimate]:
-        return [(sentences.label(entry["policy"]), entry_of(entry), f"p{i % 6}") for i, entry in enumerate(policies)]
-
-    def one_digit(mean: float | None, interval: Sequence[float] | None) -> str:
-        return sentences.estimate(mean, interval, digits=1)
+    def strips(values: Sequence[Quantity], more: Sequence[str] = ("",) * len(policies)) -> list[Estimate]:
+        return [
+            Estimate(f"{label}{after}", value["mean"], value["ci"], f"p{place % 6}")
+            for place, (label, after, value) in enumerate(zip(labels, more, values, strict=True))
+        ]
 
     panels = [
         charts.strip_panel(
-            f"Score: {judge}",
-            "mean score",
-            strips(lambda entry, judge=judge: entry["scores"][judge]),
-            sentences.estimate,
+            f"Score: {judge}", "mean score", strips([entry["scores"][judge] for entry in policies]), estimate
         )
         for judge in (policies[0]["scores"] if policies else ())
     ]
-    kl = [(f"{name} to {sentences.label(entry['kl_reference'])}" if entry["kl_reference"] else name, one, tone)
-          for entry, (name, one, tone) in zip(policies, strips(lambda entry: entry["kl"]), strict=True)]  # fmt: skip
-    shares = (
-        ("Ended by itself", "share of replies", "finished"),
-        ("Distinct words", "share of the words of a prompt's replies", "distinct_1"),
-        ("Distinct pairs of words", "share of the word pairs of a prompt's replies", "distinct_2"),
-        ("Repetition", "share of runs of four words met before in the reply", "repetition"),
-    )
     panels += [
-        charts.strip_panel("Length", "tokens a reply", strips(lambda entry: entry["length"]), one_digit),
-        charts.strip_panel("KL to reference", "nats a reply", kl, sentences.estimate),
-        *(
-            charts.strip_panel(
-                title, unit, strips(lambda entry, key=key: entry[key]), sentences.percent, tick=sentences.percent
-            )
-            for title, unit, key in shares
-            if any(entry[key]["mean"] for entry in policies)
+        charts.strip_panel("Length", "tokens a reply", strips([entry["length"] for entry in policies]), _one_digit),
+        charts.strip_panel(
+            "KL to reference", "nats a reply", strips([entry["kl"] for entry in policies], to), estimate
         ),
+    ]
+    panels += [
+        charts.strip_panel(title, unit, strips(values), percent, tick=percent)
+        for title, unit, values in shares
+        if any(value["mean"] for value in values)
     ]
     yield from (panel for panel in panels if panel)
 
@@ -137,104 +153,112 @@ class GateView(NamedTuple):
     """What is known of one reward model."""
 
     name: str
-    statement: sentences.Statement
-    found: Mapping[str, Any]
+    model: GateModel
     panels: list[charts.StripPanel]
     diagrams: list[diagrams.Diagram]
 
 
 def gates(report: Report) -> Iterator[GateView]:
     """The reward models that were held against held-out pairs."""
-    for name, found in report["stages"].get("gate", {}).get("models", {}).items():
-        tone = "better" if found["passed"] else "worse"
+    for name, model in schema.gated_models(report).items():
+        tone = "better" if model["passed"] else "worse"
         beside = [
-            ("Reward model", {"mean": found["accuracy"], "ci": found["accuracy_ci"]}, tone),
-            ("Length alone", {"mean": found["length_baseline"], "ci": found.get("length_baseline_ci")}, "same"),
-        ]  # fmt: skip
+            Estimate("Reward model", model["accuracy"], model["accuracy_ci"], tone),
+            Estimate("Length alone", model["length_baseline"], model["length_baseline_ci"], "same"),
+        ]
         lengths = [
-            (
-                f"{sentences.number(one['low'], 0, signed=True)} to {sentences.number(one['high'], 0, signed=True)}",
-                {"mean": one["accuracy"], "ci": one["ci"]},
+            Estimate(
+                f"{number(bucket['low'], 0, signed=True)} to {number(bucket['high'], 0, signed=True)}",
+                bucket["accuracy"],
+                bucket["ci"],
                 "p1",
             )
-            for one in found["by_length"]
+            for bucket in model["by_length"]
         ]
         panels = [
-            charts.strip_panel(
-                "Accuracy; the dashed line is chance",
-                "share of held-out pairs ranked right",
-                beside,
-                sentences.percent,
-                zero=0.5,
-                tick=sentences.percent,
-            ),
-            charts.strip_panel(
-                "Accuracy by how much longer the chosen reply is, characters",
-                "share of the pairs ranked right",
-                lengths,
-                sentences.percent,
-                zero=0.5,
-                tick=sentences.percent,
-            ),
+            charts.strip_panel(title, unit, estimates, percent, zero=0.5, tick=percent)
+            for title, unit, estimates in (
+                ("Accuracy; the dashed line is chance", "share of held-out pairs ranked right", beside),
+                (
+                    "Accuracy by how much longer the chosen reply is, characters",
+                    "share of the pairs ranked right",
+                    lengths,
+                ),
+            )
         ]
-        drawn = [diagrams.reliability(found["calibration"])] if found["calibration"] else []
-        drawn.append(diagrams.histogram(found["scores"], _REPLIES))
-        yield GateView(name, sentences.gate_statement(name, found), found, [panel for panel in panels if panel], drawn)
+        drawn = [diagrams.reliability(model["calibration"])] if model["calibration"] else []
+        drawn.append(diagrams.histogram(model["scores"], _SETS))
+        yield GateView(name, model, [panel for panel in panels if panel], drawn)
 
 
 class TrackedView(NamedTuple):
     """The checkpoints of one stage."""
 
     name: str
-    overoptimised: str | None
     diagrams: list[diagrams.Diagram]
 
 
 def tracked(report: Report) -> Iterator[TrackedView]:
     """The stages whose checkpoints were scored by a checkpoint judge."""
-    for name, metrics in report["stages"].items():
-        if metrics.get("tracked"):
-            statement = sentences.tracked_statement(name, metrics)
-            drawn = diagrams.tracked(metrics["tracked"], metrics.get("selected_step"), metrics.get("checkpoint_judge"))
-            yield TrackedView(name, statement.text if statement else None, drawn)
+    for name, stage in report["stages"].items():
+        if stage.get("tracked"):
+            drawn = diagrams.tracked(stage["tracked"], stage.get("selected_step"), stage.get("checkpoint_judge"))
+            yield TrackedView(name, drawn)
 
 
-def stage_views(report: Report) -> Iterator[dict[str, Any]]:
+class StageView(NamedTuple):
+    """One stage's training."""
+
+    name: str
+    facts: list[str]
+    charts: list[charts.LineChart]
+
+
+def stage_views(report: Report) -> Iterator[StageView]:
     """Held-out metrics and training curves of each stage that has some."""
-    for name, metrics in report["stages"].items():
-        facts, drawn = sentences.stage_facts(name, metrics), charts.stage_charts(report["curves"].get(name, {}))
+    for name, stage in report["stages"].items():
+        facts, drawn = sentences.stage_facts(stage), charts.stage_charts(report["curves"].get(name, {}))
         took = report["provenance"][name].get("wall_time_s")
         if facts or drawn:
-            yield {"name": name, "facts": [*facts, *([sentences.duration(took)] if took else [])], "charts": drawn}
+            yield StageView(name, [*facts, *([duration(took)] if took else [])], drawn)
 
 
 class Column(NamedTuple):
-    """The replies of one policy to one prompt."""
+    """The completions of one policy to one prompt."""
 
     policy: str
     parent: str | None
-    samples: Sequence[Mapping[str, Any]]
+    samples: Sequence[SampledCompletion]
     pieces: list[Piece] | None
-    """The first reply against the parent's; None where there is none or they have little in common."""
+    """The first completion against the parent's; None where there is none or they have little in common."""
 
 
-def prompt_view(row: Mapping[str, Any], policies: Sequence[str], parents: Mapping[str, str]) -> dict[str, Any]:
-    """A prompt with the replies of each policy; the highest score of each judge is marked."""
-    replies = row["replies"]
+class PromptView(NamedTuple):
+    """A prompt with the completions of each policy."""
+
+    turns: list[dict[str, Any]]
+    columns: list[Column]
+    best: dict[str, float | None]
+    """Highest score of the first completions, by judge; None where they are all the same."""
+
+
+def prompt_view(row: ShownPrompt, policies: Sequence[str], parents: Mapping[str, str]) -> PromptView:
+    """A prompt with the completions of each policy; the highest score of each judge is marked."""
+    completions = row["replies"]
     columns = []
     for policy in policies:
-        samples, parent = replies.get(policy, []), parents.get(policy)
-        before = replies.get(parent, []) if parent in policies else []
+        samples, parent = completions.get(policy, []), parents.get(policy)
+        before = completions.get(parent, []) if parent is not None and parent in policies else []
         pieces = word_diff(before[0]["text"], samples[0]["text"]) if before and samples else None
         columns.append(Column(policy, parent if before and samples else None, samples, pieces))
-    first = [column.samples[0].get("scores") or {} for column in columns if column.samples]
+    first = [column.samples[0]["scores"] for column in columns if column.samples]
     best = {}
     for judge in {judge for scores in first for judge in scores}:
-        known = [scores[judge] for scores in first if scores.get(judge) is not None]
+        known = [score for scores in first if (score := scores.get(judge)) is not None]
         best[judge] = max(known) if len(set(known)) > 1 else None
     prompt = row["prompt"]
     turns = [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
-    return {"index": row["index"], "turns": turns, "columns": columns, "best": best}
+    return PromptView(turns, columns, best)
 
 
 def _unit(report: Report, judge: str) -> str:
@@ -243,4 +267,8 @@ def _unit(report: Report, judge: str) -> str:
 
 
 def _signed(mean: float | None, interval: Sequence[float] | None) -> str:
-    return sentences.estimate(mean, interval, signed=True)
+    return estimate(mean, interval, signed=True)
+
+
+def _one_digit(mean: float | None, interval: Sequence[float] | None) -> str:
+    return estimate(mean, interval, digits=1)

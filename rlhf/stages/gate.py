@@ -24,7 +24,7 @@ def run(context: StageContext) -> Metrics:
 
     Returns:
         `passed`; `models`: of each reward model what `examine` and `gate_verdict.verdict` give; `policy`, whose replies
-        were scored beside the pairs.
+        were scored beside the pairs; `gates`, the stage that may run only if this one passed.
 
     Raises:
         UserError: No pair is held out.
@@ -43,7 +43,8 @@ def run(context: StageContext) -> Metrics:
         found, margins[name] = full_examination(judge, pairs, prompts, replies)
         models[name] = {**found, **verdict(found)}
     write_pairs(context.directory, pairs, margins)
-    return {"passed": all(one["passed"] for one in models.values()), "models": models, "policy": policy}
+    return {"passed": all(one["passed"] for one in models.values()), "models": models, "policy": policy,
+            "gates": stage_of(context.name).guards}  # fmt: skip
 
 
 STAGE = Stage("gate", order=50, run=run, prepare=prepare, policy=False, reads=("preferences", "prompts"), guards="ppo")

@@ -14,9 +14,10 @@ from rlhf.evaluation.compare import (
     compare_groups,
     compare_policies,
     comparison_pairs,
+    completion_values,
     correct,
     judgement,
-    reply_values,
+    scores,
     summarise,
     verdict_of,
 )
@@ -144,13 +145,11 @@ def test_every_pair_by_every_judge():
     ]  # fmt: skip
 
 
-def test_reply_values_pads_with_gaps():
+def test_completion_values_pads_with_gaps():
     rows = [make_row(0, sft=[1.0]), make_row(1, sft=[2.0, 3.0]), make_row(2, base=[0.0])]
-    np.testing.assert_array_equal(
-        reply_values(rows, "sft", "scores", "gold"), [[1.0, math.nan], [2.0, 3.0], [math.nan, math.nan]]
-    )
-    assert reply_values([], "sft", "kl").shape == (0, 0)
-    np.testing.assert_array_equal(reply_values(rows[:1], "sft", "finished"), [[1.0]])
+    np.testing.assert_array_equal(scores(rows, "sft", "gold"), [[1.0, math.nan], [2.0, 3.0], [math.nan, math.nan]])
+    assert completion_values([], "sft", "kl").shape == (0, 0)
+    np.testing.assert_array_equal(completion_values(rows[:1], "sft", "finished"), [[1.0]])
 
 
 def test_summary():

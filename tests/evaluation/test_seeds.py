@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from rlhf.evaluation.compare import compare
+from rlhf.evaluation.compare import compare, compare_policies
 from rlhf.evaluation.seeds import Spread, over_seeds, summarise_seeds
-from rlhf.report.build import _compared
 from tests.support.reports import make_row
 
 
@@ -176,7 +175,6 @@ def test_the_same_through_all_that_the_report_computes(seeds):
             }}
             for p in range(30)
         ]  # fmt: skip
-        evaluation = {"policies": names, "judges": judges, "parents": {}, "references": {}, "group_by": None}
-        report = _compared(evaluation, rows, [])
-        false += any(row["verdict"] != "no difference" for row in [*report["comparisons"], *report["seeds"]])
+        comparisons, summaries = over_seeds(compare_policies(rows, names, judges, {}))
+        false += any(row["verdict"] != "no difference" for row in [*comparisons, *summaries])
     assert false / reports <= 0.05 + 2 * (0.05 * 0.95 / reports) ** 0.5

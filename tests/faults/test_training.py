@@ -22,8 +22,9 @@ from rlhf.objectives.kl import k1
 from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.policies.completion import Completion
 from rlhf.policies.kl import sequence_kl
-from rlhf.report import sentences
 from rlhf.report.build import build_report
+from rlhf.report.caveats import caveats
+from rlhf.report.sentences import statements
 from rlhf.rewards.model import score_groups
 from rlhf.stages import sft
 from rlhf.trl_trainers.dpo import falling_chosen
@@ -54,9 +55,8 @@ def test_a_stage_that_learned_nothing_is_named(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama, stages={"sft": options, "dpo": {**options, "learning_rate": 1e-2}})
     for stage in ("sft", "dpo"):
         run_stage(project, stage)
-    found = [notice for notice in sentences.notices(build_report(project.run_dir)) if "loss did not fall" in notice]
-    (notice,) = found
-    assert notice.startswith("SFT: held-out loss did not fall (")
+    limits = [caveat.about for caveat in caveats(build_report(project.run_dir)) if caveat.id == "loss"]
+    assert limits == ["sft"]
 
 
 def test_pad_that_is_eos_is_mended_and_every_end_is_learned(tmp_path, never_stops):
@@ -147,9 +147,8 @@ def test_a_reward_model_that_is_no_better_than_a_ruler_is_told(tmp_path, tiny_ll
     assert metrics["accuracy"] > 0.9
     assert metrics["length_baseline"] == 1.0
     assert metrics["accuracy_ci"][0] < metrics["accuracy"] <= metrics["accuracy_ci"][1] + 1e-9
-    statement = sentences.reward_statement(metrics)
-    assert statement.kind != "better"
-    assert "length in 100% [" in statement.text
+    (statement,) = statements(build_report(project.run_dir))
+    assert (statement.id, statement.kind) == (("reward model", "reward"), "no difference")
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
@@ -231,6 +230,4 @@ def test_the_dpo_stage_tells_it(tmp_path, tiny_llama):
     lines = (project.run_dir / "dpo/metrics.jsonl").read_text().splitlines()
     assert metrics["warning"] == falling_chosen([json.loads(line) for line in lines])
     assert "the chosen replies became less likely" in metrics["warning"]
-    assert any(
-        "DPO: the chosen replies became" in notice for notice in sentences.notices(build_report(project.run_dir))
-    )
+    assert ("warning", "dpo") in {(caveat.id, caveat.about) for caveat in caveats(build_report(project.run_dir))}

@@ -10,6 +10,8 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.report import build as reports
 from rlhf.report.build import build_report, write_report
+from rlhf.report.caveats import caveats
+from rlhf.report.sentences import statements
 from tests.support import manifests
 from tests.support.reports import FINDINGS, STAGES, make_full_run, make_row, sample_rows, write_json, write_jsonl
 
@@ -159,7 +161,7 @@ def test_groups_leave_out_further_seeds(full):
     assert {row["n"] for row in groups if row["judge"] == "gold"} == {8}
 
 
-def test_what_was_lost_is_compared(full):
+def test_what_must_not_get_worse_is_compared(full):
     retained = json.loads((full / "report.json").read_text(encoding="utf-8"))["retained"]
     verdict = {(row["judge"], row["policy"], row["baseline"]): row["verdict"] for row in retained}
     assert verdict["general", "sft", "base"] == "worse"
@@ -174,11 +176,13 @@ def test_a_broken_file_of_findings_is_named(run_maker):
 
 
 def test_markdown_has_every_section_with_content(full, run_maker):
-    headings = ["## Comparisons", "### Over several seeds", "### By topic", "## Policies", "## Reward model",
-                "## Over-optimisation: PPO", "## What was lost", "## Training", "## Data"]  # fmt: skip
+    headings = ["## Comparisons", "### Over several seeds", "### By topic", "## Policies", "## The gate",
+                "## Over-optimisation: PPO", "## Regressions", "## Training", "## Data"]  # fmt: skip
     text = (full / "report.md").read_text(encoding="utf-8")
     assert re.findall(r"^##.*$", text, re.MULTILINE) == headings
-    assert "- PPO maximised a reward model that did not pass the gate: " in text
+    report = build_report(full)
+    for sentence in [*statements(report), *caveats(report)]:
+        assert text.count(sentence.text) == 1
     assert not re.search(r"\n{3,}", text)
     run = run_maker()
     write_report(run)

@@ -64,8 +64,8 @@ def test_stage_charts_draw_what_was_logged():
 
 
 def test_strips_share_an_axis_with_zero_in_view():
-    estimates = [("a", {"mean": 2.0, "ci": [1.0, 3.0]}, "better"), ("b", {"mean": 4.0, "ci": None}, "same"),
-                 ("c", {"mean": None, "ci": None}, "same")]  # fmt: skip
+    estimates = [charts.Estimate("a", 2.0, [1.0, 3.0], "better"), charts.Estimate("b", 4.0, None, "same"),
+                 charts.Estimate("c", None, None, "same")]  # fmt: skip
     panel = charts.strip_panel("Difference", "score", estimates, lambda mean, interval: f"{mean}", zero=0.0)
     assert panel is not None
     a, b = panel.strips

@@ -1,332 +1,174 @@
+"""Which statements and caveats a report has; what they say stands in golden/sentences.txt."""
+
 from __future__ import annotations
 
 import pytest
 
-from rlhf.report import phrases, sentences
-
-ROW = {
-    "policy": "dpo", "baseline": "sft", "judge": "gold", "mean_difference": 0.12, "difference_ci": [0.09, 0.15],
-    "win_rate": 0.714, "win_rate_ci": [0.66, 0.75], "kl": 8.12, "n": 200, "left_out": 0, "verdict": "better",
-    "mean_length": 30.0, "baseline_mean_length": 29.0,
-}  # fmt: skip
+from rlhf.report.caveats import caveats, unproven
+from rlhf.report.names import Names
+from rlhf.report.sentences import ledger_phrases, reward_statement, stage_facts, statements
+from tests.report import cases
+from tests.report.write_golden import GOLDEN, golden
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.1234, "0.12"), (-0.5, "−0.50"), (12.34, "12.3"), (1234.5, "1,234"), (3.0, "3"), (None, "–"), (0.0012, "1.2e−3"),
-     (float("nan"), "–"), (0.0, "0")],
-)  # fmt: skip
-def test_number(value, text):
-    assert sentences.number(value) == text
+def told(**changes) -> list[tuple]:
+    return [(*statement.id, statement.kind) for statement in statements(cases.report(**changes))]
 
 
-def test_number_never_says_minus_zero():
-    assert sentences.number(-0.001, 2) == "0.00"
-    assert sentences.number(-0.001, 2, signed=True) == "0.00"
+def limits(**changes) -> list[tuple[str, str]]:
+    return [(caveat.id, caveat.about) for caveat in caveats(cases.report(**changes))]
+
+
+def test_every_sentence_is_as_it_was_read_and_approved():
+    """After a wanted change: python -m tests.report.write_golden, and read the diff."""
+    assert golden() == GOLDEN.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("value", "interval", "text"),
+    ("interval", "baseline", "kind"),
     [
-        (0.12, [0.09, 0.15], "+0.12 [0.09, 0.15]"),
-        (1.5, None, "+1.50"),
-        (0.02, [0.001, 0.04], "+0.020 [0.001, 0.040]"),  # better, so the low end must not read as zero
-        (-0.004, [-0.005, -0.003], "−0.004 [−0.005, −0.003]"),
-        (0.0, [0.0, 0.0], "0.00 [0.00, 0.00]"),
+        ([0.6, 0.8], 0.55, "better"),
+        ([0.5, 0.8], 0.55, "no difference"),
+        ([0.55, 0.8], 0.55, "no difference"),
+        ([0.3, 0.5], 0.55, "worse"),
+        ([0.38, 0.49], 0.3, "worse"),
+        ([0.45, 0.55], 0.3, "no difference"),  # a baseline below chance is no bar
+        ([0.55, 0.65], 0.3, "better"),
     ],
 )
-def test_estimate(value, interval, text):
-    assert sentences.estimate(value, interval, signed=True) == text
+def test_reward_model_beside_chance_and_length(interval, baseline, kind):
+    stage = {**cases.REWARD, "accuracy_ci": interval, "length_baseline": baseline}
+    assert told(comparisons=[], stages={"reward": stage}) == [("reward model", "reward", kind)]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (3.21, "3.2 s"),
-        (41, "41 s"),
-        (60, "1 min"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 5 min"),
-        (None, "–"),
-        (59.7, "1 min"),
-    ],
-)
-def test_duration(seconds, text):
-    assert sentences.duration(seconds) == text
-
-
-def test_verdict_sentences():
-    better = sentences.comparison_statement(ROW, "sft")
-    assert (
-        better.text
-        == "DPO is better than SFT on gold: +0.12 [0.09, 0.15], wins 71% [66%, 75%] of pairs; KL to SFT 8.12 nats."
-    )
-    worse = sentences.comparison_statement(
-        {**ROW, "verdict": "worse", "policy": "sft", "baseline": "base", "judge": "reward"}
-    )
-    assert worse.text.startswith("SFT is worse than the base model on the reward model: ")
-    same = sentences.comparison_statement(
-        {**ROW, "verdict": "no difference", "difference_ci": [-0.01, 0.2], "kl": None}
-    )
-    assert (
-        same.text
-        == "No difference shown between DPO and SFT on gold: +0.12 [−0.01, 0.20], wins 71% [66%, 75%] of pairs."
-    )
-
-
-def test_too_few_prompts_and_none_are_said():
-    few = sentences.comparison_statement({**ROW, "n": 3, "verdict": "no difference", "kl": None})
-    assert few.text.endswith("; 3 prompts cannot show one.")
-    none = sentences.comparison_statement({**ROW, "n": 0, "verdict": "no difference", "mean_difference": None})
-    assert none.text == "No difference shown between DPO and SFT on gold: no prompt has a score on both sides."
-
-
-@pytest.mark.parametrize(
-    ("interval", "kind", "start"),
-    [
-        ([0.6, 0.8], "better", "The reward model is better than choosing by length alone: "),
-        ([0.5, 0.8], "no difference", "No difference shown between the reward model and choosing by length alone: "),
-        ([0.55, 0.8], "no difference", "No difference shown"),
-        ([0.3, 0.5], "worse", "The reward model is worse than choosing by length alone"),
-    ],
-)
-def test_reward_model_beside_the_ruler(interval, kind, start):
-    metrics = {
-        "accuracy": 0.7,
-        "accuracy_ci": interval,
-        "length_baseline": 0.55,
-        "length_baseline_ci": [0.5, 0.6],
-        "n": 350,
-    }
-    statement = sentences.reward_statement(metrics)
-    assert statement.kind == kind
-    assert statement.text.startswith(start)
-    assert "of 350 held-out pairs, length in 55% [50%, 60%], chance in 50%." in statement.text
-    assert sentences.reward_statement({}) is None
-
-
-@pytest.mark.parametrize(
-    ("interval", "kind", "finding"),
-    [
-        ([0.38, 0.49], "worse", "The reward model is worse than chance"),
-        ([0.45, 0.55], "no difference", "No difference shown between the reward model and chance"),
-        ([0.55, 0.65], "better", "The reward model is better than choosing by length alone"),
-    ],
-)
-def test_a_ruler_below_chance_is_no_bar(interval, kind, finding):
-    """The ruler is right in 30%: to be right in 44% is no feat."""
-    metrics = {"accuracy": sum(interval) / 2, "accuracy_ci": interval, "length_baseline": 0.3, "n": 300}
-    assert sentences.reward_statement(metrics)[:2] == (kind, finding)
-
-
-def test_a_judge_that_is_not_shown_to_be_right_gives_no_plain_verdict():
-    doubted = {**ROW, "judge": "reward", "doubted": True, "kl": None}
-    statement = sentences.comparison_statement(doubted)
-    assert statement.kind == sentences.shown_verdict(doubted) == "doubtful"
-    assert statement.finding == (
-        "DPO scores higher than SFT on the reward model, which is not shown to tell better replies from worse"
-    )
-    assert sentences.seed_statement({**SEEDS, "doubted": True, "verdict": "worse"}).finding.startswith(
-        "Over 3 seeds DPO scores lower than SFT on gold, which is not"
-    )
-    same = {**doubted, "verdict": "no difference"}
-    assert sentences.comparison_statement(same).kind == sentences.shown_verdict(same) == "no difference"
-    stages = {"reward": {"accuracy": 0.44, "accuracy_ci": [0.38, 0.5], "length_baseline": 0.4}}
-    (notice,) = sentences.notices(_report(comparisons=[doubted], stages=stages))
-    assert notice.startswith(
-        "The reward model is not shown to be right more often than chance and length are (right in 44%"
-    )
-
-
-def test_checkpoints_chosen_on_trained_prompts_are_said_to_be():
-    assert "trained on" in sentences.notices(_report(stages={"ppo": {"tracked_on": "train"}}))[0]
-    assert sentences.notices(_report(stages={"ppo": {"tracked_on": "eval"}})) == []
-
-
-def _report(**changes):
-    report = {
-        "comparisons": [ROW],
-        "policies": [],
-        "evaluation": {"max_new_tokens": 64, "parents": {"dpo": "sft"}},
-        "stages": {},
-    }
-    return {**report, **changes}
+def test_a_reward_model_without_held_out_pairs_has_no_statement():
+    assert reward_statement("reward", {"loss": 0.1}, Names.of(cases.report())) is None
 
 
 def test_the_verdict_a_reader_came_for_stands_first():
-    pairs = [
-        ("sft", "base", "reward"),
-        ("sft", "base", "gold"),
-        ("dpo", "base", "gold"),
-        ("dpo", "sft", "reward"),
-        ("dpo", "sft", "gold"),
-    ]
-    rows = [{**ROW, "policy": policy, "baseline": baseline, "judge": judge} for policy, baseline, judge in pairs]
-    policies = [{"policy": name, "kl_reference": None} for name in ("base", "sft", "dpo")]
-    evaluation = {"parents": {"sft": "base", "dpo": "sft"}}
-    found = sentences.verdicts(_report(comparisons=rows, policies=policies, evaluation=evaluation))
-    starts = ["DPO is better than SFT on gold",
-              "DPO is better than SFT on the r", "SFT is better than the base model on g",
-              "SFT is better than the base model on the r", "DPO is better than the base model on gold"]  # fmt: skip
-    assert [verdict.startswith(start) for verdict, start in zip(found, starts, strict=True)] == [True] * 5
-
-
-def test_notices():
-    assert sentences.notices(_report()) == []
-    assert sentences.notices(_report(comparisons=[{**ROW, "left_out": 1, "n": 199}])) == [
-        "DPO against SFT on gold: 1 prompt of 200 left out, one side has no score."
-    ]
-    assert "83% longer than those of SFT" in sentences.notices(_report(comparisons=[{**ROW, "mean_length": 53.0}]))[0]
-    cut = {"policy": "base", "finished": {"mean": 0.6}}
-    assert sentences.notices(_report(policies=[cut])) == [
-        "Base: 40% of replies did not end by 64 tokens; their lengths are understated."
-    ]
-    assert sentences.notices(_report(stages={"sft": {"loss": 2.0, "loss_before": 1.5}})) == [
-        "SFT: held-out loss did not fall (1.500 to 2.000)."
-    ]
-    rows = {"read": 100, "trained": 60, "eos_lost": 9, "dropped": {"empty side": 15, "duplicate": 25}}
-    lost, dropped = sentences.notices(_report(stages={"sft": {"rows": {"demonstrations": rows}}}))
-    assert lost.startswith("SFT: 9 rows of demonstrations lost the end-of-sequence token")
-    assert dropped == "SFT: many of 100 rows of demonstrations were dropped: 15 empty side."
-
-
-def test_ledger_phrases_account_for_every_row():
-    rows = {"read": 100, "trained": 60, "evaluated": 10, "dropped": {"empty side": 5, "duplicate": 25, "identical": 0}}
-    phrases = sentences.ledger_phrases(rows)
-    assert phrases == [
-        ("read", 100),
-        ("dropped: duplicate", 25),
-        ("dropped: empty side", 5),
-        ("to evaluate on", 10),
-        ("trained", 60),
-    ]
-    assert phrases[0][1] == sum(n for _, n in phrases[1:])
-
-
-def _gate(passed: bool) -> dict:
-    return {"passed": passed, "accuracy": 0.7, "accuracy_ci": [0.6, 0.8], "length_baseline": 0.55, "n": 350,
-            "length_baseline_ci": [0.5, 0.6], "reasons": [] if passed else ["it ranks too few rightly"],
-            "notes": []}  # fmt: skip
-
-
-def test_a_difference_that_may_be_chance_among_many_is_said():
-    row = {**ROW, "verdict": "no difference", "corrected": True, "n_comparisons": 12, "kl": None}
-    assert sentences.comparison_statement(row).text == (
-        "No difference shown between DPO and SFT on gold: +0.12 [0.09, 0.15], wins 71% [66%, 75%] of pairs; the "
-        "interval alone excludes zero; after correction for 12 comparisons it may be chance."
+    pairs = [("sft", "base", "reward"), ("sft", "base", "helpful"), ("dpo", "base", "helpful"),
+             ("dpo", "sft", "reward"), ("dpo", "sft", "helpful")]  # fmt: skip
+    rows = [cases.comparison(policy=policy, baseline=baseline, judge=judge) for policy, baseline, judge in pairs]
+    order = told(
+        comparisons=rows,
+        policies=[cases.policy(name) for name in ("base", "sft", "dpo")],
+        evaluation={"parents": {"sft": "base", "dpo": "sft"}},
+        stages={"reward": {}},
     )
-    assert "correction" not in sentences.comparison_statement({**row, "corrected": False}).text
+    assert [statement[1:4] for statement in order] == [
+        ("dpo", "sft", "helpful"), ("dpo", "sft", "reward"), ("sft", "base", "helpful"), ("sft", "base", "reward"),
+        ("dpo", "base", "helpful"),
+    ]  # fmt: skip
+
+
+def test_a_judge_that_is_not_shown_to_be_right_gives_no_plain_verdict():
+    row = cases.comparison(judge="reward", doubted=True)
+    stages = {"reward": {**cases.REWARD, "accuracy_ci": [0.38, 0.5], "length_baseline": 0.4}}
+    assert told(comparisons=[row], stages=stages)[0] == ("comparison", "dpo", "sft", "reward", "doubtful")
+    assert limits(comparisons=[row], stages=stages) == [("doubted", "reward")]
+    seeds = {**cases.SEEDS, "doubted": True, "verdict": "worse"}
+    assert told(comparisons=[], seeds=[seeds]) == [("seeds", "dpo", "sft", "helpful", "doubtful")]
+
+
+def test_what_the_gate_measured_counts_before_what_the_stage_did():
+    """A judge is doubted whose interval does not lie above chance and length."""
+    low, high = ({**cases.REWARD, "accuracy_ci": ci, "length_baseline": 0.4} for ci in ([0.49, 0.7], [0.51, 0.7]))
+
+    def doubts(**stages) -> list[str]:
+        return list(unproven(cases.report(stages=stages)))
+
+    assert doubts(reward=low, gold=high, sft={}) == ["reward"]
+    assert doubts(reward={**high, "length_baseline": 0.52}) == ["reward"]
+    gate = {"passed": False, "models": {"reward": cases.GATE, "other": cases.SHUT}}
+    assert doubts(reward=low, gate=gate) == ["other"]
+    assert doubts(reward={"accuracy": None, "accuracy_ci": None}) == []
 
 
 def test_a_stage_behind_a_shut_gate_is_an_alarm_before_all_verdicts():
-    stages = {"gate": {"passed": False, "models": {"reward": _gate(False), "other": _gate(True)}}, "ppo": {}}
-    alarm, *_, shut, passed = sentences.statements(_report(stages=stages))
-    assert alarm.kind == shut.kind == "alarm"
-    assert alarm.text == (
-        "PPO maximised a reward model that did not pass the gate: what it gained on the reward model need not be "
-        "a gain."
-    )
-    assert shut.text == "The reward model did not pass the gate: it ranks too few rightly."
-    assert passed.text == (
-        "The reward model other passed the gate: it ranks 70% [60%, 80%] of 350 held-out pairs rightly, length alone "
-        "55% [50%, 60%], chance 50%."
-    )
-    stopped = sentences.statements(_report(stages={"gate": stages["gate"]}))
-    assert not any("maximised" in one.text for one in stopped)
-    opened = {"gate": {"passed": True, "models": {"reward": _gate(True)}}, "ppo": {}}
-    assert not any(one.kind == "alarm" for one in sentences.statements(_report(stages=opened)))
+    gate = {"passed": False, "models": {"reward": cases.SHUT, "other": cases.GATE}, "gates": "ppo"}
+    assert told(stages={"gate": gate, "ppo": {}, "ppo@1": {}}) == [
+        ("shut gate", "ppo", "alarm"), ("shut gate", "ppo@1", "alarm"),
+        ("comparison", "dpo", "sft", "helpful", "better"),
+        ("gate", "reward", "alarm"), ("gate", "other", "better"),
+    ]  # fmt: skip
+    assert "shut gate" not in {statement[0] for statement in told(stages={"gate": gate})}
+    passed = {"passed": True, "models": {"reward": cases.GATE}, "gates": "ppo"}
+    assert "alarm" not in {statement[-1] for statement in told(stages={"gate": passed, "ppo": {}})}
 
 
 def test_the_gate_speaks_for_the_reward_model():
-    stages = {"reward": {"accuracy": 0.7, "accuracy_ci": [0.6, 0.8], "length_baseline": 0.55},
-              "gate": {"passed": True, "models": {"reward": _gate(True)}}}  # fmt: skip
-    texts = sentences.verdicts(_report(comparisons=[], stages=stages))
-    assert [text.startswith("The reward model passed the gate") for text in texts] == [True]
+    gate = {"passed": True, "models": {"reward": cases.GATE}}
+    assert told(comparisons=[], stages={"reward": cases.REWARD, "gate": gate}) == [("gate", "reward", "better")]
 
 
-def test_over_optimisation_is_an_alarm_with_the_step_that_was_kept():
-    points = [{"step": 0}, {"step": 20}, {"step": 40}]
-    metrics = {
-        "tracked": points,
-        "selected_step": 20,
-        "overoptimised": "over-optimised: gold turned down after step 20",
-    }
-    statement = sentences.tracked_statement("ppo", metrics)
-    assert statement.kind == "alarm"
-    assert statement.text == "PPO was over-optimised: gold turned down after step 20; step 20 was kept."
-    last = sentences.tracked_statement(
-        "dpo", {**metrics, "selected_step": 40, "overoptimised": "no checkpoint reaches it"}
-    )
-    assert last.text == "DPO: no checkpoint reaches it."
-    assert sentences.tracked_statement("dpo", {"tracked": points, "overoptimised": None}) is None
-
-
-SEEDS = {"policy": "dpo", "baseline": "sft", "judge": "gold", "n_seeds": 3, "mean": 0.5, "std": 0.3, "min": 0.2,
-         "max": 0.8, "ci": [0.1, 0.9], "win_rate": 0.62, "verdict": "better"}  # fmt: skip
+def test_over_optimisation_is_an_alarm():
+    points = [{"step": 0}, {"step": 20}]
+    stages = {"ppo": {"tracked": points, "overoptimised": "over-optimised: it turned"}, "dpo": {"tracked": points}}
+    assert told(comparisons=[], stages=stages) == [("tracked", "ppo", "alarm")]
 
 
 def test_several_seeds_are_spoken_of_together():
-    assert sentences.seed_statement(SEEDS).text == (
-        "Over 3 seeds DPO is better than SFT on gold: +0.50 [0.10, 0.90], single seeds from +0.20 to +0.80 (standard "
-        "deviation 0.30), wins 62% of pairs."
-    )
-    chance = sentences.seed_statement({**SEEDS, "verdict": "no difference", "corrected": True, "n_comparisons": 12})
-    assert chance.text.endswith(
-        "; the interval alone excludes zero; after correction for 12 comparisons it may be chance."
-    )
-    two = sentences.seed_statement({**SEEDS, "n_seeds": 2, "ci": None, "verdict": "no difference"})
-    assert two.text.startswith("Over 2 seeds no difference shown between DPO and SFT on gold: +0.50, single")
-    assert two.text.endswith("; 2 seeds cannot show one.")
-    rows = [{**ROW, "policy": name} for name in ("dpo", "dpo@1", "dpo@2")]
-    assert [one[:12] for one in sentences.verdicts(_report(comparisons=rows, seeds=[SEEDS]))] == ["Over 3 seeds"]
-    assert len(sentences.verdicts(_report(comparisons=rows, seeds=[{**SEEDS, "judge": "other"}]))) == 4
+    rows = [cases.comparison(policy=name) for name in ("dpo", "dpo@1", "dpo@2")]
+    assert [statement[0] for statement in told(comparisons=rows, seeds=[cases.SEEDS])] == ["seeds"]
+    other = {**cases.SEEDS, "judge": "other"}
+    assert [statement[0] for statement in told(comparisons=rows, seeds=[other])].count("comparison") == 3
 
 
-def _lost(policy: str, baseline: str, verdict: str, **changes) -> dict:
-    row = {**ROW, "policy": policy, "baseline": baseline, "judge": "general", "measure": "log-likelihood",
-           "verdict": verdict, "baseline_mean": -2.1, "policy_mean": -2.6, "mean_difference": -0.5,
-           "difference_ci": [-0.55, -0.45]}  # fmt: skip
-    return {**row, **changes}
+def test_a_regression_is_told_once():
+    evaluation = {"parents": {"sft": "base", "dpo": "sft"}}
+    worse = cases.retained("sft", "base", "worse")
+    same = cases.retained("dpo", "sft", "no difference", mean_difference=-0.01, difference_ci=[-0.05, 0.03])
+    after = cases.retained("dpo", "base", "worse")
+
+    def changes(*rows) -> list[tuple]:
+        return told(comparisons=[], evaluation=evaluation, retained=rows)
+
+    no_change = ("retained", "general", "no difference")
+    assert changes(worse, same, after) == [("retained", "general", "sft", "base", "worse"), no_change]
+    quiet = {**worse, "verdict": "no difference"}
+    by_small_steps = ("retained", "general", "dpo", "base", "worse")
+    assert changes(quiet, same, after) == [by_small_steps, no_change]
+    better = cases.retained("sft", "base", "better", measure="score")
+    assert changes(better) == [("retained", "general", "sft", "base", "better")]
 
 
-def test_what_was_lost_is_said_once():
-    parents = {"sft": "base", "dpo": "sft"}
-    lost = _lost("sft", "base", "worse")
-    same = _lost("dpo", "sft", "no difference", mean_difference=-0.01, difference_ci=[-0.05, 0.03])
-    after = _lost("dpo", "base", "worse")
-    report = _report(evaluation={"parents": parents}, retained=[lost, same, after])
-    assert [(one.kind, one.text) for one in sentences.retained_statements(report)] == [
-        ("worse", "SFT lost on general: log-likelihood −2.10 (the base model) to −2.60 nats a token, −0.50 "
-         "[−0.55, −0.45]."),
-        ("no difference", "No change shown on general: DPO against SFT −0.01 [−0.05, 0.03]."),
-    ]  # fmt: skip
-    quiet = {**lost, "verdict": "no difference"}
-    texts = [one.text for one in sentences.retained_statements({**report, "retained": [quiet, same, after]})]
-    assert texts[0].startswith("DPO lost on general: log-likelihood −2.10 (the base model)")  # by small steps
-    won = _lost("sft", "base", "better", measure="score", policy_mean=0.7, baseline_mean=0.6)
-    assert sentences.retained_statements({**report, "retained": [won]})[0].text.startswith(
-        "SFT gained on general: score 0.60 (the base model) to 0.70, "
-    )
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"comparisons": [cases.comparison(left_out=1, n=199)]}, [("unscored", "helpful")]),
+        ({"comparisons": [cases.comparison(mean_length=53.0)]}, [("longer", "dpo")]),
+        ({"comparisons": [cases.comparison(mean_length=53.0, policy="dpo@1")]}, []),
+        ({"comparisons": [cases.comparison(mean_length=53.0, baseline="base")]}, []),
+        ({"policies": [cases.policy("base", finished={"mean": 0.6})]}, [("unfinished", "base")]),
+        ({"policies": [cases.policy("base", finished={"mean": 0.9})]}, []),
+        ({"evaluation": {"prompts_cut": 2}}, [("prompts cut", "prompts")]),
+        ({"stages": {"sft": {"loss": 2.0, "loss_before": 1.5}}}, [("loss", "sft")]),
+        ({"stages": {"sft": {"loss": 1.4, "loss_before": 1.5}}}, []),
+        ({"stages": {"sft": {"rows": {"demonstrations": {**cases.ROWS, "eos_lost": 9}}}}},
+         [("eos lost", "demonstrations"), ("dropped", "demonstrations")]),
+        ({"stages": {"sft": {"rows": {"demonstrations": {"read": 100, "dropped": {"duplicate": 90}}}}}}, []),
+        ({"stages": {"ppo": {"tracked_on": "train"}}}, [("tracked on training prompts", "ppo")]),
+        ({"stages": {"ppo": {"tracked_on": "eval"}}}, []),
+        ({"stages": {"ppo": {"warning": "odd"}}}, [("warning", "ppo")]),
+        ({"comparing": {"pairs": cases.JUDGE}}, [("position bias", "pairs"), ("unjudged", "pairs")]),
+        ({"comparing": {"pairs": {**cases.JUDGE, "position_bias": 0.1, "unjudged": 0}}}, []),
+        ({"groups": [cases.comparison(group="refund", verdict="worse")]}, [("group", "refund")]),
+        ({"groups": [cases.comparison(group="refund", verdict="worse")],
+          "comparisons": [cases.comparison(verdict="worse")]}, []),
+        ({"stages": {"gate": {"passed": True, "models": {"reward": {**cases.GATE, "notes": ["odd"]}}}}},
+         [("gate", "reward")]),
+    ],
+)  # fmt: skip
+def test_what_limits_the_verdicts(changes, expected):
+    assert limits(**changes) == expected
 
 
-def test_notices_of_judges_groups_and_the_gate():
-    asked = {"position_bias": 0.3, "both_orders": 1000, "unjudged": 2, "pairs": 1002}
-    assert sentences.notices(_report(comparing={"pairs": asked})) == [
-        "pairs: in 30% of 1,000 pairs the verdict changed with the order of the replies; such pairs count as ties.",
-        "pairs: 2 pairs of 1,002 got no readable verdict.",
-    ]
-    assert sentences.notices(_report(comparing={"pairs": {**asked, "position_bias": 0.1, "unjudged": 0}})) == []
-    group = {**ROW, "group": "refund", "verdict": "worse", "n": 34}
-    assert sentences.notices(_report(groups=[group])) == [
-        "DPO is worse than SFT on gold in the group “refund” (34 prompts)."
-    ]
-    assert sentences.notices(_report(groups=[group], comparisons=[{**ROW, "verdict": "worse"}])) == []
-    gate = {"models": {"reward": {**_gate(True), "notes": ["its confidence is off by 12%"]}}}
-    assert sentences.notices(_report(stages={"gate": gate})) == ["The reward model: its confidence is off by 12%."]
+def test_ledger_phrases_account_for_every_row():
+    phrases = ledger_phrases({**cases.ROWS, "dropped": {"empty side": 5, "duplicate": 25, "identical": 0}})
+    assert [n for _, n in phrases] == [100, 25, 5, 10, 60]
+    assert phrases[0][1] == sum(n for _, n in phrases[1:])
 
 
-def test_labels_of_seeds_and_lists():
-    assert (sentences.label("dpo base"), sentences.in_sentence("dpo base")) == ("DPO base", "DPO's own base model")
-    assert [sentences.label(name) for name in ("dpo@2", "ppo", "mine", "mine@1")] == ["DPO@2", "PPO", "mine", "mine@1"]
-    assert [phrases.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
-    assert sentences.percent(-0.2, [-0.3, 0.1]) == "−20% [−30%, 10%]"
+def test_facts_of_a_stage_are_those_it_measured():
+    assert [len(stage_facts(stage)) for stage in ({}, {"loss": 1.0, "accuracy": 0.8}, cases.REWARD)] == [0, 2, 2]

@@ -89,8 +89,14 @@ def sample_rows(prompts: int = 120, samples: int = 4, seed: int = 0) -> list[dic
 
 def _stage(name: str, metrics: dict[str, Any], parents: dict[str, str], wall: float) -> dict[str, Any]:
     digest = "".join(random.Random(name).choices("0123456789abcdef", k=40))
+    kind, _, seed = name.partition("@")
     return {
         "stage": name,
+        "kind": kind,
+        "repetition": int(seed or 0),
+        "label": LABELS[kind],
+        "order": 10 * list(LABELS).index(kind),
+        "identity": {},
         "hash": digest,
         "artifact": digest[::-1],
         "identity": {},
@@ -131,6 +137,8 @@ def _curve(name: str, steps: int = 90) -> list[dict[str, float]]:
     return rows
 
 
+LABELS = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "gate": "Gate", "ppo": "PPO", "evaluate": "Evaluation"}
+"""As the stages name themselves, in the order they run."""
 STAGES: dict[str, tuple[dict[str, Any], dict[str, str], str, float]] = {
     "sft": ({"loss": 0.742, "loss_before": 2.215, "train_rows": 2630, "eval_rows": 300}, {}, "demonstrations", 61.2),
     "reward": (
@@ -197,7 +205,7 @@ def gate_metrics(accuracy_shift: float = 1.0, pairs: int = 350) -> dict[str, Any
     policy_N = draw.normal(accuracy_shift + 0.4, 0.8, 64)
     found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
     found |= verdict(found)
-    return {"passed": found["passed"], "models": {"reward": found}, "policy": "sft"}
+    return {"passed": found["passed"], "models": {"reward": found}, "policy": "sft", "gates": "ppo"}
 
 
 FINDINGS = {
@@ -218,7 +226,7 @@ OVEROPTIMISED = (
 
 
 def make_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 120, samples: int = 4) -> Path:
-    """A run that has everything a report can show: seeds, groups, a gate, tracked checkpoints, losses, findings."""
+    """A run with everything a report can show: seeds, groups, a gate, tracked checkpoints, regressions, findings."""
     rows = sample_rows(prompts, samples)
     draw = random.Random(3)
     for row in rows:
@@ -226,9 +234,9 @@ def make_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 1
         replies = row["replies"]
         for name, shift in (("dpo@1", 0.02), ("dpo@2", -0.03), ("ppo", -0.1 if row["index"] % 3 else 0.06)):
             replies[name] = [
-                {**one, "scores": {judge: score and score + shift * (-3 if judge == "reward" and name == "ppo" else 1)
-                                   for judge, score in one["scores"].items()}}
-                for one in replies["dpo"]
+                {**sample, "scores": {judge: score and score + shift * (-3 if (name, judge) == ("ppo", "reward") else 1)
+                                      for judge, score in sample["scores"].items()}}
+                for sample in replies["dpo"]
             ]  # fmt: skip
         row["preferences"] = {
             "claude <judge>": {

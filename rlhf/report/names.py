@@ -1,0 +1,90 @@
+"""What a report calls its stages, policies and judges, in tables and inside sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhf.evaluation.compare import Comparison
+from rlhf.evaluation.seeds import SeedSummary
+from rlhf.report.schema import Report
+from rlhf.workflow import is_base
+
+Kind = Literal["better", "worse", "no difference", "doubtful", "alarm"]
+"""What a statement of a report is; each has a mark and a colour."""
+_BASE = "base"
+_BASE_LABEL = "Base"
+
+
+Row = Comparison | SeedSummary
+"""A comparison in any of its forms."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one report."""
+
+    labels: Mapping[str, str]
+    """Stage without its repetition -> how it is written in a table."""
+    stages: frozenset[str]
+    """The stages: a judge of such a name is the reward model that the stage left."""
+
+    @classmethod
+    def of(cls, report: Report) -> Names:
+        """The names of a report, as its stages gave them."""
+        labels = {
+            entry.get("kind", _first(name)): entry["label"]
+            for name, entry in report["provenance"].items()
+            if "label" in entry
+        }
+        return cls({_BASE: _BASE_LABEL, **labels}, frozenset(report["stages"]))
+
+    def label(self, name: str) -> str:
+        """A stage, policy or judge in a table; `dpo@1`, from another seed, as `DPO@1`."""
+        stage, *more = re.split(r"(?=[@ ])", name, maxsplit=1)
+        return "".join([self.labels.get(stage, stage), *more])
+
+    def policy(self, name: str) -> str:
+        """A policy inside a sentence."""
+        if not is_base(name):
+            return self.label(name)
+        return "the base model" if name == _BASE else f"{self.label(_first(name))}'s own base model"
+
+    def judge(self, name: str) -> str:
+        """A judge inside a sentence."""
+        return self._own(name) or name
+
+    def reward_model(self, name: str) -> str:
+        """A reward model inside a sentence, of which not every one is the run's own."""
+        return self._own(name) or f"the reward model {name}"
+
+    def versus(self, row: Row) -> str:
+        """The two policies of a comparison in a table."""
+        return f"{self.label(row['policy'])} vs {self.label(row['baseline'])}"
+
+    def _own(self, name: str) -> str | None:
+        if name not in self.stages:
+            return None
+        label = self.label(name)
+        return f"the {label[:1].lower()}{label[1:]}"
+
+
+def _first(name: str) -> str:
+    return re.split(r"[@ ]", name, maxsplit=1)[0]
+
+
+def shown_verdict(row: Row) -> Kind:
+    """The verdict of a comparison as it is shown: `doubtful` where the judge that gives one is."""
+    return "doubtful" if row["doubted"] and row["verdict"] != "no difference" else row["verdict"]
+
+
+def capital(text: str) -> str:
+    """A text that begins a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

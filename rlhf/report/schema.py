@@ -1,0 +1,261 @@
+"""The contents of report.json, field by field, and the questions that its readers ask of them.
+
+Every number is finite or null; every interval is [low, high] at 95%. A field may be missing only where it says so
+(`total=False`): a stage reports what it measured, and a run from before a field existed lacks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from rlhf.evaluation.compare import Comparison, GroupComparison, SampledCompletion, Summary
+from rlhf.evaluation.gate_verdict import GateModel
+from rlhf.evaluation.overoptimisation import Point
+from rlhf.evaluation.regressions import Regression
+from rlhf.evaluation.seeds import SeedSummary
+
+if TYPE_CHECKING:
+    from rlhf.rewards.endpoint import JudgeReport
+
+Curves = dict[str, list[list[float]]]
+"""Metric -> [[optimizer step, value], …], at most 300 points, neighbours averaged."""
+
+
+class DroppedRow(TypedDict):
+    """A row that was left out."""
+
+    origin: str
+    """File and line."""
+    reason: str
+
+
+class Rows(TypedDict, total=False):
+    """What became of the rows of a set; counts of rows. `read` is trained + evaluated + all of `dropped`."""
+
+    read: int
+    trained: int
+    """Each counted once."""
+    evaluated: int
+    """Held out to evaluate on."""
+    repeated: int
+    """Further copies of training rows, from a weight above 1."""
+    held_out: int
+    """Rows whose prompt is held out of training: evaluated on, or dropped."""
+    truncated: int
+    """Rows used of which tokens were cut."""
+    eos_lost: int
+    """Of these, rows that lost their end-of-sequence token."""
+    prompt_trimmed: int
+    """Of these, rows that lost tokens of the prompt."""
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+    duplicates: int
+    """`dropped["duplicate"]`."""
+    left_out: dict[str, dict[str, Any]]
+    """By column and kind of value: `rows`, of which it was left out, and the origin of the `first`."""
+    examples: list[DroppedRow]
+    """The first rows that were dropped."""
+
+
+class Findings(TypedDict):
+    """What in a stage's data misleads training or evaluation (`data.findings`)."""
+
+    set: str
+    """The set that was read."""
+    lines: list[str]
+    """What is worth telling, a sentence each, most severe first."""
+    findings: list[dict[str, Any]]
+    """Everything that was looked for (`data.findings.Finding`)."""
+
+
+class StageReport(TypedDict, total=False):
+    """What one stage measured; each stage has some of these fields, and may have others of its own."""
+
+    loss: float | None
+    """Held-out loss at the end, in the loss's unit (nats a token for SFT, nats a pair for preferences)."""
+    loss_before: float | None
+    """The same before the first step."""
+    train_loss: float | None
+    """Mean over all optimizer steps."""
+    steps: int
+    """Optimizer steps."""
+    train_rows: int
+    eval_rows: int
+    train_time_s: float
+    """Seconds."""
+    warning: str | None
+    """What the stage itself noticed in training, as a sentence without its full stop."""
+
+    accuracy: float | None
+    """Share of held-out pairs ranked right, ties half (`evaluation.reward_model`; DPO: by its implicit reward); of a
+    classifier the share of held-out rows."""
+    accuracy_ci: list[float] | None
+    """Its interval; pairs of one prompt count together."""
+    length_baseline: float | None
+    """Share of the same pairs that length alone ranks right (`evaluation.reward_model.length_baseline`)."""
+    length_baseline_ci: list[float] | None
+    n: int
+    """Held-out pairs."""
+    margin: float | None
+    """Mean score (DPO: β · nats) of chosen less rejected, held-out pairs."""
+
+    scores: float
+    """PPO: mean normalised score of the last rollout's completions."""
+    scores_first: float
+    """The same of the first rollout."""
+    kl: float
+    """Mean KL to the reference in the last rollout, nats a completion."""
+    length: float
+    """Mean length in the last rollout, tokens."""
+    eos_share: float
+    """Share of the last rollout's completions that ended by themselves."""
+    episodes: float
+    """Completions sampled in training."""
+    rollouts: int
+
+    checkpoint_judge: str | None
+    """Name of the judge that checkpoints were held against and training did not see."""
+    tracked: list[Point]
+    """The start and every checkpoint."""
+    tracked_on: str
+    """`eval` or `train`: which side the prompts of `tracked` are from."""
+    selected_step: int
+    """Optimizer step of the checkpoint that the stage left."""
+    overoptimised: str | None
+    """What `overoptimisation.warning` says of `tracked`."""
+
+    passed: bool
+    """Gate: whether every reward model passed."""
+    models: dict[str, GateModel]
+    """Gate: each reward model that training would maximise, by name."""
+    policy: str
+    """Gate: the policy whose completions were scored beside the pairs."""
+    gates: str
+    """Gate: the stage that may run only if this one passed."""
+
+    rows: dict[str, Rows]
+    """By set, from the stage's ledger."""
+    findings: Findings
+
+
+class Evaluation(TypedDict):
+    """How the policies were compared."""
+
+    samples: int | None
+    """Completions a prompt of each policy."""
+    temperature: float | None
+    max_new_tokens: int | None
+    """Longest completion, tokens."""
+    policies: list[str]
+    """`base` first, then in the order they were trained."""
+    judges: list[str]
+    """The run's own reward models last: policies may have been trained against them."""
+    prompts: int
+    prompts_cut: int | None
+    """Prompts that lost their beginning, since with the completion they would not fit the context."""
+    group_by: str | None
+    """The column that `groups` groups by."""
+    parents: dict[str, str]
+    """Policy -> the policy that its training started from."""
+    references: dict[str, str]
+    """Policy -> the policy that its KL is measured to."""
+
+
+class ShownPrompt(TypedDict):
+    """A prompt with completions of every policy, to be read."""
+
+    index: int
+    """Line of samples.jsonl, from 0."""
+    prompt: Any
+    """Text, or messages ({"role", "content"})."""
+    replies: dict[str, list[SampledCompletion]]
+    """By policy."""
+
+
+class Provenance(TypedDict, total=False):
+    """Where a stage comes from, of its stage.json."""
+
+    label: str
+    """The stage as it is written in a table."""
+    kind: str
+    """The stage without its repetition: `dpo` of `dpo@1`."""
+    repetition: int
+    """0 for the first training; `dpo@1` is the first repetition, from another seed."""
+    order: int
+    """Stages stand in this order."""
+    method: str
+    """How it is made, in a few words."""
+    artifact: str
+    """Hash of its model files."""
+    hash: str
+    """Hash of everything that decides what the stage produces."""
+    parents: dict[str, str | None]
+    """The stages that it read, with their `artifact`."""
+    data: dict[str, Any]
+    """Fingerprints of the sets that it read."""
+    seed: int
+    versions: dict[str, str]
+    git_sha: str | None
+    tokenizer: dict[str, Any]
+    max_length: int | None
+    """Longest sequence, tokens."""
+    lineage: dict[str, Any]
+    """`base`, `revision` and `adapter`: the weights it goes back to."""
+    wall_time_s: float
+    peak_memory_mb: float
+    config: dict[str, Any]
+    """Its settings, less secrets."""
+
+
+class Report(TypedDict):
+    """report.json."""
+
+    name: str
+    """Of the run."""
+    created: str
+    """ISO 8601, UTC."""
+    version: str
+    """Of this package."""
+    stages: dict[str, StageReport]
+    """Every finished stage but the one that compares, in the order they ran."""
+    comparisons: list[Comparison]
+    """Over all prompts."""
+    seeds: list[SeedSummary]
+    """The same of what was trained with several seeds."""
+    groups: list[GroupComparison]
+    """The comparisons within each group of prompts; the first seed only."""
+    retained: list[Regression]
+    """Every policy on the sets of `evaluate.retain`."""
+    comparing: dict[str, JudgeReport]
+    """What each judge that compares two completions was asked and how it answered."""
+    policies: list[Summary]
+    evaluation: Evaluation | None
+    """Null before policies have been compared."""
+    samples: list[ShownPrompt]
+    curves: dict[str, Curves]
+    """By stage."""
+    provenance: dict[str, Provenance]
+    """By stage, the one that compares included."""
+
+
+def gates(report: Report) -> Iterator[tuple[str, StageReport]]:
+    """The stages that held reward models against held-out pairs, known by what they leave."""
+    for name, stage in report["stages"].items():
+        if "models" in stage:
+            yield name, stage
+
+
+def gated_models(report: Report) -> dict[str, GateModel]:
+    """What the gate measured of each reward model, by name."""
+    return {name: model for _, gate in gates(report) for name, model in gate["models"].items()}
+
+
+def reward_models(report: Report) -> dict[str, StageReport]:
+    """The stages that left a reward model, known by the length baseline beside its accuracy."""
+    return {name: stage for name, stage in report["stages"].items() if stage.get("length_baseline") is not None}
+
+
+def parents(report: Report) -> Mapping[str, str]:
+    """Policy -> the policy that its training started from; empty before policies have been compared."""
+    return report["evaluation"]["parents"] if report["evaluation"] else {}

@@ -1,0 +1,151 @@
+"""A report in the terminal: the table of verdicts, a line a policy, and what limits the evidence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlhf.evaluation.compare import MIN_PROMPTS, Summary
+from rlhf.evaluation.formatting import count, estimate, number, percent
+from rlhf.report import schema, sentences, tables
+from rlhf.report.caveats import caveats
+from rlhf.report.names import Names, shown_verdict
+from rlhf.report.schema import Report
+from rlhf.workflow import is_base, kind_of
+
+_STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow", "alarm": "red"}
+_HEADER = ("Comparison", "Judge", "Difference [95%]", "Win rate [95%]", "Verdict")
+"""What fits a terminal of 80 columns; the page has the rest."""
+_TOLD = ("shut gate", "tracked", "gate", "reward model")
+"""Statements that say what the table does not."""
+_SAID = ("doubted", "longer")
+"""Caveats that the table, a reward model's line or a policy's line says already."""
+
+
+class Line(NamedTuple):
+    """A line below the table."""
+
+    id: tuple[str, ...]
+    """What it is about: `("policy", name)`, the id of a statement, or `("caveat", id, about)`."""
+    mark: str
+    style: str
+    text: str
+
+
+def terminal_report(report: Report) -> RenderableType:
+    """The table of comparisons and the lines below it, for a rich console."""
+    parts: list[RenderableType] = []
+    if rows := comparison_rows(report):
+        table = Table(title=f"{report['name']}: held-out comparisons", title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in _HEADER:  # names are folded where there is no room, not cut: two could begin alike
+            name = heading in ("Comparison", "Judge")
+            left = name or heading == "Verdict"
+            table.add_column(heading, justify="left" if left else "right", no_wrap=not name, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        parts.append(table)
+    else:
+        names = Names.of(report)
+        own = schema.reward_models(report)  # these have a line below
+        parts += [Text(f"{names.label(name)}: {line}") for name, line in tables.stage_lines(report) if name not in own]
+    for line in lines(report):
+        parts.append(Text(f"{line.mark} ", style=f"bold {line.style}") + Text(line.text))
+    return Group(*parts)
+
+
+def comparison_rows(report: Report) -> list[tuple[str, ...]]:
+    """The comparisons in five columns; what was trained with several seeds over all of them."""
+    names = Names.of(report)
+    over_seeds = {(row["policy"], row["baseline"], row["judge"]): row for row in report["seeds"]}
+    rows: list[tuple[str, ...]] = []
+    for row in report["comparisons"]:
+        if row["policy"] != kind_of(row["policy"]):
+            continue
+        seeds = over_seeds.get((row["policy"], kind_of(row["baseline"]), row["judge"]))
+        if seeds is None:
+            difference = estimate(row["mean_difference"], row["difference_ci"], signed=True)
+            wins = percent(row["win_rate"], row["win_rate_ci"])
+            rows.append((names.versus(row), row["judge"], difference, wins, shown_verdict(row)))
+        else:
+            versus = f"{names.versus(seeds)}, {count(seeds['n_seeds'], 'seed')}"
+            difference = estimate(seeds["mean"], seeds["ci"], signed=True)
+            rows.append((versus, seeds["judge"], difference, percent(seeds["win_rate"]), shown_verdict(seeds)))
+    return rows
+
+
+def lines(report: Report) -> list[Line]:
+    """What the table does not show: alarms, a line a policy, the reward models, and what limits the evidence."""
+    names = Names.of(report)
+    told = [statement for statement in sentences.statements(report) if statement.id[0] in _TOLD]
+    beside = [
+        Line(statement.id, tables.MARKS[statement.kind], _STYLES[statement.kind], statement.text) for statement in told
+    ]
+    alarms = [line for line in beside if line.id[0] in ("shut gate", "tracked")]
+    policies = [_policy(entry, report, names) for entry in report["policies"] if _shown(entry["policy"])]
+    limits = [
+        Line(("caveat", caveat.id, caveat.about), "!", "yellow", caveat.text)
+        for caveat in caveats(report)
+        if caveat.id not in _SAID
+    ]
+    models = [line for line in beside if line not in alarms]
+    return [*alarms, *policies, *models, *_chance(report), *limits]
+
+
+def _shown(policy: str) -> bool:
+    """Whether a policy has a line: the base models and further seeds have none."""
+    return not is_base(policy) and policy == kind_of(policy)
+
+
+def _policy(entry: Summary, report: Report, names: Names) -> Line:
+    """How far a policy went, how long its completions are, and what it got worse or better at."""
+    policy = entry["policy"]
+    facts = []
+    if entry["kl"]["mean"] is not None:
+        reference = f" to {names.policy(entry['kl_reference'])}" if entry["kl_reference"] else ""
+        facts.append(f"KL{reference} {number(entry['kl']['mean'])} nats a reply")
+    if entry["length"]["mean"] is not None:
+        facts.append(f"{number(entry['length']['mean'], 1)} tokens a reply{_before(policy, report, names)}")
+    if ("longer", policy) in {(caveat.id, caveat.about) for caveat in caveats(report)}:
+        facts.append("which a judge that likes length favours")
+    changes = [row for row in sentences.retained_changes(report) if row["policy"] == policy]
+    facts += [
+        f"got {row['verdict']} on {row['judge']} "
+        f"({estimate(row['mean_difference'], row['difference_ci'], signed=True)} "
+        f"{sentences.UNITS[row['measure']] or row['measure']})"
+        for row in changes
+    ]
+    worse = any(row["verdict"] == "worse" for row in changes)
+    mark, style = (tables.MARKS["worse"], _STYLES["worse"]) if worse else ("·", "default")
+    return Line(("policy", policy), mark, style, f"{names.label(policy)}: {', '.join(facts) or 'no reply'}")
+
+
+def _before(policy: str, report: Report, names: Names) -> str:
+    """The length of the completions of the policy that this one started from."""
+    parent = schema.parents(report).get(policy)
+    for entry in report["policies"]:
+        if entry["policy"] == parent and entry["length"]["mean"] is not None:
+            return f" ({names.policy(parent)}: {number(entry['length']['mean'], 1)})"
+    return ""
+
+
+def _chance(report: Report) -> list[Line]:
+    """Why the table shows no difference where an interval excludes zero, or where there are few prompts."""
+    notes = []
+    corrected = [row for row in report["comparisons"] if row["corrected"]]
+    if corrected:
+        among = count(max(row["n_comparisons"] for row in corrected), "comparison")
+        notes.append(
+            Line(
+                ("corrected",), "!", "yellow",
+                f"Where an interval excludes zero and no difference is shown, it may be chance among {among}.",
+            )
+        )  # fmt: skip
+    few = [row["n"] for row in report["comparisons"] if row["n"] < MIN_PROMPTS]
+    if few:
+        text = f"{count(max(few), 'prompt')} with a score on both sides cannot show a difference; {MIN_PROMPTS} can."
+        notes.append(Line(("few prompts",), "!", "yellow", text))
+    return notes
