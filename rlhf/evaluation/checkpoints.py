@@ -111,7 +111,8 @@ def _score_all(
     gold = str(project.stages[context.name].gold)
     weights = rewards_of(project, context.name)
     judges = load_rewards(project, context.parents, [*weights, gold])
-    starting_policy = start.policy(placed=False).to(policy.device).eval()
+    starting_policy = start.policy(placed=False).eval()
+    starting_policy.to(policy.device)  # type: ignore[arg-type]  # wrapped by transformers, `to` is typed as if unbound
     codec = Codec(start.tokenizer)
     prompts, columns = tracking_prompts(context)
     ids, _ = fitted(starting_policy, codec, prompts, project.evaluate.max_new_tokens)
@@ -139,8 +140,10 @@ def _score_all(
     points = [
         point(
             step,
-            *(used[name][at] for name in ("kl", "length", "checkpoint_judge")),
-            used["proxy"][at] if weights else None,
+            kl_P=used["kl"][at],
+            length_P=used["length"][at],
+            judge_P=used["checkpoint_judge"][at],
+            proxy_P=used["proxy"][at] if weights else None,
         )
         for at, step in enumerate(steps)
     ]

@@ -1,4 +1,4 @@
-"""Sampled completions -> paired comparisons of policies, and a summary of each policy.
+"""Sampled completions -> paired comparisons of policies.
 
 Nothing here depends on which rows are compared, so a comparison within a group of prompts is the same call on fewer
 rows. A judge either scores each completion or is asked which of two is better; from `judgement` on both are the same.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
-from rlhf.evaluation.diversity import distinct_n, repetition
+from rlhf.evaluation.samples import Row, as_array, completion_values, scores
 from rlhf.evaluation.stats import (
     Floats,
     finite_mean,
@@ -36,36 +36,6 @@ ALPHA = 0.05
 """Chance of one false difference or more among the comparisons that are read together, where there is none."""
 OTHER = "other"
 """The group of the prompts whose own is too small, or that have none."""
-
-
-class SampledCompletion(TypedDict):
-    """One completion of a policy, with what was measured of it."""
-
-    text: str
-    tokens: int | None
-    """Its length; null only of what is no completion (`regressions`)."""
-    finished: bool
-    """Whether it ended by itself and not at the limit."""
-    kl: float | None
-    """KL to the policy's reference, nats a completion; null without a reference."""
-    scores: dict[str, float | None]
-    """By judge; null where a judge gives none."""
-
-
-class Row(TypedDict):
-    """A prompt and every policy's completions; a line of `evaluate/samples.jsonl`."""
-
-    index: int
-    """Its line, from 0."""
-    prompt: Any
-    """Text, or messages ({"role", "content"})."""
-    columns: dict[str, Any]
-    """The other columns of the prompt's row."""
-    replies: dict[str, list[SampledCompletion]]
-    """By policy."""
-    preferences: NotRequired[dict[str, dict[str, list[float | None]]]]
-    """Judge of pairs -> "POLICY vs BASELINE" -> of each sample the share, 0 to 1, of the judge's answers in which the
-    policy's was better than the baseline's sample of the same number; null where it gave none."""
 
 
 class Comparison(TypedDict):
@@ -127,73 +97,6 @@ class GroupComparison(Comparison):
 C = TypeVar("C", bound=Comparison)
 
 
-class Quantity(TypedDict):
-    """A mean over prompts."""
-
-    mean: float | None
-    ci: list[float] | None
-    """Its 95% interval."""
-    n: int
-    """Prompts with a value."""
-
-
-class Variety(Quantity):
-    """A mean over prompts, and the same of all completions taken together."""
-
-    all: float | None
-
-
-class Summary(TypedDict):
-    """What one policy is like; an entry of `policies` in report.json."""
-
-    policy: str
-    scores: dict[str, Quantity]
-    """By judge."""
-    length: Quantity
-    """Tokens a completion."""
-    finished: Quantity
-    """Share of completions that ended by themselves."""
-    kl: Quantity
-    """Nats a completion, to `kl_reference`."""
-    distinct_1: Variety
-    """Distinct words over all words of the completions of one prompt."""
-    distinct_2: Variety
-    """The same of pairs of words."""
-    repetition: Quantity
-    """Share of a completion's runs of four words that stood in it before."""
-    kl_reference: str | None
-    """The policy that `kl` is measured to."""
-
-
-def completion_values(rows: Sequence[Row], policy: str, field: Literal["tokens", "finished", "kl"]) -> Floats:
-    """One number of each completion as an array.
-
-    Args:
-        rows: P rows.
-        policy: Whose completions.
-        field: Which number.
-
-    Returns:
-        Array (P, S), S the most samples any prompt has; NaN where there is no such completion or no finite number.
-    """
-    return _array([[sample.get(field) for sample in row["replies"].get(policy, [])] for row in rows])
-
-
-def scores(rows: Sequence[Row], policy: str, judge: str) -> Floats:
-    """The scores of a policy's completions by one judge, as an array like that of `completion_values`."""
-    return _array([[sample["scores"].get(judge) for sample in row["replies"].get(policy, [])] for row in rows])
-
-
-def _array(values: Sequence[Sequence[float | None]]) -> Floats:
-    """Rows of unequal lengths as one array, NaN where there is no finite number."""
-    array_PS = np.full((len(values), max(map(len, values), default=0)), np.nan)
-    for p, of_prompt in enumerate(values):
-        for s, value in enumerate(of_prompt):
-            if value is not None and math.isfinite(value):
-                array_PS[p, s] = value
-    return array_PS
-
-
 class Judgement(NamedTuple):
     """What one judge says of two policies; NaN where it says nothing. K pairs of completions of a prompt."""
 
@@ -239,7 +142,7 @@ def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) ->
             shares.append(pairs[f"{policy} vs {baseline}"])
         else:
             shares.append([None if share is None else 1 - share for share in pairs.get(f"{baseline} vs {policy}", [])])
-    return _array(shares)
+    return as_array(shares)
 
 
 def comparison_pairs(policies: Sequence[str], parents: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -400,39 +303,6 @@ def compare_groups(
         for judge in judges
     ]
     return correct(comparisons)
-
-
-def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_reference: str | None = None) -> Summary:
-    """Mean and interval, over prompts, of a policy's scores, lengths, endings, KL and variety.
-
-    Diversity is over the samples of a prompt, so with one sample it only sees repetition within a completion.
-    """
-    texts = [[sample["text"] for sample in row["replies"].get(policy, [])] for row in rows]
-
-    def quantity(field: Literal["tokens", "finished", "kl"]) -> Quantity:
-        return _quantity(mean_per_prompt(completion_values(rows, policy, field)))
-
-    def distinct(n: int) -> Variety:
-        together = distinct_n([text for samples in texts for text in samples], n)
-        return Variety(all=_known(together), **_quantity(np.array([distinct_n(samples, n) for samples in texts])))
-
-    repeated = [np.array([repetition(text) for text in samples]) for samples in texts]
-    return Summary(
-        policy=policy,
-        scores={judge: _quantity(mean_per_prompt(scores(rows, policy, judge))) for judge in judges},
-        length=quantity("tokens"),
-        finished=quantity("finished"),
-        kl=quantity("kl"),
-        distinct_1=distinct(1),
-        distinct_2=distinct(2),
-        repetition=_quantity(np.array([finite_mean(values_S) for values_S in repeated], dtype=np.float64)),
-        kl_reference=kl_reference,
-    )
-
-
-def _quantity(values_P: Floats) -> Quantity:
-    values_P = values_P[np.isfinite(values_P)]
-    return Quantity(mean=finite_mean(values_P), ci=mean_interval(values_P), n=len(values_P))
 
 
 def _known(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ from transformers import PreTrainedModel
 
 from rlhf.artifacts.open import open_model, open_stage
 from rlhf.config.project import ProjectConfig
+from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text, Unusable
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models.load import context_length
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.policies.completion import Completion
+from rlhf.policies.completion import Completion, as_completion
 from rlhf.policies.sample import sample
 from rlhf.workflow import StageContext, policies_of
 
@@ -88,6 +90,27 @@ def fitted(
     except Unusable as error:
         raise UserError(f"a prompt to reply to: {error.reason}; take it out, or name others in data.prompts") from None
     return [row[-room:] for row in ids], sum(len(row) > room for row in ids)
+
+
+def held_out_completions(
+    project: ProjectConfig, policy: str, folder: Path | None, stage: str | None, count: int
+) -> tuple[list[Text], list[Text]]:
+    """Held-out prompts, and a completion of each by a policy.
+
+    Args:
+        project: The project.
+        policy: Its name.
+        folder: Its folder; None for a base model.
+        stage: The stage whose settings load it.
+        count: Most prompts.
+    """
+    prompts = [prompt.prompt for prompt in evaluation_prompts(project, count)]
+    model, codec = load(project, folder, stage)
+    ids, _ = fitted(model, codec, prompts, project.evaluate.max_new_tokens)
+    sampled = replies_to(project, model, codec, ids, 1, policy)
+    del model
+    gc.collect()
+    return prompts, [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, sampled, strict=True)]
 
 
 def replies_to(

@@ -96,7 +96,7 @@ def measure_policy(
     model, codec = _load(context, name)
     ids, cut = fitted(model, codec, [prompt.prompt for prompt in prompts], settings.max_new_tokens)
     replies = replies_to(project, model, codec, ids, settings.samples, name)
-    kl: list[list[float | None]] = [[None] * len(row) for row in replies]
+    kl: Sequence[Sequence[float | None]] = [[None] * len(row) for row in replies]
     if reference is not None:
         other, _ = _load(context, reference)
         kl = sequence_kl(model, other, ids, replies, settings.temperature or 1.0)

@@ -1,264 +1,250 @@
-"""What the gate measures: a reward model on held-out pairs, beside a ruler and chance."""
+"""Whether a reward model may be maximised, and what to look at where it may not."""
 
 from __future__ import annotations
 
-import gc
-import heapq
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from rlhf.config.project import ProjectConfig
-from rlhf.data.checks import none_held_out
-from rlhf.data.prepare import evaluation_prompts, iter_records
-from rlhf.data.records import Preference, Text
-from rlhf.data.splits import canonical, content_key
-from rlhf.errors import UserError
-from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
-from rlhf.evaluation.completions import fitted, load, replies_to
-from rlhf.evaluation.reward_model import effective_pairs, length_baseline, share_interval, wins
-from rlhf.evaluation.stats import Floats
-from rlhf.policies.completion import as_completion
+from rlhf.data.records import Text
+from rlhf.evaluation.formatting import percent
+from rlhf.evaluation.reward_model import (
+    Distribution,
+    Invariance,
+    PairMeasures,
+    Pairs,
+    distribution,
+    examine,
+    invariance,
+    margins,
+    score_pairs,
+)
+from rlhf.evaluation.stats import Floats, wilson_interval
 from rlhf.rewards import RewardFunction
-from rlhf.rewards.text import completion_text
 
-PAIRS = 2000
-"""Most held-out pairs scored: at this many the interval is 4 points wide at most."""
-_PROMPTS = 64
+TRIED = 64
 """Prompts that the policy replies to, and pairs on which invariance is tried."""
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_BINS = 24
+BATCH_TOLERANCE = 0.05
+"""Largest change of a score by padding or by the other rows of a batch, in standard deviations: rounding in bf16 stays
+below."""
+_FOLLOWS_LENGTH = 0.9
+"""Share of the pairs in which a model prefers the longer (or shorter) reply, above which it measures little else."""
+_FAR = 2.0
+"""Standard deviations between the policy's completions and the pairs above which the model judges what it never saw."""
+_EOS_MATTERS = 0.5
+_MISCALIBRATED = 0.1
+_WITHIN_REACH = 4
+"""Times as many held-out pairs as there are: where more would be needed, the model is rather no better than chance."""
+_MOST_PAIRS = 1_000_000
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Held-out pairs, and what a ruler says of all."""
+class Measures(PairMeasures):
+    """Everything that was measured of a reward model; what `verdict` decides by."""
 
-    records: list[Preference]
-    length_M: Floats
-    """Characters of the chosen less those of the rejected reply, held-out pairs."""
-    train_length_N: Floats
-    """The same of the training pairs: they decide whether the ruler prefers long or short."""
-
-    @property
-    def prompts(self) -> list[Text]:
-        """Prompt of each."""
-        return [one.prompt for one in self.records]
+    invariance: Invariance
+    scores: Distribution
 
 
-def held_out_pairs(project: ProjectConfig) -> Pairs:
-    """The held-out preference pairs; of more than `PAIRS` a fixed choice, whatever their order.
+class Decision(TypedDict):
+    """Whether a reward model may be maximised."""
 
-    Raises:
-        UserError: There is none.
-    """
-    chosen: list[tuple[int, int, Preference]] = []  # a heap: what hashes highest goes first
-    train: list[int] = []
-    for number, (record, side) in enumerate(iter_records(project, "preferences")):
-        assert isinstance(record, Preference)
-        if side == "train":
-            train.append(_length(record))
-            continue
-        heapq.heappush(chosen, (-_place(record), number, record))
-        if len(chosen) > PAIRS:
-            heapq.heappop(chosen)
-    if not chosen:
-        raise no_pairs(project, len(train))
-    records = [record for _, _, record in sorted(chosen, key=lambda entry: entry[1])]
-    return Pairs(records, np.array([_length(one) for one in records], float), np.array(train, float))
+    passed: bool
+    baseline: float
+    """What the lower end of `accuracy_ci` has to beat: the larger of chance and the length baseline."""
+    reasons: list[str]
+    """Why it does not pass."""
+    advice: list[str]
+    """What to look at next."""
+    notes: list[str]
+    """What does not stop the run."""
 
 
-def score_pairs(judge: RewardFunction, pairs: Sequence[Preference]) -> Floats:
-    """Scores of the chosen and the rejected reply, array (M, 2); the two of a pair are scored together."""
-    prompts = [one.prompt for one in pairs for _ in range(2)]
-    replies = [reply for one in pairs for reply in (one.chosen, one.rejected)]
-    return np.array(judge(prompts, replies), dtype=float).reshape(-1, 2)
+class GateModel(Measures, Decision):
+    """One reward model at the gate; an entry of the gate's `models`."""
 
 
-def full_examination(
-    judge: RewardFunction, pairs: Pairs, prompts: Sequence[Text], replies: Sequence[Text]
-) -> tuple[dict[str, Any], Floats]:
-    """What `examine`, `invariance` and `distribution` say of a reward model.
+class GateResult(TypedDict):
+    """The metrics of the gate stage."""
+
+    passed: bool
+    """Whether every reward model passed."""
+    models: dict[str, GateModel]
+    """Each reward model that training would maximise, by name."""
+    policy: str
+    """The policy whose completions were scored beside the pairs."""
+    gates: str
+    """The stage that may run only if this one passed."""
+
+
+class Remark(NamedTuple):
+    """Something to be said of a reward model."""
+
+    id: str
+    """What kind of remark it is."""
+    text: str
+
+
+def measure(
+    judge: RewardFunction, pairs: Pairs, prompts: Sequence[Text], completions: Sequence[Text]
+) -> tuple[Measures, Floats]:
+    """Measure a reward model.
 
     Args:
         judge: The reward model.
         pairs: Held-out pairs.
         prompts: Prompts.
-        replies: A reply of the policy to each, scored beside the pairs.
+        completions: One of the policy that training starts from to each prompt, scored beside the pairs.
 
     Returns:
-        Those findings, `invariance` and `scores` among them; and the margin of each pair.
+        What was measured, and the margin of each pair.
     """
     scores_M2 = score_pairs(judge, pairs.records)
-    found = examine(scores_M2, pairs)
     known = scores_M2[np.isfinite(scores_M2)]
     spread = float(known.std()) if len(known) else 0.0
-    found["invariance"] = invariance(judge, pairs.records[:_PROMPTS], spread)
-    policy_N = np.array(judge(prompts, replies), dtype=float)
-    found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
-    return found, _margins(scores_M2)
+    policy_N = np.array(judge(prompts, completions), dtype=float)
+    measures = Measures(
+        invariance=invariance(judge, pairs.records[:TRIED], spread),
+        scores=distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N}),
+        **examine(scores_M2, pairs),
+    )
+    return measures, margins(scores_M2)
 
 
-def examine(scores_M2: Floats, pairs: Pairs) -> dict[str, Any]:
-    """How good a reward model is on held-out pairs.
+def verdict(measures: Measures) -> Decision:
+    """Decide on one reward model.
 
-    Args:
-        scores_M2: Scores of chosen and rejected; a tie counts one half, and so does a pair without both scores.
-        pairs: The pairs.
-
-    Returns:
-        `n`, `prompts` (different ones), `n_effective` (independent pairs that these count as), `unscored` (replies
-        without a finite score, of 2 n), `accuracy`, `accuracy_ci` (95%, pairs of a prompt kept together),
-        `length_baseline` (a ruler by characters, its direction learned on the training pairs) with its interval,
-        `prefers_longer` (share of the pairs of different lengths), `ece` and `calibration` of sigmoid(margin),
-        `by_length`: accuracy in buckets of the length difference.
+    It passes if the lower end of its accuracy's interval lies above both baselines, the length baseline's accuracy and
+    chance, its scores do not depend on padding or on what else is in the batch, and it gives one to every completion.
     """
-    margins_M = _margins(scores_M2)
-    prompts = [canonical(one) for one in pairs.prompts]
-    right_M = wins(margins_M)
-    train_N = pairs.train_length_N if len(pairs.train_length_N) else pairs.length_M
-    ruler_M = length_baseline(train_N, pairs.length_M)
-    differ_M = pairs.length_M != 0
-    longer = float(wins((margins_M * np.sign(pairs.length_M))[differ_M]).mean()) if differ_M.any() else None
-    return {
-        "n": len(margins_M),
-        "prompts": len(set(prompts)),
-        "n_effective": effective_pairs(right_M, prompts),
-        "unscored": int((~np.isfinite(scores_M2)).sum()),
-        "accuracy": float(right_M.mean()),
-        "accuracy_ci": list(share_interval(right_M, prompts)),
-        "length_baseline": float(ruler_M.mean()),
-        "length_baseline_ci": list(share_interval(ruler_M, prompts)),
-        "prefers_longer": longer,
-        "ece": expected_calibration_error(margins_M),
-        "calibration": calibration_curve(margins_M),
-        "by_length": accuracy_by_length(margins_M, pairs.length_M),
-    }
-
-
-def invariance(judge: RewardFunction, pairs: Sequence[Preference], std: float) -> dict[str, float | None]:
-    """How far a score moves with what should not matter, in standard deviations of the scores.
-
-    Args:
-        judge: The reward model.
-        pairs: Pairs to try it on.
-        std: Standard deviation of its scores.
-
-    Returns:
-        `batch`: largest change between all replies scored together, padded to the longest, and each by itself; None
-        where none has a score, or one has it in one of the two only.
-        `eos`: mean change when the reply's text already ends in the end token; None where there is no such token, or no
-        score.
-    """
-    prompts = [one.prompt for one in pairs]
-    replies = [one.chosen for one in pairs]
-    together_M = np.array(judge(prompts, replies), dtype=float)
-    alone_M = np.array([judge([prompt], [reply])[0] for prompt, reply in zip(prompts, replies, strict=True)], float)
-    scale = std or 1.0
-    end = _end_token(judge)
-    ended = None
-    if end is not None:
-        ended_M = np.array(judge(prompts, [_with_end(reply, end) for reply in replies]), dtype=float)
-        moved_M = np.abs(ended_M - together_M)
-        moved_M = moved_M[np.isfinite(moved_M)]
-        ended = float(moved_M.mean() / scale) if len(moved_M) else None
-    known_M = np.isfinite(together_M)
-    comparable = known_M.any() and (known_M == np.isfinite(alone_M)).all()
-    batch = float(np.abs(together_M - alone_M)[known_M].max() / scale) if comparable else None
-    return {"batch": batch, "eos": ended}
-
-
-def distribution(scores: Mapping[str, Floats]) -> dict[str, Any]:
-    """Mean, standard deviation, quantiles and a histogram over common edges of several sets of scores."""
-    known = {name: values[np.isfinite(values)] for name, values in scores.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(known.values())), bins=_BINS)
-    sets = {
-        name: {
-            "n": len(values),
-            "mean": float(values.mean()),
-            "std": float(values.std()),
-            "quantiles": [float(one) for one in np.quantile(values, _QUANTILES)],
-            "counts": [int(one) for one in np.histogram(values, bins=edges)[0]],
-        }
-        for name, values in known.items()
-        if len(values)
-    }
-    return {"edges": [float(edge) for edge in edges], "quantiles": list(_QUANTILES), **sets}
-
-
-def policy_replies(
-    project: ProjectConfig, policy: str, folder: Path | None, stage: str | None
-) -> tuple[list[Text], list[Text]]:
-    """Held-out prompts, and a reply to each by the policy that training will start from.
-
-    Args:
-        project: The project.
-        policy: Its name.
-        folder: Its folder; None for a base model.
-        stage: The stage whose settings load it.
-    """
-    prompts = [one.prompt for one in evaluation_prompts(project, _PROMPTS)]
-    model, codec = load(project, folder, stage)
-    ids, _ = fitted(model, codec, prompts, project.evaluate.max_new_tokens)
-    replies = replies_to(project, model, codec, ids, 1, policy)
-    del model
-    gc.collect()
-    return prompts, [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, replies, strict=True)]
-
-
-def write_pairs(folder: Path, pairs: Pairs, margins: Mapping[str, Floats]) -> None:
-    """Each pair with every model's margin, what has no score and what is most wrong first: that is where to look."""
-    least_M = np.min([*margins.values()], axis=0)
-    worst = np.argsort(np.where(np.isnan(least_M), -np.inf, least_M), kind="stable")
-    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for place in worst:
-            record = pairs.records[place]
-            row = {
-                "origin": record.origin,
-                "margins": {
-                    name: None if np.isnan(values[place]) else round(float(values[place]), 6)
-                    for name, values in margins.items()
-                },
-                "length_difference": int(pairs.length_M[place]),
-                "prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected,
-            }  # fmt: skip
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _margins(scores_M2: Floats) -> Floats:
-    """Scores of the chosen less those of the rejected; NaN where one is not finite."""
-    known_M2 = np.where(np.isfinite(scores_M2), scores_M2, np.nan)
-    return known_M2[:, 0] - known_M2[:, 1]
-
-
-def no_pairs(project: ProjectConfig, rows: int) -> UserError:
-    """What is said where no pair of so many rows is held out."""
-    return UserError(
-        f"{project.path}: no pair to judge the reward model by: {none_held_out('preferences', rows, project.holdout)}; "
-        "give a larger holdout or more rows"
+    failures = find_failures(measures)
+    return Decision(
+        passed=not failures,
+        baseline=_baseline(measures),
+        reasons=[failure.text for failure in failures],
+        advice=[advice.text for failure in failures for advice in advise(failure, measures)],
+        notes=[note.text for note in find_notes(measures)],
     )
 
 
-def _length(record: Preference) -> int:
-    return len(completion_text(record.chosen)) - len(completion_text(record.rejected))
+def _baseline(measures: Measures) -> float:
+    return max(0.5, measures["length_baseline"])
 
 
-def _place(record: Preference) -> int:
-    """A number that follows from the content alone."""
-    return int.from_bytes(content_key(record.prompt, record.chosen), "big")
+def find_failures(measures: Measures) -> list[Remark]:
+    """Why a reward model does not pass; ids `unscored`, `accuracy`, `batch unknown` and `batch`."""
+    failures = []
+    if measures["unscored"]:
+        text = f"it gives no score to {measures['unscored']:,} of {2 * measures['n']:,} replies"
+        failures.append(Remark("unscored", text))
+    baseline = _baseline(measures)
+    if measures["accuracy_ci"][0] <= baseline:
+        rival = "the longer or the shorter reply" if measures["length_baseline"] >= 0.5 else "chance"
+        text = (
+            f"it ranks {percent(measures['accuracy'], measures['accuracy_ci'])} of {_pairs(measures)} rightly, "
+            f"which is not shown to be more than {percent(baseline)} ({rival})"
+        )
+        failures.append(Remark("accuracy", text))
+    batch = measures["invariance"]["batch"]
+    if batch is None or math.isnan(batch):
+        text = "whether a score moves with what else is in the batch cannot be told: some scores are missing"
+        failures.append(Remark("batch unknown", text))
+    elif batch > BATCH_TOLERANCE:
+        text = f"a score moves by up to {batch:.2f} standard deviations with what else is in the batch"
+        failures.append(Remark("batch", text))
+    return failures
 
 
-def _end_token(judge: Any) -> str | None:
-    """The end token of a reward model, of an ensemble its first's; None of a function."""
-    judge = getattr(judge, "models", [judge])[0]
-    return getattr(getattr(judge, "tokenizer", None), "eos_token", None)
+def pairs_needed(accuracy: float, baseline: float) -> int | None:
+    """Fewest held-out pairs at which this accuracy's 95% Wilson interval lies above the baseline; None if none do."""
+    if accuracy <= baseline:
+        return None
+    few, many = 1, 2
+    while wilson_interval(accuracy * many, many)[0] <= baseline:
+        few, many = many, 2 * many
+        if many > _MOST_PAIRS:
+            return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if wilson_interval(accuracy * middle, middle)[0] <= baseline else (few, middle)
+    return many
 
 
-def _with_end(reply: Text, end: str) -> Text:
-    if isinstance(reply, str):
-        return reply + end
-    return [*reply[:-1], {**reply[-1], "content": reply[-1]["content"] + end}]
+def advise(failure: Remark, measures: Measures) -> list[Remark]:
+    """What to look at where a reward model fails; ids `pairs first`, `length`, `more pairs`, `labels`, `training`."""
+    if failure.id == "unscored":
+        return [
+            Remark(
+                "pairs first",
+                "the pairs without a score come first in gate/pairs.jsonl; fp16 overflows where bf16 does not",
+            )
+        ]
+    if failure.id == "batch":
+        return [Remark("padding", "padding reaches the score: check the model's pad token and padding side")]
+    if failure.id != "accuracy":
+        return []
+    longer = measures["prefers_longer"]
+    if longer is not None and max(longer, 1 - longer) >= _FOLLOWS_LENGTH:
+        which = "longer" if longer > 0.5 else "shorter"
+        text = (
+            f"it prefers the {which} reply in {percent(max(longer, 1 - longer))} of the pairs: that is what it has "
+            "learned; look at `rlhf check` for the pairs' length bias, and add pairs of equal length"
+        )
+        return [Remark("length", text)]
+    needed = needed_of_such(measures)
+    if needed is not None and measures["n"] < needed <= _WITHIN_REACH * measures["n"]:
+        text = (
+            f"at this accuracy about {_rounded(needed)} held-out pairs would show it: raise data.preferences.holdout, "
+            "or train on more pairs"
+        )
+        return [Remark("more pairs", text)]
+    labels = "`rlhf check` for contradictory or mislabelled pairs (are chosen and rejected the right way round?)"
+    training = (
+        "the reward stage's loss: if it did not fall, a higher learning rate or more epochs; if it fell on training "
+        "pairs alone, fewer epochs or more pairs"
+    )
+    wrong = "the most wrong pairs first in gate/pairs.jsonl"
+    return [Remark("labels", labels), Remark("pairs first", wrong), Remark("training", training)]
+
+
+def needed_of_such(measures: Measures) -> int | None:
+    """`pairs_needed` to beat both baselines, where pairs share prompts as often as these do."""
+    independent = pairs_needed(measures["accuracy"], _baseline(measures))
+    if independent is None or not measures["n_effective"]:
+        return None
+    return math.ceil(independent * measures["n"] / measures["n_effective"])
+
+
+def find_notes(measures: Measures) -> list[Remark]:
+    """What is worth knowing of a reward model and does not stop the run; ids `calibration`, `end token`, `far`."""
+    notes = []
+    if measures["ece"] is not None and measures["ece"] > _MISCALIBRATED:
+        text = f"its confidence is off by {percent(measures['ece'])} on average (calibration)"
+        notes.append(Remark("calibration", text))
+    eos = measures["invariance"]["eos"]
+    if eos is not None and eos > _EOS_MATTERS:
+        notes.append(Remark("end token", f"a second end token moves its score by {eos:.2f} standard deviations"))
+    scores = measures["scores"]
+    if "chosen" in scores and "rejected" in scores and "policy" in scores:
+        pairs = (scores["chosen"]["mean"] + scores["rejected"]["mean"]) / 2
+        spread = math.hypot(scores["chosen"]["std"], scores["rejected"]["std"]) / math.sqrt(2) or 1.0
+        far = abs(scores["policy"]["mean"] - pairs) / spread
+        if far > _FAR:
+            text = (
+                f"the policy's replies score {far:.1f} standard deviations from the pairs it was trained on: it judges "
+                "what it has not seen"
+            )
+            notes.append(Remark("far", text))
+    return notes
+
+
+def _pairs(measures: Measures) -> str:
+    prompts = "" if measures["prompts"] == measures["n"] else f" ({measures['prompts']:,} prompts)"
+    return f"{measures['n']:,} held-out pairs{prompts}"
+
+
+def _rounded(number: int) -> str:
+    """To two digits, upwards: it is an estimate."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return f"{math.ceil(number / unit) * unit:,}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
-from rlhf.evaluation.compare import Comparison, Row, SampledCompletion, compare, comparison_pairs, correct
+from rlhf.evaluation.compare import Comparison, compare, comparison_pairs, correct
+from rlhf.evaluation.samples import Row, SampledCompletion
 
 RETAINED = "retained.jsonl"
 Measure = Literal["log-likelihood", "score"]

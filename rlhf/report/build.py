@@ -17,9 +17,11 @@ import rlhf
 from rlhf.artifacts.manifest import Manifest, read_manifests
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
-from rlhf.evaluation.compare import Row, compare_groups, compare_policies, summarise
+from rlhf.evaluation.compare import compare_groups, compare_policies
 from rlhf.evaluation.regressions import RETAINED, RetainedRow, compare_retained
+from rlhf.evaluation.samples import Row
 from rlhf.evaluation.seeds import over_seeds
+from rlhf.evaluation.summary import summarise
 from rlhf.report import html
 from rlhf.report.caveats import unproven
 from rlhf.report.schema import Curves, Evaluation, Provenance, Report, ShownPrompt, StageReport

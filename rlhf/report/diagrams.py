@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 from rlhf.evaluation.calibration import CalibrationBin
 from rlhf.evaluation.formatting import estimate, number, percent
-from rlhf.evaluation.gate_verdict import Distribution, SetName
 from rlhf.evaluation.overoptimisation import Point
+from rlhf.evaluation.reward_model import Distribution, SetName
 from rlhf.report.charts import Tick, nice_ticks, path, tick_text, widened
 
 WIDTH, HEIGHT = 360, 240

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from rlhf.evaluation.compare import Comparison, GroupComparison, SampledCompletion, Summary
-from rlhf.evaluation.gate_verdict import GateModel
+from rlhf.evaluation.compare import Comparison, GroupComparison
+from rlhf.evaluation.gate import GateModel
 from rlhf.evaluation.overoptimisation import Point
 from rlhf.evaluation.regressions import Regression
+from rlhf.evaluation.samples import SampledCompletion
 from rlhf.evaluation.seeds import SeedSummary
+from rlhf.evaluation.summary import Summary
 
 if TYPE_CHECKING:
     from rlhf.rewards.endpoint import JudgeReport

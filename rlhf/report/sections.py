@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlhf.evaluation.compare import Comparison, Quantity, SampledCompletion
+from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.formatting import count, duration, estimate, number, percent
-from rlhf.evaluation.gate_verdict import GateModel, SetName
+from rlhf.evaluation.gate import GateModel
+from rlhf.evaluation.reward_model import SetName
+from rlhf.evaluation.samples import SampledCompletion
+from rlhf.evaluation.summary import Quantity
 from rlhf.report import charts, diagrams, schema, sentences, tables
 from rlhf.report.charts import Estimate
 from rlhf.report.diff import Piece, word_diff

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rlhf.evaluation.compare import MIN_PROMPTS, Comparison
 from rlhf.evaluation.formatting import count, estimate, number, percent
-from rlhf.evaluation.gate_verdict import GateModel
+from rlhf.evaluation.gate import GateModel
 from rlhf.evaluation.regressions import Regression
 from rlhf.evaluation.seeds import MIN_SEEDS, SeedSummary
 from rlhf.report import schema

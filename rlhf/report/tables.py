@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rlhf.evaluation.compare import GroupComparison
 from rlhf.evaluation.formatting import estimate, number, percent
-from rlhf.evaluation.gate_verdict import BATCH_TOLERANCE, GateModel
+from rlhf.evaluation.gate import BATCH_TOLERANCE, GateModel
 from rlhf.report import schema, sentences
 from rlhf.report.diagrams import root_kl
 from rlhf.report.names import Names, shown_verdict

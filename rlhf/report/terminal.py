@@ -9,8 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.evaluation.compare import MIN_PROMPTS, Summary
+from rlhf.evaluation.compare import MIN_PROMPTS
 from rlhf.evaluation.formatting import count, estimate, number, percent
+from rlhf.evaluation.summary import Summary
 from rlhf.report import schema, sentences, tables
 from rlhf.report.caveats import caveats
 from rlhf.report.names import Names, shown_verdict

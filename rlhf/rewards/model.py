@@ -48,16 +48,37 @@ class RewardModel:
         self.model = opened.scorer().eval()
         ours = ends_in_eos(self.tokenizer) or opened.is_stage
         self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config), eos=ours)
-        self.limit = context_length(self.model.config)
         self.batch_size = batch_size
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         """A score per completion, in the reward model's own units, or in nats for a label's log odds."""
-        rows = [self.codec.sequence(*texts)[0] for texts in zip(prompts, completions, strict=True)]
-        rows = [row[-self.limit :] if self.limit else row for row in rows]
-        each = itertools.groupby(range(len(rows)), key=lambda row: prompts[row])
-        groups = [[rows[row] for row in members] for _, members in each]
-        return list(itertools.chain(*score_groups(self.model, groups, self.batch_size, self.label)))
+        return score_texts(self.model, self.codec, prompts, completions, self.batch_size, self.label)
+
+
+def score_texts(
+    model: Any,
+    codec: Codec,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    batch_size: int = 32,
+    label: int | None = None,
+) -> list[float | None]:
+    """Scores of completions by a loaded sequence classifier, as `RewardModel` gives them.
+
+    Args:
+        model: The classifier. A sequence above its limit keeps its end.
+        codec: Its tokenizer.
+        prompts: Prompt of each completion; neighbours with the same prompt are scored together.
+        completions: What is scored.
+        batch_size: Sequences per batch.
+        label: The class whose log odds are the score; None for a model with a single output.
+    """
+    limit = context_length(model.config)
+    rows = [codec.sequence(*texts)[0] for texts in zip(prompts, completions, strict=True)]
+    rows = [row[-limit:] if limit else row for row in rows]
+    each = itertools.groupby(range(len(rows)), key=lambda row: prompts[row])
+    groups = [[rows[row] for row in members] for _, members in each]
+    return list(itertools.chain(*score_groups(model, groups, batch_size, label)))
 
 
 @torch.no_grad()

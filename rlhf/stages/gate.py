@@ -1,4 +1,4 @@
-"""The gate stage: what online training will maximise is held against held-out pairs, a ruler and chance first."""
+"""The gate stage: what online training will maximise is held against held-out pairs, length and chance first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be pairs and prompts to judge by."""
     from rlhf.data.ledger import Ledger
     from rlhf.data.prepare import evaluation_prompts, iter_records
-    from rlhf.evaluation.gate import no_pairs
+    from rlhf.evaluation.pairs import no_pairs
 
     ledger = Ledger("preferences")
     if not any(side == "eval" for _, side in iter_records(context.project, "preferences", ledger)):
@@ -23,28 +23,29 @@ def run(context: StageContext) -> Metrics:
     """Measure every reward model that PPO maximises, decide, and write `pairs.jsonl`: each pair with its margins.
 
     Returns:
-        `passed`; `models`: of each reward model what `examine` and `gate_verdict.verdict` give; `policy`, whose replies
-        were scored beside the pairs; `gates`, the stage that may run only if this one passed.
+        A `gate.GateResult`.
 
     Raises:
         UserError: No pair is held out.
     """
-    from rlhf.evaluation.gate import full_examination, held_out_pairs, policy_replies, write_pairs
-    from rlhf.evaluation.gate_verdict import verdict
+    from rlhf.evaluation.completions import held_out_completions
+    from rlhf.evaluation.gate import TRIED, measure, verdict
+    from rlhf.evaluation.pairs import held_out_pairs, write_pairs
     from rlhf.rewards.load import load_rewards
 
     project = context.project
     pairs = held_out_pairs(project)
     policy = parent_of(project, context.name) or "base"
-    prompts, replies = policy_replies(project, policy, context.parents.get(policy), stage_of(context.name).guards)
+    folder, gated = context.parents.get(policy), stage_of(context.name).guards
+    prompts, completions = held_out_completions(project, policy, folder, gated, TRIED)
     models: dict[str, Any] = {}
     margins: dict[str, Any] = {}
     for name, judge in load_rewards(project, context.parents, judged(project, context.name)).items():
-        found, margins[name] = full_examination(judge, pairs, prompts, replies)
-        models[name] = {**found, **verdict(found)}
+        measures, margins[name] = measure(judge, pairs, prompts, completions)
+        models[name] = {**measures, **verdict(measures)}
     write_pairs(context.directory, pairs, margins)
-    return {"passed": all(one["passed"] for one in models.values()), "models": models, "policy": policy,
-            "gates": stage_of(context.name).guards}  # fmt: skip
+    passed = all(model["passed"] for model in models.values())
+    return {"passed": passed, "models": models, "policy": policy, "gates": gated}
 
 
 STAGE = Stage("gate", order=50, run=run, prepare=prepare, policy=False, reads=("preferences", "prompts"), guards="ppo")

@@ -39,11 +39,10 @@ def trial(context: StageContext, ready: Ready) -> None:
 
 
 def run(context: StageContext) -> Metrics:
-    """Train a reward model, and measure it beside a ruler on the held-out pairs."""
+    """Train a reward model, and measure it beside the length baseline on the held-out pairs."""
     from peft import TaskType
     from transformers import set_seed
 
-    from rlhf.evaluation.reward_model import held_out_accuracy
     from rlhf.models.load import load_scorer
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
@@ -59,8 +58,26 @@ def run(context: StageContext) -> Metrics:
     trainer = ready.trainer(RewardTrainer, model, speedups=speedups_of(context))
     metrics = run_training(trainer, context)
     if ready.eval_rows is not None:
-        metrics.update(held_out_accuracy(trainer, ready.data.train, ready.eval_rows))
+        metrics.update(_held_out(context, ready, trainer))
     return {**metrics, **save_model(trainer, ready, context)}
+
+
+def _held_out(context: StageContext, ready: Ready, trainer: Any) -> Metrics:
+    """Accuracy on the held-out pairs beside the length baseline, and the spread of the scores, as the gate has them."""
+    import numpy as np
+
+    from rlhf.data.tokenize import Codec
+    from rlhf.evaluation.pairs import held_out_pairs
+    from rlhf.evaluation.reward_model import pair_accuracy, score_pairs
+    from rlhf.rewards.model import score_texts
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    codec = Codec(ready.start.tokenizer, encoder=ready.start.encoder)
+    judge = functools.partial(score_texts, model, codec, batch_size=trainer.args.per_device_eval_batch_size)
+    pairs = held_out_pairs(context.project)
+    scores_M2 = score_pairs(judge, pairs.records)
+    spread = {"score_mean": float(np.nanmean(scores_M2)), "score_std": float(np.nanstd(scores_M2))}
+    return {**pair_accuracy(scores_M2, pairs), **spread}
 
 
 STAGE = Stage(

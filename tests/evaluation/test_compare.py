@@ -9,18 +9,16 @@ import pytest
 from rlhf.evaluation.compare import (
     Comparison,
     GroupComparison,
-    Summary,
     compare,
     compare_groups,
     compare_policies,
     comparison_pairs,
-    completion_values,
     correct,
     judgement,
-    scores,
-    summarise,
     verdict_of,
 )
+from rlhf.evaluation.samples import completion_values, scores
+from rlhf.evaluation.summary import Summary, summarise
 from tests.support.reports import make_row, preference_row, reply, sample_rows
 
 

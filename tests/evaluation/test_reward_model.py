@@ -1,73 +1,88 @@
+"""Accuracy and the length baseline, and intervals of a share of pairs of which several belong to one prompt."""
+
 import numpy as np
 import pytest
-from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
 
-from rlhf.evaluation.reward_model import held_out_accuracy, length_baseline
-from rlhf.prefix_sharing.fold import fold, is_folded
-from rlhf.rewards.model import score_groups
+from rlhf.data.records import Preference
+from rlhf.evaluation.reward_model import (
+    Pairs,
+    clustered_interval,
+    effective_pairs,
+    examine,
+    length_baseline,
+    pair_accuracy,
+)
+from rlhf.evaluation.stats import wilson_interval
 
 
-def test_the_ruler_takes_its_direction_from_training():
+def test_the_length_baseline_takes_its_direction_from_training():
     longer, shorter = np.array([3.0, 1.0, -1.0]), np.array([-3.0, -1.0, 1.0])
     held_out = np.array([2.0, -5.0, 0.0])
     assert length_baseline(longer, held_out).tolist() == [1.0, 0.0, 0.5]
     assert length_baseline(shorter, held_out).tolist() == [0.0, 1.0, 0.5]
 
 
-@pytest.fixture
-def scorer(tiny_llama):
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1)
-    return model
+def test_accuracy_counts_pairs_and_ties_half_and_keeps_the_pairs_of_a_prompt_together():
+    scores_M2 = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [3.0, 1.0], [np.nan, 1.0]])
+    length_M = np.array([1.0, 2.0, 0.0, -1.0, 4.0])
+    apart = Pairs([Preference(f"p{number}", "a", "b") for number in range(5)], length_M, np.ones(3))
+    accuracy = pair_accuracy(scores_M2, apart)
+    assert (accuracy["n"], accuracy["accuracy"], accuracy["length_baseline"]) == (5, 3 / 5, 3.5 / 5)
+    assert accuracy["accuracy_ci"] == list(wilson_interval(3, 5))
+    assert accuracy["length_baseline_ci"] == list(wilson_interval(3.5, 5))
+    together = Pairs([Preference("p", "a", "b")] * 5, length_M, np.ones(3))
+    assert pair_accuracy(scores_M2, together)["accuracy_ci"] == [0.0, 1.0], "of one prompt nothing is known"
+    measures = examine(scores_M2, apart)
+    assert {name: measures[name] for name in accuracy} == accuracy
 
 
-def test_padding_and_order_do_not_change_a_score(scorer):
-    rows = [[5, 9, 30], [8, 12, 44, 45, 46, 60, 61], [7, 9]]
-    alone = [score_groups(scorer, [[row]])[0][0] for row in rows]
-    assert [score for (score,) in score_groups(scorer, [[row] for row in rows], 2)] == pytest.approx(alone, abs=1e-5)
+def test_one_pair_a_prompt_is_wilson_exactly():
+    wins_M = np.array([1.0, 0.0, 0.5, 1.0, 1.0])
+    assert clustered_interval(wins_M, list("abcde")) == wilson_interval(3.5, 5)
 
 
-@pytest.mark.parametrize("folded_before", [False, True])
-def test_groups_of_any_sizes_are_their_sequences(scorer, folded_before):
-    """Replies to one prompt share it; groups of one, two and three in one call, one of them of no sequence."""
-    prompt = [5, 9, 30, 31, 8, 12, 44, 45]
-    groups = [
-        [[*prompt, 3], [*prompt, 4, 6], prompt], [[7, 9]], [], [[7, 9, 3], [7, 9, 4]], [[8, *prompt], [8, *prompt, 5]],
-    ]  # fmt: skip
-    expected = [[score_groups(scorer, [[row]])[0][0] for row in group] for group in groups]
-    made = fold(scorer) if folded_before else None
-    found = score_groups(scorer, groups, batch_size=3)
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
-    assert is_folded(scorer) is folded_before
-    if made is not None:
-        made.remove()
+def test_the_effective_number_by_hand():
+    """Two pairs a prompt that always agree are one pair; that always differ, no fewer than there are."""
+    prompts = [f"{number}" for number in range(100) for _ in range(2)]
+    agree_M = np.repeat(np.arange(100) % 2, 2).astype(float)
+    # p = 1/2, E_j = +-1, e_i = +-1/2: deff = (100 / 99 * 100) / (200 / 199 * 50) = 2.0101; t(199) / t(99) = 0.9938
+    assert effective_pairs(agree_M, prompts) == int(200 / 2.0101 * 0.9938**2) == 98
+    differ_M = np.tile([0.0, 1.0], 100)
+    assert effective_pairs(differ_M, prompts) == int(200 * 0.9938**2) == 197
+    low, high = clustered_interval(agree_M, prompts)
+    assert (low, high) == pytest.approx(wilson_interval(49, 98))
 
 
-def test_a_shared_prompt_is_scored_once(scorer):
-    seen = []
-    scorer.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
-    prompt = list(range(100))
-    score_groups(scorer, [[[*prompt, reply] for reply in range(4)]])
-    assert seen[-1] == 104
+def test_nothing_is_known_from_one_prompt_and_perfection_counts_prompts():
+    assert clustered_interval(np.ones(50), ["p"] * 50) == (0.0, 1.0)
+    prompts = [f"{number}" for number in range(60) for _ in range(6)]
+    assert 55 <= effective_pairs(np.ones(360), prompts) <= 60
 
 
-def test_accuracy_counts_pairs_and_ties_half(scorer):
-    class FakeTrainer:
-        model = scorer
+def test_each_pair_has_a_prompt():
+    assert clustered_interval(np.array([]), []) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="0 prompts of 3 pairs"):
+        effective_pairs(np.ones(3), [])
 
-        class accelerator:
-            unwrap_model = staticmethod(lambda model: model)
 
-        class args:
-            per_device_eval_batch_size = 2
+def test_the_order_of_pairs_does_not_matter():
+    rng = np.random.default_rng(0)
+    wins_M, prompts = rng.integers(0, 2, 300).astype(float), rng.integers(0, 40, 300).astype(str)
+    order = rng.permutation(300)
+    assert effective_pairs(wins_M, prompts) == effective_pairs(wins_M[order], prompts[order])
 
-    one, two, same = [5, 9, 30], [8, 12, 44, 45], [7, 9]
-    better, worse = (one, two) if np.diff(score_groups(scorer, [[one, two]])[0]) < 0 else (two, one)
-    pairs = Dataset.from_dict(
-        {"chosen_ids": [better, worse, same, better], "rejected_ids": [worse, better, same, worse]}
-    )
-    found = held_out_accuracy(FakeTrainer, pairs, pairs)
-    assert found["accuracy"] == (1 + 0 + 0.5 + 1) / 4
-    assert found["n"] == 4
-    assert found["accuracy_ci"][0] < found["accuracy"] < found["accuracy_ci"][1]
+
+@pytest.mark.parametrize("prompts", [20, 60])
+def test_a_coin_seldom_beats_chance_with_all_pairs_of_four_replies(prompts):
+    """Nominal: 2.5%; taken as independent they did in 5% and more."""
+    rng = np.random.default_rng(0)
+    names = np.repeat(np.arange(prompts), 6).astype(str)
+    one, other = np.triu_indices(4, 1)
+    passed, naive, draws = 0, 0, 1500
+    for _ in range(draws):
+        scores = rng.normal(size=(prompts, 4))
+        wins_M = (scores[:, one] > scores[:, other]).astype(float).ravel()
+        passed += clustered_interval(wins_M, names)[0] > 0.5
+        naive += wilson_interval(float(wins_M.sum()), len(wins_M))[0] > 0.5
+    assert passed / draws <= 0.035
+    assert naive / draws > 0.04

@@ -9,7 +9,8 @@ import pytest
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import GateClosed, UserError
-from rlhf.evaluation.gate import held_out_pairs, score_pairs
+from rlhf.evaluation.pairs import held_out_pairs
+from rlhf.evaluation.reward_model import score_pairs
 from rlhf.pipeline import runner
 from rlhf.pipeline.gatekeeper import hold
 from rlhf.pipeline.stage import launch, prepare_stage, run_stage
@@ -118,7 +119,9 @@ def test_the_gate_scores_what_the_stage_left_behind(asked):
     pairs = held_out_pairs(project)
     scores_M2 = score_pairs(RewardModel(project.run_dir / "reward"), pairs.records)
     assert np.mean(scores_M2[:, 0] > scores_M2[:, 1]) == measured(project)["models"]["reward"]["accuracy"]
-    assert len(pairs.records) == read_manifest(project.run_dir / "reward")["metrics"]["n"]
+    stage, gate = read_manifest(project.run_dir / "reward")["metrics"], measured(project)["models"]["reward"]
+    for name in ("n", "accuracy", "accuracy_ci", "length_baseline", "length_baseline_ci"):
+        assert stage[name] == gate[name], "the stage and the gate have one definition"
 
 
 def test_what_was_measured_is_complete(asked):

@@ -96,7 +96,6 @@ def _stage(name: str, metrics: dict[str, Any], parents: dict[str, str], wall: fl
         "repetition": int(seed or 0),
         "label": LABELS[kind],
         "order": 10 * list(LABELS).index(kind),
-        "identity": {},
         "hash": digest,
         "artifact": digest[::-1],
         "identity": {},
@@ -193,19 +192,21 @@ def gate_metrics(accuracy_shift: float = 1.0, pairs: int = 350) -> dict[str, Any
     import numpy as np
 
     from rlhf.data.records import Preference
-    from rlhf.evaluation.gate import Pairs, distribution, examine
-    from rlhf.evaluation.gate_verdict import verdict
+    from rlhf.evaluation.gate import Measures, verdict
+    from rlhf.evaluation.reward_model import Pairs, distribution, examine
 
     draw = np.random.default_rng(0)
     length_M = draw.normal(12, 80, pairs).round()
     scores_M2 = np.stack([draw.normal(accuracy_shift, 1, pairs), draw.normal(0, 1, pairs)], 1)
     records = [Preference(f"Prompt {number}", "chosen", "rejected") for number in range(pairs)]
-    found = examine(scores_M2, Pairs(records, length_M, length_M))
-    found["invariance"] = {"batch": 0.0004, "eos": 0.61}
     policy_N = draw.normal(accuracy_shift + 0.4, 0.8, 64)
-    found["scores"] = distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N})
-    found |= verdict(found)
-    return {"passed": found["passed"], "models": {"reward": found}, "policy": "sft", "gates": "ppo"}
+    measures = Measures(
+        invariance={"batch": 0.0004, "eos": 0.61},
+        scores=distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N}),
+        **examine(scores_M2, Pairs(records, length_M, length_M)),
+    )
+    model = {**measures, **verdict(measures)}
+    return {"passed": model["passed"], "models": {"reward": model}, "policy": "sft", "gates": "ppo"}
 
 
 FINDINGS = {
