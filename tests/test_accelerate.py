@@ -41,21 +41,21 @@ def first_step(folder) -> dict:
 
 def test_stages_on_two_processes_equal_one(tmp_path, tiny_llama, root):
     """Two processes with four rows each, in one batch or two, take the same first step as one with a batch of eight."""
-    two, one = tmp_path / "two", tmp_path / "one"
-    for folder in (two, one):
+    two, single = tmp_path / "two", tmp_path / "one"
+    for folder in (two, single):
         folder.mkdir()
     path = write_project(two, tiny_llama, stages=STAGES)
     for stage in STAGES:
         launched(root, [str(root / f"recipes/{stage}.py")], "--config", path)
     whole = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
-    alone = write_project(one, tiny_llama, stages={name: {**stage, **whole} for name, stage in STAGES.items()})
+    alone = write_project(single, tiny_llama, stages={name: {**stage, **whole} for name, stage in STAGES.items()})
     for stage in STAGES:
         subprocess.run(
             [sys.executable, str(root / f"recipes/{stage}.py"), "--config", str(alone)], check=True, capture_output=True
         )
-        ours, theirs = (first_step(folder / "runs/tiny" / stage) for folder in (two, one))
+        ours, theirs = (first_step(folder / "runs/tiny" / stage) for folder in (two, single))
         if stage == "ppo":
-            assert_same_rollouts(*(folder / "runs/tiny/ppo/metrics.jsonl" for folder in (two, one)))
+            assert_same_rollouts(*(folder / "runs/tiny/ppo/metrics.jsonl" for folder in (two, single)))
         else:
             assert ours["num_tokens"] == theirs["num_tokens"]
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
@@ -104,8 +104,8 @@ def test_a_stage_that_goes_on_in_a_later_epoch_ends_in_the_same_weights(tmp_path
         [*command, script, str(tmp_path), str(tiny_llama)], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [line for line in done.stdout.splitlines() if line.endswith(("equal", "different"))]
-    assert found == ["sft True equal", "reward True equal", "dpo True equal", "sft False equal"]
+    results = [line for line in done.stdout.splitlines() if line.endswith(("equal", "different"))]
+    assert results == ["sft True equal", "reward True equal", "dpo True equal", "sft False equal"]
 
 
 @pytest.mark.slow

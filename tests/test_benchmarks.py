@@ -21,10 +21,10 @@ def bench(name, out, *options):
     return done.stdout, json.loads(text)
 
 
-def check_environment(found):
-    assert found["torch_threads"] == 1
-    assert found["cpus"] >= 1
-    assert {"torch", "transformers"} <= set(found["versions"])
+def check_environment(environment):
+    assert environment["torch_threads"] == 1
+    assert environment["cpus"] >= 1
+    assert {"torch", "transformers"} <= set(environment["versions"])
 
 
 def test_rollout(tmp_path):

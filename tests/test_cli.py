@@ -113,6 +113,6 @@ def test_an_interrupt_while_libraries_load_is_one_line(project):
         pass
     time.sleep(1)
     os.killpg(run.pid, signal.SIGINT)
-    said = run.communicate()[1]
+    message = run.communicate()[1]
     assert run.returncode == 130
-    assert said == "interrupted; the same command goes on from the last checkpoint\n"
+    assert message == "interrupted; the same command goes on from the last checkpoint\n"

@@ -34,8 +34,8 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 def blocks(page: str, language: str) -> list[tuple[str, str]]:
     """(file name or "", content) of the fenced blocks in a language; the name follows the language."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.findall(r"^```(\w+)[ ]?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [(name, content) for kind, name, content in found if kind == language]
+    matches = re.findall(r"^```(\w+)[ ]?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(name, content) for kind, name, content in matches if kind == language]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_every_command_of_the_guide_runs(guide):
         ["bash", "-euxo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout
-    assert "dpo: changed: trainer.beta" in said
-    assert said.count("sft: done") == 2  # the second run, and the one with another beta
+    output = done.stdout
+    assert "dpo: changed: trainer.beta" in output
+    assert output.count("sft: done") == 2  # the second run, and the one with another beta
     published = set(server.repositories["ada/night-train"].files)
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "report.json"} <= published
     assert server.repositories["ada/night-train"].private
@@ -296,14 +296,14 @@ def test_every_row_of_the_formats_page_is_recognised_as_what_it_is_called():
 
 def fields_of_config() -> list[tuple[str, str, bool]]:
     """(class, field, whether a docstring stands below it) of every dataclass in rlhf/config/project.py."""
-    found = []
+    fields = []
     for node in ast.parse((ROOT / "rlhf/config/project.py").read_text()).body:
         if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config_project, node.name)):
             for line, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(line, ast.AnnAssign):
-                    said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                    found.append((node.name, line.target.id, said and isinstance(after.value.value, str)))
-    return found
+                    documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    fields.append((node.name, line.target.id, documented and isinstance(after.value.value, str)))
+    return fields
 
 
 def test_every_setting_is_documented_and_read():
@@ -314,7 +314,7 @@ def test_every_setting_is_documented_and_read():
                 read.add(node.attr)
     fields = fields_of_config()
     assert len(fields) > 30
-    assert not [f"{owner}.{name}" for owner, name, said in fields if not said]
+    assert not [f"{owner}.{name}" for owner, name, documented in fields if not documented]
     assert not [f"{owner}.{name}" for owner, name, _ in fields if name not in read]
     for owner in {owner for owner, _, _ in fields}:
         assert len([name for kind, name, _ in fields if kind == owner]) <= 25
@@ -329,8 +329,8 @@ def test_no_path_of_a_machine_is_in_any_file():
             if not path.is_file() or path.suffix not in (".py", ".md", ".yaml", ".toml", ".txt", ".html", ".css", ""):
                 continue
             for pattern in (*own, *patterns):
-                found = re.search(rf"(?<![\w.~-]){pattern}", path.read_text(encoding="utf-8"))
-                assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+                match = re.search(rf"(?<![\w.~-]){pattern}", path.read_text(encoding="utf-8"))
+                assert not match, f"{path.relative_to(ROOT)}: {match[0]}"
 
 
 def test_the_changelog_has_this_version():

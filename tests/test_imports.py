@@ -31,13 +31,13 @@ def room(module: str) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    found = []
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names if node.module == "rlhf")]
-    return [name for name in found if name.startswith("rlhf.")]
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names if node.module == "rlhf")]
+    return [name for name in names if name.startswith("rlhf.")]
 
 
 def test_imports_point_one_way(root):

@@ -236,7 +236,7 @@ def _sampling_gap(model: Any, batching: Batching) -> float:
 @torch.no_grad()
 def _shares(model: Any) -> str:
     """Compare pairs of rows, folded and not, within a window and beyond it, and completions as PPO lays them out."""
-    said = []
+    reasons = []
     for length in (WINDOW // 2, 3 * WINDOW):
         prompts = [[(7 * at + row) % 60 for at in range(length)] for row in (5, 6)]
         pairs = torch.tensor([[*prompt, *([reply] * (length // 2))] for reply in (20, 30) for prompt in prompts])
@@ -245,13 +245,13 @@ def _shares(model: Any) -> str:
             with fold(model) as folded:
                 gap = (model(input_ids=pairs, use_cache=False).logits - expected).abs().max()
         assert gap < TOLERANCE * expected.abs().max(), f"{type(model).__name__} is {gap:.2g} off where it is folded"
-        said.append(folded.reason or next(iter(folded.said), None))
+        reasons.append(folded.reason or next(iter(folded.said), None))
     reason = why_not(model) or trial(model.base_model)
     if reason is None:
         lay = [lay_out(PROMPTS[:3], [[[9, 8, 7], [20] * 12, [4, 5]]] * 3, PAD, most) for most in (widest(model), 0)]
         ours, theirs = (completion_log_probs(model, folded, 1.0)[0] for folded in lay)
         assert torch.allclose(ours, theirs, atol=TOLERANCE), f"{type(model).__name__} is off where replies share a row"
-    within, beyond = said
+    within, beyond = reasons
     if within is None and beyond is not None:
         return f"within `{beyond.rpartition('(')[2].rstrip(')')}`"
     return "yes" if beyond is None else f"no: {_line(beyond)}"

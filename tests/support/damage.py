@@ -66,6 +66,6 @@ def swap_tokens(folder: Path) -> None:
     path = folder / "tokenizer.json"
     state = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = state["model"]["vocab"]
-    one, other = list(vocabulary)[40:42]
-    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    first, second = list(vocabulary)[40:42]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(state), encoding="utf-8")

@@ -120,9 +120,9 @@ class Handler(BaseHTTPRequestHandler):
         exists = name in self.server.repositories
         if not exists:
             self.server.repositories[name] = Repository(private, {".gitattributes": b"*.safetensors filter=lfs\n"})
-        told = {"url": f"{self.server.url}/{name}", "name": name}
+        answer = {"url": f"{self.server.url}/{name}", "name": name}
         self.answer(
-            {**told, "error": "You already created this model repo"} if exists else told, 409 if exists else 200
+            {**answer, "error": "You already created this model repo"} if exists else answer, 409 if exists else 200
         )
 
     def model(self, name: str, rest: list[str]) -> None:
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
         elif rest[:1] == ["preupload"]:
-            self.answer({"files": [self.upload_mode(one) for one in json.loads(self.body)["files"]]})
+            self.answer({"files": [self.upload_mode(file) for file in json.loads(self.body)["files"]]})
         elif rest[:1] == ["commit"]:
             self.commit(name, repository)
         elif rest[:1] == ["tree"]:
@@ -145,10 +145,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def batch(self) -> None:
         objects = []
-        for one in json.loads(self.body)["objects"]:
-            upload = {"href": f"{self.server.url}/upload/{one['oid']}"}
+        for file in json.loads(self.body)["objects"]:
+            upload = {"href": f"{self.server.url}/upload/{file['oid']}"}
             verify = {"href": f"{self.server.url}/verify"}
-            objects.append({**one, "authenticated": True, "actions": {"upload": upload, "verify": verify}})
+            objects.append({**file, "authenticated": True, "actions": {"upload": upload, "verify": verify}})
         self.answer({"transfer": "basic", "objects": objects})
 
     def commit(self, name: str, repository: Repository) -> None:

@@ -89,14 +89,14 @@ def completion(text: str, body: dict[str, Any]) -> Raw:
         "message": {"role": "assistant", "content": " ".join(words[:limit])},
         "finish_reason": "length" if len(words) > limit else "stop",
     }
-    told = {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
-    return Raw(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+    answer = {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+    return Raw(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
 
 def parts(messages: Messages) -> dict[str, str]:
     """What stands between the marks of a question: `conversation`, `reply A` and `reply B`."""
-    found = re.findall(r"\[(\w+) ([\w ]+) begins\]\n(.*?)\n\[\1 \2 ends\]", messages[1]["content"], re.DOTALL)
-    return {name: text for _, name, text in found}
+    marked = re.findall(r"\[(\w+) ([\w ]+) begins\]\n(.*?)\n\[\1 \2 ends\]", messages[1]["content"], re.DOTALL)
+    return {name: text for _, name, text in marked}
 
 
 def prefer_longer(server: JudgeServer, messages: Messages) -> str:

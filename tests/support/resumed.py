@@ -67,8 +67,8 @@ def main() -> None:
                 assert 1 < json.loads(checkpoint.read_text())["epoch"] < 2
             run_stage(stopped, stage)
             if main_process:
-                found = [artifact_hash(project.run_dir / stage) for project in (whole, stopped)]
-                print(stage, fold, "equal" if found[0] == found[1] else "different", flush=True)
+                hashes = [artifact_hash(project.run_dir / stage) for project in (whole, stopped)]
+                print(stage, fold, "equal" if hashes[0] == hashes[1] else "different", flush=True)
             state.wait_for_everyone()
     state.destroy_process_group()
 

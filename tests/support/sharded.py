@@ -43,9 +43,13 @@ def main() -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(spread, mesh=mesh)
     loss(spread, BATCHES[dist.get_rank()]).backward()
-    for (name, found), expected in zip(spread.named_parameters(), whole.parameters(), strict=True):
+    for (name, shard), expected in zip(spread.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(
-            found.grad.full_tensor(), expected.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            shard.grad.full_tensor(),
+            expected.grad,
+            atol=1e-5,
+            rtol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
     print("equal", flush=True)
     dist.destroy_process_group()
