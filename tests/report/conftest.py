@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.reports import make_run
+from tests.support.reports import fake_run
 
 
 @pytest.fixture
 def run_maker(tmp_path: Path) -> Callable[..., Path]:
-    """`make_run` in a folder of its own."""
-    return lambda **options: make_run(tmp_path / "runs" / "quickstart", **options)
+    """`fake_run` in a folder of its own."""
+    return lambda **options: fake_run(tmp_path / "runs" / "quickstart", **options)

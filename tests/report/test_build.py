@@ -13,7 +13,8 @@ from rlhf.report.build import build_report, write_report
 from rlhf.report.caveats import caveats
 from rlhf.report.sentences import statements
 from tests.support import manifests
-from tests.support.reports import FINDINGS, STAGES, make_full_run, make_row, sample_rows, write_json, write_jsonl
+from tests.support.projects import write_rows
+from tests.support.reports import FINDINGS, STAGES, fake_full_run, make_row, sample_rows, write_json
 
 COMPARISON_KEYS = {"policy", "baseline", "judge", "mean_difference", "difference_ci", "win_rate", "win_rate_ci", "kl",
                    "mean_length", "n", "verdict", "policy_mean", "baseline_mean"}  # fmt: skip
@@ -118,7 +119,7 @@ def test_long_curves_are_thinned_without_losing_their_mean(run_maker):
     rows = [
         {"step": step, "epoch": 0.1, "loss": float(step), "note": "text", "bad": math.nan} for step in range(1, 2001)
     ]
-    write_jsonl(run / "sft" / "metrics.jsonl", rows)
+    write_rows(run / "sft" / "metrics.jsonl", rows)
     curves = build_report(run)["curves"]["sft"]
     assert list(curves) == ["loss"]
     assert 200 < len(curves["loss"]) <= 300
@@ -134,7 +135,7 @@ def test_shown_replies_are_the_first_ones(run_maker):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Path:
-    run = make_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=24, samples=2)
+    run = fake_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=24, samples=2)
     write_report(run)
     return run
 

@@ -9,7 +9,7 @@ import pytest
 from rlhf.report.build import build_report, read_report, write_report
 from rlhf.report.html import render_html, standfirst
 from rlhf.report.sentences import statements
-from tests.support.reports import make_full_run, sample_rows
+from tests.support.reports import fake_full_run, sample_rows
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)> \u202e &amp; {{ 7 * 7 }} \x00 \ud800"
@@ -59,7 +59,7 @@ def test_page_is_well_formed_and_has_its_parts(html):
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> dict:
     """The contents of report.json of a run that has everything."""
-    run = make_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=24, samples=2)
+    run = fake_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=24, samples=2)
     write_report(run)
     return read_report(run)
 

@@ -9,12 +9,12 @@ from rlhf.report.schema import Report
 from rlhf.report.terminal import comparison_rows, lines
 from tests.report import cases
 from tests.report.write_golden import terminal
-from tests.support.reports import make_full_run
+from tests.support.reports import fake_full_run
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory) -> Report:
-    return build_report(make_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=12, samples=2))
+    return build_report(fake_full_run(tmp_path_factory.mktemp("runs") / "full", prompts=12, samples=2))
 
 
 def test_a_policy_has_one_line_and_no_row_is_said_again(full):

@@ -19,7 +19,7 @@ from rlhf.report.html import standfirst
 from rlhf.report.schema import Report
 from rlhf.report.terminal import terminal_report
 from tests.report import cases
-from tests.support.reports import make_full_run, make_run
+from tests.support.reports import fake_full_run, fake_run
 
 GOLDEN = Path(__file__).with_name("golden") / "sentences.txt"
 TURNED = "over-optimised: the checkpoint judge's score turned down after step 20"
@@ -125,8 +125,8 @@ def golden() -> str:
                   if (facts := sentences.stage_facts(part))]  # fmt: skip
         parts.append("\n".join([f"== {name}", *lines]))
     with TemporaryDirectory() as folder:
-        full = build_report(make_full_run(Path(folder) / "full", prompts=12, samples=2))
-        started = build_report(make_run(Path(folder) / "started", stages=["sft", "reward"]))
+        full = build_report(fake_full_run(Path(folder) / "full", prompts=12, samples=2))
+        started = build_report(fake_run(Path(folder) / "started", stages=["sft", "reward"]))
     for name, report in (("a full run", full), ("a run not compared yet", started)):
         parts.append(f"== {name}, in the terminal\n{standfirst(report)}\n\n{terminal(report)}")
     return "\n\n".join(parts) + "\n"

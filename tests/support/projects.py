@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def chats(count: int = 40) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A JSONL file."""
+def write_rows(path: Path, rows: Iterable[Any]) -> Path:
+    """Write a JSONL file, and its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

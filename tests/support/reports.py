@@ -1,4 +1,4 @@
-"""A fabricated run with the numbers of a plausible one: no model is run."""
+"""A fake run with plausible numbers, for tests of the report: no model is run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.support.projects import write_rows
+
 POLICIES = ("base", "sft", "dpo")
 _NAMES = ("Amira", "Jonas", "Mei", "Tobias", "Ines", "Kofi", "Lena", "Ravi")
 _PRODUCTS = ("kettle", "desk lamp", "headphones", "rain jacket", "office chair")
@@ -18,11 +20,6 @@ _GOLD = {"base": 0.21, "sft": 0.55, "dpo": 0.72}
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def reply(text: str = "ok", tokens: int = 2, kl: float | None = None, finished: bool = True, **scores: float | None):
@@ -149,7 +146,7 @@ STAGES: dict[str, tuple[dict[str, Any], dict[str, str], str, float]] = {
 }  # fmt: skip
 
 
-def make_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), rows: list[dict] | None = None) -> Path:
+def fake_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), rows: list[dict] | None = None) -> Path:
     """Write a run's folder with these stages finished."""
     for name in stages:
         if name == "evaluate":
@@ -162,11 +159,11 @@ def make_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), row
             record = _stage(name, metrics, {"sft": "3fa0c1", "reward": "77ab01", "dpo": "9e01dd"}, 55.5)
             record["config"]["evaluate"] = {"prompts": 120, "samples": 4, "temperature": 1.0, "max_new_tokens": 64}
             write_json(directory / name / "stage.json", record)
-            write_jsonl(directory / name / "samples.jsonl", sample_rows() if rows is None else rows)
+            write_rows(directory / name / "samples.jsonl", sample_rows() if rows is None else rows)
             continue
         metrics, parents, kind, wall = STAGES[name]
         write_json(directory / name / "stage.json", _stage(name, metrics, parents, wall))
-        write_jsonl(directory / name / "metrics.jsonl", _curve(name))
+        write_rows(directory / name / "metrics.jsonl", _curve(name))
         dropped = {"duplicate": 41, "prompt held out": 12, "empty side": 8 if kind == "preferences" else 2}
         rows_lost = [{"origin": f"{kind}.jsonl:{12 + 7 * i}", "reason": "empty side"} for i in range(13)]
         counts = {"read": 3000, "trained": 2700 - sum(dropped.values()), "evaluated": 300, "held_out": 312,
@@ -226,7 +223,7 @@ OVEROPTIMISED = (
 )
 
 
-def make_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 120, samples: int = 4) -> Path:
+def fake_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 120, samples: int = 4) -> Path:
     """A run with everything a report can show: seeds, groups, a gate, tracked checkpoints, regressions, findings."""
     rows = sample_rows(prompts, samples)
     draw = random.Random(3)
@@ -247,14 +244,14 @@ def make_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 1
                 if policy != baseline
             }
         }
-    make_run(directory, rows=rows)
+    fake_run(directory, rows=rows)
     for name, wall in (("ppo", 310.0), ("dpo@1", 70.0), ("dpo@2", 71.0)):
         metrics: dict[str, Any] = {"loss": 0.42, "accuracy": 0.84}
         if name == "ppo":
             metrics = {"rollouts": 40, "scores": 1.31, "scores_first": -0.2, "episodes": 2560, "selected_step": 60,
                        "tracked": tracked_points(), "overoptimised": OVEROPTIMISED}  # fmt: skip
         write_json(directory / name / "stage.json", _stage(name, metrics, {"sft": "3fa0c1"}, wall))
-        write_jsonl(directory / name / "metrics.jsonl", _curve(name))
+        write_rows(directory / name / "metrics.jsonl", _curve(name))
     gate = gate_metrics(accuracy_shift)
     write_json(directory / "gate" / "stage.json", _stage("gate", gate, {"sft": "3fa0c1", "reward": "77ab01"}, 9.1))
     for name in ("reward", "dpo"):
@@ -269,7 +266,7 @@ def make_full_run(directory: Path, accuracy_shift: float = 0.1, prompts: int = 1
     kept = [(name, measure, draw.gauss(mean, 0.2)) for name, measure, mean in
             (("general", "log-likelihood", -2.1), ("sums", "score", 0.6)) for _ in range(60)]  # fmt: skip
     lost = {"base": 0.0, "sft": 0.5, "dpo": 0.51, "dpo@1": 0.5, "dpo@2": 0.52, "ppo": 0.62}
-    write_jsonl(directory / "evaluate" / "retained.jsonl", [
+    write_rows(directory / "evaluate" / "retained.jsonl", [
         {"set": name, "measure": measure, "origin": f"{name}.jsonl:{place}",
          "values": {policy: value - (by if measure == "log-likelihood" else 0) + draw.gauss(0, 0.05)
                     for policy, by in lost.items()}}
