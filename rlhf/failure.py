@@ -1,7 +1,7 @@
-"""What becomes of an exception that nobody foresaw: one line, its traceback in a file, and whose side it is on.
+"""Turns an unforeseen exception into one line, and writes its traceback to a file.
 
-What a library or a user's own code raises is the user's side (exit code 2): a setting, a version or a machine that it
-cannot work with. What our code raises is a defect of ours (exit code 1).
+An exception of a library, or of the user's own code, is a `UserError` (exit code 2): a setting, a version or a machine
+does not suit it. An exception of this package's code is a `Defect` (exit code 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlhf.config.ranges import shown
 from rlhf.errors import Defect, GateClosed, UserError
 
 _LONGEST = 400
-"""Characters of a library's message that are repeated."""
+"""Characters of a library's message that are shown."""
 _OURS = "rlhf"
 _FULL = re.compile(r"no space left on device|disk is full|disk quota exceeded", re.IGNORECASE)
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
@@ -37,24 +37,27 @@ def explained(
     folder: Path | None = None,
     passed: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
-    """Turn whatever is raised inside into a line that a user can act on; what is one already passes.
+    """Turn whatever is raised inside into a line that a user can act on.
+
+    `UserError`, `GateClosed` and `Defect` are such lines already, and pass.
 
     Args:
         where: What was being done, such as `demo.yaml: stages.dpo`.
-        settings: What was set for it, by name: those that the message speaks of are named.
-        folder: Where the traceback is written; without it the folder for temporary files.
-        passed: What else passes.
+        settings: The settings for it, by name; the line names those that the exception's message mentions.
+        folder: Where the traceback is written; None takes the folder for temporary files.
+        passed: Further exceptions that pass.
 
     Raises:
-        UserError: A library raised it, or code of the user's.
-        Defect: Our own code raised it.
+        UserError: A library raised something, or the user's own code did.
+        Defect: This package's own code raised something.
     """
+    already_lines: tuple[type[BaseException], ...] = (UserError, GateClosed, Defect, *passed)
     name = _file_name(where)
     if folder is not None:
         (folder / f"{name}.txt").unlink(missing_ok=True)  # of an earlier attempt
     try:
         yield
-    except (UserError, GateClosed, Defect, *passed):
+    except already_lines:
         raise
     except Exception as error:
         file = _write_traceback(error, name, folder)
@@ -63,16 +66,16 @@ def explained(
 
 @contextlib.contextmanager
 def explained_stage(project: ProjectConfig, name: str, folder: Path | None = None) -> Iterator[None]:
-    """The same for a stage of a project, with what its YAML sets.
+    """Do as `explained` does for a stage of a project, with the settings of its YAML.
 
     Args:
         project: The project.
         name: The stage.
-        folder: Where the traceback is written; without it the folder for temporary files.
+        folder: Where the traceback is written; None takes the folder for temporary files.
 
     Raises:
-        UserError: A library raised something, or code of the user's.
-        Defect: Our own code did.
+        UserError: A library raised something, or the user's own code did.
+        Defect: This package's own code raised something.
     """
     section = f"stages.{name}" if name in project.stages else name
     settings: dict[str, Any] = {}
@@ -115,15 +118,15 @@ def _explanation(error: Exception, where: str, settings: Mapping[str, Any], file
 
 
 def _message(error: Exception) -> str:
-    """The first paragraph of an exception's message in one line, cut where it is long."""
-    words = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    """The first paragraph of an exception's message as one line, cut if it is long."""
+    line = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
     if isinstance(error, KeyError):
-        words = f"KeyError: {words}"
-    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
+        line = f"KeyError: {line}"
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
 def _named(text: str, settings: Mapping[str, Any]) -> list[str]:
-    """The settings that a text has by name, or by a word they are set to."""
+    """The settings that a text mentions, by their names or by words that they are set to."""
     return [
         key
         for key, value in settings.items()
@@ -136,12 +139,12 @@ def _named(text: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _library_lines(trace: TracebackType | None) -> str:
-    """The lines of libraries' code that were running."""
+    """The lines of the libraries' code that were running."""
     return "\n".join(frame.line or "" for frame in traceback.extract_tb(trace) if "-packages" in frame.filename)
 
 
 def _culprit(trace: TracebackType | None) -> str:
-    """Whose code raised it: the library, or the file, of the innermost call that is not Python's own."""
+    """Whose code raised an exception: the library or file of the innermost call outside Python's own modules."""
     culprit = _OURS
     for frame, _ in traceback.walk_tb(trace):
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
@@ -154,13 +157,13 @@ def _culprit(trace: TracebackType | None) -> str:
 
 
 def _file_name(where: str) -> str:
-    """Name of the traceback's file, one for each process."""
+    """Name of the traceback's file, without suffix; each process has its own."""
     rank = os.environ.get("RANK", "0")
     return re.sub(r"\W+", "-", where.rpartition(" ")[2]).strip("-") + "-traceback" + (f"-{rank}" if rank != "0" else "")
 
 
 def _write_traceback(error: Exception, name: str, folder: Path | None) -> str:
-    """Write the traceback, and say where it is."""
+    """Write the traceback; return a clause that says where."""
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         if folder is not None and folder.is_dir():

@@ -5,8 +5,8 @@ base with plain peft, so the two low-rank updates are concatenated:
 
     W + s₁B₁A₁ + s₂B₂A₂ = W + [s₁B₁ s₂B₂] · [A₁; A₂]
 
-The join reads and writes files only: it needs no base model in memory, and no gathering of sharded parameters.
-(peft's `add_weighted_adapter(combination_type="cat")` is the same sum, but wants both adapters loaded on a live model.)
+Joining reads and writes files only: it needs no base model in memory, and gathers no sharded parameters. (peft's
+`add_weighted_adapter(combination_type="cat")` computes the same sum, but both adapters must be loaded on a model.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -30,17 +30,17 @@ from rlhf.models.load import ADAPTER_CONFIG, Source
 
 _INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern",
             "layers_to_transform", "target_parameters")  # fmt: skip
-"""LoRA settings under which a concatenation is not the sum of the two updates."""
+"""LoRA settings under which the concatenation of two adapters is not the sum of their updates."""
 
 _PLAIN_INIT = (True, "gaussian", "orthogonal")
 """Initialisations under which a fresh adapter changes nothing; the others (pissa, olora, corda, …) change the base."""
 
-_SETTLED = ("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
+_FIXED = ("task_type", "peft_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
             "peft_version", "runtime_config")  # fmt: skip
-"""What follows from the stage, and would be overwritten."""
+"""Fields that the stage sets itself: a value given for one would be overwritten."""
 
 _NARROWER: dict[str, Any] = {"lora_alpha": float, "rank_pattern": dict[str, int], "alpha_pattern": dict[str, float]}
-"""Types of fields that peft declares otherwise than it uses them."""
+"""Types of fields that peft uses with another type than it declares."""
 
 
 def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraConfig:
@@ -60,7 +60,7 @@ def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraCon
     defaults = {"target_modules": "all-linear", "lora_alpha": 2 * fields.get("r", 8), "lora_dropout": 0.0}
     try:
         config = LoraConfig(**{**defaults, **fields}, task_type=task)
-    except Exception as error:  # peft's own checks, and whatever they stumble over
+    except Exception as error:  # peft's own checks raise many kinds of exception
         raise UserError(f"model.adapter: {reason(error)}") from None
     if config.init_lora_weights is False:
         raise UserError(
@@ -78,22 +78,22 @@ def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraCon
 
 
 def _check_fields(fields: dict[str, Any]) -> None:
-    """Hold names, types and ranges of what stands under `adapter:`; peft takes most values as they come.
+    """Check names, types and ranges of the fields under `adapter:`, which peft mostly does not.
 
     Raises:
-        UserError: One is wrong.
+        UserError: A field is unknown or out of range.
     """
     kinds = {**get_type_hints(LoraConfig), **_NARROWER}
     for key, value in fields.items():
-        if key in _SETTLED:
+        if key in _FIXED:
             raise UserError(f"model.adapter: {key} is the stage's to set")
         if key not in kinds:
             raise UserError(f"model.adapter: unknown key {key!r}; {unknown_name(str(key), kinds)}")
         try:
             TypeAdapter(kinds[key]).validate_python(value, strict=not isinstance(value, list))
         except ValidationError as error:
-            said = dict.fromkeys(problem["msg"].lower() for problem in error.errors())
-            raise UserError(f"model.adapter.{key}: {' or '.join(said)}, not {value!r}") from None
+            expected = dict.fromkeys(problem["msg"].lower() for problem in error.errors())
+            raise UserError(f"model.adapter.{key}: {' or '.join(expected)}, not {value!r}") from None
     ranges = {
         "r": ("a whole number of at least 1", lambda rank: rank >= 1),
         "lora_alpha": ("finite and above 0", lambda alpha: 0 < alpha < math.inf),
@@ -105,14 +105,14 @@ def _check_fields(fields: dict[str, Any]) -> None:
 
 
 def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Hold that a model has the modules that its adapter is for, and that both fit into memory.
+    """Check that a model has the modules that its adapter is for, and that both fit into memory.
 
     Args:
-        model: The model on the meta device, which has no memory; it is used up.
-        config: Its adapter.
+        model: The model on the meta device, which takes no memory; the adapter is attached to it.
+        config: The adapter.
 
     Raises:
-        UserError: A module is not there, or peft refuses the two together.
+        UserError: The model lacks a module, or peft refuses this adapter for it.
     """
     parts = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
     leaves = {name.rpartition(".")[2] for name in parts}
@@ -121,7 +121,7 @@ def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             adapted = get_peft_model(model, config)
-    except Exception as error:  # each kind of layer has checks of its own
+    except Exception as error:  # each kind of layer has its own checks, and its own exceptions
         raise UserError(f"model.adapter: {reason(error)}") from None
     for key, wanted in named.items():
         for name in sorted(wanted or ()) if not isinstance(wanted, str) else ():
@@ -131,10 +131,10 @@ def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
 
 
 def check_joinable(folder: Path) -> None:
-    """Hold that a finished adapter can be joined exactly with another.
+    """Check that a finished adapter can be joined exactly with another.
 
     Raises:
-        UserError: One of its settings hinders that.
+        UserError: One of its settings prevents that.
     """
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     _refuse_inexact(config, str(folder))
@@ -143,13 +143,13 @@ def check_joinable(folder: Path) -> None:
 
 
 def _refuse_inexact(config: dict[str, Any], where: str) -> None:
-    hindered = [name for name in _INEXACT if config.get(name)]
-    hindered += ["bias"] if config["bias"] != "none" else []
-    hindered += ["a regular expression in target_modules"] if _is_pattern(config["target_modules"]) else []
-    hindered += ["embed_tokens in target_modules"] if "embed_tokens" in (config["target_modules"] or ()) else []
-    if hindered:
+    preventing = [name for name in _INEXACT if config.get(name)]
+    preventing += ["bias"] if config["bias"] != "none" else []
+    preventing += ["a regular expression in target_modules"] if _is_pattern(config["target_modules"]) else []
+    preventing += ["embed_tokens in target_modules"] if "embed_tokens" in (config["target_modules"] or ()) else []
+    if preventing:
         raise UserError(
-            f"{where}: {', '.join(hindered)} cannot be joined exactly with the adapter of another stage; "
+            f"{where}: {', '.join(preventing)} cannot be joined exactly with the adapter of another stage; "
             "leave it out, or train the earlier stage with `adapter: null`"
         )
 
@@ -159,7 +159,7 @@ def _is_pattern(targets: Any) -> bool:
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, source: Source) -> PeftModel:
-    """Put a fresh adapter on a model, its base named as where the original weights come from."""
+    """Put a fresh adapter on a model; its config names the place of the original weights as its base."""
     peft_model = get_peft_model(model, config)
     active = peft_model.peft_config["default"]
     active.base_model_name_or_path, active.revision = source.base, source.revision
@@ -167,15 +167,15 @@ def attach(model: PreTrainedModel, config: LoraConfig, source: Source) -> PeftMo
 
 
 def join_adapters(parent: Path, child: Path, out: Path) -> None:
-    """Write the adapter whose update is the sum of two: a parent's, and a child's trained on the merged parent.
+    """Write the adapter whose update is the sum of a parent's and that of a child trained on the merged parent.
 
     Args:
         parent: Adapter on the original base.
         child: Adapter on the base with `parent` merged; its head, if it has one, is kept.
-        out: Folder for the joined adapter, whose rank is the sum of both; may be `child`.
+        out: Folder for the joined adapter, whose rank is the sum of the two ranks; may be `child`.
 
     Raises:
-        ValueError: A layer's shapes do not fit together.
+        ValueError: The shapes of a layer differ between the two.
     """
     configs = [json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")) for folder in (parent, child)]
     states = [load_file(folder / WEIGHTS) for folder in (parent, child)]
@@ -199,10 +199,9 @@ def join_adapters(parent: Path, child: Path, out: Path) -> None:
 
 
 def sort_modules(folder: Path) -> None:
-    """Put the lists of modules of a saved adapter's config in order.
+    """Sort the lists of modules in a saved adapter's config.
 
-    peft keeps them as sets and writes them as they come, which differs between processes: the same adapter would have
-    another hash.
+    peft keeps them as sets, whose order differs between processes, so that the same adapter would get another hash.
     """
     path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -213,14 +212,14 @@ def sort_modules(folder: Path) -> None:
 
 
 def own_part(child: Path, parent: Path | None) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """What a stage trained itself, of an adapter that was joined with its parent's: the inverse of `join_adapters`.
+    """The part of a joined adapter that the stage itself trained: the inverse of `join_adapters`.
 
     Args:
         child: A finished stage's adapter.
-        parent: The adapter that it started from, None where it started from the plain base.
+        parent: The adapter that it started from; None where it started from the plain base.
 
     Returns:
-        Config and weights of the child's own update, to be used on the base with `parent` merged.
+        Config and weights of the child's own update, which belongs on the base with `parent` merged.
 
     Raises:
         ValueError: The child was not joined with this parent.
@@ -234,8 +233,8 @@ def own_part(child: Path, parent: Path | None) -> tuple[LoraConfig, dict[str, to
     for name in [name for name in state if ".lora_A." in name]:
         if name in first and not torch.equal(first[name].float(), state[name][:skip]):
             raise ValueError(f"{child}: was not joined with the adapter of {parent}")
-        other = name.replace(".lora_A.", ".lora_B.")
-        state[name], state[other] = state[name][skip:].contiguous(), state[other][:, skip:].contiguous()
+        up = name.replace(".lora_A.", ".lora_B.")
+        state[name], state[up] = state[name][skip:].contiguous(), state[up][:, skip:].contiguous()
     rank = config["r"] - skip
     result = LoraConfig.from_pretrained(str(child))
     result.r, result.lora_alpha = rank, rank  # a joined adapter has its scaling in B
@@ -245,7 +244,7 @@ def own_part(child: Path, parent: Path | None) -> tuple[LoraConfig, dict[str, to
 def _join_layer(
     name_a: str, name_b: str, states: list[dict[str, torch.Tensor]], configs: list[dict[str, Any]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[A₁; A₂] and [s₁B₁ s₂B₂] of one layer, zeros where an adapter leaves the layer alone."""
+    """[A₁; A₂] and [s₁B₁ s₂B₂] of a layer, with zeros for an adapter that does not change the layer."""
     like = next(state for state in states if name_a in state)
     downs, ups = [], []
     for state, config in zip(states, configs, strict=True):
@@ -266,5 +265,5 @@ def _scaling(config: dict[str, Any]) -> float:
 
 
 def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The model of transformers itself, adapters in its layers included."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    """The transformers model itself; adapters stay in its layers."""
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model

@@ -1,4 +1,4 @@
-"""Where computation runs: the accelerator if there is one, else the CPU; one process or several."""
+"""Where computation runs: on the accelerator or the CPU, in one process or several."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from rlhf.errors import UserError
 def process_state(patience: float | None = None) -> PartialState:
     """The state of a distributed launch (or of a single process), on CPUs where there is no accelerator.
 
-    accelerate forms a group of CPU processes only when told at the first call; so this is that call everywhere.
+    accelerate forms a group of CPU processes only if the first call of the process asks for it, so all code calls this.
 
     Args:
-        patience: Seconds that processes wait for each other before they give up, heard at the first call alone; None
-            leaves it to torch.
+        patience: Seconds that processes wait for each other before they give up; only the first call's counts. None
+            takes torch's default.
     """
     timeout = {} if patience is None else {"timeout": timedelta(seconds=patience)}
     return PartialState(cpu=not torch.accelerator.is_available(), **timeout)
 
 
 def check_memory(name: str, parameters: int) -> None:
-    """Hold that so many float32 weights fit into the memory of this machine.
+    """Check that this many float32 weights fit into the memory of this machine.
 
     Raises:
-        UserError: They do not; asked for them, the system would end the process without a word.
+        UserError: They do not. The operating system would kill the process that allocates them, without a message.
     """
-    needed, there = 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    needed, available = 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
         raise UserError(
             f"{name}: {parameters / 1e9:,.1f} billion weights need {needed / 2**30:,.0f} GB of memory, and this "
-            f"machine has {there / 2**30:,.0f}"
+            f"machine has {available / 2**30:,.0f}"
         )
 
 
 def sharded(weight: torch.Tensor | None = None) -> bool:
-    """Whether weights are spread over processes, which must then all make the same calls of a model.
+    """Whether weights are spread over processes, all of which must then make the same calls of a model.
 
     Args:
-        weight: One of them; without it, whether this launch will spread them.
+        weight: A weight of the model; None asks whether this launch will spread the weights.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return True
@@ -52,7 +52,7 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
 
 
 def device() -> torch.device:
-    """The device models are moved to outside a trainer."""
+    """The device of models that no trainer places."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,7 +15,8 @@ def score_head(model: nn.Module) -> nn.Linear:
     Raises:
         ValueError: The model has no such layer.
     """
-    labels = model.config.num_labels
+    config: Any = model.config
+    labels = config.num_labels
     heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == labels]
     if not heads:
         raise ValueError(f"{type(model).__name__} has no linear layer with {labels} outputs")
@@ -22,10 +25,10 @@ def score_head(model: nn.Module) -> nn.Linear:
 
 @torch.no_grad()
 def init_score_head(model: PreTrainedModel) -> None:
-    """Draw the weights of a new reward head from N(0, 1/(d + 1)), d its input width; set its bias to 0, in place.
+    """Draw the weights of a new reward head from N(0, 1/(d + 1)), with d its input width, and set its bias to 0.
 
-    A head drawn so gives scores of about unit variance on unit-variance features (Huang et al., "The N Implementation
-    Details of RLHF with PPO", 2023: std 1/√(d+1)).
+    On features of unit variance, scores then have about unit variance (Huang et al., "The N Implementation Details of
+    RLHF with PPO", 2023: std 1/√(d+1)). The head is changed in place.
     """
     head = score_head(model)
     nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)

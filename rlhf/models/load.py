@@ -1,7 +1,9 @@
-"""Models from a hub id, a local folder or a finished stage: policies, reward models and classifiers.
+"""Loads policies, reward models and classifiers from a hub id, a local folder or a stage's folder.
 
-A stage's folder holds an adapter on the original base model, or whole weights. Loaded as a starting point, the adapter
-is merged, so that what a later stage calls its reference is that stage's model exactly.
+A stage's folder holds an adapter on the original base model, or whole weights. An adapter is merged on loading, so that
+the reference of a later stage is exactly this stage's model.
+
+`artifacts.open` checks what a stage recorded, too: use `open_stage` for a finished stage.
 """
 
 from __future__ import annotations
@@ -56,21 +58,22 @@ class Source:
 
 
 class Scorer(NamedTuple):
-    """A sequence classifier, and which of its modules are new."""
+    """A sequence classifier."""
 
     model: PreTrainedModel
     fresh: tuple[str, ...]
+    """Its modules that no checkpoint gave weights."""
 
 
 def source_of(config: ModelConfig, parent: Path | None = None) -> Source:
     """The weights that a stage starts from.
 
     Args:
-        config: The model as configured, used where there is no parent.
+        config: The model as configured; used where there is no parent.
         parent: A finished stage's folder.
 
     Raises:
-        UserError: The model is made from scratch, and is not there yet; or an adapter does not name its base.
+        UserError: The model is made from scratch, which has not been done yet; or an adapter does not name its base.
     """
     if parent is None and config.name_or_path is None:
         raise UserError("model.scratch: the base stage, which makes the model, is not done")
@@ -103,42 +106,42 @@ def model_config(source: Source) -> PretrainedConfig:
     """The transformers config of a model's base weights.
 
     Raises:
-        UserError: There is no such model, or it cannot be reached.
+        UserError: The model does not exist, or cannot be reached.
     """
-    with _told(source.base):
+    with _as_user_error(source.base):
         return AutoConfig.from_pretrained(source.base, **_origin(source))
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
-    """Whether a model is a BERT-type encoder (bidirectional, trained with masks) and not a causal language model."""
+    """Whether a model is an encoder like BERT (bidirectional, trained with masks) and no causal language model."""
     causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not causal
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Most positions a model has, or None where its config names no limit."""
+    """The number of positions of a model, or None where its config names no limit."""
     text = config.get_text_config()
     length = getattr(text, "max_position_embeddings", None)
     if length and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        length -= text.pad_token_id + 1  # positions start behind the pad token's
+        length -= text.pad_token_id + 1  # their positions start after the pad token's id
     return length
 
 
 def check_policy(source: Source, encoder: bool) -> None:
-    """Refuse an encoder where replies are to be written.
+    """Refuse an encoder as a policy.
 
     Raises:
-        UserError: The model is one.
+        UserError: The model is an encoder.
     """
     if encoder:
         raise UserError(f"{source.base}: a masked language model cannot write replies; a policy needs a causal one")
 
 
 def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A causal language model with its adapter, if any, merged.
+    """Load a causal language model, with its adapter merged.
 
     Raises:
-        UserError: The model cannot be loaded, or is not a causal language model.
+        UserError: The model cannot be loaded, or is no causal language model.
     """
     check_policy(source, is_encoder(model_config(source)))
     model, misfit = _pretrained(AutoModelForCausalLM, source, config)
@@ -149,20 +152,17 @@ def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokeni
 def load_scorer(
     source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, labels: int = 1, new_head: bool = False
 ) -> Scorer:
-    """A sequence classifier: a reward model with one label, or a classifier with several.
+    """Load a sequence classifier: a reward model has one label, a classifier several.
 
     Args:
         source: Where the weights come from.
         config: Type and attention implementation.
         tokenizer: Its pad token tells the model where a sequence ends.
         labels: Outputs of the head.
-        new_head: Whether a head may be made where there is none: N(0, 1/(d+1)) as for reward models, bias 0.
-
-    Returns:
-        The model, and the modules that no checkpoint gave weights.
+        new_head: Whether to make a head where the files have none, as `heads.init_score_head` does.
 
     Raises:
-        UserError: The model cannot be loaded, or has no head of this size and none may be made.
+        UserError: The model cannot be loaded, or has no head of this size and may get none.
     """
     model, misfit = _pretrained(AutoModelForSequenceClassification, source, config, num_labels=labels)
     check_complete(model, misfit, source.base, new_head=True)
@@ -175,18 +175,18 @@ def load_scorer(
 
 
 def check_weights(source: Source, config: ModelConfig, scorer: bool = False) -> PreTrainedModel | None:
-    """Hold that a base model's files have the weights that it needs; headers are read and no weights.
+    """Check that a base model's files have the weights that it needs; only the files' headers are read.
 
     Args:
-        source: Where they come from.
+        source: Where the weights come from.
         config: Type and attention implementation.
         scorer: Whether the model will be a classifier, whose head may be new.
 
     Returns:
-        The model on the meta device; None where weights are sharded, which were looked at before the launch.
+        The model on the meta device; None where weights are sharded, as they were checked before the launch.
 
     Raises:
-        UserError: They have not, or the model cannot be made.
+        UserError: Weights are missing, or the model cannot be made.
     """
     if sharded() or is_deepspeed_zero3_enabled():
         return None
@@ -197,9 +197,9 @@ def check_weights(source: Source, config: ModelConfig, scorer: bool = False) -> 
 
 
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
-    """A base model, and how its files differ from its config."""
+    """Load a base model, and say how its files differ from its config."""
     check_files(source.base)
-    with _told(source.base, config.attn_implementation), _quiet():
+    with _as_user_error(source.base, config.attn_implementation), _quiet():
         model, info = kind.from_pretrained(
             source.base,
             output_loading_info=True,
@@ -211,7 +211,7 @@ def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) 
 
 
 def _origin(source: Source) -> dict[str, Any]:
-    """Where to look: without a network, on disk alone, since the client would retry for half a minute first."""
+    """Where to look: without a network only on disk, as the hub's client would retry for half a minute."""
     offline = not Path(source.base).exists() and not network.hub_resolves()
     return {"revision": source.revision, "trust_remote_code": False, "local_files_only": offline}
 
@@ -228,13 +228,13 @@ def _arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
 
 
 def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Merge the adapter, make room for an added pad token, and let the model know pad and EOS."""
+    """Merge the adapter, make room for an added pad token, and tell the model its pad and EOS tokens."""
     _make_room(model, len(tokenizer))
     if source.adapter is not None:
-        with _told(str(source.adapter)):
+        with _as_user_error(str(source.adapter)):
             adapter = PeftConfig.from_pretrained(str(source.adapter))
             if not model.can_generate() and adapter.task_type == TaskType.CAUSAL_LM:
-                adapter.task_type = None  # a policy's adapter, under a head of another kind
+                adapter.task_type = None  # a policy's adapter under a classifier's head
             check_files(str(source.adapter))
             adapted = PeftModel.from_pretrained(model, str(source.adapter), config=adapter)
             check_adapter(adapted, source.adapter)
@@ -257,12 +257,14 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
 
 @torch.no_grad()
 def _make_room(model: PreTrainedModel, size: int) -> None:
-    """Give an added pad token its row: the mean of the others, so that it is likely nowhere and the same every time."""
-    known = model.get_input_embeddings().num_embeddings
+    """Give an added pad token its row: the mean of the others, which is unlikely everywhere and always the same."""
+    embeddings: Any = model.get_input_embeddings()
+    known = embeddings.num_embeddings
     if size <= known:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    layers: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    for layer in layers:
         if layer is not None:
             layer.weight[known:] = layer.weight[:known].mean(0)
 
@@ -274,30 +276,30 @@ def _adapter_has_head(source: Source) -> bool:
 
 
 @contextlib.contextmanager
-def _told(name: str, attention: str | None = None) -> Iterator[None]:
-    """Turn the many ways in which a model is not there into one line.
+def _as_user_error(name: str, attention: str | None = None) -> Iterator[None]:
+    """Turn whatever a library raises while it loads a model into a line.
 
     Args:
-        name: Where it should be.
-        attention: The setting, where there is one: it is among what may be wrong.
+        name: Where the model should be.
+        attention: `model.attn_implementation` where it is set, as it may be the cause.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        said = reason(error)
+        why = reason(error)
         if isinstance(error, KeyError) and (Path(name) / ADAPTER_CONFIG).is_file():
-            said = f"its files lack {error.args[0]} (the head of a reward model is one); train the stage again"
+            why = f"its files lack {error.args[0]} (the head of a reward model is one); train the stage again"
         if isinstance(error, OSError | ValueError) and not Path(name).exists():
-            said = "neither a folder here nor a model that the hub could give (is there a network?)"
+            why = "neither a folder here nor a model that the hub could give (is there a network?)"
         setting = f" (with model.attn_implementation: {attention})" if attention else ""
-        raise UserError(f"{name}: cannot load the model{setting}: {said}") from None
+        raise UserError(f"{name}: cannot load the model{setting}: {why}") from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' report of weights that do not fit: we refuse them, or make a new head, ourselves."""
+    """Silence transformers' report of weights that do not fit: this module refuses them, or makes a new head."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""A few sequences and what a model made of them, kept with the model: whoever loads it can tell whether it is the same.
+"""The probe of a model: a few sequences with the model's outputs, recorded so that a loaded model can be compared.
 
-For a policy the output of a sequence is its log-probability (nats/sequence), for a classifier or reward model its
-logits.
+The output of a sequence is its log-probability for a policy (nats/sequence), and its logits for a classifier or reward
+model.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _OTHER = "its base model is not the one it was trained on, or a file was changed
 
 @torch.no_grad()
 def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]:
-    """Score each sequence by itself, so that no padding is involved.
+    """Compute a model's outputs for each sequence by itself, so that no padding is involved.
 
     Args:
         model: A causal language model or a sequence classifier.
         sequences: Token ids.
 
     Returns:
-        One log-probability a sequence (nats), or its logits one after the other.
+        A policy's log-probability of each sequence (nats), or a classifier's logits, sequence after sequence.
     """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    forward = vars(model).get("_original_forward", model)  # accelerate's autocast belongs to training, not to the model
+    forward = vars(model).get("_original_forward", model)  # without accelerate's autocast, which is not saved
     values: list[float] = []
     for sequence in sequences:
         ids = torch.tensor([list(sequence)], device=device)
@@ -60,7 +60,7 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
 
 
 def make(model: nn.Module, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The probe of a model: the first few sequences, their outputs and the type of the weights.
+    """Make the probe of a model: the first few sequences, their outputs and the type of the weights.
 
     Raises:
         UserError: An output is not finite.
@@ -87,7 +87,7 @@ def agrees(was: float, now: float, dtype: str) -> bool:
 
 
 def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHER) -> None:
-    """Hold that a loaded model still gives what it gave when it was saved.
+    """Check that a loaded model gives the outputs that it gave when it was saved.
 
     Args:
         model: The model.
@@ -96,7 +96,7 @@ def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHE
         cause: What a difference would mean.
 
     Raises:
-        UserError: It does not; the two values are named, and the types of the weights where they differ.
+        UserError: An output differs; the message has both values, and the types of the weights if they differ.
     """
     values = outputs(model, probe["ids"])
     if len(values) != len(probe["outputs"]):
@@ -112,13 +112,13 @@ def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHE
 
 
 def check_head(folder: Path) -> None:
-    """Hold that a classifier's adapter has the head that was trained with it, before it is loaded.
+    """Check that a classifier's adapter holds the head that was trained with it, before it is loaded.
 
     Args:
-        folder: The adapter's folder; one without a classifier's adapter has nothing to lose.
+        folder: The adapter's folder; a folder without a classifier's adapter passes.
 
     Raises:
-        UserError: It is missing, or has no weight but zero.
+        UserError: The head is missing, or all its weights are zero.
     """
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if not (folder / ADAPTER_CONFIG).is_file() or not weights.is_file():
@@ -136,10 +136,10 @@ def check_head(folder: Path) -> None:
 
 
 def base_commit(source: Source) -> str | None:
-    """The commit at which a base model of the hub was last loaded here, by which a moved branch can be told.
+    """The commit of a hub model that was last loaded here; None for a local folder.
 
-    Read from the client's cache, which every load brings up to date: asked of the hub at the end of a long training, it
-    could be another one. None of a local folder.
+    It is read from the client's cache, which every load updates. The hub could name a later commit at the end of a long
+    training.
     """
     if Path(source.base).exists():
         return None
@@ -150,7 +150,7 @@ def base_commit(source: Source) -> str | None:
 
 
 def check_commit(source: Source, lineage: Mapping[str, Any] | None, name: str) -> None:
-    """Hold that an adapter's base model on the hub is still the commit it was trained on.
+    """Check that the hub still has, as an adapter's base model, the commit that the adapter was trained on.
 
     Args:
         source: The adapter's base.
@@ -158,7 +158,7 @@ def check_commit(source: Source, lineage: Mapping[str, Any] | None, name: str) -
         name: What to call the adapter in a message.
 
     Raises:
-        UserError: The branch has moved; both commits are named.
+        UserError: The branch has moved; the message names both commits.
     """
     was = (lineage or {}).get("commit")
     if was is None or source.adapter is None:

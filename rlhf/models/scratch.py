@@ -1,4 +1,4 @@
-"""A base model made from nothing: random weights of a given shape, with a tokenizer given or trained on the data."""
+"""A base model with random weights of a given shape, and a tokenizer that is given or trained on the data."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
 
 
 def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int) -> None:
-    """Hold that every field is one of the architecture's, sizes are positive, and each token has a row.
+    """Check that the architecture has each field, that sizes are positive, and that each token has an embedding.
 
     Raises:
-        UserError: One is not; transformers would keep an unknown field and not read it.
+        UserError: A field is wrong. transformers would keep an unknown field and never read it.
     """
     known = {field.name for field in dataclasses.fields(config)}
     for key in fields:

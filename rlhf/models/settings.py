@@ -1,4 +1,4 @@
-"""A project's model settings with local paths found."""
+"""A project's model settings, with local paths resolved."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def stage_settings(project: ProjectConfig, stage: str) -> ModelConfig:
 
 
 def located(config: ModelConfig, project: ProjectConfig) -> ModelConfig:
-    """Local paths of the settings, found from the YAML's folder where they are not there as they stand."""
-    given = {field: getattr(config, field) for field in ("name_or_path", "tokenizer", "chat_template")}
-    return replace(config, **{field: str(project.resolve(path)) for field, path in given.items() if path})
+    """The settings with each local path as it is from here: relative paths may count from the YAML's folder."""
+    return replace(
+        config,
+        name_or_path=_resolved(config.name_or_path, project),
+        tokenizer=_resolved(config.tokenizer, project),
+        chat_template=_resolved(config.chat_template, project),
+    )
+
+
+def _resolved(path: str | None, project: ProjectConfig) -> str | None:
+    return str(project.resolve(path)) if path else path

@@ -1,4 +1,4 @@
-"""A tokenizer that every later step can rely on: an EOS, a pad token that is not EOS, a chat template."""
+"""Loads tokenizers, and gives them what later steps need: an EOS token, a pad token other than EOS, a chat template."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf import network
-from rlhf.config.project import ModelConfig, ProjectConfig
+from rlhf.config.project import ModelConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, reason, unknown_name
-from rlhf.models.settings import stage_settings
 from rlhf.models.weights import check_pointers
-from rlhf.workflow import ancestors_of
 
 ADDED_PAD = "<|pad|>"
 _MARK = "sequences_end_in_eos"
@@ -29,11 +27,12 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
     """Load a tokenizer and settle its special tokens.
 
     Args:
-        config: The model it belongs to; its token and template settings apply.
-        source: A stage's folder; its tokenizer is settled already (`check_settings` compares it with settings).
+        config: The model it belongs to, with the settings of special tokens and template.
+        source: A stage's folder. Its tokenizer is taken as it is; `check_settings` compares it with the settings.
 
     Raises:
-        UserError: It cannot be found, a named token is not in the vocabulary, or pad and EOS are named the same.
+        UserError: The tokenizer cannot be loaded, the vocabulary lacks a token of the settings, or the settings name
+            the same token as pad and EOS.
     """
     name = str(source or config.tokenizer or config.name_or_path)
     check_pointers(name)
@@ -44,7 +43,7 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
             trust_remote_code=False,
             local_files_only=not Path(name).exists() and not network.hub_resolves(),
         )
-    except Exception as error:  # each kind of file that is damaged fails in its own way
+    except Exception as error:  # a damaged file raises an exception of its own kind
         raise UserError(f"{name}: no tokenizer can be loaded: {reason(error)}") from None
     if source is None:
         settle_special_tokens(tokenizer, config)
@@ -52,10 +51,11 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
 
 
 def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> None:
-    """Give a tokenizer the EOS, pad and template that training needs, in place.
+    """Give a tokenizer the EOS token, pad token and template that training needs, in place.
 
-    pad = EOS hides every EOS from a loss that masks padding, so the model never learns to stop. Where the two coincide
-    or pad is missing, an unused token of the vocabulary becomes pad; only where there is none is one added.
+    Where pad is missing or the same as EOS, an unused token of the vocabulary becomes pad. If the vocabulary has none,
+    a token is added. With pad = EOS, a loss that masks padding would hide every EOS, and the model would never learn
+    to stop.
     """
     for kind, token in (("eos_token", config.eos_token), ("pad_token", config.pad_token)):
         if token is not None and token not in tokenizer.get_vocab():
@@ -87,32 +87,32 @@ def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _name(tokenizer: PreTrainedTokenizerBase, kind: str, token: str) -> None:
-    """Make a token the EOS or pad token, added to the vocabulary where it is not in it.
+    """Make a token the EOS or pad token, as a special token; it is added to the vocabulary if it is not in it.
 
-    As a special one: so it is once it was saved and loaded, and text has to be cut into the same tokens before.
+    A saved and loaded tokenizer treats it as special, so that this one has to split text in the same way.
     """
     if getattr(tokenizer, kind) != token:
         tokenizer.add_special_tokens({kind: token})
 
 
 def mark_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Note in a tokenizer's own settings that its model learned sequences that end in EOS, whatever their template."""
+    """Note in a tokenizer's settings that its model learned sequences that end in EOS, whatever the template writes."""
     tokenizer.init_kwargs[_MARK] = True
 
 
 def ends_in_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer's model is one of ours, which learned sequences that end in EOS."""
+    """Whether a tokenizer's model learned sequences that end in EOS, as every model trained here does."""
     return bool(tokenizer.init_kwargs.get(_MARK))
 
 
 def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a stage's contract says of its tokenizer: special tokens by name, hashes of template and vocabulary.
+    """What a stage's manifest records of its tokenizer: special tokens by name, hashes of template and vocabulary.
 
     The hash of the vocabulary covers merges, normalisation and added tokens with their ids.
     """
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-        for transient in ("truncation", "padding"):  # left behind by the last call, no property of the tokenizer
+        for transient in ("truncation", "padding"):  # set by the last call: no property of the tokenizer
             state.pop(transient, None)
     else:
         state = tokenizer.get_vocab()
@@ -128,7 +128,7 @@ def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, recorded: dict[str, Any], name: str | Path) -> None:
-    """Hold that a tokenizer is the one that a contract describes.
+    """Check that a tokenizer is the one that a manifest describes.
 
     Args:
         tokenizer: As loaded.
@@ -136,10 +136,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, recorded: dict[str, Any]
         name: What to call the stage in a message.
 
     Raises:
-        UserError: It is not; the first difference is named with both values.
+        UserError: It differs; the message has both values of the first difference.
     """
-    found = tokenizer_record(tokenizer)
-    for key, now in found.items():
+    for key, now in tokenizer_record(tokenizer).items():
         if key in recorded and recorded[key] != now:
             raise UserError(
                 f"{name}: the tokenizer's {_WORDS.get(key, key)} was {recorded[key]!r} when the stage ran and is "
@@ -148,9 +147,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, recorded: dict[str, Any]
 
 
 def check_settings(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, name: str | Path) -> None:
-    """Hold that a finished stage's tokenizer has the special tokens and the template that the settings name.
+    """Check that a finished stage's tokenizer has the special tokens and the template that the settings name.
 
-    A later stage takes its parent's tokenizer; settings that were changed since would otherwise do nothing.
+    A later stage takes its parent's tokenizer, so that settings changed since would have no effect.
 
     Args:
         tokenizer: The finished stage's.
@@ -158,27 +157,18 @@ def check_settings(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, name
         name: What to call the stage in a message.
 
     Raises:
-        UserError: It has not; both values are named.
+        UserError: It has others; the message has both values.
     """
     template = None if config.chat_template is None else _read_template(config.chat_template)
     wanted = {"eos_token": config.eos_token, "pad_token": config.pad_token, "chat_template": template}
     for key, value in wanted.items():
-        found = getattr(tokenizer, key)
-        if value is not None and value != found:
-            both = (_digest(str(found)), _digest(value)) if key == "chat_template" else (found, value)
+        present = getattr(tokenizer, key)
+        if value is not None and value != present:
+            both = (_digest(str(present)), _digest(value)) if key == "chat_template" else (present, value)
             raise UserError(
                 f"model.{key}: {name} was trained with {both[0]!r}, the settings now say {both[1]!r}; "
                 "run that stage again, or put the setting back"
             )
-
-
-def settled_by(project: ProjectConfig, stage: str) -> ModelConfig | None:
-    """The settings by which the tokenizer of a stage was settled: those of the stage that its parents go back to.
-
-    None where that is the `base` stage, whose tokenizer is made from `scratch:`.
-    """
-    first = [stage, *ancestors_of(project, stage)][-1]
-    return stage_settings(project, first) if first in project.stages else None
 
 
 def _read_template(path: str) -> str:
@@ -193,10 +183,10 @@ def _read_template(path: str) -> str:
 
 
 def _try_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Hold that a template writes a conversation; one that refuses this one by its own rules may take others.
+    """Check that a template writes a conversation; a template may refuse this one by rules of its own.
 
     Raises:
-        UserError: It is no Jinja, stumbles, or leaves the texts out.
+        UserError: It is no valid Jinja, fails, or leaves out what the messages say.
     """
     texts = ("question", "answer")
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
@@ -205,11 +195,11 @@ def _try_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     except TemplateSyntaxError as error:
         raise UserError(f"model.chat_template: {path}:{error.lineno}: not valid Jinja: {reason(error)}") from None
     except Exception as error:
-        if type(error) is TemplateError:  # what the template itself raises
+        if type(error) is TemplateError:  # raised by the template itself
             return
         raise UserError(f"model.chat_template: {path}: fails at a question and an answer: {reason(error)}") from None
-    if lost := [text for text in texts if text not in rendered]:
-        raise UserError(f"model.chat_template: {path}: does not write what a message says (its {lost[0]!r} is lost)")
+    if missing := [text for text in texts if text not in rendered]:
+        raise UserError(f"model.chat_template: {path}: does not write what a message says (its {missing[0]!r} is lost)")
 
 
 def _digest(text: str) -> str:

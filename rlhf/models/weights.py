@@ -1,6 +1,6 @@
-"""Whether the weights in a model's files are those that its config asks for, all of them and all numbers.
+"""Checks that a model's files hold all the weights that its config asks for, and that all of them are numbers.
 
-transformers draws at random what the files lack and leaves out what the config has no place for; it says so in a log.
+transformers draws missing weights at random and drops weights that the config has no place for, with a line in a log.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from rlhf.errors import UserError, reason
 
 _POINTER = b"version https://git-lfs"
 _FILES = {".safetensors", ".json", ".model", ".jinja"}
-_MASKS = ("mask", "masked_bias", "attn.bias")  # buffers of older versions, in which minus infinity is meant
+_MASKS = ("mask", "masked_bias", "attn.bias")  # buffers of older versions, whose minus infinity is intended
 _SHOWN = 3
 _LAYER = re.compile(r"(?P<stack>.*?)\.?(?P<number>\d+)\.(?P<tail>.+)")
 
 
 class Misfit(NamedTuple):
-    """How files and config differ, as transformers reports it: names of tensors."""
+    """How files and config differ, as transformers reports it."""
 
     missing: frozenset[str]
-    """The model has them, the files do not."""
+    """Names of tensors that the model has and the files lack."""
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Both have them: sizes in the file and in the model."""
+    """Tensors that both have with different sizes: that of the file, then that of the model."""
     unexpected: frozenset[str]
-    """The files have them, the model does not."""
+    """Names of tensors that the files have and the model lacks."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> Misfit:
@@ -44,15 +44,15 @@ class Misfit(NamedTuple):
 
     @property
     def drawn(self) -> frozenset[str]:
-        """What is not loaded, and would be drawn at random."""
+        """Names of the tensors that are not loaded but drawn at random."""
         return self.missing | set(self.resized)
 
 
 def check_files(name: str) -> None:
-    """Hold that the weight files of a local folder are whole; a model of the hub has none to look at.
+    """Check that the weight files of a local folder are whole; for a hub model there is nothing to check yet.
 
     Raises:
-        UserError: One is empty, cut short, a pointer of git-LFS, or no weights at all.
+        UserError: A file is empty, cut short, a git-LFS pointer or no weights at all.
     """
     files = sorted(Path(name).glob("*.safetensors"))
     if not files and (pickled := sorted(Path(name).glob("*.bin"))):
@@ -68,10 +68,10 @@ def check_files(name: str) -> None:
 
 
 def check_pointers(name: str) -> None:
-    """Hold that the files of a local folder are there, and not the pointers that git-LFS leaves in their place.
+    """Check that no file of a local folder is empty, or a git-LFS pointer in place of the file.
 
     Raises:
-        UserError: One is a pointer, or empty.
+        UserError: A file is.
     """
     for path in sorted(Path(name).glob("*")):
         if path.suffix not in _FILES:
@@ -89,41 +89,41 @@ def check_pointers(name: str) -> None:
 
 
 def new_modules(model: PreTrainedModel, misfit: Misfit) -> tuple[str, ...]:
-    """The modules around a classifier's backbone that the files have no weights for: its head, and BERT's pooler."""
+    """The modules around a classifier's backbone whose weights the files lack: its head, and BERT's pooler."""
     heads = [name for name in sorted(misfit.drawn) if _is_head(model, name)]
     return tuple(dict.fromkeys(name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in heads))
 
 
 def check_complete(model: PreTrainedModel, misfit: Misfit, name: str, new_head: bool = False) -> None:
-    """Hold that the files have each of a model's weights, and no further ones of its layers.
+    """Check that the files have each of a model's weights, and no further weights of its layers.
 
-    What files may have besides: heads of other tasks, and buffers that older versions of a library kept.
+    Files may also hold heads of other tasks, and buffers that older versions of a library saved.
 
     Args:
-        model: As loaded.
-        misfit: What was found.
+        model: The model as loaded.
+        misfit: How the files differ from its config.
         name: Where it was loaded from.
-        new_head: Whether what stands around the backbone may be new.
+        new_head: Whether modules around the backbone may be new.
 
     Raises:
-        UserError: They do not; the first tensors are named.
+        UserError: The files differ; the message names the first tensors.
     """
     own = model.state_dict().keys()
     where, remedy = _where(name), "take config.json and weights from the same place"
-    lost = sorted(key for key in misfit.drawn if not (new_head and _is_head(model, key)))
-    resized = [key for key in lost if key in misfit.resized]
+    missing = sorted(key for key in misfit.drawn if not (new_head and _is_head(model, key)))
+    resized = [key for key in missing if key in misfit.resized]
     if resized:
         there, wanted = misfit.resized[resized[0]]
         raise UserError(
             f"{where}: {resized[0]} has size {list(there)}, and config.json asks for {list(wanted)} "
             f"({len(resized)} such tensors); {remedy}"
         )
-    if lost:
-        others = sorted(misfit.unexpected)
-        besides = f", and has {len(others)} that it does not ask for ({_some(others)})" if others else ""
+    if missing:
+        spare = sorted(misfit.unexpected)
+        besides = f", and has {len(spare)} that it does not ask for ({_some(spare)})" if spare else ""
         raise UserError(
-            f"{where}: lacks {len(lost)} of the {len(own)} tensors that config.json asks for ({_some(lost)}){besides}; "
-            f"they would be random numbers: {remedy}"
+            f"{where}: lacks {len(missing)} of the {len(own)} tensors that config.json asks for "
+            f"({_some(missing)}){besides}; they would be random numbers: {remedy}"
         )
     if spare := sorted(key for key in misfit.unexpected if _of_layers(key, own)):
         raise UserError(
@@ -133,10 +133,10 @@ def check_complete(model: PreTrainedModel, misfit: Misfit, name: str, new_head: 
 
 
 def check_adapter(model: PeftModel, folder: Path) -> None:
-    """Hold that an adapter's file has the weights of each of its modules, and the model a module for each weight.
+    """Check that an adapter's file has the weights of each of its modules, and the model a module for each weight.
 
     Raises:
-        UserError: It has not; the first tensors are named.
+        UserError: Tensors are missing or left over; the message names the first ones.
     """
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.is_file():
@@ -144,31 +144,31 @@ def check_adapter(model: PeftModel, folder: Path) -> None:
     own = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     with safe_open(path, framework="pt") as file:
         saved = set(file.keys())
-    if lost := sorted(own - saved):
-        raise UserError(f"{path}: lacks {len(lost)} of the {len(own)} tensors of its adapter ({_some(lost)})")
+    if missing := sorted(own - saved):
+        raise UserError(f"{path}: lacks {len(missing)} of the {len(own)} tensors of its adapter ({_some(missing)})")
     if spare := sorted(name for name in saved - own if _of_layers(name, own)):
         raise UserError(f"{path}: has {len(spare)} tensors that the base model has no place for ({_some(spare)})")
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Hold that all weights of a model are numbers, as they were loaded.
+    """Check that all weights of a loaded model are finite.
 
     Args:
         model: The model.
         name: Where it was loaded from.
 
     Raises:
-        UserError: One is NaN or infinite.
+        UserError: A weight is NaN or infinite.
     """
     for key, weight in model.named_parameters():
         _check_finite(key, weight, _where(name))
 
 
 def check_numbers(name: str) -> None:
-    """Hold that all weights in the files of a local folder are numbers; they are read one by one, and not kept.
+    """Check that all weights in the files of a local folder are finite, reading one tensor at a time.
 
     Raises:
-        UserError: One is NaN or infinite.
+        UserError: A weight is NaN or infinite.
     """
     for path in sorted(Path(name).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -185,29 +185,29 @@ def _check_finite(key: str, weight: torch.Tensor, where: str) -> None:
 
 
 def _is_head(model: PreTrainedModel, key: str) -> bool:
-    """Whether a weight stands around the backbone, or is the pooler that no masked language model has."""
+    """Whether a weight belongs to no backbone, or to the pooler, which no masked language model has."""
     prefix = f"{model.base_model_prefix}."
     return not key.startswith(prefix) or key.startswith(f"{prefix}pooler.")
 
 
 def _of_layers(key: str, own: Iterable[str]) -> bool:
-    """Whether a tensor of the files is a weight of the model's stack of layers: of one more, or of one that it has.
+    """Whether a tensor of the files is a weight of the model's stack of layers: of a further layer or a known one.
 
-    `h.0.attn.bias` and `rotary_emb.inv_freq` are none: buffers of older versions.
+    `h.0.attn.bias` and `rotary_emb.inv_freq` are not: they are buffers that older versions saved.
     """
     if (place := _LAYER.match(key)) is None:
         return False
-    theirs = [_LAYER.match(name) for name in own]
-    tails = {other["tail"] for other in theirs if other is not None and _same(other["stack"], place["stack"])}
+    matches = [_LAYER.match(name) for name in own]
+    tails = {match["tail"] for match in matches if match is not None and _same(match["stack"], place["stack"])}
     module, _, leaf = place["tail"].rpartition(".")
     return bool(tails) and (
         place["tail"] in tails or leaf == "weight" or (leaf == "bias" and f"{module}.weight" in tails)
     )
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two stacks of layers have the same name, with or without what stands before the backbone's."""
-    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
+def _same(first: str, second: str) -> bool:
+    """Whether two stacks of layers have the same name, whether or not a prefix stands before it."""
+    return f".{first}".endswith(f".{second}") or f".{second}".endswith(f".{first}")
 
 
 def _where(name: str) -> str:

@@ -1,6 +1,6 @@
-"""The model card of a published stage: what it is, how to load it, whether it helps, where it comes from.
+"""Writes the model card of a published stage: what it is, how to load it, whether it helps, where it comes from.
 
-Everything is taken from the run's records and report; nothing here loads a model.
+Everything in it comes from the run's manifests and report; no model is loaded.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_ta
 _UNDESCRIBED = {"policy": "A policy", "reward": "A reward model", "classifier": "A text classifier"}
 """What a stage does that has not recorded it."""
 _PRIVATE = ("endpoint", "api_key_env")
-"""Fields of a judge behind an endpoint that say where in somebody's network it stands."""
+"""Fields of a judge behind an endpoint that give away its place in somebody's network."""
 _FINGERPRINT = ("hub", "file", "folder", "sha256", "revision")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~\\-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s:\"']+[/\\])*([^/\\\s:\"']+)")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about."""
+    """The stage that a card describes."""
 
     run: str
     stage: str
@@ -45,9 +45,9 @@ class Subject:
     labels: int
     """Outputs of the head; 1 for a policy."""
     adapter: bool
-    """Whether the folder holds an adapter; if not, whole weights."""
+    """Whether the folder holds an adapter; otherwise it holds whole weights."""
     base: str | None
-    """The model it goes back to: a hub id, a local folder, or None for random weights."""
+    """The model that it goes back to: a hub id, a local folder, or None for random weights."""
     revision: str | None
     dtype: str
     encoder: bool
@@ -70,12 +70,12 @@ class Subject:
 
     @property
     def hub_base(self) -> str | None:
-        """The base where it is on the hub."""
+        """The base if it is on the hub."""
         return self.base if self.base is not None and not is_local(self.base) else None
 
 
 def is_local(base: str) -> bool:
-    """Whether a base model's name is a folder, and not a hub id."""
+    """Whether a base model's name is that of a folder, and no hub id."""
     if Path(base).exists():
         return True
     try:
@@ -88,8 +88,8 @@ def is_local(base: str) -> bool:
 def public_base(base: str) -> str:
     """A base model's name as it may be published.
 
-    A hub id stays. A folder below the project stays too, as `./folder`, which no reader or library takes for a hub id;
-    of any other only the last part of its path remains.
+    A hub id stays. A folder below the project stays as `./folder`, which neither a reader nor a library takes for a hub
+    id. Of any other folder only the last part of the path stays.
     """
     if not is_local(base):
         return base
@@ -99,7 +99,7 @@ def public_base(base: str) -> str:
 
 
 def publishable(value: Any) -> Any:
-    """A JSON value as it may be published: absolute paths cut to their last part, addresses of judges left out."""
+    """A JSON value as it may be published: absolute paths are cut to their last part, addresses of judges left out."""
     if isinstance(value, Mapping):
         return {publishable(key): publishable(item) for key, item in value.items() if key not in _PRIVATE}
     if isinstance(value, list):
@@ -111,10 +111,10 @@ def write_card(folder: Path, subject: Subject, report: Report, to: str | None) -
     """Write README.md.
 
     Args:
-        folder: Where.
-        subject: What it is about.
-        report: From `report.build.build_report`, made `publishable`.
-        to: The hub id it will have, for the code that loads it.
+        folder: Where to write it.
+        subject: The stage that it describes.
+        report: What `report.build.build_report` returned, made `publishable`.
+        to: The hub id of the model, for the code that loads it.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rlhf.publish"), autoescape=False, undefined=jinja2.StrictUndefined,
@@ -143,7 +143,7 @@ def write_card(folder: Path, subject: Subject, report: Report, to: str | None) -
 
 
 def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
-    """The card's YAML header. A base on no hub is not named there: the hub would link to somebody else's model."""
+    """The card's YAML header. It names a base only if that is on the hub, which would link to somebody else's model."""
     trl = ["trl"] if any(name.startswith("trl.") for name in subject.manifest["trainer_config"]) else []
     method = "reward-model" if subject.kind == "reward" else subject.manifest["kind"]
     relation: dict[str, Any] = (
@@ -161,7 +161,7 @@ def metadata(subject: Subject, report: Mapping[str, Any]) -> ModelCardData:
 
 
 def summary(subject: Subject) -> str:
-    """The first words of a card."""
+    """The first sentences of a card."""
     recorded = subject.manifest["method"] if subject.kind != "classifier" else ""
     method = recorded or _UNDESCRIBED[subject.kind]
     if subject.hub_base:
@@ -218,7 +218,7 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
 
 
 def _settings(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
-    """What each stage's configuration sets."""
+    """The settings of each stage, a line for each."""
     for name, stage in report["provenance"].items():
         config = stage.get("config") or {}
         compares = subject.manifests[name]["leaves"] == "comparison"
@@ -237,10 +237,10 @@ def _plain(value: Any) -> str:
 
 
 def _sources(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(stage, set, source) of every source a stage was trained or judged on."""
+    """(stage, set, source) of every source that a stage was trained or judged on."""
     for name, stage in report["provenance"].items():
-        for role, found in (stage.get("data") or {}).items():
-            for source in found.get("sources", []):
+        for role, fingerprints in (stage.get("data") or {}).items():
+            for source in fingerprints.get("sources", []):
                 yield name, role, source
 
 
@@ -304,12 +304,12 @@ def _same_rows(first: Manifest, second: Manifest) -> bool:
 
 
 def _license(base: str | None) -> str | None:
-    """The licence that a local base's own card states; nothing is looked up on a network."""
+    """The licence that a local base's own card states; nothing is fetched from a network."""
     readme = Path(base) / "README.md" if base else None
     if readme is None or not readme.is_file():
         return None
     try:
         stated = ModelCard.load(readme).data.license
-    except ValueError:  # a header that is no YAML
+    except ValueError:  # its header is no YAML
         return None
     return stated if isinstance(stated, str) else None

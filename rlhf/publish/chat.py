@@ -1,4 +1,4 @@
-"""Talk to a stage in the terminal, or through a pipe: a line in, a reply out, token by token."""
+"""Talks with a stage in the terminal or through a pipe: for each line of input it writes a reply, token by token."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ HELP = "/reset starts over, /system TEXT sets a system message and starts over, 
 
 @dataclass
 class Conversation:
-    """A policy, and what was said so far."""
+    """A policy, and the messages so far."""
 
     model: PreTrainedModel
     codec: Codec
     name: str
     as_messages: bool = True
-    """Whether the stage was trained on messages; on plain text, each line is a prompt of its own."""
+    """Whether the stage was trained on messages. If it was trained on plain text, each line is a new prompt."""
     messages: list[Message] = field(default_factory=list)
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of prompt and reply together."""
+        """The largest number of tokens of prompt and reply together."""
         return context_length(self.model.config)
 
     def restart(self, system: str | None = None) -> None:
-        """Forget what was said; with a system message, begin with that."""
+        """Forget all messages; begin with a system message, if one is given."""
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def reply(self, line: str, temperature: float, max_new_tokens: int, out: TextIO) -> str:
-        """Reply to a line, writing tokens as they come, and keep both in the conversation.
+        """Reply to a line, write tokens as they come, and keep both messages.
 
         Args:
             line: What the user said.
             temperature: Divides the logits; 0 takes the likeliest token.
-            max_new_tokens: Longest reply, in tokens; less where the context ends before.
+            max_new_tokens: Longest reply, in tokens; the end of the context may cut it shorter.
             out: Where the reply is written.
 
         Raises:
@@ -92,13 +92,13 @@ def chat(
     lines: TextIO | None = None,
     out: TextIO | None = None,
 ) -> None:
-    """Read lines until they end or `/quit`; write a reply to each. Replies go to `out`, all else to stderr.
+    """Write a reply to each line, until the input ends or `/quit`. Replies go to `out`, all else to stderr.
 
     Args:
         folder: A finished policy stage's folder.
         temperature: Sampling temperature; 0 is greedy.
         max_new_tokens: Longest reply, in tokens.
-        seed: Seed of the sampling: the same lines give the same replies.
+        seed: Seed of the sampling; the same lines with the same seed give the same replies.
         system: A system message to begin with.
         lines: Where lines come from; stdin if None.
         out: Where replies go; stdout if None.
@@ -107,7 +107,7 @@ def chat(
         UserError: The stage cannot be loaded.
     """
     out = out or sys.stdout
-    with torch.random.fork_rng():  # loading draws numbers too
+    with torch.random.fork_rng():  # loading draws random numbers, too
         conversation = load_conversation(folder)
     conversation.restart(system)
     form = "" if conversation.as_messages else " It was trained on plain text: each line is a prompt of its own."
@@ -130,7 +130,11 @@ def chat(
 
 
 def _command(line: str, conversation: Conversation) -> bool:
-    """Obey a line that begins with `/`; False means leave."""
+    """Run a line that begins with `/`.
+
+    Returns:
+        Whether the conversation goes on.
+    """
     name, _, argument = line.partition(" ")
     if name in ("/quit", "/exit"):
         return False
@@ -148,7 +152,7 @@ def _command(line: str, conversation: Conversation) -> bool:
 
 
 def _lines(source: TextIO) -> Iterator[str]:
-    """Lines of a pipe or file; from a terminal with a prompt and line editing."""
+    """The lines of a pipe or file, or of a terminal with a prompt and line editing."""
     if source is not sys.stdin or not source.isatty():
         yield from (line.rstrip("\n") for line in source)
         return
@@ -167,21 +171,21 @@ def _note(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A text without the control characters by which a reply could steer the terminal."""
+    """A text without control characters, by which a reply could change the terminal."""
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 class _Writer(TextStreamer):
-    """Writes a reply as its words are complete, without what would steer the terminal."""
+    """Writes a reply word by word, without control characters."""
 
     def __init__(self, tokenizer: Any, out: TextIO) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.out, self._begun = out, False
+        self.out, self._started = out, False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Write text; a line ends where the reply does."""
-        text = text if self._begun else text.lstrip()
-        self._begun = self._begun or bool(text)
+        """Write text; the reply's end ends the line."""
+        text = text if self._started else text.lstrip()
+        self._started = self._started or bool(text)
         self.out.write(printable(text) + ("\n" if stream_end else ""))
         self.out.flush()
 
@@ -204,7 +208,8 @@ def _generate(
         bos_token_id=tokenizer.bos_token_id, **sampling,
     )  # fmt: skip
     prompt = torch.tensor([ids], device=model.device)
-    output = model.generate(
+    generate: Any = model.generate  # whose decorators hide its type
+    output = generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
         generation_config=config,

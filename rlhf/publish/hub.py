@@ -1,7 +1,7 @@
-"""Publish a stage: build the folder, load it again and hold it against the run, then push it as one commit.
+"""Publishes a stage: builds a folder, loads it and compares it with the run, then pushes it as one commit.
 
-What is pushed is exactly a folder that can be looked at first (`dry_run`): safetensors, JSON and text, never a pickle,
-no path of this machine, no token. Nothing but `publish` ever pushes.
+`dry_run` stops before the push, so that the folder can be looked at. It holds safetensors, JSON and text: no pickle, no
+path of this machine, no token. Only `publish` pushes anything.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
 _TEXT = {".json", ".jinja", ".txt", ".md"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _SUPERSEDED = ["*.safetensors", "*.safetensors.index.json", *_WEIGHTS[:2], ADAPTER_CONFIG]
-"""What an earlier push may have left: adapter and whole weights side by side would load as something else."""
+"""Files of an earlier push that go: an adapter beside whole weights would load as another model."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Published:
     files: tuple[tuple[str, int], ...]
     """Name and size in bytes of each file."""
     verified: bool
-    """Whether, loaded again, it gave the outputs recorded in training (none are where weights were sharded)."""
+    """Whether the loaded folder gave the outputs recorded in training (none were if the weights were sharded)."""
 
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What was pushed, or with `dry_run` would be."""
+    """What was pushed, or would be without `dry_run`."""
 
     url: str | None
     """Page of the model on the hub; None for a dry run."""
@@ -80,11 +80,11 @@ def publish(
     Args:
         run_dir: A run's folder.
         stage: One of its finished stages.
-        to: Hub id, `user/name`; only a dry run does without.
-        merge: Merged weights instead of the adapter.
-        private: Create the repository as private. An existing public one is refused unless this is False.
-        dry_run: Build and verify the folder, and push nothing; a base that is on the hub is still loaded from there.
-        token: Hub token; None takes the one that is logged in.
+        to: Hub id, `user/name`; a dry run needs none.
+        merge: Publish whole weights, with the adapter merged.
+        private: Create the repository as private, and refuse an existing one that is public.
+        dry_run: Build and verify the folder, and push nothing. A base on the hub is still loaded from there.
+        token: Hub token; None takes that of the login.
 
     Raises:
         UserError: The stage cannot be published, the id is malformed, or the hub refuses or cannot be reached.
@@ -113,18 +113,18 @@ def publish(
 
 
 def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, to: str | None = None) -> Published:
-    """Build exactly what would be pushed, and verify it by loading it from there.
+    """Build the folder that would be pushed, and verify it by loading it.
 
     Args:
         run_dir: A run's folder.
         stage: One of its finished stages.
         folder: A new or empty folder.
-        merge: Merged weights instead of the adapter.
+        merge: Write whole weights, with the adapter merged.
         to: The hub id it will have, for the card.
 
     Raises:
-        UserError: The stage is not finished or no longer fits the others, its base is on nobody else's machine, or the
-            folder does not give the outputs recorded in training.
+        UserError: The stage is not finished, stages that it came from were replaced since, nobody else has its base, or
+            the folder does not give the outputs recorded in training.
     """
     source = run_dir / stage
     opened = open_stage(source)
@@ -216,7 +216,7 @@ def _copy_weights(source: Path, folder: Path) -> None:
 
 
 def _save_merged(opened: OpenedModel, folder: Path) -> None:
-    """Whole weights with the adapter, and its head, merged in."""
+    """Write whole weights, with the adapter and its head merged."""
     model = opened.policy(placed=False) if opened.kind == "policy" else opened.scorer(placed=False)
     model.save_pretrained(folder)
     del model
@@ -224,29 +224,29 @@ def _save_merged(opened: OpenedModel, folder: Path) -> None:
 
 
 def load_published(folder: Path, base: str, revision: str | None, dtype: str, kind: str) -> PreTrainedModel | PeftModel:
-    """Load a published folder as its card says: transformers alone, or peft on the base.
+    """Load a published folder as its card says, with transformers alone, or with peft on the base.
 
     Args:
         folder: The folder, or a download of it.
         base: Where the base model is; read only if the folder holds an adapter.
-        revision: Of the base model.
+        revision: Revision of the base model.
         dtype: Type of the weights.
         kind: `policy`, `reward` or `classifier`.
 
     Raises:
-        UserError: Whole weights are not whole.
+        UserError: Weights are missing.
     """
     auto: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if not (folder / ADAPTER_CONFIG).is_file():
         model, info = auto.from_pretrained(str(folder), output_loading_info=True, **arguments)
-        if info["missing_keys"]:  # drawn anew at every loading: a lost head would score at random
+        if info["missing_keys"]:  # loading would draw a missing head at random
             raise UserError(f"{folder}: lost the weights {min(info['missing_keys'])}; build it again from the stage")
         return model
     if kind != "policy":
         arguments["num_labels"] = adapter_labels(folder)
     model = auto.from_pretrained(base, revision=revision, **arguments)
-    if kind != "policy":  # the score is read at the last token that is no pad
+    if kind != "policy":  # the score is read at the last token before the pads
         model.config.pad_token_id = AutoTokenizer.from_pretrained(str(folder)).pad_token_id
     return PeftModel.from_pretrained(model, str(folder))
 
@@ -257,8 +257,8 @@ def _verify(
     """Load the folder, and compare tokenizer and model with what training recorded.
 
     Returns:
-        Whether there was something recorded to compare with, and whether the tokenizer has more tokens than the base
-        has embeddings.
+        Whether the run has outputs to compare with, and whether the tokenizer has more tokens than the base has
+        embeddings.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     check_tokenizer(tokenizer, manifest.get("tokenizer") or {}, folder)
@@ -279,18 +279,18 @@ def _verify(
 
 def _base_files(base: str) -> dict[str, str]:
     """SHA-256 of a local base's weight files, by name."""
-    found = {}
+    digests = {}
     for path in sorted(Path(base).glob("*.safetensors")) if is_local(base) else []:
         with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _sweep(folder: Path) -> tuple[tuple[str, int], ...]:
-    """List the files, and hold that each is of an allowed kind and none holds a token or this user's folder.
+    """List the files, and check that each is of an allowed kind and holds no token and no path of this user's.
 
     Raises:
-        UserError: One does.
+        UserError: A file is not allowed.
     """
     secrets = [secret for secret in (get_token(), str(Path.home()) if len(Path.home().parts) > 2 else None) if secret]
     files = []
@@ -315,13 +315,13 @@ def _check_id(to: str) -> None:
 
 
 def _push(folder: Path, to: str, private: bool, token: str | None, message: str) -> tuple[str, bool]:
-    """Create the repository where there is none, and commit the folder.
+    """Create the repository if it does not exist, and commit the folder.
 
     Returns:
         The model's page, and whether it is private.
     """
     api = HfApi(token=token, library_name="rlhf")
-    with _told(to):
+    with _as_user_error(to):
         repo = api.create_repo(to, private=private, exist_ok=True)
         is_private = bool(api.model_info(repo.repo_id).private)
         if private and not is_private:
@@ -331,20 +331,20 @@ def _push(folder: Path, to: str, private: bool, token: str | None, message: str)
 
 
 @contextlib.contextmanager
-def _told(to: str) -> Iterator[None]:
-    """Turn the hub's refusals and a missing network into one line."""
+def _as_user_error(to: str) -> Iterator[None]:
+    """Turn a refusal of the hub, or a missing network, into one line."""
     try:
         yield
     except OfflineModeIsEnabled:
         raise UserError(f"{to}: cannot publish while HF_HUB_OFFLINE is set") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = f": {_first_line(error.server_message)}" if error.server_message else ""
+        answer = f": {_first_line(error.server_message)}" if error.server_message else ""
         reason = {
             401: "the hub does not accept the token; run `hf auth login`",
             403: "the token may not write there; it needs write access",
         }.get(status, f"the hub answered {status}")
-        raise UserError(f"{to}: {reason}{said}") from None
+        raise UserError(f"{to}: {reason}{answer}") from None
     except (HTTPError, OSError) as error:
         raise UserError(f"{to}: cannot reach {constants.ENDPOINT}: {_first_line(error)}") from None
     except (ValueError, RuntimeError) as error:  # the card's header, an upload that was cut off

@@ -10,14 +10,14 @@ from peft import TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rlhf.artifacts.open import OpenedModel, open_model, open_stage
-from rlhf.config.project import ModelConfig
+from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config
 from rlhf.models.load import Source, check_weights, context_length, is_encoder, model_config
 from rlhf.models.settings import stage_settings
-from rlhf.models.tokenizer import check_settings, settled_by
+from rlhf.models.tokenizer import check_settings
 from rlhf.models.weights import check_numbers
 from rlhf.policies.trial import check_architecture, check_replies
-from rlhf.workflow import StageContext, parent_of, stage_of
+from rlhf.workflow import StageContext, ancestors_of, parent_of, stage_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def starting_point(context: StageContext) -> StartingPoint:
             settings.
     """
     config = stage_settings(context.project, context.name)
-    settings = settled_by(context.project, context.name)
+    settings = _tokenizer_settings(context.project, context.name)
     if context.parent is None and settings is not None:  # while data is prepared: the base model its parents go back to
         config = replace(settings, adapter=config.adapter)
     opened = open_model(config) if context.parent is None else open_stage(context.parent, config)
@@ -75,6 +75,15 @@ def starting_point(context: StageContext) -> StartingPoint:
         if source.adapter is not None:
             check_joinable(source.adapter)
     return StartingPoint(opened, is_encoder(architecture), context_length(architecture))
+
+
+def _tokenizer_settings(project: ProjectConfig, stage: str) -> ModelConfig | None:
+    """The settings that a stage's tokenizer was made with: those of the stage that its parents go back to.
+
+    None where that is the `base` stage, whose tokenizer is made from `scratch:`.
+    """
+    first = [stage, *ancestors_of(project, stage)][-1]
+    return stage_settings(project, first) if first in project.stages else None
 
 
 def _parent_has_adapter(context: StageContext) -> bool:
