@@ -85,7 +85,7 @@ def standfirst(report: Report) -> str:
     """How the verdicts were reached, in a sentence or two."""
     evaluation = report["evaluation"]
     if not evaluation:
-        return "Policies have not been compared yet: the evaluate stage has not run."
+        return "Policies have not been compared yet: `rlhf evaluate` does that."
     samples = f", {evaluation['samples']} sampled from each policy" if evaluation["samples"] else ""
     temperature = evaluation["temperature"]
     heat = "" if temperature is None else " greedily" if temperature == 0 else f" at temperature {temperature:g}"

@@ -61,11 +61,25 @@ def _compared(report: Report, names: Names) -> list[Statement]:
     """The comparisons over all prompts, of what was trained with several seeds over all of them."""
     seeded = {(row["policy"], row["baseline"], row["judge"]) for row in report["seeds"]}
     alone = [row for row in report["comparisons"] if _recipe(row) not in seeded]
-    references = {entry["policy"]: entry["kl_reference"] for entry in report["policies"]}
     written: list[tuple[Row, Statement]] = [(row, seed_statement(row, names)) for row in report["seeds"]]
-    written += [(row, comparison_statement(row, names, references.get(row["policy"]))) for row in alone]
+    written += [(row, comparison_statement(row, names)) for row in alone]
     rank = _rank_in(report)
-    return [statement for _, statement in sorted(written, key=lambda item: rank(item[0]))]
+    statements = [statement for _, statement in sorted(written, key=lambda item: rank(item[0]))]
+    references = {entry["policy"]: entry["kl_reference"] for entry in report["policies"]}
+    distances = {row["policy"]: _distance(row, names, references.get(row["policy"])) for row in alone}
+    return [
+        statement._replace(numbers=statement.numbers + distances.pop(statement.id[1], ""))
+        if statement.id[0] == "comparison"
+        else statement
+        for statement in statements
+    ]
+
+
+def _distance(row: Comparison, names: Names, reference: str | None) -> str:
+    """How far the policy is from its reference; said once of each policy."""
+    if row["kl"] is None or not row["n"]:
+        return ""
+    return f"; KL {'to ' + names.policy(reference) + ' ' if reference else ''}{number(row['kl'])} nats a reply"
 
 
 def _recipe(row: Row) -> tuple[str, str, str]:
@@ -82,14 +96,8 @@ def _rank_in(report: Report) -> Callable[[Row], tuple[bool, int, bool]]:
     )
 
 
-def comparison_statement(row: Comparison, names: Names, reference: str | None = None) -> Statement:
-    """One entry of `comparisons` in words.
-
-    Args:
-        row: The entry.
-        names: Of its policies and judge.
-        reference: The policy its KL is measured to.
-    """
+def comparison_statement(row: Comparison, names: Names) -> Statement:
+    """One entry of `comparisons` in words."""
     about = ("comparison", row["policy"], row["baseline"], row["judge"])
     finding = capital(_finding(row, names))
     if not row["n"]:
@@ -100,10 +108,7 @@ def comparison_statement(row: Comparison, names: Names, reference: str | None = 
     )
     if row["n"] < MIN_PROMPTS:
         numbers += f"; {count(row['n'], 'prompt')} cannot show one"
-    numbers += _correction(row)
-    if row["kl"] is not None:
-        numbers += f"; KL {'to ' + names.policy(reference) + ' ' if reference else ''}{number(row['kl'])} nats"
-    return Statement(about, shown_verdict(row), finding, numbers)
+    return Statement(about, shown_verdict(row), finding, numbers + _correction(row))
 
 
 def _finding(row: Row, names: Names) -> str:

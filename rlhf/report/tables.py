@@ -26,9 +26,6 @@ _LEFT = {
 }  # fmt: skip
 """Columns of words; those of numbers are set flush right."""
 
-IN_NO_FIGURE = ("Comparison", "Judge", "Scores", "p", "n", "Verdict")
-"""What the figures of the page do not show."""
-
 
 class Table(NamedTuple):
     """Headings and cells of one table; without rows it is not shown. A last column named Verdict has marks."""
@@ -63,6 +60,12 @@ def comparison_table(report: Report, columns: Sequence[str] = COMPARISON_HEADER)
     ]
     places = [COMPARISON_HEADER.index(heading) for heading in columns]
     return Table(tuple(columns), [tuple(cells[place] for place in places) for cells in rows])
+
+
+def page_table(report: Report) -> Table:
+    """The comparisons as the page shows them: without what its figures show, which leave out further seeds."""
+    differences = ("Difference [95%]",) if report["seeds"] else ()
+    return comparison_table(report, ("Comparison", "Judge", *differences, "p", "n", "Verdict"))
 
 
 def stage_lines(report: Report) -> list[tuple[str, str]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.evaluation.compare import MIN_PROMPTS
+from rlhf.evaluation.compare import MIN_PROMPTS, Comparison
 from rlhf.evaluation.formatting import count, estimate, number, percent
+from rlhf.evaluation.seeds import SeedSummary
 from rlhf.evaluation.summary import Summary
 from rlhf.report import schema, sentences, tables
 from rlhf.report.caveats import caveats
@@ -41,14 +42,18 @@ def terminal_report(report: Report) -> RenderableType:
     """The table of comparisons and the lines below it, for a rich console."""
     parts: list[RenderableType] = []
     if rows := comparison_rows(report):
-        table = Table(title=f"{report['name']}: held-out comparisons", title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(
+            title=f"{report['name']}: held-out comparisons", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+            padding=(0, 1, 0, 0),
+        )  # fmt: skip
         for heading in _HEADER:  # names are folded where there is no room, not cut: two could begin alike
             name = heading in ("Comparison", "Judge")
             left = name or heading == "Verdict"
-            table.add_column(heading, justify="left" if left else "right", no_wrap=not name, overflow="fold")
+            justify: Literal["left", "right"] = "left" if left else "right"
+            table.add_column(heading, justify=justify, no_wrap=not name, overflow="fold", min_width=len(heading))
         for row in rows:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-        parts.append(table)
+        parts += [table, Text()]
     else:
         names = Names.of(report)
         own = schema.reward_models(report)  # these have a line below
@@ -61,12 +66,8 @@ def terminal_report(report: Report) -> RenderableType:
 def comparison_rows(report: Report) -> list[tuple[str, ...]]:
     """The comparisons in five columns; what was trained with several seeds over all of them."""
     names = Names.of(report)
-    over_seeds = {(row["policy"], row["baseline"], row["judge"]): row for row in report["seeds"]}
     rows: list[tuple[str, ...]] = []
-    for row in report["comparisons"]:
-        if row["policy"] != kind_of(row["policy"]):
-            continue
-        seeds = over_seeds.get((row["policy"], kind_of(row["baseline"]), row["judge"]))
+    for row, seeds in _shown_comparisons(report):
         if seeds is None:
             difference = estimate(row["mean_difference"], row["difference_ci"], signed=True)
             wins = percent(row["win_rate"], row["win_rate_ci"])
@@ -76,6 +77,16 @@ def comparison_rows(report: Report) -> list[tuple[str, ...]]:
             difference = estimate(seeds["mean"], seeds["ci"], signed=True)
             rows.append((versus, seeds["judge"], difference, percent(seeds["win_rate"]), shown_verdict(seeds)))
     return rows
+
+
+def _shown_comparisons(report: Report) -> list[tuple[Comparison, SeedSummary | None]]:
+    """The comparisons of the table, those of a first seed, with what all seeds show where there are several."""
+    over_seeds = {(row["policy"], row["baseline"], row["judge"]): row for row in report["seeds"]}
+    return [
+        (row, over_seeds.get((row["policy"], kind_of(row["baseline"]), row["judge"])))
+        for row in report["comparisons"]
+        if row["policy"] == kind_of(row["policy"])
+    ]
 
 
 def lines(report: Report) -> list[Line]:
@@ -136,13 +147,15 @@ def _before(policy: str, report: Report, names: Names) -> str:
 def _chance(report: Report) -> list[Line]:
     """Why the table shows no difference where an interval excludes zero, or where there are few prompts."""
     notes = []
-    corrected = [row for row in report["comparisons"] if row["corrected"]]
-    if corrected:
-        among = count(max(row["n_comparisons"] for row in corrected), "comparison")
+    among = [
+        (seeds or row)["n_comparisons"] for row, seeds in _shown_comparisons(report) if (seeds or row)["corrected"]
+    ]
+    if among:
         notes.append(
             Line(
                 ("corrected",), "!", "yellow",
-                f"Where an interval excludes zero and no difference is shown, it may be chance among {among}.",
+                f"Where an interval excludes zero and no difference is shown, it may be chance among "
+                f"{count(max(among), 'comparison')}.",
             )
         )  # fmt: skip
     few = [row["n"] for row in report["comparisons"] if row["n"] < MIN_PROMPTS]

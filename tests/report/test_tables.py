@@ -30,7 +30,8 @@ def test_some_columns_of_the_comparisons(run_maker):
     whole, some = tables.comparison_table(report), tables.comparison_table(report, ("Verdict", "Judge"))
     assert some.rows == [(cells[-1], cells[1]) for cells in whole.rows]
     assert all(len(cells) == len(tables.COMPARISON_HEADER) for cells in whole.rows)
-    assert set(tables.IN_NO_FIGURE) < set(tables.COMPARISON_HEADER)
+    assert "Difference [95%]" not in tables.page_table(report).header
+    assert "Difference [95%]" in tables.page_table({**report, "seeds": [cases.SEEDS]}).header, "of every seed"
 
 
 def test_tables_of_a_gate_and_of_checkpoints():
