@@ -19,6 +19,7 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.models.load import check_policy
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
+    from rlhf.trl_trainers.reference import worth_storing
 
     start = starting_point(context)
     check_policy(start.source, start.encoder)
@@ -29,29 +30,8 @@ def prepare(context: StageContext) -> Ready:
     settings = {"max_length": args.max_length, "keep": codec.keep}
     data = prepared_data(context, start, codec.pair, settings, ahead=codec.ahead)
     if "precompute_ref_log_probs" not in context.project.stages[context.name].trainer:
-        args.precompute_ref_log_probs = _worth_storing(args, len(data.train), second=start.config.adapter is None)
+        args.precompute_ref_log_probs = worth_storing(args, len(data.train), second=start.config.adapter is None)
     return Ready(start, args, data)
-
-
-def _worth_storing(args: Any, rows: int, second: bool) -> bool:
-    """Whether reference log-probs are computed once and stored.
-
-    They are where each would be needed again, or where the reference is a second model, which then is never loaded:
-    before training the policy is the reference. Not for a reference that moves, and not under FSDP, where TRL loads
-    that second model in any case.
-
-    Args:
-        args: The trainer's.
-        rows: Rows of training.
-        second: Whether all weights are trained.
-    """
-    from rlhf.models.device import sharded
-
-    if args.sync_ref_model or sharded():
-        return False
-    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
-    return bool(epochs > 1 or (second and epochs == 1))
 
 
 def trial(context: StageContext, ready: Ready) -> None:

@@ -6,46 +6,22 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, variance
 from typing import Any
 
-import torch
-import transformers
 import trl
-from datasets import Dataset
-from datasets.fingerprint import Hasher
 
-from rlhf.trl_trainers.speedups import FasterTrainer
+from rlhf.trl_trainers.reference import ReferenceTrainer
 
 COUPLED = {"aot", "aot_unpaired", "sft"}
 """Losses of a batch as a whole: those of optimal transport sort its pairs, that of `sft` is a mean over its tokens."""
 
 
-class DPOTrainer(FasterTrainer, trl.DPOTrainer):
-    """TRL's trainer, which also takes rows with `prompt_ids`, `chosen_ids`, `rejected_ids` as they are.
-
-    TRL's SFT and reward trainers do so by themselves; its DPO trainer tokenises whatever it is given.
-    """
+class DPOTrainer(ReferenceTrainer, trl.DPOTrainer):
+    """TRL's trainer on pairs, whose shared prompts are computed once."""
 
     group_size = 2
 
     def separable(self) -> bool:
         """Whether every loss is a mean over pairs."""
         return not COUPLED & set(self.loss_types)
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's, stored beside the dataset; its key lacks what else decides the numbers."""
-        self.patch_models()
-        if self._reference_key is None:
-            versions = (trl.__version__, transformers.__version__, torch.__version__)
-            precision = (self.args.bf16, self.args.fp16, str(self.model.dtype))
-            self._reference_key = Hasher.hash((self._precompute_model_hash, self.ld_alpha, precision, versions))
-            self._precompute_model_hash = self._reference_key
-        return super()._precompute_ref_logps(dataset, name, batch_size)
-
-    _reference_key: str | None = None
-
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        if "prompt_ids" in dataset.column_names:
-            return dataset
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
 
 def falling_chosen(history: Sequence[Mapping[str, Any]]) -> str | None:

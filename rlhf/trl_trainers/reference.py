@@ -1,0 +1,72 @@
+"""TRL's trainers that hold a policy to a reference: rows tokenised already, and reference log-probabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+
+from rlhf.models.device import sharded
+from rlhf.trl_trainers.speedups import FasterTrainer
+
+if TYPE_CHECKING:
+
+    class _Base(FasterTrainer):
+        """What TRL's trainers with a reference have."""
+
+        _precompute_model_hash: Any
+
+        def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset: ...
+
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any: ...
+else:
+    _Base = FasterTrainer
+
+
+class ReferenceTrainer(_Base):
+    """In front of a trainer of TRL's with a reference: `class DPOTrainer(ReferenceTrainer, trl.DPOTrainer)`.
+
+    It takes rows with `prompt_ids` as they are; TRL's SFT and reward trainers do so by themselves, while those with a
+    reference tokenise whatever they are given.
+    """
+
+    _reference_key: str | None = None
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """TRL's, stored beside the dataset; its key lacks what else decides the numbers."""
+        self.patch_models()
+        if self._reference_key is None:
+            versions = (trl.__version__, transformers.__version__, torch.__version__)
+            precision = (self.args.bf16, self.args.fp16, str(self.model.dtype))
+            damping = getattr(self, "ld_alpha", None)
+            self._reference_key = Hasher.hash((self._precompute_model_hash, damping, precision, versions))
+            self._precompute_model_hash = self._reference_key
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if "prompt_ids" in dataset.column_names:
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+
+def worth_storing(args: Any, rows: int, second: bool) -> bool:
+    """Whether reference log-probabilities are computed once and stored.
+
+    They are where each would be needed again, or where the reference is a second model, which then is never loaded:
+    before training the policy is the reference. Not for a reference that moves, and not under FSDP, where TRL loads
+    that second model in any case.
+
+    Args:
+        args: The trainer's.
+        rows: Rows of training.
+        second: Whether all weights are trained.
+    """
+    if args.sync_ref_model or sharded():
+        return False
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
+    return bool(epochs > 1 or (second and epochs == 1))
