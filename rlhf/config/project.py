@@ -130,6 +130,8 @@ class DataConfig:
     """What SFT imitates."""
     preferences: DatasetConfig | None = None
     """What the reward model and DPO learn from."""
+    feedback: DatasetConfig | None = None
+    """Completions that were judged good or bad, one at a time; the two sides of the preferences, if not given."""
     prompts: DatasetConfig | None = None
     """Prompts for evaluation; held-out prompts of the other sets if not given."""
     rollouts: DatasetConfig | None = None
@@ -280,7 +282,7 @@ class ProjectConfig:
     @property
     def holdout(self) -> float:
         """Share of prompts held out of training: one value for all sets, so that no prompt changes sides."""
-        sets = (self.data.demonstrations, self.data.preferences, self.data.rollouts)
+        sets = (self.data.demonstrations, self.data.preferences, self.data.feedback, self.data.rollouts)
         given = [one.holdout for one in sets if one is not None and one.holdout is not None]
         return max(given, default=0.1)
 

@@ -53,10 +53,15 @@ _LAYOUT = 3
 _REPEATED, _REPEATED_SHARE = 1_000_000, 100
 """Weights may repeat rows this often in total, or this often per row read on average, whichever is more."""
 _SERVED_BY = {
-    "prompts": ("prompts", "rollouts", "preferences", "demonstrations"),
-    "rollouts": ("rollouts", "preferences", "demonstrations"),
+    "feedback": ("feedback", "preferences"),
+    "prompts": ("prompts", "rollouts", "preferences", "feedback", "demonstrations"),
+    "rollouts": ("rollouts", "preferences", "feedback", "demonstrations"),
 }
-"""Roles that need only prompts, and the sets that can supply them, in order of preference."""
+"""Roles that other sets can supply, too, in order of preference: pairs are judgements, and all rows have prompts."""
+
+
+Encode = Callable[[Any], Encoded | list[Encoded]]
+"""Turns a record into a row of columns, or into several."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class _UsableRow:
 def prepare(
     project: ProjectConfig,
     role: str,
-    encode: Callable[[Any], Encoded],
+    encode: Encode,
     directory: Path,
     keep_columns: bool = False,
     key: str | None = None,
@@ -97,8 +102,9 @@ def prepare(
 
     Args:
         project: The project; `project.data` has the sets.
-        role: demonstrations, preferences or prompts.
-        encode: Turns a record into columns, always of the same names and types; raises Unusable for a row to drop.
+        role: demonstrations, preferences, feedback, prompts or rollouts.
+        encode: Turns a record into columns, always of the same names and types, or into several rows of them; raises
+            Unusable for a record to drop.
         directory: Where `train/`, `eval/`, `ledger.json`, `dropped.jsonl` and `findings.json` go: all of them or none.
         keep_columns: Add the column `extra`, the row's other columns as a JSON object.
         key: Identifies `encode` (tokenizer, limits), so that an earlier preparation of the same data can be reused.
@@ -123,7 +129,7 @@ def prepare(
 def _prepare(
     project: ProjectConfig,
     role: str,
-    encode: Callable[[Any], Encoded],
+    encode: Encode,
     directory: Path,
     keep_columns: bool,
     ahead: Callable[[list[Record]], None] | None,
@@ -267,12 +273,12 @@ def _usable_rows(
     project: ProjectConfig, role: str, ledger: Ledger, index: Index, inspector: Inspector | None = None
 ) -> Iterator[_UsableRow]:
     """Rows of a set that passed the checks; the inspector sees them, and the ledger counts the dropped ones."""
-    repeated = DUPLICATE if source_set(project, role) == role else SAME_PROMPT
+    own = source_set(project, role) == role
     held_out = role != "prompts" and _hold_out_prompts(project, index, inspector)
     for record, row, weight in progress(_records(project, role, ledger, inspector), role):
         digest = row_key(record)
         if not index.add(digest):
-            ledger.drop(repeated, record.origin, row)
+            ledger.drop(SAME_PROMPT if isinstance(record, Prompt) and not own else DUPLICATE, record.origin, row)
             continue
         prompts = contexts(record)
         where = "eval" if role == "prompts" else side(prompts[0], project.holdout, project.seed)
@@ -353,28 +359,29 @@ def _of_half(items: Iterator[_UsableRow], half: int, seed: int, ledger: Ledger) 
 
 def _encode(
     item: _UsableRow,
-    encode: Callable[[Any], Encoded],
+    encode: Encode,
     keep_columns: bool,
     files: dict[Side, ArrowFile],
     ledger: Ledger,
     inspector: Inspector,
 ) -> None:
     try:
-        encoded = encode(item.record)
+        rows = encode(item.record)
     except Unusable as error:
         ledger.drop(error.reason, item.record.origin, item.row)
         return
     _count_used(item, ledger)
-    ledger.truncated += encoded.truncated
-    ledger.eos_lost += encoded.eos_lost
-    ledger.prompt_trimmed += encoded.prompt_trimmed
-    columns = encoded.columns
-    if not encoded.truncated:
-        inspector.encoded(columns)
-    if keep_columns:
-        columns = {**columns, "extra": json.dumps(item.record.extra)}
+    rows = rows if isinstance(rows, list) else [rows]
+    ledger.truncated += any(row.truncated for row in rows)
+    ledger.eos_lost += any(row.eos_lost for row in rows)
+    ledger.prompt_trimmed += any(row.prompt_trimmed for row in rows)
+    for row in rows:
+        if not row.truncated:
+            inspector.encoded(row.columns)
+    extra = {"extra": json.dumps(item.record.extra)} if keep_columns else {}
     for _ in range(item.copies):
-        files[item.side].add(columns)
+        for row in rows:
+            files[item.side].add({**row.columns, **extra})
 
 
 def _identity(project: ProjectConfig, role: str, keep_columns: bool, key: str) -> str:

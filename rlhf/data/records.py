@@ -18,7 +18,7 @@ Message = dict[str, str]
 Text = str | list[Message]
 """Plain text, or a conversation."""
 
-ROLES = ("demonstrations", "preferences", "prompts", "rollouts")
+ROLES = ("demonstrations", "preferences", "feedback", "prompts", "rollouts")
 """What a set can be used for: the keys of `data:` in a project."""
 
 
@@ -117,7 +117,8 @@ def as_role(record: Record, role: str) -> Record:
     """A record as a role reads it.
 
     Demonstrations take a demonstration, a preference (its chosen side), feedback labelled true, and labelled text;
-    preferences take preferences; prompts take the prompt of anything.
+    preferences take preferences; feedback takes feedback and preferences, which are two judgements each; prompts take
+    the prompt of anything.
 
     Raises:
         Unusable: Feedback labelled false, as a demonstration.
@@ -150,6 +151,12 @@ def _as_preference(record: Record) -> Record:
     raise _refusal(record, "preferences")
 
 
+def _as_feedback(record: Record) -> Record:
+    if isinstance(record, Feedback | Preference):
+        return record
+    raise _refusal(record, "feedback")
+
+
 def _as_prompt(record: Record) -> Record:
     if isinstance(record, Prompt):
         return record
@@ -160,7 +167,7 @@ def _refusal(record: Record, role: str) -> UserError:
     what, instead = {
         Demonstration: ("a demonstration (one reply, nothing to compare it with)", "demonstrations or prompts"),
         Feedback: ("binary feedback (one reply and its label, nothing to compare it with)",
-                   "demonstrations (the rows labelled true) or prompts"),
+                   "feedback, demonstrations (the rows labelled true) or prompts"),
         Prompt: ("a prompt without a reply", "prompts"),
         Labelled: ("a labelled text", "demonstrations (of an encoder) or prompts"),
     }[type(record)]  # fmt: skip
@@ -170,6 +177,7 @@ def _refusal(record: Record, role: str) -> UserError:
 _CONVERSIONS: dict[str, Callable[[Record], Record]] = {
     "demonstrations": _as_demonstration,
     "preferences": _as_preference,
+    "feedback": _as_feedback,
     "prompts": _as_prompt,
     "rollouts": _as_prompt,
 }

@@ -12,8 +12,8 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from rlhf.config import trainer_fields
-from rlhf.data.prepare import Prepared, prepare, source_set
-from rlhf.data.records import Encoded, Record
+from rlhf.data.prepare import Encode, Prepared, prepare, source_set
+from rlhf.data.records import Record
 from rlhf.errors import UserError
 from rlhf.models.device import process_state
 from rlhf.models.tokenizer import tokenizer_record
@@ -82,7 +82,7 @@ def arguments(
 def prepared_data(
     context: StageContext,
     start: StartingPoint,
-    encode: Callable[[Any], Encoded],
+    encode: Encode,
     settings: dict[str, Any],
     keep_columns: bool = False,
     ahead: Callable[[list[Record]], None] | None = None,

@@ -8,7 +8,7 @@ import pytest
 from rlhf.config.project import LimitsConfig
 from rlhf.data.ledger import Ledger
 from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, source_set
-from rlhf.data.records import Encoded, Unusable
+from rlhf.data.records import Encoded, Feedback, Unusable
 from rlhf.data.splits import canonical
 from rlhf.errors import UserError
 
@@ -56,6 +56,32 @@ def test_every_row_goes_somewhere_and_the_sides_share_no_prompt(write, project, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "dropped.jsonl", "eval", "findings.json", "ledger.json", "prepared.json", "train"
     ]  # fmt: skip
+
+
+def both_sides(record):
+    """A row for each judgement of a record."""
+    if isinstance(record, Feedback):
+        return [Encoded({"ids": [len(record.completion)], "label": record.label})]
+    sides = [(record.chosen, True), (record.rejected, False)]
+    return [Encoded({"ids": [len(side)], "label": label}, truncated=label) for side, label in sides]
+
+
+def test_a_record_may_become_several_rows_and_counts_once(write, project, tmp_path):
+    """Without feedback of its own a project takes its preferences apart."""
+    pairs = [{"prompt": f"p{n}", "chosen": "ab", "rejected": "c"} for n in range(5)]
+    pairs.append(pairs[0])
+    made = project(preferences={"source": str(write("pairs.jsonl", pairs)), "weight": 2}, holdout=0.0)
+    prepared = prepare(made, "feedback", both_sides, tmp_path / "pairs")
+    assert prepared.train["label"][:] == [True, False] * 10
+    assert prepared.train["ids"][:2] == [[2], [1]]
+    ledger = prepared.ledger
+    assert balanced(ledger)
+    assert (ledger.trained, ledger.repeated, ledger.truncated) == (5, 5, 5)
+    assert ledger.dropped == {"duplicate": 1}
+
+    single = [{"prompt": f"q{n}", "completion": "abc", "label": n % 2 == 0} for n in range(4)]
+    own = project(preferences=write("pairs.jsonl", pairs), feedback=write("single.jsonl", single), holdout=0.0)
+    assert prepare(own, "feedback", both_sides, tmp_path / "own").train["label"][:] == [True, False, True, False]
 
 
 def test_the_accounts_balance_whatever_comes(write, project, tmp_path):
@@ -212,7 +238,7 @@ def test_evaluation_prompts_come_from_held_out_rows_and_do_not_depend_on_their_o
         evaluation_prompts(project(demonstrations=write("few.jsonl", rows(3)), holdout=0.1), 5)
     with pytest.raises(UserError, match=r"no prompts to evaluate on: holdout is 0, so data.demonstrations holds none"):
         evaluation_prompts(project(demonstrations=write("d.jsonl", rows(50)), holdout=0.0), 5)
-    with pytest.raises(UserError, match=r"data.prompts \(or rollouts, preferences, demonstrations\) is missing"):
+    with pytest.raises(UserError, match=r"data.prompts \(or rollouts, preferences, feedback, demonstrations\)"):
         evaluation_prompts(project(), 5)
 
 

@@ -36,6 +36,13 @@ def test_preferences_take_pairs_only_and_say_what_the_row_is_good_for(record, wh
     assert as_role(pair, "preferences") is pair
 
 
+def test_feedback_takes_single_judgements_and_pairs():
+    for record in (Feedback("p", "c", False), Preference("p", "c", "r")):
+        assert as_role(record, "feedback") is record
+    with pytest.raises(UserError, match=r"^f.jsonl:7: data.feedback got a demonstration"):
+        as_role(Demonstration("p", "c", {}, ORIGIN), "feedback")
+
+
 def test_prompts_take_anything_and_keep_the_other_columns():
     for record in (
         Demonstration("p", "c", EXTRA, ORIGIN),
@@ -48,7 +55,7 @@ def test_prompts_take_anything_and_keep_the_other_columns():
 
 
 def test_unknown_role():
-    with pytest.raises(ValueError, match="demonstrations, preferences, prompts"):
+    with pytest.raises(ValueError, match="demonstrations, preferences, feedback, prompts"):
         as_role(Prompt("p"), "reward")
 
 
