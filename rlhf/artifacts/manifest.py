@@ -55,7 +55,7 @@ class Lineage(TypedDict):
 class Manifest(TypedDict):
     """The fields of stage.json. Fields that are not listed here are kept as they stand.
 
-    `read_manifest` gives a stage of an earlier version the `kind`, `repetition`, `label`, `method`, `leaves` and
+    `read_manifest` gives a stage of an earlier version the `kind`, `repetition`, `method`, `leaves` and
     `trainer_config` that it did not record.
     """
 
@@ -137,7 +137,7 @@ def _description(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage says of itself, as far as that follows from the rest of its manifest and from its model's config."""
     kind, _, repetition = fields["stage"].partition("@")
     return {
-        "kind": kind, "repetition": int(repetition) if repetition.isdigit() else 0, "label": kind, "method": "",
+        "kind": kind, "repetition": int(repetition) if repetition.isdigit() else 0, "method": "",
         "leaves": _leaves(folder, fields), "trainer_config": [],
     }  # fmt: skip
 

@@ -142,10 +142,10 @@ def test_what_an_earlier_version_did_not_record_follows_from_the_rest(tmp_path, 
     (folder / "config.json").write_text(json.dumps({"architectures": fields.get("architectures")}))
     finish(folder, **fields)
     read = read_manifest(folder)
-    names = ("kind", "repetition", "label", "method", "leaves", "trainer_config")
-    assert [read[name] for name in names] == ["thing", 2, "thing", "", leaves, []]
-    finish(folder, **{**fields, "leaves": "policy", "label": "Thing"})
-    assert (read_manifest(folder)["leaves"], read_manifest(folder)["label"]) == ("policy", "Thing")
+    names = ("kind", "repetition", "method", "leaves", "trainer_config")
+    assert [read[name] for name in names] == ["thing", 2, "", leaves, []]
+    finish(folder, **{**fields, "leaves": "policy", "method": "A thing"})
+    assert (read_manifest(folder)["leaves"], read_manifest(folder)["method"]) == ("policy", "A thing")
 
 
 def test_one_module_names_the_file(root):
