@@ -1,7 +1,7 @@
 """Whether a reward model is as right as it is sure, and where. Pure functions on the margins of held-out pairs.
 
-A margin is the score of the chosen reply minus that of the rejected one; under the Bradley-Terry model the model gives
-the chosen reply the probability sigmoid(margin). Axis: N pairs. A margin that is not finite is left out.
+A margin is the score of the chosen completion minus that of the rejected one; under the Bradley-Terry model the chosen
+completion has the probability sigmoid(margin). Axis: N pairs. A margin that is not finite is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CalibrationBin(TypedDict):
     high: float
     """Where it ends: excluded, but for the last."""
     confidence: float
-    """Mean probability of the reply the model prefers."""
+    """Mean probability of the completion that the model prefers."""
     accuracy: float
     """Share of the pairs in which that is the chosen one; a tie counts half."""
     ci: list[float]
@@ -31,7 +31,7 @@ class CalibrationBin(TypedDict):
 
 
 class LengthBucket(TypedDict):
-    """The pairs whose chosen reply is longer by about as much."""
+    """The pairs whose chosen completion is longer by about as much."""
 
     low: float
     """Smallest difference chosen - rejected of the bucket, included."""
@@ -48,7 +48,7 @@ def calibration_curve(margins_N: Floats, bins: int = 10) -> list[CalibrationBin]
     """Confidence of a reward model against its accuracy, in bins of equal width over [0.5, 1].
 
     All pairs have the label 1 in the direction chosen - rejected, so what is calibrated is the confidence in the
-    preferred reply, max(p, 1 - p) with p = sigmoid(margin), against how often that reply is the chosen one. Equal width
+    preferred completion, max(p, 1 - p) with p = sigmoid(margin), against how often it is the chosen one. Equal width
     as in Guo et al. 2017, "On Calibration of Modern Neural Networks", so that bins mean the same for every model; a
     thin bin shows by its interval.
 
@@ -107,7 +107,7 @@ def expected_calibration_error(margins_N: Floats, bins: int = 10) -> float | Non
 def accuracy_by_length(margins_N: Floats, length_difference_N: Floats, buckets: int = 4) -> list[LengthBucket]:
     """Accuracy of a reward model among pairs with like differences of length, in buckets of about equal size.
 
-    A model that only likes length is right where the chosen reply is longer and wrong where it is shorter. Buckets
+    A model that only likes length is right where the chosen completion is longer, wrong where it is shorter. Buckets
     begin at quantiles of the differences; equal differences stay together, so there may be fewer buckets than asked.
 
     Args:

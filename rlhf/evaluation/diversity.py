@@ -1,4 +1,4 @@
-"""How varied replies are. Pure functions on text."""
+"""How varied completions are. Pure functions on text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
     Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models". An n-gram is n
     neighbours of one text, among its words and its marks, upper and lower case apart. The more texts and the longer,
-    the lower: compare only like numbers of replies of like length. A language that is written without spaces has few
-    words, and a high value.
+    the lower: compare only like numbers of completions of like length. A language that is written without spaces has
+    few words, and a high value.
 
     Args:
-        texts: Replies.
+        texts: Completions.
         n: Length of the n-grams, at least 1.
 
     Returns:
@@ -36,13 +36,13 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def repetition(text: str) -> float:
-    """Share of a reply's 4-grams that stood in it before: 1 - distinct / all (Welleck et al. 2020, seq-rep-4).
+    """Share of a completion's 4-grams that stood in it before: 1 - distinct / all (Welleck et al. 2020, seq-rep-4).
 
     Deviation from "Neural Text Generation with Unlikelihood Training": words (see `distinct_n`) instead of a model's
     tokens, so that policies with different tokenizers compare.
 
     Args:
-        text: One reply.
+        text: One completion.
 
     Returns:
         0 where nothing repeats, close to 1 for one word over and over; NaN for fewer than four words.

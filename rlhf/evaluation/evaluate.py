@@ -16,7 +16,7 @@ from rlhf.data.records import Prompt, Text
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.completions import fitted, load, replies_to
-from rlhf.evaluation.retain import Retained, measure
+from rlhf.evaluation.retain import RetainedSet, measure
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.completion import Completion, as_completion
 from rlhf.policies.kl import sequence_kl
@@ -83,7 +83,7 @@ def measure_policy(
     prompts: Sequence[Prompt],
     name: str,
     reference: str | None,
-    sets: Sequence[Retained],
+    sets: Sequence[RetainedSet],
     judges: Mapping[str, RewardFunction],
 ) -> tuple[list[list[dict[str, Any]]], int, dict[str, list[float | None]]]:
     """What one policy does.

@@ -25,12 +25,12 @@ from rlhf.evaluation.stats import Floats, wilson_interval
 from rlhf.rewards import RewardFunction
 
 TRIED = 64
-"""Prompts that the policy replies to, and pairs on which invariance is tried."""
+"""Prompts that the policy completes, and pairs on which invariance is tried."""
 BATCH_TOLERANCE = 0.05
 """Largest change of a score by padding or by the other rows of a batch, in standard deviations: rounding in bf16 stays
 below."""
 _FOLLOWS_LENGTH = 0.9
-"""Share of the pairs in which a model prefers the longer (or shorter) reply, above which it measures little else."""
+"""Share of the pairs in which a model prefers the longer (or the shorter) side, above which it measures little else."""
 _FAR = 2.0
 """Standard deviations between the policy's completions and the pairs above which the model judges what it never saw."""
 _EOS_MATTERS = 0.5
@@ -160,15 +160,16 @@ def pairs_needed(accuracy: float, baseline: float) -> int | None:
     """Fewest held-out pairs at which this accuracy's 95% Wilson interval lies above the baseline; None if none do."""
     if accuracy <= baseline:
         return None
-    few, many = 1, 2
-    while wilson_interval(accuracy * many, many)[0] <= baseline:
-        few, many = many, 2 * many
-        if many > _MOST_PAIRS:
+    below, above = 1, 2
+    while wilson_interval(accuracy * above, above)[0] <= baseline:
+        below, above = above, 2 * above
+        if above > _MOST_PAIRS:
             return None
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (middle, many) if wilson_interval(accuracy * middle, middle)[0] <= baseline else (few, middle)
-    return many
+    while above - below > 1:
+        middle = (below + above) // 2
+        short = wilson_interval(accuracy * middle, middle)[0] <= baseline
+        below, above = (middle, above) if short else (below, middle)
+    return above
 
 
 def advise(failure: Remark, measures: Measures) -> list[Remark]:

@@ -1,4 +1,4 @@
-"""What a policy must not lose: text it should still find likely, tasks it should still solve."""
+"""Measures a policy on the sets of `evaluate.retain`: text it should still find likely, tasks it should still solve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.completions import fitted
-from rlhf.evaluation.regressions import Measure
+from rlhf.evaluation.regressions import Measure, RetainedRow
 from rlhf.models.load import context_length
 from rlhf.policies.completion import as_completion
 from rlhf.policies.sample import sample
@@ -27,12 +27,12 @@ from rlhf.rewards import RewardFunction, columns_of
 
 
 @dataclass(frozen=True)
-class Retained:
-    """Rows of one set."""
+class RetainedSet:
+    """A set on which no policy should get worse."""
 
     name: str
     judge: str | None
-    """What scores replies; None for text, whose log-likelihood counts."""
+    """The reward that scores completions; None for text, whose log-likelihood counts."""
     records: tuple[Demonstration | Prompt, ...]
 
     @property
@@ -41,16 +41,16 @@ class Retained:
         return "log-likelihood" if self.judge is None else "score"
 
 
-def read_retained(project: ProjectConfig) -> list[Retained]:
+def read_retained(project: ProjectConfig) -> list[RetainedSet]:
     """The sets of `evaluate.retain`.
 
     Raises:
         UserError: One cannot be read, has no usable row, or names a judge that is not there or compares.
     """
-    return [_read(name, one, project) for name, one in project.evaluate.retain.items()]
+    return [_read(name, config, project) for name, config in project.evaluate.retain.items()]
 
 
-def _read(name: str, config: RetainConfig, project: ProjectConfig) -> Retained:
+def _read(name: str, config: RetainConfig, project: ProjectConfig) -> RetainedSet:
     where = f"evaluate.retain.{name}"
     known = [key for key, reward in project.rewards.items() if reward.endpoint is None]
     if config.judge is not None and config.judge not in known:
@@ -70,41 +70,41 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> Retained:
             records.append(record)
     if not records:
         raise UserError(f"{where}: no row of {config.source} can be used")
-    return Retained(name, config.judge, tuple(records))  # type: ignore[arg-type]  # as_role gives these two
+    return RetainedSet(name, config.judge, tuple(records))  # type: ignore[arg-type]  # as_role gives these two
 
 
 def measure(
-    one: Retained,
+    retained: RetainedSet,
     model: PreTrainedModel,
     codec: Codec,
     judges: Mapping[str, RewardFunction],
     max_new_tokens: int,
     batch_size: int,
 ) -> list[float | None]:
-    """One value a row, more being better: mean log-likelihood (nats/token), or a judge's score of the greedy reply.
+    """A value per row, more is better: mean log-likelihood (nats/token), or a judge's score of the greedy completion.
 
     Args:
-        one: The rows.
+        retained: The set.
         model: The policy.
         codec: Its tokenizer.
         judges: What scores, by name.
-        max_new_tokens: Longest reply.
-        batch_size: Replies generated at once.
+        max_new_tokens: Longest completion, tokens.
+        batch_size: Completions generated at once.
 
     Returns:
         None for a row of which nothing is left within the model's context, or that the judge gives no score.
     """
-    if one.judge is None:
+    if retained.judge is None:
         limited = Codec(codec.tokenizer, context_length(model.config))
-        return [_log_likelihood(model, limited, record) for record in one.records]
-    prompts = [record.prompt for record in one.records]
+        return [_log_likelihood(model, limited, record) for record in retained.records]
+    prompts = [record.prompt for record in retained.records]
     ids, _ = fitted(model, codec, prompts, max_new_tokens)
-    replies = sample(
+    sampled = sample(
         model, codec.tokenizer, ids, samples=1, max_new_tokens=max_new_tokens, temperature=0.0, batch_size=batch_size,
-        seed=0, label=f"{one.name}:",
+        seed=0, label=f"{retained.name}:",
     )  # fmt: skip
-    completions = [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, replies, strict=True)]
-    return judges[one.judge](prompts, completions, **columns_of([record.extra for record in one.records]))
+    completions = [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, sampled, strict=True)]
+    return judges[retained.judge](prompts, completions, **columns_of([record.extra for record in retained.records]))
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def _log_likelihood(model: PreTrainedModel, codec: Codec, record: Any) -> float 
     return float(log_probs[kept].gather(-1, targets[kept, None]).mean())
 
 
-def write(path: Path, sets: Sequence[Retained], values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
+def write(path: Path, sets: Sequence[RetainedSet], values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
     """`retained.jsonl`: a line a row, with the value of every policy.
 
     Args:
@@ -132,8 +132,8 @@ def write(path: Path, sets: Sequence[Retained], values: Mapping[str, Mapping[str
         values: Of each policy, of each set, its values.
     """
     with path.open("w", encoding="utf-8") as file:
-        for one in sets:
-            for index, record in enumerate(one.records):
-                scores = {policy: of[one.name][index] for policy, of in values.items()}
-                row = {"set": one.name, "measure": one.measure, "origin": record.origin, "values": scores}
+        for retained in sets:
+            for index, record in enumerate(retained.records):
+                by_policy = {policy: of_sets[retained.name][index] for policy, of_sets in values.items()}
+                row = RetainedRow(set=retained.name, measure=retained.measure, origin=record.origin, values=by_policy)
                 file.write(json.dumps(row) + "\n")

@@ -237,7 +237,7 @@ def clustered_interval(wins_M: Floats, prompts: Sequence[str]) -> Interval:
     """95% interval of a share of pairs that keeps the pairs of a prompt together: Wilson's with `effective_pairs`.
 
     A coin's lower end lies above one half in 2 to 3.5% of 4,000 simulations each (nominal: 2.5%) with all 6 pairs of 4
-    replies to 10, 20, 60 or 200 prompts; Wilson's own in 5 to 12%.
+    completions of 10, 20, 60 or 200 prompts; Wilson's own in 5 to 12%.
 
     Args:
         wins_M: 1, 0 or a half for a tie, a pair each.

@@ -1,4 +1,4 @@
-"""One comparison, several training seeds -> what holds for the recipe and not for one run of it."""
+"""One comparison under several training seeds -> what holds for the recipe, and not only for one run of it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def summarise_seeds(comparisons: Sequence[Comparison]) -> SeedSummary:
     the recipe's difference with at least its level, whatever the two variances are (Banerjee 1960, "On Confidence
     Interval for Two-Means Problem Based on Separate Estimates of Variances and Tabulated Values of t-Table"), in the
     far tails too, where Holm's correction reads it and Satterthwaite's degrees of freedom do not hold for few seeds.
-    What is chance in both, such as which replies were sampled, is counted twice: the interval is rather too wide.
+    What is chance in both, such as which completions were sampled, is counted twice: the interval is rather too wide.
 
     Args:
         comparisons: The same policy, baseline and judge, one of each seed.
@@ -159,8 +159,8 @@ def over_seeds(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], lis
     single = [row for row in comparisons if _recipe(row) in joined]
     at_least = [summaries[_recipe(row)]["p_adjusted"] or 0.0 for row in single]
     of_single, of_alone = iter(decide(*shown_alone(single), at_least)), iter(decisions[len(joined) :])
-    found = [decided(row, next(of_single if _recipe(row) in joined else of_alone)) for row in comparisons]
-    return found, list(summaries.values())
+    comparisons = [decided(row, next(of_single if _recipe(row) in joined else of_alone)) for row in comparisons]
+    return comparisons, list(summaries.values())
 
 
 def _recipe(row: Comparison) -> tuple[str, str, str]:

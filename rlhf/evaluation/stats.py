@@ -1,6 +1,6 @@
 """Intervals, p-values and win rates. Pure functions on NumPy arrays.
 
-Axes: P prompts, S samples of one prompt, K pairs of replies to one prompt, N values, R resamples, U distinct values.
+Axes: P prompts, S samples of one prompt, K pairs of completions of a prompt, N values, R resamples, U distinct values.
 A value that is not finite (NaN, infinity) is "no score" throughout.
 """
 
@@ -275,7 +275,7 @@ def win_rate(a_PS: Floats, b_PS: Floats) -> Floats:
 def length_controlled_win_rate(
     wins_PK: Floats, longer_PK: Floats, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, Interval]:
-    """Win rate there would be if replies were as long as the other side's.
+    """Win rate if the completions of both sides were equally long.
 
     The logistic model sigmoid(a + b x), with x = tanh(longer / root mean square of longer), is fitted to the wins, and
     read at x = 0: sigmoid(a). Every prompt has the same weight. After Dubois et al. 2024, "Length-Controlled
@@ -289,7 +289,7 @@ def length_controlled_win_rate(
 
     Args:
         wins_PK: 1 a win, 0 a loss, 0.5 a tie, or a share between; NaN for a pair without a judgement.
-        longer_PK: Length of the one reply minus that of the other, any unit; NaN where it is unknown.
+        longer_PK: Length of A's completion minus that of B's, any unit; NaN where it is unknown.
         level: Confidence, between 0 and 1.
         resamples: Number of refits.
         seed: Of the draws.

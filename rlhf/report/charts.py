@@ -235,7 +235,7 @@ def strip_panel(
 
 
 def widened(low: float, high: float, share: float) -> tuple[float, float]:
-    """The range with a margin; one of no width becomes one of some."""
+    """The range with a margin; a range without width gets some."""
     if high > low:
         return low - share * (high - low), high + share * (high - low)
     margin = abs(low) * 0.1 or 0.5

@@ -25,7 +25,7 @@ class Mark(NamedTuple):
     low: float
     high: float
     text: str
-    """Said where one points at it."""
+    """Shown when the pointer is on it."""
     chosen: bool = False
 
 
@@ -154,7 +154,7 @@ def tracked(points: Sequence[Point], selected: int | None, judge: str | None = N
     ]
     drawn = []
     for key, title, unit in wanted:
-        interval_of: Literal["checkpoint_judge_ci", "proxy_ci"] = f"{key}_ci"  # type: ignore[assignment]  # one of these two
+        interval_of: Literal["checkpoint_judge_ci", "proxy_ci"] = f"{key}_ci"  # type: ignore[assignment]  # of these two
         known = [(checkpoint, value) for checkpoint in points if (value := checkpoint[key]) is not None]
         if not known:
             continue

@@ -1,4 +1,4 @@
-"""What one reply says that another does not, word by word."""
+"""What changed from one completion to another, word by word."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_WORDS = 2000
 
 
 class Piece(NamedTuple):
-    """A stretch of words that both texts have, or one."""
+    """A stretch of words that both texts have, or only one of the two."""
 
     kind: Literal["same", "ins", "del"]
     text: str

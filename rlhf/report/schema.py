@@ -220,7 +220,7 @@ class Report(TypedDict):
     version: str
     """Of this package."""
     stages: dict[str, StageReport]
-    """Every finished stage but the one that compares, in the order they ran."""
+    """Every finished stage but the comparison, in the order they ran."""
     comparisons: list[Comparison]
     """Over all prompts."""
     seeds: list[SeedSummary]
@@ -238,7 +238,7 @@ class Report(TypedDict):
     curves: dict[str, Curves]
     """By stage."""
     provenance: dict[str, Provenance]
-    """By stage, the one that compares included."""
+    """By stage, the comparison included."""
 
 
 def gates(report: Report) -> Iterator[tuple[str, StageReport]]:

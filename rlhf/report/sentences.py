@@ -1,4 +1,4 @@
-"""The verdicts of a report as sentences, the one that a reader came for first."""
+"""The verdicts of a report as sentences, the most wanted first."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Statement(NamedTuple):
 
 
 def statements(report: Report) -> list[Statement]:
-    """All verdicts, the one a reader came for first.
+    """All verdicts, the most wanted first.
 
     Before them, that a gate was shut and that a stage was over-optimised. The last policy before earlier ones, its
     parent before the base, judges that are not the run's own reward models (which the policy may have been trained
@@ -123,7 +123,7 @@ def _finding(row: Row, names: Names) -> str:
 
 
 def _correction(row: Row) -> str:
-    """What is to be said where several comparisons were made and one stood out."""
+    """That a difference may be chance, since several comparisons were made."""
     if not row["corrected"]:
         return ""
     return (

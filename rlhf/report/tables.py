@@ -235,7 +235,7 @@ def policy_table_md(report: Report) -> str:
 
 
 def finding_lines(report: Report) -> list[str]:
-    """What was found in the data of each stage, a line each, with the stages that read it."""
+    """What misleads in the data of each stage, a line each, with the stages that read it."""
     names = Names.of(report)
     stages: dict[str, list[str]] = {}
     for name, metrics in report["stages"].items():
