@@ -21,9 +21,10 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from rlhf.models.roles import CRITIC, REWARD, Roles
-from rlhf.ppo.collector import PromptRow, Rewards
+from rlhf.policies.causal_lm import CausalLMPolicy, PromptRow
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import PPOTrainer
+from rlhf.rewards.compose import Rewards
 from rlhf.rewards.model import score_groups
 
 
@@ -78,7 +79,8 @@ def make_trainer(folder: Path, job: dict[str, Any]) -> PPOTrainer:
     )  # fmt: skip
     assert not args.check(), args.check()
     prompts = [PromptRow(row["ids"], row["text"], {}) for row in read_prompts(folder, job["samples"])]
-    return PPOTrainer(roles, args, prompts, Rewards({"reward": reward}, {"reward": 1.0}), tokenizer)
+    policy = CausalLMPolicy(roles, tokenizer, args)
+    return PPOTrainer(policy, args, prompts, Rewards({"reward": reward}, {"reward": 1.0}))
 
 
 def main() -> None:

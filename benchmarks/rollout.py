@@ -39,7 +39,8 @@ from setting import (
 )
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from rlhf.policies.sampler import TransformersSampler, pad_left, row_seed
+from rlhf.policies.completion import row_seed
+from rlhf.policies.sampler import TransformersSampler, pad_left
 
 PAD = 1
 """The pad token's id in the benchmark's tokenizer."""

@@ -26,7 +26,16 @@ STAGE_CONFIGS: dict[str, tuple[tuple[str, str], ...]] = {
         (f"trl/trainer/{stage}_config.py", name),
     )
     for stage, name in (("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig"))
-} | {"ppo": (("transformers/training_args.py", "TrainingArguments"), ("rlhf/ppo/config.py", "PPOConfig"))}
+} | {
+    "ppo": (
+        ("transformers/training_args.py", "TrainingArguments"),
+        ("rlhf/policies/settings.py", "SamplingSettings"),
+        ("rlhf/ppo/config.py", "RewardSettings"),
+        ("rlhf/ppo/config.py", "KLSettings"),
+        ("rlhf/ppo/config.py", "CriticSettings"),
+        ("rlhf/ppo/config.py", "PPOConfig"),
+    )
+}
 """Stage name: the classes, base first, whose annotated fields it takes."""
 
 STAGE_CONFIGS["gold"] = STAGE_CONFIGS["reward"]  # a reward model too, on other pairs

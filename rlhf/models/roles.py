@@ -2,34 +2,33 @@
 
 With LoRA there is one base. `policy` (adapter `default`) and `critic` are trained adapters, `reward` is the reward
 stage's, and the bare base is the reference. With all weights trained, policy, critic and reference are models of their
-own. Whoever calls a role does not see which.
+own. Whoever asks for a role does not see which. What the models read and what their outputs mean is no concern of this
+file: that is a policy's (`rlhf.policies`).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
-
-from rlhf.prefix_sharing.forward import last_hidden
-from rlhf.prefix_sharing.head import completion_log_probs
-from rlhf.prefix_sharing.layout import Folded
-from rlhf.prefix_sharing.support import trial, why_not, widest
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""
 
 
 class Roles(nn.Module):
-    """Policy, critic, reference and reward behind one face.
+    """Policy, critic, reference and reward, whichever models they are.
 
     Args:
-        policy: A causal language model: a PeftModel (one base for all roles), or a plain one with all weights trained.
+        policy: The model that is trained: a PeftModel (one base for all roles), or a plain model, of which all weights
+            are trained.
         value_head: Linear layer of the critic; None where no critic is trained.
         critic: The critic's backbone, where the policy is no PeftModel.
         reference: The reference, where the policy is no PeftModel.
@@ -47,7 +46,8 @@ class Roles(nn.Module):
         critic_scores: bool = False,
     ) -> None:
         super().__init__()
-        self.policy, self.value_head, self.critic = policy, value_head, critic
+        self.policy: Any = policy
+        self.value_head, self.critic = value_head, critic
         self.reference_model, self.reward_head = reference, reward_head
         self.critic_scores = critic_scores
         for frozen in (reference, reward_head):
@@ -55,29 +55,25 @@ class Roles(nn.Module):
                 frozen.requires_grad_(False)
         self.shared = isinstance(policy, PeftModel)
         disable_dropout(self)
-        self.unfolded = why_not(self.language_model) or trial(self.language_model.base_model)
-        self._widest = widest(self.language_model)
-        self._trained: list[nn.Parameter] = []
+        self._adapters: list[nn.Parameter] = []
         if self.shared:
-            named = policy.named_parameters()
             adapters = (POLICY,) if value_head is None else (POLICY, CRITIC)
-            self._trained = [one for name, one in named if any(f".{adapter}." in f"{name}." for adapter in adapters)]
+            self._adapters = [
+                parameter
+                for name, parameter in policy.named_parameters()
+                if any(f".{adapter}." in f"{name}." for adapter in adapters)
+            ]
             self._train()
 
     @property
-    def widest(self) -> int | None:
-        """Most tokens of a row that replies share; 0 where each has its prompt to itself."""
-        return 0 if self.unfolded else self._widest
-
-    @property
-    def language_model(self) -> PreTrainedModel:
-        """The causal language model, without peft's wrapping; whichever adapter is active."""
+    def base(self) -> PreTrainedModel:
+        """The policy's model with its own head, without peft's wrapping; whichever adapter is active."""
         return self.policy.get_base_model() if self.shared else self.policy
 
     @property
     def config(self) -> Any:
         """The policy's config."""
-        return self.language_model.config
+        return self.base.config
 
     @property
     def device(self) -> torch.device:
@@ -89,35 +85,58 @@ class Roles(nn.Module):
         """Whether there are values."""
         return self.value_head is not None
 
-    def critic_parameters(self) -> Iterator[nn.Parameter]:
-        """What the critic trains."""
-        for name, parameter in self.named_parameters():
-            own = not name.startswith("policy.") or (self.shared and f".{CRITIC}." in name)
-            if own and parameter.requires_grad:
-                yield parameter
-
-    def forward(
-        self, role: str, folded: Folded, temperature: float = 1.0, entropies: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A trained role on some sequences; gradients flow.
-
-        Policy and critic share nothing that is trained, so a caller can run one backwards before the other goes
-        forwards, and never holds the activations of both.
-
-        Args:
-            role: `policy` or `critic`.
-            folded: The sequences.
-            temperature: Divides the policy's logits, as in sampling.
-            entropies: Whether the loss needs the policy's entropies.
-
-        Returns:
-            Of the policy log π of each reply token and its entropy (None if not asked for), of the critic its value
-            before each reply token and None; [B, T] all, what stands at masked positions means nothing.
-        """
-        if role == "critic":
-            return self.values(folded)[:, :-1], None
+    @contextlib.contextmanager
+    def policy_model(self) -> Iterator[PreTrainedModel]:
+        """The policy, its head included."""
         with self._adapter(POLICY):
-            return completion_log_probs(self.language_model, folded, temperature, entropies)
+            yield self.base
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[PreTrainedModel]:
+        """The reference, its head included."""
+        model = self.base if self.shared else self.reference_model
+        assert model is not None
+        with self._adapter(None):
+            yield model
+
+    @contextlib.contextmanager
+    def critic_backbone(self) -> Iterator[nn.Module]:
+        """What computes the critic's hidden states; `value` reads them."""
+        backbone = self.base.base_model if self.shared else self.critic
+        assert backbone is not None
+        with self._adapter(CRITIC):
+            yield backbone
+
+    @contextlib.contextmanager
+    def reward_backbone(self) -> Iterator[nn.Module]:
+        """What computes the reward adapter's hidden states; `score` reads them."""
+        with self._adapter(REWARD):
+            yield self.base.base_model
+
+    @contextlib.contextmanager
+    def sampling_model(self) -> Iterator[PreTrainedModel]:
+        """The policy in evaluation mode, its adapter merged for the time being, which spares two products a layer.
+
+        It is not merged below float32, where a small update would be rounded away.
+        """
+        merge = self.shared and self.base.dtype == torch.float32
+        with self._adapter(POLICY), merged(self.policy) if merge else contextlib.nullcontext():
+            training = self.base.training
+            self.base.eval()
+            try:
+                yield self.base
+            finally:
+                self.base.train(training)
+
+    def value(self, states: torch.Tensor) -> torch.Tensor:
+        """The critic's values of hidden states, [N, d] to [N]."""
+        assert self.value_head is not None
+        return _head(self.value_head, states).squeeze(-1)
+
+    def score(self, states: torch.Tensor) -> torch.Tensor:
+        """The reward model's scores of hidden states, [N, d] to [N]."""
+        assert self.reward_head is not None
+        return _head(self.reward_head, states).squeeze(-1)
 
     def scale_values(self, scale: float, shift: float) -> None:
         """Make the critic say `scale · V + shift`: a head taken from a reward model, in units of normalised scores."""
@@ -126,50 +145,39 @@ class Roles(nn.Module):
             self.value_head.weight.mul_(scale)
             self.value_head.bias.mul_(scale).add_(shift)
 
-    def values(self, folded: Folded) -> torch.Tensor:
-        """The critic's value before each reply token and after the last, [B, T + 1]."""
-        assert self.value_head is not None
-        with self._adapter(CRITIC):
-            hidden = last_hidden(self.language_model.base_model if self.shared else self.critic, folded)
-        states = hidden.flatten(0, 1)[folded.states_BS.flatten()]
-        return _head(self.value_head, states).view(folded.states_BS.shape)
+    def trained(self, role: str | None = None) -> dict[str, nn.Parameter]:
+        """What is trained, by name.
 
-    @torch.no_grad()
-    def policy_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
-        """Log π of each reply token, [B, T], without gradients."""
-        with self._adapter(POLICY):
-            return completion_log_probs(self.language_model, folded, temperature)[0]
-
-    @torch.no_grad()
-    def reference_log_probs(self, folded: Folded, temperature: float) -> torch.Tensor:
-        """Log π_ref of each reply token, [B, T]."""
-        with self._adapter(None):
-            model = self.language_model if self.shared else self.reference_model
-            return completion_log_probs(model, folded, temperature)[0]
-
-    @torch.no_grad()
-    def scores(self, folded: Folded) -> torch.Tensor:
-        """The reward adapter's score of each sequence, read at its last token, [B]."""
-        assert self.reward_head is not None
-        with self._adapter(REWARD):
-            hidden = last_hidden(self.language_model.base_model, folded)
-        last = hidden.flatten(0, 1)[folded.states_BS[:, -1]]
-        return _head(self.reward_head, last).squeeze(-1)
-
-    @contextlib.contextmanager
-    def sampling_model(self) -> Iterator[PreTrainedModel]:
-        """The policy, ready to write: its adapter merged for the time being, which spares two products a layer.
-
-        Not below float32, where a small update would be rounded away.
+        Args:
+            role: `policy` or `critic`; None for both.
         """
-        merge = self.shared and self.language_model.dtype == torch.float32
-        with self._adapter(POLICY), merged(self.policy) if merge else contextlib.nullcontext():
-            training = self.language_model.training
-            self.language_model.eval()
-            try:
-                yield self.language_model
-            finally:
-                self.language_model.train(training)
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and role in (None, self._role(name))
+        }
+
+    def _role(self, name: str) -> str:
+        """Which role trains a parameter."""
+        own = name.startswith("policy.") and not (self.shared and f".{CRITIC}." in name)
+        return "policy" if own else "critic"
+
+    def save(self, file: Path) -> None:
+        """Write everything that is trained, under its own name; frozen weights are where they came from."""
+        save_file({name: parameter.detach().contiguous() for name, parameter in self.trained().items()}, file)
+
+    @torch.no_grad()
+    def load(self, file: Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: Other weights are trained now.
+        """
+        saved, trained = load_file(file), self.trained()
+        if saved.keys() != trained.keys():
+            raise ValueError(f"{file}: holds other weights than are trained now")
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -182,16 +190,11 @@ class Roles(nn.Module):
             **kwargs: Which layers and where to, as transformers' own models take them.
         """
         settings = {**(activation_checkpointing_kwargs or {}), "use_reentrant": False}
-        for model in (self.language_model, self.critic):
+        for model in (self.base, self.critic):
             if model is not None:
-                enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+                before: Any = model.gradient_checkpointing_enable
+                enable = getattr(model, "activation_checkpointing_enable", before)
                 enable(settings, **kwargs)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """The same, by its name before transformers 5.23."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     @contextlib.contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:
@@ -210,9 +213,9 @@ class Roles(nn.Module):
             self._train()
 
     def _train(self) -> None:
-        """Switching adapters flips requires_grad in peft; what is trained stays trained, all else frozen."""
+        """Freeze all but the trained adapters: switching adapters flips requires_grad in peft."""
         self.policy.requires_grad_(False)
-        for parameter in self._trained:
+        for parameter in self._adapters:
             parameter.requires_grad_(True)
 
 
@@ -228,8 +231,10 @@ def merged(model: PeftModel) -> Iterator[None]:
 
     peft's own unmerging subtracts again, which leaves rounding behind; here the original tensors are put back.
     """
-    embeddings = model.get_base_model().get_input_embeddings().weight  # a head tied to it is left as it is
-    layers = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight") and _plain_lora(layer)]
+    base: Any = model.get_base_model()
+    embeddings = base.get_input_embeddings().weight  # a head tied to it is left as it is
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "get_delta_weight")]
+    layers = [layer for layer in layers if _plain_lora(layer)]
     layers = [layer for layer in layers if layer.get_base_layer().weight is not embeddings]
     kept = [layer.get_base_layer().weight.data for layer in layers]
     try:

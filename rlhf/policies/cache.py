@@ -42,7 +42,12 @@ class RoomyLayer(DynamicLayer):
         return store
 
     def _show(self) -> None:
-        self.keys, self.values = (store[..., : self._length, :] for store in self._stores)
+        self.keys, self.values = self._filled()
+
+    def _filled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of all keys and values that are there."""
+        keys, values = (store[..., : self._length, :] for store in self._stores)
+        return keys, values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -54,11 +59,11 @@ class RoomyLayer(DynamicLayer):
         self._length += new
         self._room -= new
         self._show()
-        return self.keys, self.values
+        return self._filled()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows, in this order."""
-        self._stores = [self._roomy(states[beam_idx], self._room) for states in (self.keys, self.values)]
+        self._stores = [self._roomy(states[beam_idx], self._room) for states in self._filled()]
         self._show()
 
 
@@ -83,7 +88,7 @@ def join(caches: Sequence[DynamicCache], rows_B: torch.Tensor, room: int) -> Dyn
     result = DynamicCache()
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         layer = _joined(layers)
-        if type(layer) is DynamicLayer and layer.is_initialized:
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
             layer = RoomyLayer(layer.keys[rows_B], layer.values[rows_B], room)
         else:
             layer.reorder_cache(rows_B)
@@ -106,11 +111,11 @@ def _joined(layers: Sequence[Any]) -> Any:
         for name in ("conv_states", "recurrent_states"):
             states = [getattr(layer, name) for layer in layers]
             made = {key for key, value in states[0].items() if value is not None}
-            setattr(first, name, {**states[0], **{key: torch.cat([one[key] for one in states]) for key in made}})
+            setattr(first, name, {**states[0], **{key: torch.cat([state[key] for state in states]) for key in made}})
     return first
 
 
 def _aligned(states: Sequence[torch.Tensor]) -> torch.Tensor:
     """States [B, …, length, d] in one tensor, zeros before the shorter ones; a mask hides these."""
-    longest = max(one.shape[-2] for one in states)
-    return torch.cat([torch.nn.functional.pad(one, (0, 0, longest - one.shape[-2], 0)) for one in states])
+    longest = max(state.shape[-2] for state in states)
+    return torch.cat([torch.nn.functional.pad(state, (0, 0, longest - state.shape[-2], 0)) for state in states])

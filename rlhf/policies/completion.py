@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +26,11 @@ class Completion:
     """Entropy of that distribution, nats/token; empty where the sampler does not know it."""
     text: str = ""
     """Its tokens without special ones, as text; empty until `decoded` fills it in: a sampler knows no tokenizer."""
+
+
+def row_seed(*parts: Any) -> int:
+    """A seed for one completion from whatever names it (project seed, rollout, row), 0 to 2^63 − 1."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.policies.completion import Completion, decoded
-from rlhf.policies.sampler import TransformersSampler, row_seed
+from rlhf.policies.completion import Completion, decoded, row_seed
+from rlhf.policies.sampler import TransformersSampler
 from rlhf.policies.trial import batching_of
 
 

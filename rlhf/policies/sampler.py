@@ -8,7 +8,6 @@ by inverting the cumulative distribution.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
@@ -48,17 +47,14 @@ class Batching(Enum):
 class Sampler(Protocol):
     """Whatever turns prompts into completions."""
 
-    exact: bool
-    """Whether its log-probabilities are those of the model that is trained; another engine's are close, not equal."""
+    @property
+    def exact(self) -> bool:
+        """Whether its log-probabilities are those of the trained model; another engine's are close, not equal."""
+        ...
 
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
         """For each prompt one completion a seed."""
         ...
-
-
-def row_seed(*parts: Any) -> int:
-    """A seed for one reply from whatever names it (project seed, rollout, row)."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,7 @@ class TransformersSampler:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Logits of the last position, [B, V], and what the model keeps of the tokens so far."""
         extra = {"position_ids": positions, "logits_to_keep": 1}
-        known = _parameters(type(self.model))
+        known = self._arguments
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -214,7 +210,13 @@ class TransformersSampler:
     @property
     def _name(self) -> str:
         """By which the model takes a cache."""
-        return next(name for name in _KEPT if name in _parameters(type(self.model)))
+        return next(name for name in _KEPT if name in self._arguments)
+
+    @property
+    def _arguments(self) -> frozenset[str]:
+        """Names that the model takes."""
+        kind: Any = type(self.model)
+        return _parameters(kind)
 
     def _draw(self, logits_BV: torch.Tensor, noise_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A token a row, its log-probability, and the entropy of what it was drawn from."""
@@ -252,15 +254,15 @@ class _Running:
         return Completion(self.ids, self.finished, self.log_probs, self.entropies)
 
 
-def keeps_tokens(kind: type) -> bool:
+def keeps_tokens(kind: Any) -> bool:
     """Whether a model class takes what it made of the tokens so far, so that replies can be written token by token."""
     return not _parameters(kind).isdisjoint(_KEPT)
 
 
 @functools.cache
-def _parameters(kind: type) -> frozenset[str]:
+def _parameters(kind: Any) -> frozenset[str]:
     """Names that a model class's `forward` takes."""
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ class PolicySampler:
     def exact(self) -> bool:
         """In float32; below it a reply written token by token and one read at once round apart."""
         kind = self.roles.device.type
-        return self.roles.language_model.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
+        return self.roles.base.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
 
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
         """For each prompt one completion a seed, from the policy as it is now."""

@@ -61,7 +61,7 @@ def batching_of(model: Any) -> Batching:
     raise _refused(model.config.name_or_path, type(model), "; ".join(said))
 
 
-def _refused(name: str, kind: type, reason: str) -> UserError:
+def _refused(name: str | None, kind: Any, reason: str) -> UserError:
     name = name or "the model"
     return UserError(f"{name}: {kind.__name__} cannot be sampled: {reason}; a policy needs another architecture")
 
@@ -82,7 +82,7 @@ def check_architecture(project: ProjectConfig, config: PretrainedConfig) -> None
     Raises:
         UserError: Models of this kind cannot reply.
     """
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if _will_reply(project) and kind is not None and not keeps_tokens(kind):
         raise _refused(config.name_or_path, kind, _NO_CACHE)
 

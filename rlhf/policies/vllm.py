@@ -70,13 +70,14 @@ class VllmSampler:
         self._folder = tempfile.TemporaryDirectory()
         self._updates = 0
         base = Path(self._folder.name) / "base"
-        roles.language_model.save_pretrained(base, state_dict=dict(plain_weights(roles)))
+        roles.base.save_pretrained(base, state_dict=dict(plain_weights(roles)))
         tokenizer.save_pretrained(base)
         lora: dict[str, Any] = {}
         if roles.shared:
-            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(roles.policy.peft_config[POLICY])}
+            config: Any = roles.policy.peft_config[POLICY]
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(config)}
         self.engine = vllm.LLM(
-            model=str(base), dtype=str(roles.language_model.dtype).removeprefix("torch."), max_model_len=max_length,
+            model=str(base), dtype=str(roles.base.dtype).removeprefix("torch."), max_model_len=max_length,
             gpu_memory_utilization=memory, logprobs_mode="processed_logprobs", seed=0, **lora,
         )  # fmt: skip
 
@@ -102,8 +103,8 @@ class VllmSampler:
     def _completion(self, output: Any) -> Completion:
         """A completion; vLLM knows no entropy."""
         ids = list(output.token_ids)
-        log_probs = [found[token].logprob for token, found in zip(ids, output.logprobs, strict=True)]
-        return Completion(ids, ids[-1] in self.stop_ids, log_probs, [])
+        log_probs = [by_token[token].logprob for token, by_token in zip(ids, output.logprobs, strict=True)]
+        return Completion(ids, ids[-1] in self.stop_ids, log_probs)
 
     def _hand_over(self) -> Any:
         """Give the engine the policy's weights of now: the adapter alone, or all."""
@@ -111,7 +112,7 @@ class VllmSampler:
         self._updates += 1
         if self.roles.shared:
             folder = Path(self._folder.name) / f"adapter-{self._updates}"
-            self.roles.policy.save_pretrained(folder, selected_adapters=[POLICY], save_embedding_layers=False)
+            self.roles.policy.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
             return self._request(folder.name, self._updates, str(folder))
         model = self.engine.llm_engine.model_executor.driver_worker.model_runner.model
         model.load_weights(plain_weights(self.roles))
@@ -121,7 +122,7 @@ class VllmSampler:
 
 def _rank(config: LoraConfig) -> int:
     """The rank that vLLM makes room for."""
-    largest = max([config.r, *config.rank_pattern.values()])
+    largest = max([config.r, *(config.rank_pattern or {}).values()])
     if largest > _RANKS[-1]:
         raise UserError(f"stages.ppo.sampler: vllm takes adapters up to rank {_RANKS[-1]}, not {largest}")
     return next(rank for rank in _RANKS if rank >= largest)
@@ -129,6 +130,6 @@ def _rank(config: LoraConfig) -> int:
 
 def plain_weights(roles: Roles) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and weights of the policy's language model as if no adapter had ever been put on it."""
-    for name, tensor in roles.language_model.state_dict().items():
+    for name, tensor in roles.base.state_dict().items():
         if ".lora_" not in name:
             yield name.replace(".base_layer.", "."), tensor

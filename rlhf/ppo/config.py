@@ -12,88 +12,111 @@ from transformers import TrainingArguments
 
 from rlhf.config import ranges
 from rlhf.objectives.advantages import ESTIMATORS, Estimator
+from rlhf.policies.settings import SamplingSettings
 
 
 @dataclass
-class PPOConfig(TrainingArguments):
-    """Everything of `transformers.TrainingArguments`, and what online training adds.
+class RewardSettings:
+    """What is maximised."""
 
-    A rollout is `per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches × processes` replies. It
-    is gone through `num_ppo_epochs` times; each minibatch is one optimizer step. `max_steps` counts optimizer steps and
-    is rounded up to whole rollouts, `save_steps` and `logging_steps` to the nearest whole number of them.
+    rewards: dict[str, float] | None = None
+    """Name: weight. `reward` is the run's own reward model, the others stand under the project's `rewards:`. A reward
+    with more weight counts more against the others. Without this setting it is the run's reward model if there is one,
+    else all under `rewards:` with weight 1."""
+    normalize_samples: int = 128
+    """Completions of the starting policy on which each reward is brought to mean 0 and standard deviation 1, so that
+    weights and `kl_coef` mean the same everywhere. More estimates the scale better and takes longer once; 0 leaves
+    rewards as they are. Usually 64 to 1024."""
+    whiten_rewards: bool = False
+    """Scale token rewards to unit variance, their mean kept: the run no longer depends on the scale of rewards and
+    `kl_coef` together."""
+
+
+@dataclass
+class KLSettings:
+    """How far the policy may move from its reference."""
+
+    kl_coef: float = 0.05
+    """β: what a nat of KL to the reference costs, in units of the (normalised) score. More keeps the policy near the
+    reference and improves the score less; 0 lets it go where the reward is wrong. Usually 0.01 to 0.2."""
+    kl_estimator: str = "k1"
+    """Estimate of each token's KL in the reward: `k1` is unbiased and noisy, `k2` biased with little noise, `k3`
+    unbiased and never negative (objectives/kl.py)."""
+    kl_target: float | None = None
+    """KL (nats a completion) at which an adaptive β aims: above it β grows, below it β falls. More lets the policy move
+    further. Null keeps β fixed. Usually 2 to 20."""
+    kl_horizon: float = 10000.0
+    """Episodes over which an adaptive β adjusts by about a fifth. More adjusts slower and steadier. Usually between a
+    tenth of the run and all of it."""
+
+
+@dataclass
+class CriticSettings:
+    """How the critic learns, where the estimator needs one."""
+
+    critic_from: str = "reward"
+    """What the critic starts from: the `reward` model where it shares the policy's architecture and tokenizer, or the
+    `policy` with a head of zeros, which starts unbiased and knows nothing."""
+    critic_learning_rate: float | None = None
+    """Learning rate of the critic; null takes the policy's. More fits values faster and noisier. Usually 1 to 10 times
+    the policy's."""
+    critic_warmup_rollouts: int = 0
+    """Rollouts at the start in which the critic learns alone. More spares the policy a critic that is still wrong, and
+    costs these rollouts. Usually 0 to 20."""
+    cliprange_value: float = 0.2
+    """How far the critic's value may move from what it was when sampled, in units of the return. Less is steadier and
+    slower; `.inf` clips nothing. Usually 0.1 to 0.5."""
+    vf_coef: float = 0.1
+    """Weight of the value loss. More gives the critic a larger part of the gradient, whose norm is limited together
+    with the policy's. Usually 0.1 to 1."""
+
+
+@dataclass
+class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, TrainingArguments):
+    """The loop itself; with the groups above, `SamplingSettings`, and all of `transformers.TrainingArguments`.
+
+    A rollout is `per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches × processes` completions.
+    It is gone through `num_ppo_epochs` times; each minibatch is one optimizer step. `max_steps` counts optimizer steps
+    and is rounded up to whole rollouts, `save_steps` and `logging_steps` to the nearest whole number of them.
     """
 
     advantage: str = "gae"
-    """Advantage estimator: a function of rlhf/objectives/advantages.py. One that needs values trains a critic."""
-    rewards: dict[str, float] | None = None
-    """Name: weight. `reward` is the run's own reward model, the others stand under the project's `rewards:`. Without
-    it: the run's reward model if there is one, else all under `rewards:` with weight 1."""
-    normalize_samples: int = 128
-    """Replies of the starting policy by which each reward is brought to mean 0 and std 1; 0 leaves them as they are."""
+    """Advantage estimator: a function of rlhf/objectives/advantages.py. For one that reads values a critic is
+    trained."""
     samples_per_prompt: int = 1
-    """Replies to a prompt; the prompt is computed once for all. At least 2 where the estimator compares them."""
-    max_new_tokens: int = 128
-    """Longest reply, in tokens."""
-    max_length: int | None = None
-    """Longest prompt and reply together; prompts that leave no room for `max_new_tokens` are dropped."""
-    temperature: float = 1.0
-    """Sampling temperature; it divides the logits in every log-probability."""
-    sampler: str = "transformers"
-    """What samples: `transformers` in the trainer's process, or `vllm` on the same GPU."""
-    sampling_batch_size: int = 64
-    """Replies sampled at once by transformers."""
-    vllm_memory: float = 0.3
-    """Share of the GPU's memory for vLLM."""
+    """Completions of a prompt; the prompt is computed once for all. More compares better and sees fewer prompts in a
+    rollout. At least 2 where the estimator compares them; usually 4 to 16 there."""
     total_episodes: int | None = None
-    """Replies in all; without it `num_train_epochs` passes over the prompts."""
+    """Completions in all. More learns longer and moves further from the reference. Null: `num_train_epochs` passes over
+    the prompts. `max_steps`, where it is given, comes before it. Usually 10,000 to 1,000,000."""
     num_ppo_epochs: int = 4
-    """How often a rollout is gone through."""
+    """How often a rollout is gone through. More learns more from each completion, by a policy ever further from the
+    policy that wrote it. Usually 1 to 4."""
     num_mini_batches: int = 1
-    """Optimizer steps in one pass over a rollout."""
+    """Optimizer steps in one pass over a rollout. More makes rollouts larger and the policy older by the last step.
+    Usually 1 to 8."""
     gamma: float = 1.0
-    """Discount."""
+    """Discount γ of a reward for each token before it. Less gives early tokens less of the score at the end; 1 is right
+    where completions are short. Usually 0.99 to 1."""
     lam: float = 0.95
-    """Trace decay λ of generalised advantage estimation."""
+    """Trace decay λ of generalised advantage estimation. More trusts the rewards (less bias, more noise), less the
+    critic. Usually 0.9 to 1."""
     cliprange: float = 0.2
-    """Clipping of the policy's ratio."""
-    cliprange_value: float = 0.2
-    """Clipping of the critic's change."""
-    vf_coef: float = 0.1
-    """Weight of the value loss."""
+    """How far a token's probability ratio may go from 1 before its gradient stops. Less is steadier and slower.
+    Usually 0.1 to 0.3."""
     entropy_coef: float = 0.0
-    """Weight of the entropy."""
-    kl_coef: float = 0.05
-    """β: what a nat of KL to the reference costs, in units of the (normalised) score."""
-    kl_estimator: str = "k1"
-    """Estimate of each token's KL in the reward: k1, k2 or k3."""
-    kl_target: float | None = None
-    """KL (nats a reply) at which an adaptive β aims; null keeps β fixed."""
-    kl_horizon: float = 10000.0
-    """Episodes over which an adaptive β adjusts."""
-    truncated: str = "bootstrap"
-    """A reply cut at max_new_tokens: `bootstrap` from the critic's value instead of a score, or `score` it as it
-    stands. Without a critic it is always scored."""
-    missing_eos_penalty: float = 1.0
-    """Taken from the reward of a reply that was cut."""
-    whiten_rewards: bool = False
-    """Scale token rewards to unit variance, their mean kept."""
+    """Weight of the policy's entropy in the loss. More keeps the policy from narrowing early and makes worse text;
+    above 0 it costs memory. Usually 0 to 0.01."""
     whiten_advantages: bool = True
-    """Bring advantages to mean 0 and variance 1, over all processes."""
-    critic_from: str = "reward"
-    """What the critic starts from: the `reward` model where it shares the policy's architecture and tokenizer, or the
-    `policy` with a head of zeros."""
-    critic_learning_rate: float | None = None
-    """Learning rate of the critic; null: the policy's."""
-    critic_warmup_rollouts: int = 0
-    """Rollouts at the start in which the critic learns alone."""
+    """Bring advantages to mean 0 and variance 1, over all processes: steps are then of one size whatever the scores."""
     target_kl: float | None = None
-    """Approximate KL (nats a token) to the sampling policy at which the rest of a rollout's steps is skipped."""
+    """Approximate KL (nats a token) to the sampling policy at which the rest of a rollout's steps is skipped. Less
+    skips more; null skips none. Usually 0.01 to 0.1."""
     max_ratio: float = 10.0
-    """Mean probability ratio above which an optimizer step is skipped."""
-    max_importance_weight: float = 2.0
-    """Where another engine samples: cap of the weight π_trainer/π_sampler."""
+    """Mean probability ratio above which an optimizer step is skipped: a guard against a step that has gone wrong. Less
+    skips more. Usually 2 to 10."""
     log_completions: int = 4
-    """Replies of each rollout written to rollouts.jsonl."""
+    """Completions of each rollout written to rollouts.jsonl. More is more to read, and a larger file."""
 
     def check(self) -> list[str]:
         """What is wrong with the settings, a line each, beginning with the field."""
@@ -110,10 +133,10 @@ class PPOConfig(TrainingArguments):
             )
         if self.kl_target is not None and self.kl_coef == 0:
             problems.append("kl_target: an adaptive kl_coef grows by factors, and stays 0 from 0; start it above")
-        replies = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if not problems and replies % self.samples_per_prompt:
+        step = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if not problems and step % self.samples_per_prompt:
             problems.append(
-                f"samples_per_prompt: {self.samples_per_prompt} does not divide the {replies} replies of an optimizer "
+                f"samples_per_prompt: {self.samples_per_prompt} does not divide the {step} replies of an optimizer "
                 "step (per_device_train_batch_size × gradient_accumulation_steps)"
             )
         return problems
@@ -124,14 +147,24 @@ class PPOConfig(TrainingArguments):
         return ESTIMATORS[self.advantage]
 
     @property
-    def replies_per_process(self) -> int:
-        """Replies of a rollout that one process samples."""
+    def bootstraps(self) -> bool:
+        """Whether a cut completion is worth what the critic expects, instead of its score."""
+        return self.truncated == "bootstrap" and self.estimator.needs_values
+
+    @property
+    def critic_start(self) -> str | None:
+        """What the critic starts from; None where the estimator needs none."""
+        return self.critic_from if self.estimator.needs_values else None
+
+    @property
+    def completions_per_process(self) -> int:
+        """Completions of a rollout that one process samples."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
     @property
     def prompts_per_process(self) -> int:
-        """Prompts of a rollout that one process replies to."""
-        return self.replies_per_process // self.samples_per_prompt
+        """Prompts of a rollout that one process acts on."""
+        return self.completions_per_process // self.samples_per_prompt
 
     @property
     def steps_per_rollout(self) -> int:
@@ -141,15 +174,15 @@ class PPOConfig(TrainingArguments):
 
 def whole_rollouts(args: PPOConfig, prompts: int) -> None:
     """Bring the numbers of steps to whole rollouts, in place."""
-    steps, replies = args.steps_per_rollout, args.replies_per_process * args.world_size
+    steps, completions = args.steps_per_rollout, args.completions_per_process * args.world_size
     episodes = args.total_episodes or args.num_train_epochs * prompts * args.samples_per_prompt
-    rollouts = math.ceil(args.max_steps / steps) if args.max_steps > 0 else max(1, math.ceil(episodes / replies))
+    rollouts = math.ceil(args.max_steps / steps) if args.max_steps > 0 else max(1, math.ceil(episodes / completions))
     args.max_steps = rollouts * steps
     unit = steps
     for name in (
         "logging_steps",
         "save_steps",
-    ):  # no checkpoint between two lines of the log: it would lose half of one
+    ):  # no checkpoint between two lines of the log: half of one would be lost
         given = getattr(args, name)
         wanted = given * args.max_steps if given < 1 else given
         unit *= max(1, round(wanted / unit))
@@ -161,17 +194,17 @@ _UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_en
 
 def unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
     """Settings that mean nothing here, or that several roles on one base cannot have."""
-    found = [f"{name}: online training has no use for it" for name in _UNUSED if getattr(args, name)]
+    problems = [f"{name}: online training has no use for it" for name in _UNUSED if getattr(args, name)]
     if args.eval_strategy != "no":
-        found.append("eval_strategy: there is no held-out loss online; the evaluate stage compares replies")
+        problems.append("eval_strategy: there is no held-out loss online; the evaluate stage compares replies")
     if args.fp16:
-        found.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
+        problems.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
     if (adapter or {}).get("bias", "none") != "none":
-        found.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
+        problems.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
     if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
-        found.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
+        problems.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
     if args.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
-        found.append("sampler: vllm is not installed (pip install vllm)")
+        problems.append("sampler: vllm is not installed (pip install vllm)")
     if args.sampler == "vllm" and args.world_size > 1:
-        found.append("sampler: vllm runs on one GPU in one process; on several use transformers")
-    return found
+        problems.append("sampler: vllm runs on one GPU in one process; on several use transformers")
+    return problems

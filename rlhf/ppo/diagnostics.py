@@ -1,4 +1,4 @@
-"""From scores and divergences to the reward of each token."""
+"""What a rollout says about the run: its metrics, some completions to read, and signs of trouble."""
 
 from __future__ import annotations
 
@@ -8,42 +8,97 @@ from typing import Any
 
 import torch
 
+from rlhf.objectives.kl import k1
+from rlhf.objectives.masking import Reduce, masked_mean, masked_moments, masked_sum
+from rlhf.ppo.rollout import Collected
 
-def token_rewards(
-    scores_B: torch.Tensor,
-    kl_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    kl_coef: float,
-    cut_B: torch.Tensor,
-    missing_eos_penalty: float,
-    bootstrap: bool,
-) -> torch.Tensor:
-    """r_t = −β KL_t, and at the last token of a reply also its score.
 
-    A reply that was cut loses `missing_eos_penalty` at its last token. Its score is that of a text without an end: with
-    `bootstrap` it is left out, as the critic's value stands for what was still to come.
+def rollout_metrics(*, collected: Collected, names: Sequence[str], kl_coef: float, reduce: Reduce) -> dict[str, float]:
+    """Means over the completions of all processes; every process must call in step.
 
     Args:
-        scores_B: Scores, [B]; NaN for a reply that has none.
-        kl_BT: Estimate of each token's KL to the reference, nats, [B, T].
-        mask_BT: Bool, true at the tokens of replies that take part, from the start of a row.
-        kl_coef: β, units of the score a nat.
-        cut_B: Bool, [B]: the reply ended at the limit.
-        missing_eos_penalty: In units of the score.
-        bootstrap: Whether a cut reply is worth what the critic expects, instead of its score.
+        collected: The rollout.
+        names: Of the rewards, in order.
+        kl_coef: β it was collected with.
+        reduce: Sums a tensor over all processes.
 
     Returns:
-        [B, T], 0 where the mask is false.
-
-    Source: KL in the reward, score at the end: Ziegler et al. (2019), section 2.1; the penalty: Huang et al., "The N+
-    Implementation Details of RLHF with PPO" (2024), detail 6.
+        Those of the numbers that are finite, under the names that docs/ppo.md lists.
     """
-    rewards_BT = (-kl_coef * kl_BT.float()).masked_fill(~mask_BT, 0.0)
-    at_end_B = torch.where(cut_B & bootstrap, 0.0, scores_B.float()) - missing_eos_penalty * cut_B.float()
-    rows = mask_BT.any(1)
-    last_B = mask_BT.sum(1) - 1
-    rewards_BT[rows, last_B[rows]] += at_end_B[rows]
-    return rewards_BT
+    rollout, sampled, scores_B = collected.rollout, collected.sampled, collected.scores_B
+    scored_B = ~scores_B.isnan()
+    every_B = torch.ones_like(scored_B)
+    _, variance = masked_moments(scores_B, scored_B, reduce)
+    metrics = {
+        "objective/kl": _mean(reduce, sequence_kl(collected), every_B),
+        "objective/scores": _mean(reduce, scores_B, scored_B),
+        "objective/scores_std": variance.sqrt().item(),
+        "objective/rlhf_reward": _mean(reduce, collected.paid_B, scored_B),
+        "response/length": _mean(reduce, sampled.written_BT.sum(1), every_B),
+        "response/eos_share": _mean(reduce, (~sampled.cut_B).float(), every_B),
+        "response/scored_share": _mean(reduce, scored_B.float(), every_B),
+    }
+    if sampled.entropies_BT is not None:
+        metrics["policy/entropy"] = _mean(reduce, sampled.entropies_BT, sampled.written_BT)
+    for name, column_B in zip(names, collected.scores_BK.T, strict=True):
+        metrics[f"reward/{name}"] = _mean(reduce, column_B, ~column_B.isnan())
+    if rollout.values_BT is not None:
+        mask_BT = rollout.mask_BT
+        _, unexplained = masked_moments(rollout.returns_BT - rollout.values_BT, mask_BT, reduce)
+        _, total = masked_moments(rollout.returns_BT, mask_BT, reduce)
+        metrics["value/explained_variance"] = (1 - unexplained / total).item() if total > 0 else math.nan
+        metrics["value/mean"] = _mean(reduce, rollout.values_BT, mask_BT)
+    metrics["objective/kl_coef"] = kl_coef
+    if rollout.samples > 1:
+        alike_P = alike(scores_B.view(-1, rollout.samples))
+        metrics["objective/alike"] = _mean(reduce, alike_P.float(), torch.ones_like(alike_P))
+    if rollout.weights_BT is not None:
+        metrics["sampler/gap"] = _mean(reduce, (rollout.log_probs_BT - sampled.log_probs_BT).abs(), sampled.written_BT)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def reference_distance(*, collected: Collected, reduce: Reduce) -> float:
+    """Mean |log π − log π_ref| of a token over all processes, nats: 0 while the policy is its reference."""
+    gaps_BT = (collected.rollout.log_probs_BT - collected.reference_BT).abs()
+    return _mean(reduce, gaps_BT, collected.sampled.written_BT)
+
+
+def _mean(reduce: Reduce, values: torch.Tensor, mask: torch.Tensor) -> float:
+    """Masked mean over all processes."""
+    count = reduce(mask.sum().double())
+    return masked_mean(reduce(masked_sum(values.double(), mask)), torch.tensor(True), count).item()
+
+
+def sequence_kl(collected: Collected) -> torch.Tensor:
+    """The k1 estimate of each completion's KL to the reference, nats/completion, [B]."""
+    return (k1(collected.rollout.log_probs_BT, collected.reference_BT) * collected.sampled.written_BT).sum(1)
+
+
+def readable(*, collected: Collected, names: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """The first completions with their scores, for reading.
+
+    Args:
+        collected: The rollout.
+        names: Of the rewards, in order.
+        count: Most of them.
+    """
+    scores_B, kl_B = collected.scores_B, sequence_kl(collected)
+    return [
+        {
+            "prompt": collected.rollout.inputs[row // collected.rollout.samples].prompt,
+            "completion": completion.text,
+            "tokens": len(completion.ids),
+            "finished": completion.finished,
+            "rewards": dict(zip(names, map(_number, collected.scores_BK[row].tolist()), strict=True)),
+            "score": _number(scores_B[row].item()),
+            "kl": kl_B[row].item(),
+        }
+        for row, completion in enumerate(collected.completions[:count])
+    ]
+
+
+def _number(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 def alike(scores_PS: torch.Tensor) -> torch.Tensor:
@@ -61,26 +116,22 @@ ROUNDING, GROSS = 2e-3, 2e-2
 second the run ends. Float32 leaves 1e-5; a wrong mask, 0.1 and more."""
 
 
-def disagreement(what: str, distance: float, model: str, shared: bool) -> str | None:
+def disagreement(what: str, distance: float, suspect: str) -> str | None:
     """What it means that log-probabilities differ that should be the same.
 
     Args:
         what: Which.
         distance: How far apart they are, nats a token.
-        model: The policy's class.
-        shared: Whether replies share rows.
+        suspect: What may be at fault (`Policy.suspect`).
 
     Returns:
         A sentence with the number, or None where it is rounding.
     """
     if not distance > ROUNDING:
         return None
-    cause = "it computes other numbers where replies share a row (set fold: false)"
-    if not shared:
-        cause = "token by token and as a whole it computes other numbers"
     return (
-        f"{what} by {distance:.2g} nats a token, where it must be 0: either {model} is at fault, as {cause}, or its "
-        "adapter changes it before it is trained"
+        f"{what} by {distance:.2g} nats a token, where it must be 0: either {suspect}, or its adapter changes it "
+        "before it is trained"
     )
 
 

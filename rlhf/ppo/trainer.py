@@ -12,23 +12,29 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
 from rlhf.errors import UserError
-from rlhf.models.load import context_length
-from rlhf.models.roles import Roles
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
-from rlhf.policies.sampler import Sampler, row_seed
-from rlhf.ppo.collector import Collector, PromptRow, Rewards, make_sampler, prompt_numbers
+from rlhf.policies.completion import row_seed
+from rlhf.policies.protocol import Input, Policy
 from rlhf.ppo.config import PPOConfig, whole_rollouts
-from rlhf.ppo.diagnostics import GROSS, disagreement, hacking_signs
-from rlhf.ppo.rollout import Minibatch, Rollout
+from rlhf.ppo.diagnostics import (
+    GROSS,
+    disagreement,
+    hacking_signs,
+    readable,
+    reference_distance,
+    rollout_metrics,
+)
+from rlhf.ppo.rollout import Minibatch, Rollout, collect, prompt_numbers, score
+from rlhf.rewards.compose import Rewards
+from rlhf.rewards.load import OWN
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
 """Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
@@ -42,43 +48,37 @@ class PPOTrainer(Trainer):
     """PPO, RLOO, GRPO and REINFORCE on one loop.
 
     Args:
-        model: Policy, critic, reference and maybe the reward model.
+        policy: What is optimised, with its reference and maybe critic and reward model.
         args: Settings; `max_steps`, `save_steps` and `logging_steps` are brought to whole rollouts.
-        prompts: What is replied to.
+        prompts: What the policy acts on.
         rewards: What is maximised.
-        tokenizer: The policy's.
-        samples_file: Where some replies of each rollout are written.
-        sampler: What writes; the one that the settings name if not given.
+        samples_file: Where some completions of each rollout are written.
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
         UserError: It is launched under FSDP or DeepSpeed.
     """
 
+    args: PPOConfig
+
     def __init__(
         self,
-        model: Roles,
+        policy: Policy[Any, Any],
         args: PPOConfig,
-        prompts: Sequence[PromptRow],
+        prompts: Sequence[Input],
         rewards: Rewards,
-        tokenizer: PreTrainedTokenizerBase,
         samples_file: Path | None = None,
-        sampler: Sampler | None = None,
         **kwargs: Any,
     ) -> None:
-        self.prompts, self.samples_file = prompts, samples_file
+        self.policy, self.prompts, self.rewards, self.samples_file = policy, prompts, rewards, samples_file
         args._n_gpu = min(1, args.n_gpu)  # several GPUs are several processes: DataParallel cannot part a rollout
         whole_rollouts(args, len(prompts))
-        super().__init__(model=model, args=args, train_dataset=prompts, processing_class=tokenizer, **kwargs)  # type: ignore[arg-type]
+        super().__init__(model=policy, args=args, train_dataset=prompts, **kwargs)  # type: ignore[arg-type]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError("stages.ppo: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
         self.loss_is_scaled_for_ga = True  # every mean has the denominator of the whole optimizer step
         self.kl_coef = args.kl_coef
         self.history: list[dict[str, float]] = []
-        self.collector = Collector(
-            model, rewards, tokenizer, args, sampler or make_sampler(model, tokenizer, args),
-            context_length(model.config), self._reduce,
-        )  # fmt: skip
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self._rollout = 0
@@ -98,17 +98,23 @@ class PPOTrainer(Trainer):
         with torch.no_grad(), self.accelerator.autocast():
             self._settle_rewards()
             count = args.prompts_per_process * world
-            numbers = prompt_numbers(number, count, len(self.prompts), args.seed)
+            numbers = prompt_numbers(rollout=number, count=count, prompts=len(self.prompts), seed=args.seed)
             places = range(rank, count, world)
             seeds = [
                 [row_seed(args.seed, "rollout", number, place, sample) for sample in range(args.samples_per_prompt)]
                 for place in places
             ]
-            rows = [self.prompts[numbers[place]] for place in places]
-            collected = self.collector.collect(rows, seeds, self.kl_coef)
-        if number == 0:
-            self._hold("before its first step the policy is off its reference", collected.distance)
-        self._after(number, collected.metrics, collected.samples)
+            inputs = [self.prompts[numbers[place]] for place in places]
+            collected = collect(
+                policy=self.policy, rewards=self.rewards, args=args, inputs=inputs, seeds=seeds, kl_coef=self.kl_coef,
+                reduce=self._reduce,
+            )  # fmt: skip
+            names = list(self.rewards.parts)
+            metrics = rollout_metrics(collected=collected, names=names, kl_coef=self.kl_coef, reduce=self._reduce)
+            if number == 0:
+                distance = reference_distance(collected=collected, reduce=self._reduce)
+                self._hold("before its first step the policy is off its reference", distance)
+        self._after(number, metrics, readable(collected=collected, names=names, count=args.log_completions))
         return collected.rollout
 
     def _settle_rewards(self) -> None:
@@ -116,24 +122,25 @@ class PPOTrainer(Trainer):
 
         A critic that was a reward model follows, so that its values are in the same units.
         """
-        rewards, roles = self.collector.rewards, self.collector.roles
-        if self._rollout > 0 or len(rewards.mean_K):
+        if self._rollout > 0 or len(self.rewards.mean_K):
             return
         if self.args.normalize_samples:
-            rewards.settle(self._reference_scores())
-        if roles.critic_scores and "reward" in rewards.parts:
-            roles.scale_values(*rewards.scale_of("reward"))
+            self.rewards.settle(self._reference_scores())
+        if self.policy.critic_scores and OWN in self.rewards.parts:
+            self.policy.scale_values(*self.rewards.scale_of(OWN))
 
     def _reference_scores(self) -> torch.Tensor:
         """Scores of replies of the starting policy by each reward, [B, K]."""
         args = self.args
         world, rank = args.world_size, args.process_index
         count = math.ceil(args.normalize_samples / world) * world
-        numbers = prompt_numbers(0, count, len(self.prompts), args.seed)
-        rows = [self.prompts[numbers[place]] for place in range(rank, count, world)]
+        numbers = prompt_numbers(rollout=0, count=count, prompts=len(self.prompts), seed=args.seed)
+        inputs = [self.prompts[numbers[place]] for place in range(rank, count, world)]
         seeds = [[row_seed(args.seed, "reference", place)] for place in range(rank, count, world)]
-        completions = self.collector.sample(rows, seeds)
-        scores_BK = self.collector.scores(rows, completions).to(args.device)
+        scores_BK = score(
+            policy=self.policy, rewards=self.rewards, inputs=inputs, groups=self.policy.sample(inputs, seeds),
+            batch_size=args.per_device_eval_batch_size,
+        ).to(args.device)  # fmt: skip
         every = self.accelerator.gather(scores_BK).cpu()
         # process r has places r, r + world, …; what was sampled only to give all of them as many is left out
         place = torch.arange(count).view(-1, world).T.flatten()
@@ -141,7 +148,7 @@ class PPOTrainer(Trainer):
 
     def _after(self, number: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         """Log a rollout, look for signs of trouble, adapt the KL coefficient."""
-        episodes = self.args.replies_per_process * self.args.world_size
+        episodes = self.args.completions_per_process * self.args.world_size
         for name, value in {**metrics, "episodes": float(episodes * (number + 1))}.items():
             self._metrics[name].append(value)
         if "objective/kl" not in metrics:  # only what is finite is there
@@ -169,7 +176,7 @@ class PPOTrainer(Trainer):
                 f"the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
                 "more than chance, the log-probabilities of sampling and of training differ",
             )
-        if self._rollout == 0 and cut > 0.5 and args.truncated == "bootstrap" and args.estimator.needs_values:
+        if self._rollout == 0 and cut > 0.5 and args.bootstraps:
             self._say(
                 "cut",
                 f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
@@ -194,8 +201,7 @@ class PPOTrainer(Trainer):
 
     def _hold(self, what: str, distance: float) -> None:
         """Hold that two ways to the same log-probabilities agree: a small difference is told, a large one ends it."""
-        roles = self.collector.roles
-        message = disagreement(what, distance, type(roles.language_model).__name__, roles.unfolded is None)
+        message = disagreement(what, distance, self.policy.suspect)
         if message and distance > GROSS:
             raise UserError(f"stages.ppo: {message}")
         if message:
@@ -209,18 +215,21 @@ class PPOTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Policy and critic in groups of their own, from explicit lists of what is trained."""
         if self.optimizer is None:
-            roles = self.model if model is None else model
-            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, roles)
-            critic = {id(one) for one in self.collector.roles.critic_parameters()}
-            decayed = set(self.get_decay_parameter_names(roles))
+            whole: Any = self.model if model is None else model
+            kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            critic = {id(parameter) for parameter in self.policy.trained("critic").values()}
+            decayed = set(self.get_decay_parameter_names(whole))
             groups: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-            for name, parameter in roles.named_parameters():
+            for name, parameter in whole.named_parameters():
                 if parameter.requires_grad:
                     rate = self.args.critic_learning_rate if id(parameter) in critic else None
                     decay = self.args.weight_decay if name in decayed else 0.0
                     groups[rate or self.args.learning_rate, decay].append(parameter)
             self.optimizer = kind(
-                [{"params": them, "lr": rate, "weight_decay": decay} for (rate, decay), them in groups.items()],
+                [
+                    {"params": parameters, "lr": rate, "weight_decay": decay}
+                    for (rate, decay), parameters in groups.items()
+                ],
                 **kwargs,
             )
         return self.optimizer
@@ -260,7 +269,7 @@ class PPOTrainer(Trainer):
         number.
         """
         batch, role = inputs["minibatch"], inputs["role"]
-        outputs = model(role, batch.folded, self.args.temperature, self.args.entropy_coef > 0)
+        outputs = model(role, batch.packed, self.args.entropy_coef > 0)
         loss, parts = (self._policy_loss if role == "policy" else self._value_loss)(batch, *outputs)
         for name, part in parts.items():
             self._sums[name] = self._sums[name] + part.detach()
@@ -295,11 +304,11 @@ class PPOTrainer(Trainer):
         found = dict(zip(names, sums, strict=True))
         step = self.state.global_step + 1
         ratio, moved = found.get("policy/ratio", 1.0), found.get("policy/approxkl", 0.0)
-        if self.collector.sampler.exact and self.state.global_step % self.args.steps_per_rollout == 0:
+        if self.policy.exact and self.state.global_step % self.args.steps_per_rollout == 0:
             self._hold("at a rollout's first step the policy is off what it sampled with", math.sqrt(2 * moved))
         skipped = ratio > self.args.max_ratio
         if skipped:
-            self.model.zero_grad(set_to_none=True)
+            cast(nn.Module, self.model).zero_grad(set_to_none=True)
             if self.is_world_process_zero():
                 print(
                     f"ppo: step {step} skipped: the mean probability ratio is {ratio:.1f} (max_ratio "
@@ -339,12 +348,10 @@ class PPOTrainer(Trainer):
         """Everything that is trained, under its own name; frozen weights are where they came from."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        roles = self.collector.roles
-        trained = {name: one.detach().contiguous() for name, one in roles.named_parameters() if one.requires_grad}
-        save_file(trained, folder / WEIGHTS)
-        rewards = self.collector.rewards
+        self.policy.save(folder / WEIGHTS)
+        rewards = self.rewards
         state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
                  "history": self.history, "said": self._said}  # fmt: skip
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -352,14 +359,9 @@ class PPOTrainer(Trainer):
     @torch.no_grad()
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        saved = load_file(folder / WEIGHTS)
-        trained = {name: one for name, one in self.collector.roles.named_parameters() if one.requires_grad}
-        if saved.keys() != trained.keys():
-            raise ValueError(f"{folder}: holds other weights than are trained now")
-        for name, parameter in trained.items():
-            parameter.copy_(saved[name])
+        self.policy.load(folder / WEIGHTS)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        rewards = self.collector.rewards
+        rewards = self.rewards
         self.kl_coef, self.history, self._said = state["kl_coef"], state["history"], state["said"]
         rewards.mean_K = torch.tensor(state["reward_mean"], dtype=torch.float64)
         rewards.std_K = torch.tensor(state["reward_std"], dtype=torch.float64)
@@ -383,13 +385,13 @@ class _RolloutLoader:
     def __iter__(self) -> Iterator[dict[str, Minibatch]]:
         trainer, args = self.trainer, self.trainer.args
         rollout = trainer.collect(self.epoch)
-        count = len(rollout.prompts)
+        count = len(rollout.inputs)
         for passing in range(args.num_ppo_epochs):
             seed = row_seed(args.seed, "minibatches", self.epoch, passing)
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
             for begin in range(0, count, count // args.num_mini_batches):
-                rows = rollout.by_length(order[begin : begin + count // args.num_mini_batches])
+                rows = rollout.by_length(order[begin : begin + count // args.num_mini_batches], trainer.policy)
                 tokens = trainer._reduce(rollout.mask_BT[rows].sum().double()).item()
                 for first in range(0, len(rows), args.per_device_train_batch_size):
                     chosen = rows[first : first + args.per_device_train_batch_size]
-                    yield {"minibatch": rollout.minibatch(chosen, tokens)}
+                    yield {"minibatch": rollout.minibatch(chosen, tokens, trainer.policy)}

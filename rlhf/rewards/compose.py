@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
+
+from rlhf.objectives.masking import Reduce
+from rlhf.rewards import RewardFunction
 
 STD_FLOOR = 1e-6
 """A reward that varies less than this is not divided by its deviation, which would only amplify noise."""
@@ -78,3 +82,43 @@ def weighted_sum(scores_BK: torch.Tensor, weights_K: torch.Tensor, fallback_K: t
     filled_BK = torch.where(missing_BK, fallback_K.double(), scores_BK)
     total_B = (filled_BK * weights_K).nansum(1)
     return torch.where(missing_BK.all(1), math.nan, total_B)
+
+
+@dataclass
+class Rewards:
+    """What is maximised: named parts and their weights.
+
+    A part is a reward function, or None for the reward model that shares the policy's base.
+    """
+
+    parts: dict[str, RewardFunction | None]
+    weights: dict[str, float]
+    mean_K: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    """By which each part is brought to mean 0 and std 1; empty: nothing is."""
+    std_K: torch.Tensor = field(default_factory=lambda: torch.ones(0))
+
+    @property
+    def weights_K(self) -> torch.Tensor:
+        """The weights, in the order of the parts."""
+        return torch.tensor([self.weights[name] for name in self.parts], dtype=torch.float64)
+
+    def settle(self, scores_BK: torch.Tensor) -> None:
+        """Take mean and standard deviation from completions of the starting policy."""
+        self.mean_K, self.std_K = normalisation(scores_BK)
+
+    def scale_of(self, name: str) -> tuple[float, float]:
+        """How a part's score s enters the total: the a and b of a · s + b."""
+        k = list(self.parts).index(name)
+        if not len(self.mean_K):
+            return self.weights[name], 0.0
+        scale = self.weights[name] / self.std_K[k].item()
+        return scale, -scale * self.mean_K[k].item()
+
+    def total(self, scores_BK: torch.Tensor, reduce: Reduce) -> torch.Tensor:
+        """One score a completion, [B]; NaN where no part has one."""
+        if len(self.mean_K):
+            scores_BK = normalise(scores_BK, self.mean_K, self.std_K)
+        known_BK = ~scores_BK.isnan()
+        sums = reduce(torch.stack([known_BK.double().sum(0), scores_BK.nansum(0)]))
+        fallback_K = torch.where(sums[0] > 0, sums[1] / sums[0].clamp(min=1), math.nan)
+        return weighted_sum(scores_BK, self.weights_K, fallback_K)

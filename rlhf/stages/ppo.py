@@ -64,28 +64,33 @@ def trial(context: StageContext, ready: Ready) -> None:
 
 
 def run(context: StageContext) -> Metrics:
-    """Train the parent's policy on its own replies."""
+    """Train the parent's policy on its own completions."""
+    from rlhf.artifacts.open import open_stage
     from rlhf.data.tokenize import Codec
     from rlhf.models.device import process_state
     from rlhf.models.roles import POLICY
-    from rlhf.ppo.collector import prompt_rows
+    from rlhf.policies.causal_lm import CausalLMPolicy, prompt_rows
     from rlhf.ppo.diagnostics import last_rollout
-    from rlhf.ppo.models import build_roles, load_maximised
     from rlhf.ppo.trainer import PPOTrainer
+    from rlhf.rewards.load import OWN
     from rlhf.training.candidates import choose, drop, keep_candidates
+    from rlhf.training.roles import build_roles, load_maximised
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
 
     ready = prepare(context)
     start, args = ready.start, ready.args
-    roles = build_roles(context, start, args)
-    if not context.project.stages[context.name].fold:
-        roles.unfolded = "fold is off"
-    elif roles.unfolded is not None and process_state().is_main_process:
-        print(f"ppo: each reply has its prompt to itself: {roles.unfolded}", file=sys.stderr)
+    roles = build_roles(context, start, args, args.critic_start)
+    fold = context.project.stages[context.name].fold
+    policy = CausalLMPolicy(roles, start.tokenizer, args, fold=fold)
+    if roles.reward_head is not None:
+        folder = context.parents[OWN]
+        policy.check_scores(folder, open_stage(folder).manifest.get("probe"))
+    if fold and policy.unfolded is not None and process_state().is_main_process:
+        print(f"ppo: each reply has its prompt to itself: {policy.unfolded}", file=sys.stderr)
     samples_file = context.directory / "rollouts.jsonl"
-    rows = prompt_rows(ready.data.train, Codec(start.tokenizer))
-    trainer = PPOTrainer(roles, args, rows, load_maximised(context, roles), start.tokenizer, samples_file)
+    prompts = prompt_rows(ready.data.train, Codec(start.tokenizer))
+    trainer = PPOTrainer(policy, args, prompts, load_maximised(context, roles), samples_file)
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, roles.policy, context.directory, trainer)
     metrics = run_training(trainer, context, [samples_file])

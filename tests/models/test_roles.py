@@ -5,10 +5,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.roles import CRITIC, POLICY, REWARD, Roles, disable_dropout, merged
-from rlhf.prefix_sharing.layout import lay_out
 from tests.support.models import strong
 
-FOLDED = lay_out([[5, 9, 30], [8, 12]], [[[31, 32, 33], [40]], [[60], [61, 62]]], 1)
 IDS = torch.tensor([[5, 9, 30, 31, 60, 7]])
 
 
@@ -50,6 +48,28 @@ def test_merging_is_the_adapter_and_leaves_nothing_behind(request, fixture):
     assert torch.equal(model(IDS).logits, adapted)
 
 
+ROLES_BY_ADAPTER = {
+    POLICY: "policy_model", CRITIC: "critic_backbone", REWARD: "reward_backbone", "reference": "reference",
+}  # fmt: skip
+ROLES = [*ROLES_BY_ADAPTER.values(), "sampling_model"]
+
+
+def output(roles, role):
+    """What a role makes of some tokens: logits, values or scores."""
+    with getattr(roles, role)() as model:
+        result = model(IDS)
+    if role in ("policy_model", "reference"):
+        return result.logits
+    head = roles.value if role == "critic_backbone" else roles.score
+    return head(result.last_hidden_state.flatten(0, 1))
+
+
+def with_adapters_of(roles):
+    """A model of the same class with the policy's adapter alone."""
+    config = LoraConfig(r=4, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
+    return get_peft_model(AutoModelForCausalLM.from_config(roles.config), config)
+
+
 def test_switching_roles_keeps_what_is_trained(roles):
     def trained():
         return {name for name, parameter in roles.named_parameters() if parameter.requires_grad}
@@ -59,21 +79,13 @@ def test_switching_roles_keeps_what_is_trained(roles):
     assert any(POLICY in name for name in expected)
     assert any(CRITIC in name for name in expected)
     assert trained() == expected
-    for call in (
-        lambda: roles("policy", FOLDED),
-        lambda: roles("critic", FOLDED),
-        lambda: roles.values(FOLDED),
-        lambda: roles.policy_log_probs(FOLDED, 1.0),
-        lambda: roles.reference_log_probs(FOLDED, 1.0),
-        lambda: roles.scores(FOLDED),
-    ):
-        call()
+    for role in ROLES:
+        with getattr(roles, role)() as model:
+            model(IDS)
         assert trained() == expected
-    with roles.sampling_model() as model:
-        model(IDS)
-    assert trained() == expected
-    critic = {id(parameter) for parameter in roles.critic_parameters()}
-    assert critic == {id(p) for name, p in roles.named_parameters() if name in expected and f".{POLICY}." not in name}
+    assert roles.trained().keys() == expected
+    assert roles.trained("policy").keys() == {name for name in expected if f".{POLICY}." in name}
+    assert roles.trained("critic").keys() == {name for name in expected if f".{POLICY}." not in name}
 
 
 def test_each_role_has_its_own_adapter(roles):
@@ -81,12 +93,7 @@ def test_each_role_has_its_own_adapter(roles):
 
     @torch.no_grad()
     def all_roles():
-        return {
-            POLICY: roles.policy_log_probs(FOLDED, 1.0),
-            CRITIC: roles.values(FOLDED),
-            REWARD: roles.scores(FOLDED),
-            "reference": roles.reference_log_probs(FOLDED, 1.0),
-        }
+        return {name: output(roles, role) for name, role in ROLES_BY_ADAPTER.items()}
 
     before = all_roles()
     for adapter in (POLICY, CRITIC, REWARD):
@@ -97,21 +104,33 @@ def test_each_role_has_its_own_adapter(roles):
         after = all_roles()
         assert [name for name in after if not torch.equal(before[name], after[name])] == [adapter]
         before = after
-    for role in ("policy", "critic"):
-        roles(role, FOLDED)[0].sum().backward()
+    for role in ("policy_model", "critic_backbone"):
+        output(roles, role).sum().backward()
     for name, parameter in roles.named_parameters():
         moved = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
         assert moved == (f".{POLICY}." in name or f".{CRITIC}." in name or name.startswith("value_head")), name
 
 
-def test_values_stand_before_each_token_and_after_the_last(roles):
+def test_values_are_scaled(roles):
     with torch.no_grad():
-        values = roles.values(FOLDED)
-        assert values.shape == (4, 4)
-        torch.testing.assert_close(values[1, 1:], values[1, 1].expand(3))
-        torch.testing.assert_close(roles("critic", FOLDED)[0], values[:, :-1])
+        values = output(roles, "critic_backbone")
         roles.scale_values(2.0, -3.0)
-        torch.testing.assert_close(roles.values(FOLDED), 2 * values - 3)
+        torch.testing.assert_close(output(roles, "critic_backbone"), 2 * values - 3)
+
+
+def test_what_is_saved_is_what_is_trained(roles, tmp_path):
+    saved = {name: parameter.detach().clone() for name, parameter in roles.trained().items()}
+    roles.save(tmp_path / "roles.safetensors")
+    with torch.no_grad():
+        for parameter in roles.parameters():
+            parameter.add_(1.0)
+    frozen = {name: p.detach().clone() for name, p in roles.named_parameters() if name not in saved}
+    roles.load(tmp_path / "roles.safetensors")
+    for name, parameter in roles.named_parameters():
+        assert torch.equal(parameter, saved[name] if name in saved else frozen[name]), name
+    other = Roles(with_adapters_of(roles))
+    with pytest.raises(ValueError, match="other weights than are trained now"):
+        other.load(tmp_path / "roles.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["modules", "attributes"])

@@ -5,7 +5,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from rlhf.policies.sampler import TransformersSampler, row_seed
+from rlhf.policies.completion import row_seed
+from rlhf.policies.sampler import TransformersSampler
 from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import lay_out
 from tests.support.models import strengthened, strong

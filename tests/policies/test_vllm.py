@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.errors import UserError
 from rlhf.policies.vllm import VllmSampler, _rank
+from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import lay_out
 from tests.support.ppo import make_roles
 
@@ -67,7 +68,8 @@ def test_the_engine_gets_the_policy_after_every_update(vllm, tiny_llama, adapter
                     one.add_(0.05 * torch.randn_like(one))
         found = sampler(prompts, seeds)
         folded = lay_out(prompts, [[one.ids for one in row] for row in found], pad=1)
-        wanted = roles.policy_log_probs(folded, 0.7)
+        with torch.no_grad(), roles.policy_model() as model:
+            wanted, _ = completion_log_probs(model, folded, 0.7)
         said = torch.tensor([one.log_probs for row in found for one in row])
         assert said == pytest.approx(wanted, abs=1e-5)
         assert all(one.finished for row in found for one in row)

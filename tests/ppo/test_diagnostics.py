@@ -3,28 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.ppo.diagnostics import alike, hacking_signs, token_rewards
-
-MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False], [True, True, False]])
-KL = torch.tensor([[1.0, -2, 3], [4, math.nan, math.inf], [7, 7, 7], [0, 0, 9]])
-SCORES = torch.tensor([10.0, 20, math.nan, 40])
-CUT = torch.tensor([False, False, True, True])
-
-
-@pytest.mark.parametrize(
-    ("penalty", "bootstrap", "last"),
-    [(0.0, False, 40.0), (1.5, False, 38.5), (0.0, True, 0.0), (1.5, True, -1.5)],
-)
-def test_by_hand(penalty, bootstrap, last):
-    """KL at each token, the score at a reply's last; only the cut reply feels penalty and bootstrap."""
-    found = token_rewards(SCORES, KL, MASK, 0.5, CUT, penalty, bootstrap)
-    assert found.tolist() == [[-0.5, 1, 8.5], [18, 0, 0], [0, 0, 0], [0, last, 0]]
-
-
-def test_arguments_are_left_alone():
-    kl = torch.ones(1, 2)
-    assert token_rewards(torch.ones(1), kl, kl.bool(), 0.0, torch.zeros(1, dtype=torch.bool), 0, False).sum() == 1
-    assert (kl == 1).all()
+from rlhf.ppo.diagnostics import alike, disagreement, hacking_signs
 
 
 def history(before, after, each=5):
@@ -66,3 +45,9 @@ def test_groups_with_one_score():
     out = math.nan
     scores = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [3.0, out, 3.0], [out, out, out], [1.0, out, 2.0]])
     assert alike(scores).tolist() == [True, False, True, True, False]
+
+
+def test_a_gap_that_is_rounding_is_no_disagreement():
+    assert disagreement("here", 1e-3, "it") is None
+    assert disagreement("here", math.nan, "it") is None
+    assert "here by 0.1 nats a token" in disagreement("here", 0.1, "it is at fault")

@@ -17,11 +17,12 @@ from rlhf.models.adapters import own_part
 from rlhf.pipeline import contract
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import prepare_stage, run_stage
-from rlhf.ppo.collector import prompt_rows
-from rlhf.ppo.models import build_roles, load_maximised, reward_part
+from rlhf.policies.causal_lm import CausalLMPolicy, prompt_rows
+from rlhf.ppo.rollout import score
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.rewards.model import RewardModel
 from rlhf.stages import ppo
+from rlhf.training.roles import build_roles, load_maximised, reward_part
 from rlhf.training.starting_point import starting_point
 from rlhf.workflow import StageContext, rewards_of
 from tests.support.projects import chats, make_project
@@ -146,13 +147,14 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     parents = {name: made.run_dir / name for name in ("sft", "reward")}
     context = StageContext(made, "ppo", made.run_dir / "work", parents)
     ready = ppo.prepare(context)
-    roles = build_roles(context, ready.start, ready.args)
+    roles = build_roles(context, ready.start, ready.args, ready.args.critic_start)
     assert roles.reward_head is not None
     assert roles.critic_scores
     rows = prompt_rows(ready.data.train, Codec(ready.start.tokenizer))[:4]
-    trainer = PPOTrainer(roles, ready.args, rows, load_maximised(context, roles), ready.start.tokenizer)
-    completions = trainer.collector.sample(rows, [[n, n + 10] for n in range(4)])
-    found = trainer.collector.scores(rows, completions)[:, 0].tolist()
+    policy = CausalLMPolicy(roles, ready.start.tokenizer, ready.args)
+    rewards = load_maximised(context, roles)
+    completions = policy.sample(rows, [[n, n + 10] for n in range(4)])
+    scores = score(policy=policy, rewards=rewards, inputs=rows, groups=completions, batch_size=8)[:, 0].tolist()
     judge = RewardModel(made.run_dir / "reward")
     texts = [[{"role": "assistant", "content": one.text}] for group in completions for one in group]
     wanted = judge([row.prompt for row in rows for _ in range(2)], texts)
@@ -162,7 +164,7 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
         if ready.start.tokenizer(" " + text[0]["content"])["input_ids"] == one.ids[: None if not one.finished else -1]
     ]  # fmt: skip
     for number in same:
-        assert found[number] == pytest.approx(wanted[number], abs=1e-4)
+        assert scores[number] == pytest.approx(wanted[number], abs=1e-4)
 
 
 def test_a_reward_adapter_that_does_not_fit_is_not_forced(project, tiny_bert):
@@ -252,7 +254,7 @@ def test_a_critic_does_not_start_as_a_reward_that_is_not_maximised(project):
         made, "ppo", made.run_dir / "work", {name: made.run_dir / name for name in ("sft", "reward")}
     )
     ready = ppo.prepare(context)
-    roles = build_roles(context, ready.start, ready.args)
+    roles = build_roles(context, ready.start, ready.args, ready.args.critic_start)
     assert roles.reward_head is None
     assert not roles.critic_scores
     assert not roles.value_head.weight.any()

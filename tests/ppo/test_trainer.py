@@ -10,10 +10,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from rlhf.errors import UserError
 from rlhf.models.roles import Roles
+from rlhf.policies.causal_lm import CausalLMPolicy
 from rlhf.policies.completion import Completion
 from rlhf.policies.sampler import PolicySampler
-from rlhf.ppo import collector
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.rollout import score
 from rlhf.ppo.trainer import STATE, WEIGHTS, PPOTrainer
 from rlhf.prefix_sharing.layout import lay_out
 from tests.support.architectures import built
@@ -22,14 +23,14 @@ from tests.support.ppo import make_roles, make_trainer, rollout_rows, wordy
 
 
 def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    return {name: one.detach().clone() for name, one in trainer.collector.roles.named_parameters()}
+    return {name: one.detach().clone() for name, one in trainer.policy.roles.named_parameters()}
 
 
 def gradients(trainer: PPOTrainer, batch) -> tuple[float, dict[str, torch.Tensor]]:
     trainer.model.zero_grad()
     trainer.optimizer = trainer.create_optimizer()
     loss = trainer.training_step(trainer.model, {"minibatch": batch})
-    named = trainer.collector.roles.named_parameters()
+    named = trainer.policy.roles.named_parameters()
     return loss.item(), {name: one.grad.clone() for name, one in named if one.grad is not None}
 
 
@@ -44,42 +45,42 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
     folder = request.getfixturevalue(base)
     trainer = make_trainer(tmp_path, folder, make_roles(folder, adapter), **options)
     if adapter:  # a fresh adapter does nothing: give it something to merge
-        for name, one in trainer.collector.roles.named_parameters():
+        for name, one in trainer.policy.roles.named_parameters():
             if "lora_B.default" in name:
                 torch.nn.init.normal_(one, std=0.1)
     rollout = trainer.collect(1)
-    batch = rollout.minibatch(rollout.by_length(range(len(rollout.prompts))), 1.0)
+    batch = rollout.minibatch(rollout.by_length(range(8 // rollout.samples), trainer.policy), 1.0, trainer.policy)
     with torch.no_grad():
-        now, _ = trainer.model("policy", batch.folded, trainer.args.temperature)
+        now, _ = trainer.model("policy", batch.packed)
     ratio = (now - batch.log_probs_BT).exp()[batch.mask_BT]
     assert ratio == pytest.approx(torch.ones_like(ratio), abs=1e-5)
     if adapter:
-        assert trainer.collector.collect(trainer.prompts[:2], [[1], [2]], 0.1).metrics["objective/kl"] != 0
+        assert trainer._metrics["objective/kl"][0] != 0
 
 
 @pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"entropy_coef": 0.1}])
 def test_padding_further_changes_nothing(tmp_path, tiny_llama, options):
     trainer = make_trainer(tmp_path, tiny_llama, **options)
     rollout = trainer.collect(0)
-    batch = rollout.minibatch(range(8), 17.0)
-    wider = lay_out([*batch_prompts(rollout), [5] * 40], [*batch_replies(rollout), [[7] * 20]], pad=3)
+    batch = rollout.minibatch(range(8), 17.0, trainer.policy)
+    wider = lay_out([*batch_prompts(rollout), [5] * 40], [*batch_completions(rollout), [[7] * 20]], pad=3)
     junk = {}
     for name, value in vars(batch).items():
         if name.endswith("_BT") and value is not None:
             more = torch.full((9, 20), False if value.dtype == torch.bool else float("nan"), dtype=value.dtype)
             more[:8, : value.shape[1]] = value
             junk[name] = more
-    one, other = gradients(trainer, batch), gradients(trainer, dataclasses.replace(batch, folded=wider, **junk))
+    one, other = gradients(trainer, batch), gradients(trainer, dataclasses.replace(batch, packed=wider, **junk))
     assert one[0] == pytest.approx(other[0], abs=1e-6)
     assert close(one[1], other[1])
 
 
 def batch_prompts(rollout):
-    return list(rollout.prompts)
+    return [row.ids for row in rollout.inputs]
 
 
-def batch_replies(rollout):
-    return list(rollout.replies)
+def batch_completions(rollout):
+    return [[completion.ids for completion in group] for group in rollout.completions]
 
 
 @pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"num_mini_batches": 2}])
@@ -195,18 +196,11 @@ def test_a_reward_scores_in_its_own_precision(tmp_path, tiny_llama):
 
     trainer = make_trainer(tmp_path, tiny_llama, function=judge, bf16=True)
     with trainer.accelerator.autocast():
-        found = trainer.collector.scores(trainer.prompts, [[Completion([5], False, [0.0], [0.0])]] * 8)
-    assert found[:, 0].float().tolist() == weight[:8, 0].tolist()
-
-
-def test_each_reply_has_the_ending_of_its_prompt(tmp_path, tiny_llama, monkeypatch):
-    seen = []
-    monkeypatch.setattr(collector, "adapter_scores", lambda *args: seen.append(args[4]) or [0.0] * 2)
-    trainer = make_trainer(tmp_path, tiny_llama)
-    trainer.collector.rewards.parts["wordy"] = None
-    rows = [dataclasses.replace(trainer.prompts[0], ending=[7, 0]), trainer.prompts[1]]
-    trainer.collector.scores(rows, [[Completion([5], False, [0.0], [0.0])]] * 2)
-    assert seen == [[[7, 0], [trainer.processing_class.eos_token_id]]]
+        groups = [[Completion([5], False, [0.0], [0.0])]] * 8
+        scores = score(
+            policy=trainer.policy, rewards=trainer.rewards, inputs=trainer.prompts, groups=groups, batch_size=8
+        )
+    assert scores[:, 0].float().tolist() == weight[:8, 0].tolist()
 
 
 def test_a_step_with_a_wild_ratio_is_skipped(tmp_path, tiny_llama, capsys):
@@ -241,7 +235,7 @@ def test_the_critic_can_learn_alone_at_first(tmp_path, tiny_llama):
 def test_the_critic_has_a_learning_rate_of_its_own(tmp_path, tiny_llama):
     trainer = make_trainer(tmp_path, tiny_llama, critic_learning_rate=0.5)
     rates = {id(one): group["lr"] for group in trainer.create_optimizer().param_groups for one in group["params"]}
-    for name, one in trainer.collector.roles.named_parameters():
+    for name, one in trainer.policy.roles.named_parameters():
         if one.requires_grad:
             assert rates[id(one)] == (0.5 if "critic" in name or name.startswith("value_head") else 1e-2)
         else:
@@ -252,7 +246,7 @@ def test_the_critic_has_a_learning_rate_of_its_own(tmp_path, tiny_llama):
 def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, adapter):
     trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter))
     rollout = trainer.collect(0)
-    batch = rollout.minibatch(range(8), 17.0)
+    batch = rollout.minibatch(range(8), 17.0, trainer.policy)
     plain = gradients(trainer, batch)
     trainer.model.train()
     trainer.model.gradient_checkpointing_enable()
@@ -302,9 +296,9 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
     mask = rollout.mask_BT
     wanted = torch.tensor([1.0, 1.6487, 2.0]).repeat(3)[: mask.shape[1]].expand(mask.shape)
     assert rollout.weights_BT[mask] == pytest.approx(wanted[mask], abs=1e-4)
-    batch = rollout.minibatch(range(8), 1.0)
+    batch = rollout.minibatch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
-        now, _ = trainer.model("policy", batch.folded)
+        now, _ = trainer.model("policy", batch.packed)
     assert now[mask] == pytest.approx(rollout.log_probs_BT[mask], abs=1e-5)
     assert trainer._metrics["sampler/gap"][0] > 0.1
 
@@ -338,13 +332,13 @@ def test_a_policy_that_is_not_its_reference_at_the_start_is_told(tmp_path, tiny_
 @pytest.mark.parametrize("options", [{}, {"num_mini_batches": 2, "per_device_train_batch_size": 4}])
 def test_a_first_ratio_other_than_one_ends_the_run(tmp_path, tiny_llama, monkeypatch, options):
     trainer = make_trainer(tmp_path, tiny_llama, **options)
-    forward = Roles.forward
+    forward = CausalLMPolicy.forward
 
     def off(self, role, *args):
-        found, more = forward(self, role, *args)
-        return (found + 0.3 if role == "policy" else found), more
+        outputs, entropies = forward(self, role, *args)
+        return (outputs + 0.3 if role == "policy" else outputs), entropies
 
-    monkeypatch.setattr(Roles, "forward", off)
+    monkeypatch.setattr(CausalLMPolicy, "forward", off)
     before = weights(trainer)
     with pytest.raises(UserError, match=r"what it sampled with by 0\.3 nats a token"):
         trainer.train()
@@ -357,10 +351,10 @@ def test_a_model_that_cannot_share_rows(tmp_path, tiny_tokenizer, blind):
     strengthened(built("gpt_neo", vocab_size=len(tiny_tokenizer), window_size=12), 4.0).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     roles = make_roles(tmp_path, adapter=False)
-    assert "window_size" in roles.unfolded
-    if blind:
-        roles.unfolded = roles._widest = None
     trainer = make_trainer(tmp_path / "out", tmp_path, roles, samples_per_prompt=4, max_steps=1)
+    assert "window_size" in trainer.policy.unfolded
+    if blind:
+        trainer.policy.unfolded = trainer.policy._widest = None
     if blind:
         with pytest.raises(UserError, match="off its reference by"):
             trainer.train()
@@ -378,9 +372,9 @@ def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
         if "lora_B" in name:
             torch.nn.init.normal_(one, std=0.1)
     trainer = make_trainer(tmp_path, tiny_llama, Roles(policy), advantage="reinforce")
-    batch = (rollout := trainer.collect(1)).minibatch(range(len(rollout.prompts)), 1.0)
+    batch = trainer.collect(1).minibatch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
-        now, _ = trainer.model("policy", batch.folded)
+        now, _ = trainer.model("policy", batch.packed)
     assert now[batch.mask_BT] == pytest.approx(batch.log_probs_BT[batch.mask_BT], abs=1e-5)
 
 

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from rlhf.models.roles import CRITIC, Roles
-from rlhf.ppo.collector import PromptRow, Rewards
+from rlhf.policies.causal_lm import CausalLMPolicy, PromptRow
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import PPOTrainer
+from rlhf.rewards.compose import Rewards
 
 PROMPTS = ["Ada asks about lamp 1.", "Ben", "Cleo wants a kettle and a chair.", "Dov asks.", "Eve", "Fay has a radio",
            "Gus asks about his lamp, his kettle and his chair.", "Hal waits"]  # fmt: skip
@@ -52,7 +53,8 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [PromptRow(tokenizer(text)["input_ids"], text, {"number": number}) for number, text in enumerate(PROMPTS)]
     roles = roles if roles is not None else make_roles(base, critic=args.estimator.needs_values)
-    return PPOTrainer(roles, args, rows, Rewards({"wordy": function}, {"wordy": 1.0}), tokenizer, sampler=sampler)
+    policy = CausalLMPolicy(roles, tokenizer, args, sampler)
+    return PPOTrainer(policy, args, rows, Rewards({"wordy": function}, {"wordy": 1.0}))
 
 
 def rollout_rows(trainer: PPOTrainer) -> list[dict[str, float]]:

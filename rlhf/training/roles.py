@@ -1,28 +1,25 @@
-"""The roles of the ppo stage: which models they are, and whether the reward model fits on the policy's base."""
+"""The roles of online training: which models they are, and whether the reward model fits on the policy's base."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
 from torch import nn
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from rlhf.artifacts.open import open_stage
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models import probe
 from rlhf.models.adapters import lora_config, own_part
 from rlhf.models.heads import score_head
 from rlhf.models.load import load_policy, model_config
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
-from rlhf.ppo.collector import Rewards
-from rlhf.ppo.config import PPOConfig
-from rlhf.prefix_sharing.layout import lay_out
+from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN, load_rewards
 from rlhf.training.starting_point import StartingPoint, adapted, starting_policy
 from rlhf.workflow import StageContext, rewards_of
@@ -36,8 +33,15 @@ class RewardPart(NamedTuple):
     head: nn.Linear
 
 
-def build_roles(context: StageContext, start: StartingPoint, args: PPOConfig) -> Roles:
-    """Policy, reference and, where the estimator needs one, critic; the reward adapter too where it fits.
+def build_roles(context: StageContext, start: StartingPoint, args: TrainingArguments, critic_from: str | None) -> Roles:
+    """Policy, reference and maybe a critic; the reward adapter too where it fits.
+
+    Args:
+        context: The stage.
+        start: What it starts from.
+        args: Their seed draws the fresh adapters.
+        critic_from: What the critic starts from, the `reward` model where that can be, or the `policy`; None for no
+            critic.
 
     Raises:
         UserError: A model cannot be loaded, or is not what its stage left.
@@ -48,23 +52,20 @@ def build_roles(context: StageContext, start: StartingPoint, args: PPOConfig) ->
     set_seed(args.seed)
     policy = adapted(base, start, TaskType.CAUSAL_LM, args)
     if start.config.adapter is None:
-        return _separate_roles(policy, context, start, args, folder)
+        return _separate_roles(policy, context, start, critic_from, folder)
     part = reward_part(folder, start) if folder is not None else None
     value_head = None
-    from_reward = args.estimator.needs_values and part is not None and args.critic_from == "reward"
+    from_reward = critic_from == "reward" and part is not None
     if part is not None:
         add_adapter(policy, REWARD, part.config, part.state)
-    if args.estimator.needs_values:
+    if critic_from is not None:
         value_head = _zero_head(base)
         if part is not None and from_reward:
             add_adapter(policy, CRITIC, part.config, part.state)
             _copy_head(part.head, value_head)
         else:
             policy.add_adapter(CRITIC, lora_config(start.config.adapter, TaskType.CAUSAL_LM, joined=False))
-    roles = Roles(policy, value_head, reward_head=part.head if part is not None else None, critic_scores=from_reward)
-    if folder is not None and part is not None:
-        _check_scores(roles, folder, int(start.tokenizer.pad_token_id))
-    return roles
+    return Roles(policy, value_head, reward_head=part.head if part is not None else None, critic_scores=from_reward)
 
 
 def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
@@ -103,20 +104,20 @@ def add_adapter(policy: PeftModel, name: str, config: LoraConfig, state: dict[st
         UserError: They are not for this model.
     """
     policy.add_adapter(name, config)
-    left = set_peft_model_state_dict(policy, state, adapter_name=name)
+    left: Any = set_peft_model_state_dict(policy, state, adapter_name=name)
     if left.unexpected_keys:
         raise UserError(f"the reward model's adapter has weights for {left.unexpected_keys[0]}, which the policy lacks")
 
 
 def _separate_roles(
-    base: PreTrainedModel, context: StageContext, start: StartingPoint, args: PPOConfig, folder: Path | None
+    base: PreTrainedModel, context: StageContext, start: StartingPoint, critic_from: str | None, folder: Path | None
 ) -> Roles:
     """All weights trained: the reference is a second copy, the critic a third model."""
     reference = starting_policy(context, start)
-    if not args.estimator.needs_values:
+    if critic_from is None:
         return Roles(base, reference=reference)
     value_head = _zero_head(base)
-    scorer = _like_the_policy(folder, start) if folder is not None and args.critic_from == "reward" else None
+    scorer = _like_the_policy(folder, start) if folder is not None and critic_from == "reward" else None
     if scorer is None:
         critic = load_policy(start.source, start.config, start.tokenizer).base_model
     else:
@@ -150,23 +151,6 @@ def _copy_head(source: nn.Linear, target: nn.Linear) -> None:
         target.bias.copy_(source.bias)
 
 
-def _check_scores(roles: Roles, folder: Path, pad: int) -> None:
-    """Hold that the reward adapter on the policy's base scores as the reward model did when it was saved.
-
-    Raises:
-        UserError: It does not.
-    """
-    stored = open_stage(folder).manifest.get("probe")
-    if not stored:
-        return
-    for ids, was in zip(stored["ids"], stored["outputs"], strict=True):
-        now = roles.scores(lay_out([ids[:-1]], [[ids[-1:]]], pad).to(roles.device)).item()
-        if not probe.agrees(was, now, stored["dtype"]):
-            raise UserError(
-                f"{folder}: on the policy's base the reward adapter scores {now:.4f}; saved, it scored {was:.4f}"
-            )
-
-
 def load_maximised(context: StageContext, roles: Roles) -> Rewards:
     """What is maximised; the run's own reward model from the policy's base where it is there."""
     weights = rewards_of(context.project, context.name)
@@ -174,4 +158,6 @@ def load_maximised(context: StageContext, roles: Roles) -> Rewards:
     loaded = load_rewards(context.project, context.parents, [name for name in weights if name != OWN or not adapter])
     if OWN in weights and not adapter:
         print("ppo: the reward model is a model of its own: it does not fit on the policy's base", file=sys.stderr)
-    return Rewards({name: loaded.get(name) for name in weights}, {name: float(one) for name, one in weights.items()})
+    return Rewards(
+        {name: loaded.get(name) for name in weights}, {name: float(weight) for name, weight in weights.items()}
+    )
