@@ -130,6 +130,35 @@ def test_the_tree_of_the_package_says_what_the_files_say():
     assert BLOCK.search(PAGE.read_text(encoding="utf-8"))[0] == tree()
 
 
+def defined(path: Path, name: str) -> bool:
+    """Whether a file defines a function, class or constant, or a class of it a method: `name` or `Class.method`."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        node = next((node for node in body if part in _names(node)), None)
+        if node is None:
+            return False
+        body = getattr(node, "body", [])
+    return True
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def test_every_function_on_the_architecture_page_exists():
+    named = set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE.read_text(encoding="utf-8")))
+    assert len(named) > 50
+    missing = [
+        f"{path}:{name}"
+        for path, name in sorted(named)
+        if not (ROOT / "rlhf" / path).is_file() or not defined(ROOT / "rlhf" / path, name)
+    ]
+    assert not missing
+
+
 def test_every_file_is_in_the_tree():
     """A folder's line stands for its `__init__.py`."""
     named, absent = tree_paths(), []
@@ -157,7 +186,8 @@ def test_paths_in_backticks_exist(page):
     text = page.read_text(encoding="utf-8")
     rooms = "rlhf|recipes|docs|tests|data"
     named = set(re.findall(rf"`((?:{rooms})/[\w./-]+)(?::[\w.]+)?`", text))
-    assert not [name for name in named if not any((folder / name).exists() for folder in (ROOT, page.parent))]
+    folders = (ROOT, page.parent, *([ROOT / "rlhf"] if page == PAGE else []))
+    assert not [name for name in named if not any((folder / name).exists() for folder in folders)]
 
 
 def commands_of(text: str) -> list[str]:
