@@ -22,6 +22,7 @@ from rlhf.pipeline.stage import field_overrides
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.projects import pairs
 from tests.support.tree import BLOCK, PAGE, tree
+from tests.test_imports import ORDER
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -157,6 +158,11 @@ def test_every_function_on_the_architecture_page_exists():
         if not (ROOT / "rlhf" / path).is_file() or not defined(ROOT / "rlhf" / path, name)
     ]
     assert not missing
+
+
+def test_the_rooms_are_those_whose_imports_are_checked():
+    table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in table] == ORDER
 
 
 def test_every_file_is_in_the_tree():
