@@ -77,11 +77,11 @@ def explained_stage(project: ProjectConfig, name: str, folder: Path | None = Non
         UserError: A library raised something, or the user's own code did.
         Defect: This package's own code raised something.
     """
-    section = f"stages.{name}" if name in project.stages else name
+    section = f"stages.{name}" if project.has_stage(name) else name
     settings: dict[str, Any] = {}
-    if name in project.stages:
+    if project.has_stage(name):
         adapter = project.stage_model(name).adapter or {}
-        settings = {**project.stages[name].trainer, **{f"adapter.{key}": value for key, value in adapter.items()}}
+        settings = {**project.stage(name).trainer, **{f"adapter.{key}": value for key, value in adapter.items()}}
     with explained(f"{project.path}: {section}", settings, folder):
         yield
 

@@ -1,8 +1,10 @@
-"""What a stage is, which there are, and how those of a project hang together.
+"""What a stage is, which there are, and how those of a project depend on each other.
 
 A stage is a function `run(context: StageContext) -> Metrics` from directories and a config to a directory. Each is one
 file of `rlhf/stages/`, with a `STAGE`; adding one is adding a file. These files import nothing heavy but inside their
 functions, so that whoever only asks which stages there are stays free of torch.
+
+A stage of a project goes by its name: `dpo`, and `dpo@1`, `dpo@2` … where it is repeated with other seeds (`StageId`).
 """
 
 from __future__ import annotations
@@ -10,15 +12,26 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlhf.config.project import ProjectConfig
+from rlhf.config.project import ProjectConfig, RewardConfig, StageConfig, StageId
 from rlhf.errors import UserError
 
 Metrics = dict[str, Any]
+Leaves = Literal["base", "policy", "scorer", "verdict", "comparison"]
+"""What a stage leaves: a base model that others start from; a policy, which writes completions (or, of an encoder, a
+classifier); a scorer, which is a reward model; a verdict on what another stage is about to maximise; a comparison of
+policies."""
+
+BASE = "base"
+"""The base model's name among policies and parents; that of a stage, too, where it is made from `scratch:`."""
+TRAINING_ARGUMENTS = ("transformers.training_args:TrainingArguments",)
+"""What every trainer's config class derives from."""
+TRL_CONFIG = (*TRAINING_ARGUMENTS, "trl.trainer.base_config:_BaseConfig")
+"""What the config class of a trainer of TRL's derives from."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +41,67 @@ class Stage:
     name: str
     order: int
     """Stages run in this order."""
+    label: str
+    """How tables and the report name it: `SFT`."""
+    leaves: Leaves
     run: Callable[[StageContext], Metrics]
     """Writes the artefact and returns its metrics."""
     prepare: Callable[[StageContext], Any] | None = None
     """Reads, checks and tokenises its data, and trains nothing."""
     trial: Callable[[StageContext, Any], None] | None = None
-    """Takes what `prepare` returned too, and makes the trainer for nothing."""
+    """Takes what `prepare` returned too, and makes the trainer without training."""
+    method: str = ""
+    """What it does, as a model card says it."""
+
     data: str | None = None
     """The set of `data:` it trains on."""
+    reads: tuple[str, ...] = ()
+    """Sets it reads without training on them."""
+    own_half: bool = False
+    """Whether it trains on one half of its set, and all other stages of that set on the other."""
     follows: tuple[str, ...] = ()
     """Stages it starts from, the first that the project has; none of them means the base model."""
     uses: tuple[str, ...] = ()
     """Further stages whose artefacts it reads where the project has them."""
-    policy: bool = True
-    """Whether its artefact is a language model that replies."""
-    reads: tuple[str, ...] = ()
-    """Sets it reads without training on them."""
-    guards: str | None = None
+    compares: bool = False
+    """Whether it reads every policy, repetitions included, and every scorer of the project."""
+    gates: str | None = None
     """The stage that may run only if this one passes it: it starts from the same parent and reads the same rewards."""
+    rewards: Callable[[ProjectConfig, str], dict[str, float]] | None = None
+    """The rewards that it reads, with weights, of a project and the stage's name there."""
+
+    trainer: tuple[str, ...] = ()
+    """`module:Class` of its trainer's config, base classes first; it stands under `stages:` if it has one."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of these fields that differ from `rlhf.training.defaults`."""
+    intervals: Mapping[str, str] = field(default_factory=dict)
+    """Numbers that fields of its own take, as `rlhf.config.ranges` writes them."""
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Words that fields of its own take."""
+    checkpoint_judge: bool = False
+    """Whether a judge can score its checkpoints."""
+
+    absent: Callable[[ProjectConfig], str | None] | None = None
+    """Of a stage that does not stand under `stages:`, why a project does not have it; None where it does."""
+    check: Callable[[ProjectConfig, str], str | None] | None = None
+    """What is wrong with a project that has this stage, beginning with the key, as far as its YAML shows."""
+    identity: Callable[[ProjectConfig, str], dict[str, Any]] | None = None
+    """What decides its result besides settings, data, rewards and parents."""
+
+    @property
+    def online(self) -> bool:
+        """Whether it learns from what its policy writes, by rewards."""
+        return self.rewards is not None and self.data is not None
+
+    @property
+    def writes(self) -> bool:
+        """Whether its artefact writes completions."""
+        return self.leaves in ("policy", "base")
+
+    @property
+    def model(self) -> bool:
+        """Whether its artefact is a model."""
+        return self.leaves in ("policy", "scorer", "base")
 
 
 @functools.cache
@@ -69,28 +125,31 @@ def stage_of(name: str) -> Stage:
 
 
 def is_stage(name: str) -> bool:
-    """Whether a name is that of a stage, or of its repetition from another seed, such as `dpo@2`."""
-    kind, at, number = name.partition("@")
-    return kind in stages() and (number.isdigit() or not at)
+    """Whether a name is that of a stage, or of its repetition with another seed, such as `dpo@2`."""
+    try:
+        return StageId.parse(name).kind in stages()
+    except ValueError:
+        return False
 
 
 def kind_of(name: str) -> str:
-    """The stage of which this is a repetition, or itself."""
+    """The stage that this name repeats with another seed; other names are returned as they are."""
     return name.partition("@")[0]
 
 
 def own_base(name: str) -> str:
     """What the model of its own that a stage starts from is called among policies."""
-    return f"{kind_of(name)} base"
+    return f"{kind_of(name)} {BASE}"
 
 
 def is_base(policy: str) -> bool:
     """Whether a policy is a base model, the project's or a stage's own, and no stage."""
-    return policy == "base" or policy.endswith(" base")
+    return policy == BASE or policy.endswith(f" {BASE}")
 
 
-LEARNED = ("reward", "gold")
-"""Stages whose artefact scores replies; their judges bear their names."""
+def scorers() -> list[str]:
+    """The stages whose artefact is a reward model; their judges bear their names."""
+    return [name for name, stage in stages().items() if stage.leaves == "scorer"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +164,16 @@ class StageContext:
     """Finished stages it reads, by name."""
 
     @property
+    def stage(self) -> Stage:
+        """Which stage it is, whatever the repetition."""
+        return stage_of(self.name)
+
+    @property
+    def settings(self) -> StageConfig:
+        """What the project sets for it."""
+        return self.project.stage(self.name)
+
+    @property
     def parent(self) -> Path | None:
         """The folder of the stage it starts from; None for a base model as configured.
 
@@ -117,19 +186,15 @@ class StageContext:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Stages in the order they run, repetitions after the first; what is no stage is left out."""
-    order = list(stages())
-    known = (name for name in names if is_stage(name))
-    return sorted(known, key=lambda name: (order.index(kind_of(name)), int(name.partition("@")[2] or 0)))
+    known = [StageId.parse(name) for name in names if is_stage(name)]
+    return [str(stage) for stage in sorted(known, key=lambda stage: (stages()[stage.kind].order, stage.repetition))]
 
 
 def planned(project: ProjectConfig) -> list[str]:
-    """The stages of a project in the order they run, `base` (from scratch) and `evaluate` included where they apply."""
-    wanted = {*project.stages, *(["base"] if project.model.scratch else [])}
-    wanted |= {name for name, stage in stages().items() if stage.guards in project.stages and judged(project, name)}
-    if project.evaluate.enabled and any(stage_of(name).policy for name in project.stages):
-        wanted.add("evaluate")
+    """The stages of a project in the order they run, those included that do not stand under `stages:`."""
     _check_parents(project)
-    return in_order(wanted)
+    unnamed = [name for name, stage in stages().items() if stage.absent is not None and stage.absent(project) is None]
+    return in_order([*project.stage_names, *unnamed])
 
 
 def _check_parents(project: ProjectConfig) -> None:
@@ -145,20 +210,20 @@ def _check_parents(project: ProjectConfig) -> None:
         if parent in chain:
             circle = " from ".join([*chain[chain.index(str(parent)) :], str(parent)])
             raise UserError(
-                f"{project.path}: stages.{parent}.parent: a circle: {circle}; let one of them start from base"
+                f"{project.path}: stages.{parent}.parent: a circle: {circle}; let one of them start from {BASE}"
             )
 
 
 def parent_of(project: ProjectConfig, name: str) -> str | None:
     """The stage whose model this one starts from, or None for the base model (or a model of its own)."""
-    name = stage_of(name).guards or name
-    config = project.stages.get(name)
-    base = "base" if project.model.scratch and name != "base" else None
-    if config is not None:
+    name = stage_of(name).gates or name
+    base = BASE if project.model.scratch and name != BASE else None
+    if project.has_stage(name):
+        config = project.stage(name)
         if config.model is not None:
             return None
         if config.parent is not None:
-            return base if config.parent == "base" else config.parent
+            return base if config.parent == BASE else config.parent
     return next((parent for parent in stage_of(name).follows if parent in project.stages), base)
 
 
@@ -173,75 +238,67 @@ def ancestors_of(project: ProjectConfig, name: str) -> list[str]:
         line.append(parent)
         if parent in line[:-1]:
             raise UserError(f"{project.path}: stages: {' starts from '.join(line)}; change one `parent:`")
-        if parent not in project.stages:
+        if not project.has_stage(parent):
             break
     return line[1:]
 
 
 def parents_of(project: ProjectConfig, name: str) -> list[str]:
     """Every stage whose artefact this one reads."""
-    first, uses = parent_of(project, name), stage_of(name).uses
-    if stage_of(name).guards:
-        uses = tuple(other for other in judged(project, name) if is_stage(other))
-    used = [other for other in planned(project) if other in uses or (name == "evaluate" and _again(other) in uses)]
-    config = project.stages.get(name)
-    gold = [config.gold] if config is not None and config.gold in project.stages else []
-    return list(dict.fromkeys([*([first] if first else []), *used, *gold]))
+    stage, first = stage_of(name), parent_of(project, name)
+    uses = stage.uses if stage.gates is None else tuple(filter(is_stage, gated_models(project, name)))
+    used = [other for other in planned(project) if other in uses or (stage.compares and _compared(other))]
+    judge = project.stage(name).checkpoint_judge if project.has_stage(name) else None
+    judges = [judge] if judge is not None and judge in project.stages else []
+    return list(dict.fromkeys([*([first] if first else []), *used, *judges]))
 
 
-def _again(name: str) -> str | None:
-    """The policy of which this is a repetition, which is compared like it."""
-    return kind_of(name) if stage_of(name).policy else None
+def _compared(name: str) -> bool:
+    """Whether a stage takes part in the comparison: every policy, and of each scorer the first."""
+    leaves = stage_of(name).leaves
+    return leaves == "policy" or (leaves == "scorer" and name == kind_of(name))
 
 
 def rewards_of(project: ProjectConfig, name: str) -> dict[str, float]:
-    """The rewards that a stage reads, with weights: `reward` is the run's own model, the others stand under `rewards:`.
-
-    Online training reads those that its `rewards:` names; without that the run's reward model alone, since what stands
-    beside it measures, or all there are where there is no such model. Evaluation reads all.
-    """
-    name = stage_of(name).guards or name
-    if name == "evaluate":
-        return dict.fromkeys(project.rewards, 1.0)
-    if kind_of(name) != "ppo":
-        return {}
-    named = project.stages[name].trainer.get("rewards")
-    others = [one for one in project.rewards if one != project.stages[name].gold]
-    return named or ({"reward": 1.0} if "reward" in project.stages else dict.fromkeys(others, 1.0))
+    """The rewards that a stage reads, with weights: a scorer of the run by its stage's name, or one of `rewards:`."""
+    name = stage_of(name).gates or name
+    rewards = stage_of(name).rewards
+    return {} if rewards is None else rewards(project, name)
 
 
 def policies_of(project: ProjectConfig) -> list[str]:
-    """The stages whose artefacts reply, in order."""
-    return [name for name in planned(project) if stage_of(name).policy and name != "base"]
+    """The stages whose artefacts are policies, in order."""
+    return [name for name in planned(project) if stage_of(name).leaves == "policy"]
 
 
-def judged(project: ProjectConfig, name: str) -> list[str]:
-    """The reward models a guard holds against held-out pairs: those that were learned, of what its stage maximises.
+def gated_models(project: ProjectConfig, gate: str) -> list[str]:
+    """The reward models that a gate judges on held-out pairs: those that were learned, of what its stage maximises.
 
-    A function says what it measures; a project without preferences has no pairs to hold a model against.
+    A function says what it measures; a project without preferences has no pairs to judge a model by.
     """
-    if project.data.preferences is None or stage_of(name).guards not in project.stages:
+    online = stage_of(gate).gates
+    if online is None or project.data.preferences is None or online not in project.stages:
         return []
-    named = rewards_of(project, name)
-    learned = ["reward"] if "reward" in project.stages else []
-    learned += [one for one, reward in project.rewards.items() if reward.models]
-    return [one for one in learned if one in named] if isinstance(named, dict) else []
+    weights = rewards_of(project, gate)
+    learned = [name for name in stage_of(online).uses if name in project.stages and stage_of(name).leaves == "scorer"]
+    learned += [name for name, reward in project.rewards.items() if reward.models]
+    return [name for name in learned if name in weights] if isinstance(weights, dict) else []
 
 
-def unguarded(project: ProjectConfig, name: str) -> list[str]:
-    """The reward models that a stage maximises without a pair to hold them against."""
-    if project.data.preferences is not None or kind_of(name) != "ppo":
+def ungated_models(project: ProjectConfig, name: str) -> list[str]:
+    """The reward models that a stage maximises without a pair to judge them by."""
+    if project.data.preferences is not None or not stage_of(name).online:
         return []
-    return [one for one in rewards_of(project, name) if one in project.rewards and project.rewards[one].models]
+    return [reward for reward in rewards_of(project, name) if project.rewards.get(reward, RewardConfig()).models]
 
 
 def half_for(project: ProjectConfig, name: str) -> int | None:
-    """The half of the preferences that a stage trains on, where the project keeps the other for a gold judge."""
-    if "gold" not in project.stages or stage_of(name).data != "preferences":
-        return None
-    return int(kind_of(name) == "gold")
+    """The half of its set that a stage trains on, where another stage of the project has the other half to itself."""
+    stage = stage_of(name)
+    split = any(other.own_half and other.data == stage.data for other in map(stage_of, project.stages))
+    return int(stage.own_half) if split else None
 
 
-def guards_of(project: ProjectConfig, name: str) -> list[str]:
+def gates_of(project: ProjectConfig, name: str) -> list[str]:
     """The stages that must have passed a stage before it runs."""
-    return [one for one in planned(project) if stage_of(one).guards == kind_of(name)]
+    return [gate for gate in planned(project) if stage_of(gate).gates == kind_of(name)]

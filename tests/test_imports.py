@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 ORDER = [
-    {"errors", "network", "config"},
-    {"workflow", "failure"},
+    {"errors", "network", "config", "workflow"},  # reading a YAML asks which stages there are
+    {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},
     {"artifacts"},

@@ -9,12 +9,13 @@ import importlib.metadata
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import rlhf
 from rlhf.artifacts.hashing import digest, sha256_file
 from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.errors import UserError
+from rlhf.workflow import Leaves
 
 MANIFEST = "stage.json"
 """The file that says a stage is finished."""
@@ -33,11 +34,6 @@ _REQUIRED: dict[str, type] = {
 
 _verified: dict[Path, int] = {}
 """Folders that this process has verified, with the time at which their manifest was written, in nanoseconds."""
-
-Leaves = Literal["base", "policy", "scorer", "verdict", "comparison"]
-"""What a stage leaves: a base model that others start from; a policy, which writes completions (or, of an encoder, a
-classifier); a scorer, which is a reward model; a verdict on what another stage is about to maximise; a comparison of
-policies."""
 
 
 class Lineage(TypedDict):

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig
+from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig, StageId
 from rlhf.config.ranges import shown
 from rlhf.errors import UserError, unknown_name
+from rlhf.workflow import BASE, stage_of, stages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAMED = "must be letters, digits, '.', '_' or '-', at most 100 (it names a folder)"
@@ -45,17 +46,19 @@ def check(project: ProjectConfig) -> None:
             raise UserError(f"{where}: rewards.{name}: {problem}")
         if name in project.stages:
             raise UserError(f"{where}: rewards.{name}: {name!r} is a stage; give the judge another name")
-    if problem := _training_problem(project):
-        raise UserError(f"{where}: {problem}")
     for name, stage in project.stages.items():
-        if problem := SEEDS.problem(seed := project.stage_seed(name)):
-            raise UserError(f"{where}: seed: {problem}, and stages.{name} would have {seed}")
+        if (check := stage_of(name).check) is not None and (problem := check(project, name)):
+            raise UserError(f"{where}: {problem}")
+        last = StageId(name, stage.seeds - 1)
+        if problem := SEEDS.problem(seed := project.stage_seed(str(last))):
+            raise UserError(f"{where}: seed: {problem}, and stages.{last} would have {seed}")
         if stage.model is not None and stage.model.name_or_path is None:
             raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")
-        if stage.parent == name or (stage.parent not in (None, "base") and stage.parent not in project.stages):
-            hint = unknown_name(str(stage.parent), {"base", *project.stages} - {name})
+        others = {BASE, *project.stage_names} - {name}
+        if stage.parent is not None and stage.parent not in others:
+            hint = unknown_name(stage.parent, others)
             raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
-    _check_gold(project)
+    _check_judges(project)
 
 
 def _file_in_the_way(folder: Path) -> Path | None:
@@ -63,29 +66,34 @@ def _file_in_the_way(folder: Path) -> Path | None:
     return next((path for path in (folder, *folder.parents) if path.is_file()), None)
 
 
-def _check_gold(project: ProjectConfig) -> None:
-    """Hold that a stage's gold judge is there, scores single replies, and is not what the stage maximises.
+def _check_judges(project: ProjectConfig) -> None:
+    """Hold that a stage's checkpoint judge is there, scores single completions, and is not what the stage maximises.
 
     Raises:
         UserError: It is not.
     """
     for name, stage in project.stages.items():
-        where = f"{project.path}: stages.{name}"
-        if stage.gold is None:
-            if stage.select == "gold":
-                raise UserError(f"{where}.select: gold needs a judge that training does not see: gold: NAME")
+        where, judge = f"{project.path}: stages.{name}", stage.checkpoint_judge
+        if judge is None:
+            if stage.select == "best":
+                raise UserError(
+                    f"{where}.select: best needs a judge that training does not see: checkpoint_judge: NAME"
+                )
             continue
-        if name.partition("@")[0] not in ("dpo", "ppo"):
-            raise UserError(f"{where}.gold: checkpoints are scored of dpo and ppo")
-        if stage.gold == "gold" and "gold" in project.stages:
+        if not stage_of(name).checkpoint_judge:
+            able = " and ".join(other for other, declared in stages().items() if declared.checkpoint_judge)
+            raise UserError(f"{where}.checkpoint_judge: checkpoints are scored of {able}")
+        if judge in project.stages and stage_of(judge).own_half:
             continue  # a reward model trained on the other half of the preferences
-        if stage.gold not in project.rewards:
-            hint = unknown_name(stage.gold, project.rewards)
-            raise UserError(f"{where}.gold: there is no {stage.gold!r} under rewards:; {hint}")
-        if project.rewards[stage.gold].endpoint is not None:
-            raise UserError(f"{where}.gold: {stage.gold!r} compares two replies; a gold judge scores one")
-        if stage.gold in (stage.trainer.get("rewards") or {}):
-            raise UserError(f"{where}.gold: {stage.gold!r} is what the stage maximises; the gold judge must be another")
+        if judge not in project.rewards:
+            hint = unknown_name(judge, project.rewards)
+            raise UserError(f"{where}.checkpoint_judge: there is no {judge!r} under rewards:; {hint}")
+        if project.rewards[judge].endpoint is not None:
+            raise UserError(f"{where}.checkpoint_judge: {judge!r} compares two replies; a checkpoint judge scores one")
+        if judge in (stage.trainer.get("rewards") or {}):
+            raise UserError(
+                f"{where}.checkpoint_judge: {judge!r} is what the stage maximises; the judge must be another"
+            )
 
 
 def _reward_problem(reward: RewardConfig) -> str | None:
@@ -160,15 +168,3 @@ def _near(host: str) -> bool:
         return ipaddress.ip_address(host).is_private
     except ValueError:
         return host.endswith(".localhost") or ("." not in host and not host[0].isdigit())
-
-
-def _training_problem(project: ProjectConfig) -> str | None:
-    """A judge that compares cannot be maximised: it gives no reply a score of its own."""
-    ppo = project.stages.get("ppo")
-    if ppo is None:
-        return None
-    named = ppo.trainer.get("rewards") or ({} if "reward" in project.stages else project.rewards)
-    for name in named if isinstance(named, dict) else ():
-        if name in project.rewards and project.rewards[name].endpoint is not None:
-            return f"stages.ppo.rewards: {name!r} compares two replies and scores none: name functions or models"
-    return None

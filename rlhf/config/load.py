@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 from rlhf.config import trainer_fields
 from rlhf.config.checks import check
 from rlhf.config.project import (
-    MOST_SEEDS,
     DataConfig,
     DatasetConfig,
     EvaluateConfig,
@@ -131,6 +130,19 @@ def _largest(holdouts: list[Any]) -> Any:
     return wrong[0] if wrong else max(given, default=None)
 
 
+_RENAMED = {
+    "stages.gold": "gold_reward",
+    "stages.*.gold": "checkpoint_judge",
+    "select: gold": "best",
+}
+"""Keys and values of earlier versions: what they are called now."""
+
+
+def _renamed(key: str) -> str | None:
+    """What is said of a key, or a value, of an earlier version."""
+    return f"it is called {_RENAMED[key]!r} now" if key in _RENAMED else None
+
+
 def _stages(section: Any, path: Path) -> dict[str, Any]:
     """Part each stage's keys into ours and its trainer's, and refuse those of neither."""
     if section is None:
@@ -140,26 +152,25 @@ def _stages(section: Any, path: Path) -> dict[str, Any]:
     own = {field.name for field in dataclasses.fields(StageConfig)} - {"trainer"}
     result = {}
     for name, options in section.items():
-        if name not in trainer_fields.STAGE_CONFIGS:
-            hint = unknown_name(str(name), trainer_fields.STAGE_CONFIGS)
+        if name not in (known := trainer_fields.trained_stages()):
+            hint = _renamed(f"stages.{name}") or unknown_name(str(name), known)
             raise UserError(f"{path}: stages: unknown key {name!r}; {hint}")
         options = {} if options is None else options
         if not isinstance(options, dict):
             raise UserError(f"{path}: stages.{name}: expected a mapping")
-        known = trainer_fields.trainer_fields(name)
+        fields = trainer_fields.trainer_fields(name)
         for key, value in options.items():
+            if (key, value) == ("select", "gold"):
+                raise UserError(f"{path}: stages.{name}.select: {_renamed('select: gold')}")
             if key in own:
                 continue
-            if key not in known:
-                hint = trainer_fields.unknown_field(name, str(key), own)
+            if key not in fields:
+                hint = _renamed(f"stages.*.{key}") or trainer_fields.unknown_field(name, str(key), own)
                 raise UserError(f"{path}: stages.{name}: unknown key {key!r}; {hint}")
             if problem := trainer_fields.problem(name, key, value):
                 raise UserError(f"{path}: stages.{name}.{key}: {problem}")
         trainer = {key: value for key, value in options.items() if key not in own}
         result[name] = {**{key: value for key, value in options.items() if key in own}, "trainer": trainer}
-        seeds = options.get("seeds", 1)
-        repeated = seeds if isinstance(seeds, int) and seeds <= MOST_SEEDS else 1
-        result |= {f"{name}@{number}": result[name] for number in range(1, repeated)}
     return result
 
 

@@ -223,6 +223,30 @@ class PublishConfig:
     """Create the repository as private."""
 
 
+@dataclass(frozen=True, order=True)
+class StageId:
+    """A stage of a project: which stage, and which training of it, each with a seed of its own."""
+
+    kind: str
+    repetition: int = 0
+    """0 for the first; what follows the stage starts from that one."""
+
+    @classmethod
+    def parse(cls, name: str) -> StageId:
+        """What a name says: `dpo`, or `dpo@2`.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        kind, at, number = name.partition("@")
+        if at and not number.isdecimal():
+            raise ValueError(f"not the name of a stage: {name}")
+        return cls(kind, int(number or 0))
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.repetition}" if self.repetition else self.kind
+
+
 @dataclass(frozen=True, config=STRICT)
 class StageConfig:
     """One stage of a project: our few fields, and the fields of its trainer's config class."""
@@ -233,10 +257,10 @@ class StageConfig:
     """The stage (or `base`) to start from, where it is not the usual one."""
     adapter: dict[str, Any] | Literal["inherit"] | None = "inherit"
     """As `model.adapter`, for this stage alone."""
-    gold: str | None = None
-    """Name of a judge, not maximised, that every checkpoint of a policy is scored by."""
-    select: Literal["last", "gold"] = "last"
-    """Which checkpoint of a policy is kept: the last, or the one with the highest gold score."""
+    checkpoint_judge: str | None = None
+    """Name of a judge, not maximised, that scores every checkpoint of a policy."""
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint of a policy is kept: the last, or the one that the checkpoint judge scores highest."""
     seeds: Annotated[int, _PLAIN, _within(f"[1, {MOST_SEEDS}]")] = 1
     """How often it is trained, each time from another seed; what follows starts from the first."""
     fold: Flag = True
@@ -286,13 +310,28 @@ class ProjectConfig:
         given = [one.holdout for one in sets if one is not None and one.holdout is not None]
         return max(given, default=0.1)
 
-    def stage_seed(self, stage: str) -> int:
-        """The seed a stage is trained with: the project's, and one more for each repetition (`dpo@1`, `dpo@2`)."""
-        return self.seed + int(stage.partition("@")[2] or 0)
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the stages under `stages:`, with their repetitions."""
+        return [
+            str(StageId(kind, repetition)) for kind, config in self.stages.items() for repetition in range(config.seeds)
+        ]
 
-    def stage_model(self, stage: str) -> ModelConfig:
+    def has_stage(self, name: str) -> bool:
+        """Whether a stage of this name, or one that it repeats, stands under `stages:`."""
+        return name in self.stage_names
+
+    def stage(self, name: str) -> StageConfig:
+        """The settings of a stage, which its repetitions share."""
+        return self.stages[StageId.parse(name).kind]
+
+    def stage_seed(self, name: str) -> int:
+        """The seed a stage is trained with: the project's, and one more for each repetition (`dpo@1`, `dpo@2`)."""
+        return self.seed + StageId.parse(name).repetition
+
+    def stage_model(self, name: str) -> ModelConfig:
         """The model a stage starts from when it starts from no other stage, with the stage's own adapter setting."""
-        config = self.stages[stage]
+        config = self.stage(name)
         model = config.model or self.model
         return model if config.adapter == "inherit" else dataclasses.replace(model, adapter=config.adapter)
 

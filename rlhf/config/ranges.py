@@ -1,7 +1,7 @@
-"""What values a setting takes: an interval for each number, a list for each closed choice. One table for all stages.
+"""What values a setting takes: an interval for each number, a list for each closed choice.
 
-Names of trainers' fields are those of `transformers.TrainingArguments`, TRL's configs and `PPOConfig`; where two of
-these give one name two meanings, the stage stands in front of it. Nothing is imported: the YAML is held against this.
+The tables are of fields that several trainers have, those of `transformers.TrainingArguments` above all; the fields of
+one trainer stand in its stage's file. Nothing is imported: the YAML is held against this.
 """
 
 from __future__ import annotations
@@ -79,21 +79,8 @@ INTERVALS = {name: Interval.of(text) for name, text in {
     "neftune_noise_alpha": _FINITE, "num_train_epochs": "(0, 1e6]", "per_device_eval_batch_size": _ROWS,
     "per_device_train_batch_size": _ROWS, "save_steps": _STEPS, "save_total_limit": "[0, 1e9]",
     "torch_empty_cache_steps": _COUNT, "warmup_steps": "[0, 1e9]", "weight_decay": _FINITE,
-    # TRL
-    "beta": _POSITIVE, "center_rewards_coefficient": _FINITE, "dataset_num_proc": "[1, 1024]",
-    "discopop_tau": _POSITIVE, "f_alpha_divergence_coef": "(-inf, inf)", "label_smoothing": "[0, 0.5]",
-    "ld_alpha": _SHARE, "loss_weights": "(-inf, inf)", "max_length": _COUNT, "pad_to_multiple_of": _ROWS,
-    "precompute_ref_batch_size": _ROWS, "ref_model_mixup_alpha": _SHARE, "ref_model_sync_steps": _COUNT,
-    "router_aux_loss_coef": _FINITE,
-    # PPOConfig
-    "cliprange": "(0, inf]", "cliprange_value": "(0, inf]", "critic_learning_rate": _POSITIVE,
-    "critic_warmup_rollouts": "[0, 1e9]", "entropy_coef": "(-inf, inf)", "gamma": _SHARE, "kl_coef": _FINITE,
-    "kl_horizon": "(0, inf]", "kl_target": _POSITIVE, "lam": _SHARE, "log_completions": "[0, 1e9]",
-    "max_importance_weight": "(0, inf]", "max_new_tokens": _COUNT, "max_ratio": "(0, inf]",
-    "missing_eos_penalty": _FINITE, "normalize_samples": "[0, 1e6]", "num_mini_batches": _ROWS,
-    "num_ppo_epochs": _ROWS, "rewards": "(-inf, inf)", "samples_per_prompt": _ROWS, "sampling_batch_size": _ROWS,
-    "target_kl": "(0, inf]", "temperature": _POSITIVE, "total_episodes": _COUNT, "vf_coef": _FINITE,
-    "vllm_memory": "(0, 1]",
+    # of several trainers
+    "dataset_num_proc": "[1, 1024]", "max_length": _COUNT, "pad_to_multiple_of": _ROWS, "router_aux_loss_coef": _FINITE,
 }.items()}  # fmt: skip
 """Numeric field: its interval. Of a list or a mapping it holds for each number. An upper bound on a count keeps out
 what would never end or fit; an infinity that switches something off is in."""
@@ -104,33 +91,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_level_replica": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
     "truncation_mode": ("keep_start", "keep_end"),
-    "packing_strategy": ("bfd", "bfd_split", "bfd-requeue", "wrapped"),
-    "sft.loss_type": ("nll", "chunked_nll", "dft"),
-    "dpo.loss_type": (
-        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-    ),
-    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
-    "critic_from": ("reward", "policy"),
-    "kl_estimator": ("k1", "k2", "k3"),
-    "sampler": ("transformers", "vllm"),
-    "truncated": ("bootstrap", "score"),
 }  # fmt: skip
 """Field: the words it takes, where its library refuses others only while it trains. Those of its enumerations are read
-from source (`schema`)."""
+from source (`rlhf.config.trainer_fields`)."""
 
 
-def problem(stage: str, name: str, value: Any, choices: tuple[str, ...] = ()) -> str | None:
+def problem(value: Any, interval: Interval | None, choices: tuple[str, ...] = ()) -> str | None:
     """What is wrong with a value of the right type for a trainer's field, or None.
 
     Args:
-        stage: Kind of stage.
-        name: The field.
-        value: What it is set to; of a list or a mapping each value is looked at.
-        choices: The words it takes, where they are not in `CHOICES`.
+        value: What the field is set to; of a list or a mapping each value is looked at.
+        interval: The numbers that it takes.
+        choices: The words that it takes; none where any will do.
     """
-    interval = INTERVALS.get(name)
-    choices = choices or CHOICES.get(f"{stage}.{name}", CHOICES.get(name, ()))
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
     for part in parts:
         if isinstance(part, str) and choices and part not in choices:

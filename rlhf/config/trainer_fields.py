@@ -18,27 +18,7 @@ from rlhf.config import ranges
 from rlhf.config.ranges import shown
 from rlhf.config.versions import library_moved
 from rlhf.errors import unknown_name
-
-STAGE_CONFIGS: dict[str, tuple[tuple[str, str], ...]] = {
-    stage: (
-        ("transformers/training_args.py", "TrainingArguments"),
-        ("trl/trainer/base_config.py", "_BaseConfig"),
-        (f"trl/trainer/{stage}_config.py", name),
-    )
-    for stage, name in (("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig"))
-} | {
-    "ppo": (
-        ("transformers/training_args.py", "TrainingArguments"),
-        ("rlhf/policies/settings.py", "SamplingSettings"),
-        ("rlhf/ppo/config.py", "RewardSettings"),
-        ("rlhf/ppo/config.py", "KLSettings"),
-        ("rlhf/ppo/config.py", "CriticSettings"),
-        ("rlhf/ppo/config.py", "PPOConfig"),
-    )
-}
-"""Stage name: the classes, base first, whose annotated fields it takes."""
-
-STAGE_CONFIGS["gold"] = STAGE_CONFIGS["reward"]  # a reward model too, on other pairs
+from rlhf.workflow import stage_of, stages
 
 _PUSH = "only `rlhf publish` pushes; publish: says where"
 _DATA = "the data is tokenised before the trainer sees it; format: and columns: of its source say how it is read"
@@ -78,11 +58,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def trained_stages() -> list[str]:
+    """The stages that have a trainer, and so may stand under `stages:`."""
+    return [name for name, stage in stages().items() if stage.trainer]
+
+
+def _classes(stage: str) -> list[tuple[str, str]]:
+    """Source file and name of the classes, base first, whose annotated fields a stage takes."""
+    both = (spec.split(":") for spec in stage_of(stage).trainer)
+    return [(f"{module.replace('.', '/')}.py", name) for module, name in both]
+
+
 @functools.cache
 def trainer_fields(stage: str) -> dict[str, str]:
     """Field name -> annotation (as text) of a stage's trainer config."""
     fields: dict[str, str] = {}
-    for file, class_name in STAGE_CONFIGS[stage]:
+    for file, class_name in _classes(stage):
         fields.update(_class_fields(file, class_name))
     return {name: kind for name, kind in fields.items() if name not in RESERVED and not name.startswith("_")}
 
@@ -91,7 +82,7 @@ def trainer_fields(stage: str) -> dict[str, str]:
 def class_defaults(stage: str) -> dict[str, Any]:
     """Field name -> default of a stage's trainer config, where its source has the value itself."""
     found: dict[str, Any] = {}
-    for file, class_name in STAGE_CONFIGS[stage]:
+    for file, class_name in _classes(stage):
         for node in _body(file, class_name):
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
                 continue
@@ -108,7 +99,7 @@ def fields_by_class(stage: str) -> dict[str, list[str]]:
     """Importable name of each class, base first -> the fields that it adds to those a stage takes."""
     known = list(trainer_fields(stage))
     added: dict[str, list[str]] = {}
-    for file, class_name in STAGE_CONFIGS[stage]:
+    for file, class_name in _classes(stage):
         package, _, module = file.removesuffix(".py").partition("/")
         name = class_name if package == "transformers" else f"{module.replace('/', '.')}.{class_name}"
         added[f"{package}.{name}"] = [field for field in _class_fields(file, class_name) if field in known]
@@ -189,7 +180,22 @@ def problem(stage: str, name: str, value: Any) -> str | None:
     if why := type_problem(value, annotation):
         return why
     choices = {"report_to": _reporters, "advantage": _estimators}.get(name, lambda: _words(annotation))()
-    return ranges.problem(stage, name, value, choices)
+    return range_problem(stage, name, value, choices)
+
+
+def range_problem(stage: str, name: str, value: Any, choices: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with a value of the right type, or None.
+
+    Args:
+        stage: Kind of stage.
+        name: The field.
+        value: What it is set to.
+        choices: The words it takes, where neither the stage nor `ranges.CHOICES` has them.
+    """
+    declared = stage_of(stage)
+    own = declared.intervals.get(name)
+    interval = ranges.Interval.of(own) if own is not None else ranges.INTERVALS.get(name)
+    return ranges.problem(value, interval, choices or declared.choices.get(name) or ranges.CHOICES.get(name, ()))
 
 
 def unknown_field(stage: str, name: str, own: Iterable[str] = ()) -> str:

@@ -29,7 +29,7 @@ from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
 from rlhf.rewards.load import load_rewards
-from rlhf.workflow import StageContext, rewards_of, stage_of
+from rlhf.workflow import StageContext, rewards_of
 
 PROMPTS, SAMPLES = 64, 2
 """How many prompts a checkpoint replies to, and how often to each."""
@@ -55,7 +55,7 @@ class CheckpointJudge:
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
-        self.settings = context.project.stages[context.name]
+        self.settings = context.settings
 
     def check(self, args: TrainingArguments) -> None:
         """Check, before anything trains, that checkpoints can be scored.
@@ -65,16 +65,16 @@ class CheckpointJudge:
         """
         context, stage = self.context, f"stages.{self.context.name}"
         if args.save_strategy not in ("steps", "epoch"):
-            raise UserError(f"{stage}.save_strategy: a gold judge scores checkpoints; steps or epoch takes some")
+            raise UserError(f"{stage}.save_strategy: a checkpoint judge scores checkpoints; steps or epoch takes some")
         if sharded():
-            raise UserError(f"{stage}.gold: checkpoints of weights that are sharded (FSDP, DeepSpeed) are not scored")
+            raise UserError(f"{stage}.checkpoint_judge: checkpoints of sharded weights are not scored")
         if (count := len(tracking_prompts(context)[0])) < MIN_PROMPTS:
             raise UserError(
-                f"{stage}.gold: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are needed; hold out "
-                "more (holdout), or leave out data.prompts"
+                f"{stage}.checkpoint_judge: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are "
+                "needed; hold out more (holdout), or leave out data.prompts"
             )
         if _side(context) == "train" and process_state().is_main_process:
-            how = "chosen by" if self.settings.select == "gold" else "scored on"
+            how = "chosen by" if self.settings.select == "best" else "scored on"
             print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts "
                   "the held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
 
@@ -95,10 +95,10 @@ class CheckpointJudge:
         points, scores = _score_all(checkpoints, self.context, start, policy)
         steps = checkpoints.steps()
         return {
-            "checkpoint_judge": self.settings.gold,
+            "checkpoint_judge": self.settings.checkpoint_judge,
             "tracked": points,
             "tracked_on": _side(self.context),
-            "selected_step": steps[peak(scores) - 1] if self.settings.select == "gold" else steps[-1],
+            "selected_step": steps[peak(scores) - 1] if self.settings.select == "best" else steps[-1],
             "overoptimised": warning(points, scores),
         }
 
@@ -108,9 +108,9 @@ def _score_all(
 ) -> tuple[list[Point], list[Floats]]:
     """The points of the start and of every checkpoint, and the scores of the prompts that count at each."""
     project = context.project
-    gold = str(project.stages[context.name].gold)
+    judge = str(context.settings.checkpoint_judge)
     weights = rewards_of(project, context.name)
-    judges = load_rewards(project, context.parents, [*weights, gold])
+    judges = load_rewards(project, context.parents, [*weights, judge])
     starting_policy = start.policy(placed=False).eval()
     starting_policy.to(policy.device)  # type: ignore[arg-type]  # wrapped by transformers, `to` is typed as if unbound
     codec = Codec(start.tokenizer)
@@ -132,7 +132,7 @@ def _score_all(
         scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
         values["kl"].append(kl_PS.mean(1))
         values["length"].append(np.array([np.mean([len(one.ids) for one in row]) for row in replies]))
-        values["checkpoint_judge"].append(mean_per_prompt(scores[gold]))
+        values["checkpoint_judge"].append(mean_per_prompt(scores[judge]))
         if weights:
             values["proxy"].append(mean_per_prompt(proxy([scores[name] for name in weights])))
     counts_P = scored_everywhere(values["checkpoint_judge"])
@@ -180,7 +180,7 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     where `data.prompts` has the others, else prompts that are trained on. Which of many, their content decides.
     """
     project = context.project
-    role = source_set(project, str(stage_of(context.name).data))
+    role = source_set(project, str(context.stage.data))
     wanted = _side(context)
     compared = {content_key(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
     chosen: dict[bytes, tuple[Text, dict[str, Any]]] = {}

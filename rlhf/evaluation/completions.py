@@ -20,7 +20,7 @@ from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.policies.completion import Completion, as_completion
 from rlhf.policies.sample import sample
-from rlhf.workflow import StageContext, policies_of
+from rlhf.workflow import BASE, StageContext, policies_of
 
 
 def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) -> tuple[PreTrainedModel, Codec]:
@@ -60,8 +60,8 @@ def check_prompts(context: StageContext, prompts: Sequence[Prompt]) -> None:
         UserError: One refuses some; the message names the first.
     """
     project = context.project
-    own = [name for name in policies_of(project) if project.stages[name].model is not None]
-    tokenizers = [load_tokenizer(base_settings(project), context.parents.get("base"))]
+    own = [name for name in policies_of(project) if project.stage(name).model is not None]
+    tokenizers = [load_tokenizer(base_settings(project), context.parents.get(BASE))]
     tokenizers += [load_tokenizer(stage_settings(project, name)) for name in own]
     for codec in map(Codec, tokenizers):
         refused = [(one, why) for one in prompts if (why := _refusal(codec, one.prompt)) is not None]

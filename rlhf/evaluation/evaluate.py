@@ -23,7 +23,7 @@ from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_rewards
-from rlhf.workflow import StageContext, own_base, parent_of, policies_of
+from rlhf.workflow import BASE, StageContext, own_base, parent_of, policies_of
 
 
 def try_functions(project: ProjectConfig, prompts: Sequence[Prompt]) -> None:
@@ -69,7 +69,7 @@ def started_from(project: ProjectConfig, name: str) -> str:
     if (parent := parent_of(project, name)) is not None:
         return parent
     own, base = (replace(one, adapter=None) for one in (stage_settings(project, name), base_settings(project)))
-    return "base" if own == base else own_base(name)
+    return BASE if own == base else own_base(name)
 
 
 def _load(context: StageContext, name: str) -> tuple[PreTrainedModel, Codec]:

@@ -56,10 +56,10 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
             for key, one in project.evaluate.retain.items()
             if name == "evaluate"
         }
-        guarded = stage_of(name).guards
-        what["base"] = base_fingerprint(project.stage_model(guarded) if guarded else project.model, project)
+        gated = stage_of(name).gates
+        what["base"] = base_fingerprint(project.stage_model(gated) if gated else project.model, project)
         return what
-    model = project.stage_model(name) if name in project.stages else project.model
+    model = project.stage_model(name) if project.has_stage(name) else project.model
     what["model"] = {
         key: value
         for key, value in dataclasses.asdict(model).items()
@@ -73,16 +73,16 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
         what["base"] = base_fingerprint(model, project)
     role = stage_of(name).data
     if role is not None:
-        what["trainer"] = _learning_fields(name, project.stages[name].trainer)
+        what["trainer"] = _learning_fields(name, project.stage(name).trainer)
         what["data"] = {role: fingerprints(project, role)}
         if (half := half_for(project, name)) is not None:
             what["half"] = half
-    if (gold := project.stages[name].gold if name in project.stages else None) is not None:
+    if (gold := project.stage(name).checkpoint_judge if project.has_stage(name) else None) is not None:
         sampling = {key: getattr(project.evaluate, key) for key in ("temperature", "max_new_tokens")}
         judge = _judge_fingerprint(project.rewards[gold], project) if gold in project.rewards else gold
-        trainer = said(kind_of(name), project.stages[name].trainer)  # which checkpoints there are to choose from
+        trainer = said(kind_of(name), project.stage(name).trainer)  # which checkpoints there are to choose from
         sampling |= {key: trainer.get(key) for key in ("save_steps", "save_strategy")}
-        what["gold"] = {"judge": judge, "select": project.stages[name].select, **sampling}
+        what["checkpoint_judge"] = {"judge": judge, "select": project.stage(name).select, **sampling}
     return what
 
 

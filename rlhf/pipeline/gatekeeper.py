@@ -8,7 +8,7 @@ from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import GateClosed
 from rlhf.pipeline import contract
-from rlhf.workflow import guards_of, unguarded
+from rlhf.workflow import gates_of, ungated_models
 
 
 def hold(project: ProjectConfig, name: str) -> None:
@@ -19,12 +19,12 @@ def hold(project: ProjectConfig, name: str) -> None:
     Raises:
         GateClosed: A reward model did not pass; the message says why and what to look at next.
     """
-    for model in unguarded(project, name):
+    for model in ungated_models(project, name):
         _say(f"{name}: nothing shows that {model} is a reward model: there are no data.preferences to judge it by")
-    for guard in guards_of(project, name):
-        record = read_manifest(project.run_dir / guard)
-        if record is None or not contract.is_current(record, project, guard):
-            _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {guard}")
+    for gate in gates_of(project, name):
+        record = read_manifest(project.run_dir / gate)
+        if record is None or not contract.is_current(record, project, gate):
+            _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {gate}")
             continue
         if record["metrics"]["passed"]:
             continue

@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 
 from rlhf.artifacts.manifest import read_manifest, versions
 from rlhf.config.project import ProjectConfig
+from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline import contract, folder, gatekeeper
 from rlhf.pipeline.stage import guarded, join_stage, prepare_stage, quiet_environment, run_stage
-from rlhf.workflow import guards_of, kind_of, parents_of, planned, stage_of, stages
+from rlhf.workflow import gates_of, is_stage, kind_of, parents_of, planned, stage_of, stages
 
 _PATIENCE = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
@@ -76,8 +77,8 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
     """
     stages = planned(project)
     for name in (*only, *force):
-        if name == "evaluate" and not project.evaluate.enabled:
-            raise UserError(f"{project.path}: evaluate: false switches the comparison off")
+        if name not in stages and is_stage(name) and (absent := stage_of(name).absent) is not None:
+            raise UserError(f"{project.path}: no stage {name!r}: {absent(project)}")
         if name not in stages:
             raise UserError(f"{project.path}: no stage {name!r}; {unknown_name(name, stages)}")
     plans: list[Plan] = []
@@ -87,7 +88,7 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
             continue
         reason = _why(project, name, running, name in force)
         missing = [
-            parent for parent in (*parents_of(project, name), *guards_of(project, name))
+            parent for parent in (*parents_of(project, name), *gates_of(project, name))
             if parent not in running and read_manifest(project.run_dir / parent) is None
         ]  # fmt: skip
         if later := [parent for parent in missing if parent in stages[stages.index(name) :]]:
@@ -105,7 +106,7 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
 
 
 def _gated(project: ProjectConfig, names: Sequence[str]) -> bool:
-    return any(guards_of(project, name) for name in names)
+    return any(gates_of(project, name) for name in names)
 
 
 def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None:
@@ -114,7 +115,7 @@ def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None
     Raises:
         UserError: It was not, and the run is to stop at a shut gate.
     """
-    for guard in guards_of(project, name):
+    for guard in gates_of(project, name):
         if guard in running or project.gate == "warn":
             continue
         if (why := _why(project, guard, running, forced=False)) is not None:
@@ -204,8 +205,8 @@ def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callab
     if not todo:
         return
     server = _fork_server()
-    if todo[0].stage == "base":  # the tokenizer that all data is prepared with
-        _start(server, run_stage, project, "base", key)
+    if _makes_base(todo[0].stage):  # with the tokenizer that all data is prepared with
+        _start(server, run_stage, project, todo[0].stage, key)
         todo = todo[1:]
     say("checking data")
     prepare = functools.partial(prepare_stage, running=frozenset(one.stage for one in todo))
@@ -218,7 +219,7 @@ def _run(
 ) -> None:
     """Run the stages that are to run."""
     for one in plans:
-        if one.reason is None or one.stage == "base":
+        if one.reason is None or _makes_base(one.stage):
             continue
         gatekeeper.hold(project, one.stage)
         say(f"running {one.stage}")
@@ -253,7 +254,7 @@ def check(project: ProjectConfig) -> dict[str, Checked]:
         StageFailed: A stage refuses its data or its settings; it has said why.
     """
     if not project.stages:
-        raise UserError(f"{project.path}: stages: nothing to check; name sft, reward, dpo or ppo")
+        raise UserError(f"{project.path}: stages: nothing to check; name {', '.join(trained_stages())}")
     server = _fork_server()
     checked = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -262,7 +263,7 @@ def check(project: ProjectConfig) -> dict[str, Checked]:
             for name in planned(trial):
                 if name != kind_of(name):
                     continue
-                _start(server, run_stage if name == "base" else prepare_stage, trial, name, hold.key)
+                _start(server, run_stage if _makes_base(name) else prepare_stage, trial, name, hold.key)
                 prepared = folder.partial_dir(trial, name) / "data"
                 if prepared.is_dir():
                     checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
@@ -284,6 +285,11 @@ def _fork_server() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
+
+
+def _makes_base(stage: str) -> bool:
+    """Whether a stage makes the base model, which other stages need before their data can be prepared."""
+    return stage_of(stage).leaves == "base"
 
 
 def _heavy_modules() -> list[str]:

@@ -54,9 +54,9 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
         UserError: There is no such stage, it is not finished, or its files changed since.
     """
     finished = finished_stages(run_dir)
-    fitting = [name for name in finished if stage_of(name).policy or not policies_only]
+    fitting = [name for name in finished if stage_of(name).writes or not policies_only]
     if stage is None:
-        policies = [name for name in fitting if stage_of(name).policy and name != "base" and name == kind_of(name)]
+        policies = [name for name in fitting if stage_of(name).leaves == "policy" and name == kind_of(name)]
         if not policies:
             raise UserError(f"{run_dir}: no finished policy yet{_listed(finished)}")
         stage = policies[-1]
@@ -76,7 +76,7 @@ def finished_stages(run_dir: Path) -> list[str]:
 
 
 def _is_model(stage: str) -> bool:
-    return stage == "base" or stage_of(stage).data is not None
+    return stage_of(stage).model
 
 
 def _locate(spec: str, output_dir: Path) -> tuple[Path, str | None] | None:

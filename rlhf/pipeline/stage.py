@@ -30,7 +30,7 @@ from rlhf.artifacts.manifest import (
 )
 from rlhf.config import trainer_fields
 from rlhf.config.load import load_project
-from rlhf.config.project import ProjectConfig
+from rlhf.config.project import ProjectConfig, StageId
 from rlhf.errors import Defect, GateClosed, UserError
 from rlhf.failure import explained, explained_stage
 from rlhf.pipeline import contract, folder, gatekeeper
@@ -64,7 +64,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         worked = folder.claim(directory, contract.beginning(identity, processes), versions())
-    _wait(project.stages[name].trainer.get("ddp_timeout") if name in project.stages else None)
+    _wait(project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None)
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
@@ -117,13 +117,20 @@ def _record(context: StageContext, identity: dict[str, Any], metrics: dict[str, 
         if (directory / "data" / name).is_file():
             shutil.copy(directory / "data" / name, directory / name)
     recorded: Any = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
-    trained = context.name in project.stages
-    options = dataclasses.asdict(project.stages[context.name]) if trained else {}
+    trained = project.has_stage(context.name)
+    options = dataclasses.asdict(context.settings) if trained else {}
     trainer = options.pop("trainer", {})
     options.pop("model", None)
     model = dataclasses.asdict(project.stage_model(context.name) if trained else project.model)
     return {
         "stage": context.name,
+        "kind": context.stage.name,
+        "repetition": StageId.parse(context.name).repetition,
+        "order": context.stage.order,
+        "label": context.stage.label,
+        "leaves": context.stage.leaves,
+        "method": context.stage.method,
+        "trainer_config": list(context.stage.trainer),
         "hash": digest(identity),
         "artifact": artifact_hash(directory),
         "identity": identity,
@@ -204,7 +211,7 @@ def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConf
         UserError: The stage refuses its input, or a library cannot do what the settings ask for.
         Defect: Our own code raised something.
     """
-    begun = function is run_stage and name != "base"
+    begun = function is run_stage and stage_of(name).leaves != "base"
     with explained_stage(project, name, project.run_dir if begun else None):
         check_library_names()
         function(project, name)

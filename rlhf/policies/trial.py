@@ -14,7 +14,7 @@ from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.policies.sampler import Batching, TransformersSampler, keeps_tokens
 from rlhf.prefix_sharing.forward import can_be_tried, in_eval_mode
-from rlhf.workflow import kind_of
+from rlhf.workflow import stage_of
 
 _PROMPTS = [[13, 29, 5, 17, 23], [41, 3]]
 """What is replied to, modulo the vocabulary."""
@@ -88,7 +88,7 @@ def check_architecture(project: ProjectConfig, config: PretrainedConfig) -> None
 
 
 def _will_reply(project: ProjectConfig) -> bool:
-    return project.evaluate.enabled or "ppo" in map(kind_of, project.stages)
+    return project.evaluate.enabled or any(stage_of(name).online for name in project.stages)
 
 
 @torch.no_grad()

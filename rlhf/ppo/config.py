@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from rlhf.config import ranges
+from rlhf.config import trainer_fields
 from rlhf.objectives.advantages import ESTIMATORS, Estimator
 from rlhf.policies.settings import SamplingSettings
 
@@ -124,7 +124,7 @@ class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, Tr
         problems = [
             f"{name}: {problem}"
             for name, value in vars(self).items()
-            if (problem := ranges.problem("ppo", name, value, names.get(name, ()))) is not None
+            if (problem := trainer_fields.range_problem("ppo", name, value, names.get(name, ()))) is not None
         ]
         smallest = self.estimator.min_group if self.advantage in ESTIMATORS else 1
         if self.samples_per_prompt < smallest:

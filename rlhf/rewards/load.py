@@ -12,7 +12,7 @@ from rlhf.rewards.endpoint import EndpointJudge, load_judge
 from rlhf.rewards.ensemble import Ensemble
 from rlhf.rewards.function import load_function
 from rlhf.rewards.model import RewardModel
-from rlhf.workflow import LEARNED
+from rlhf.workflow import scorers
 
 OWN = "reward"
 """Name of the run's own reward model: that of the stage that trains it."""
@@ -49,7 +49,7 @@ def load_rewards(
         UserError: A name is unknown, or a reward cannot be loaded.
     """
     scoring = [name for name, reward in project.rewards.items() if reward.endpoint is None]
-    own = {name: folder for name, folder in (parents or {}).items() if name in LEARNED}
+    own = {name: folder for name, folder in (parents or {}).items() if name in scorers()}
     known = [*own, *scoring]
     wanted = known if names is None else list(names)
     for name in wanted:

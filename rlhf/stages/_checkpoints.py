@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def checkpoint_judge(context: StageContext) -> Judge | None:
     """What scores a stage's checkpoints, or None where the stage names nothing; only then statistics are imported."""
-    if context.project.stages[context.name].gold is None:
+    if context.settings.checkpoint_judge is None:
         return None
     from rlhf.evaluation.checkpoints import CheckpointJudge
 

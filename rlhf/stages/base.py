@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlhf.config.project import ProjectConfig
 from rlhf.workflow import Metrics, Stage, StageContext
 
 
@@ -12,4 +13,17 @@ def run(context: StageContext) -> Metrics:
     return {"parameters": build(context.project, context.directory).num_parameters()}
 
 
-STAGE = Stage("base", order=0, run=run)
+def absent(project: ProjectConfig) -> str | None:
+    """Why a project has no such stage."""
+    return None if project.model.scratch else "model: is loaded and not made: it has no scratch:"
+
+
+STAGE = Stage(
+    name="base",
+    order=0,
+    label="Base",
+    leaves="base",
+    run=run,
+    method="Random weights, a starting point",
+    absent=absent,
+)

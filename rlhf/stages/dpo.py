@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf.stages._checkpoints import checkpoint_judge
-from rlhf.workflow import Metrics, Stage, StageContext
+from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.preferences` as a prompt and two completions."""
-    from trl import DPOConfig
-
     from rlhf.data.tokenize import Codec
     from rlhf.models.load import check_policy
     from rlhf.training.ready import Ready, arguments, prepared_data
@@ -23,13 +21,13 @@ def prepare(context: StageContext) -> Ready:
 
     start = starting_point(context)
     check_policy(start.source, start.encoder)
-    args: Any = arguments(context, DPOConfig, start)
+    args: Any = arguments(context, start)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
     codec = Codec(start.tokenizer, args.max_length, args.truncation_mode)
     settings = {"max_length": args.max_length, "keep": codec.keep}
     data = prepared_data(context, start, codec.pair, settings, ahead=codec.ahead)
-    if "precompute_ref_log_probs" not in context.project.stages[context.name].trainer:
+    if "precompute_ref_log_probs" not in context.settings.trainer:
         args.precompute_ref_log_probs = worth_storing(args, len(data.train), second=start.config.adapter is None)
     return Ready(start, args, data)
 
@@ -84,4 +82,29 @@ def run(context: StageContext) -> Metrics:
     return {**metrics, **saved}
 
 
-STAGE = Stage("dpo", order=40, run=run, prepare=prepare, trial=trial, data="preferences", follows=("sft",))
+STAGE = Stage(
+    name="dpo",
+    order=40,
+    label="DPO",
+    leaves="policy",
+    run=run,
+    prepare=prepare,
+    trial=trial,
+    method="Direct preference optimisation",
+    data="preferences",
+    follows=("sft",),
+    trainer=(*TRL_CONFIG, "trl.trainer.dpo_config:DPOConfig"),
+    intervals={
+        "beta": "(0, inf)", "discopop_tau": "(0, inf)", "f_alpha_divergence_coef": "(-inf, inf)",
+        "label_smoothing": "[0, 0.5]", "ld_alpha": "[0, 1]", "loss_weights": "(-inf, inf)",
+        "precompute_ref_batch_size": "[1, 1e6]", "ref_model_mixup_alpha": "[0, 1]", "ref_model_sync_steps": "[1, 1e9]",
+    },
+    choices={
+        "loss_type": (
+            "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+            "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+        ),
+        "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    },
+    checkpoint_judge=True,
+)  # fmt: skip

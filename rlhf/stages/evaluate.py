@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
-from rlhf.workflow import Metrics, Stage, StageContext, is_base, policies_of
+from rlhf.workflow import BASE, Metrics, Stage, StageContext, is_base, policies_of, scorers, stage_of
 
 
 def prepare(context: StageContext) -> None:
@@ -25,7 +26,7 @@ def prepare(context: StageContext) -> None:
         names = {name for prompt in prompts for name in prompt.extra}
         raise UserError(f"evaluate.group_by: no prompt has a column {column!r}; {unknown_name(column, names)}")
     comparing = load_judges(project)
-    if not {**load_rewards(project), **comparing} and "reward" not in project.stages:
+    if not {**load_rewards(project), **comparing} and not any(name in project.stages for name in scorers()):
         raise UserError(
             f"{project.path}: nothing to judge replies with: add a reward stage, or a function, model or endpoint to "
             "rewards:"
@@ -52,7 +53,7 @@ def run(context: StageContext) -> Metrics:
     judges = {name: Remembering(judge) for name, judge in load_rewards(project, context.parents).items()}
     comparing = load_judges(project)
     references = {name: started_from(project, name) for name in policies_of(project)}
-    policies = list(dict.fromkeys(["base", *(one for one in references.values() if is_base(one)), *references]))
+    policies = list(dict.fromkeys([BASE, *(one for one in references.values() if is_base(one)), *references]))
     prompts = evaluation_prompts(project, project.evaluate.prompts)
     rows: list[dict[str, Any]] = [
         {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
@@ -73,18 +74,35 @@ def run(context: StageContext) -> Metrics:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return {
         "policies": policies, "judges": [*judges, *comparing], "parents": references, "references": references,
-        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"]["base"]),
+        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"][BASE]),
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
 
 
+def absent(project: ProjectConfig) -> str | None:
+    """Why a project has no such stage."""
+    if not project.evaluate.enabled:
+        return "evaluate: false switches the comparison off"
+    if not any(stage_of(name).leaves == "policy" for name in project.stages):
+        return "there is no policy to compare"
+    return None
+
+
+def rewards(project: ProjectConfig, name: str) -> dict[str, float]:
+    """Everything under `rewards:` judges."""
+    return dict.fromkeys(project.rewards, 1.0)
+
+
 STAGE = Stage(
-    "evaluate",
+    name="evaluate",
     order=70,
+    label="Evaluation",
+    leaves="comparison",
     run=run,
     prepare=prepare,
-    uses=("sft", "reward", "gold", "dpo", "ppo"),
-    policy=False,
     reads=("prompts",),
+    compares=True,
+    rewards=rewards,
+    absent=absent,
 )

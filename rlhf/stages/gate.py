@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.workflow import Metrics, Stage, StageContext, judged, parent_of, stage_of
+from rlhf.config.project import ProjectConfig
+from rlhf.workflow import Metrics, Stage, StageContext, gated_models, parent_of
 
 
 def prepare(context: StageContext) -> None:
@@ -36,11 +37,11 @@ def run(context: StageContext) -> Metrics:
     project = context.project
     pairs = held_out_pairs(project)
     policy = parent_of(project, context.name) or "base"
-    folder, gated = context.parents.get(policy), stage_of(context.name).guards
+    folder, gated = context.parents.get(policy), context.stage.gates
     prompts, completions = held_out_completions(project, policy, folder, gated, TRIED)
     models: dict[str, Any] = {}
     margins: dict[str, Any] = {}
-    for name, judge in load_rewards(project, context.parents, judged(project, context.name)).items():
+    for name, judge in load_rewards(project, context.parents, gated_models(project, context.name)).items():
         measures, margins[name] = measure(judge, pairs, prompts, completions)
         models[name] = {**measures, **verdict(measures)}
     write_pairs(context.directory, pairs, margins)
@@ -48,4 +49,21 @@ def run(context: StageContext) -> Metrics:
     return {"passed": passed, "models": models, "policy": policy, "gates": gated}
 
 
-STAGE = Stage("gate", order=50, run=run, prepare=prepare, policy=False, reads=("preferences", "prompts"), guards="ppo")
+def absent(project: ProjectConfig) -> str | None:
+    """Why a project has no such stage."""
+    if gated_models(project, "gate"):
+        return None
+    return "ppo maximises no reward model that data.preferences could judge"
+
+
+STAGE = Stage(
+    name="gate",
+    order=50,
+    label="Gate",
+    leaves="verdict",
+    run=run,
+    prepare=prepare,
+    reads=("preferences", "prompts"),
+    gates="ppo",
+    absent=absent,
+)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
-from rlhf.workflow import Metrics, Stage, StageContext, rewards_of
+from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext, rewards_of
 
 if TYPE_CHECKING:
     from rlhf.data.records import Encoded, Prompt
@@ -21,14 +21,13 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.data.records import Encoded, Unusable
     from rlhf.data.tokenize import Codec
     from rlhf.models.load import check_policy
-    from rlhf.ppo.config import PPOConfig, unfit
-    from rlhf.training.defaults import PPO_DEFAULTS
+    from rlhf.ppo.config import unfit
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
     check_policy(start.source, start.encoder)
-    args: Any = arguments(context, PPOConfig, start, PPO_DEFAULTS)
+    args: Any = arguments(context, start)
     if problems := [*args.check(), *unfit(args, start.config.adapter)]:
         raise UserError(f"stages.ppo.{problems[0]}")
     _check_rewards(context.project, context.name)
@@ -81,7 +80,7 @@ def run(context: StageContext) -> Metrics:
     ready = prepare(context)
     start, args = ready.start, ready.args
     roles = build_roles(context, start, args, args.critic_start)
-    fold = context.project.stages[context.name].fold
+    fold = context.settings.fold
     policy = CausalLMPolicy(roles, start.tokenizer, args, fold=fold)
     if roles.reward_head is not None:
         folder = context.parents[OWN]
@@ -119,13 +118,72 @@ def _check_rewards(project: ProjectConfig, stage: str) -> None:
     load_rewards(project, names=[name for name in weights if name != OWN])
 
 
+def rewards(project: ProjectConfig, name: str) -> dict[str, float]:
+    """What it maximises, with weights: those that its `rewards:` names.
+
+    Without that the run's reward model alone, since what stands beside it measures, or all there are where there is no
+    such model.
+    """
+    settings = project.stage(name)
+    if named := settings.trainer.get("rewards"):
+        return named
+    if "reward" in project.stages:
+        return {"reward": 1.0}
+    return {reward: 1.0 for reward in project.rewards if reward != settings.checkpoint_judge}
+
+
+def check(project: ProjectConfig, name: str) -> str | None:
+    """A judge that compares cannot be maximised: it gives no completion a score of its own."""
+    for reward in rewards(project, name):
+        if reward in project.rewards and project.rewards[reward].endpoint is not None:
+            return f"stages.{name}.rewards: {reward!r} compares two replies and scores none: name functions or models"
+    return None
+
+
 STAGE = Stage(
-    "ppo",
+    name="ppo",
     order=60,
+    label="PPO",
+    leaves="policy",
     run=run,
     prepare=prepare,
     trial=trial,
+    method="Reinforcement learning (PPO)",
     data="rollouts",
     follows=("sft",),
     uses=("reward",),
-)
+    rewards=rewards,
+    trainer=(
+        *TRAINING_ARGUMENTS,
+        "rlhf.policies.settings:SamplingSettings",
+        "rlhf.ppo.config:RewardSettings",
+        "rlhf.ppo.config:KLSettings",
+        "rlhf.ppo.config:CriticSettings",
+        "rlhf.ppo.config:PPOConfig",
+    ),
+    defaults={
+        "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "logging_first_step": False,
+    },
+    intervals={
+        "cliprange": "(0, inf]", "cliprange_value": "(0, inf]", "critic_learning_rate": "(0, inf)",
+        "critic_warmup_rollouts": "[0, 1e9]", "entropy_coef": "(-inf, inf)", "gamma": "[0, 1]", "kl_coef": "[0, inf)",
+        "kl_horizon": "(0, inf]", "kl_target": "(0, inf)", "lam": "[0, 1]", "log_completions": "[0, 1e9]",
+        "max_importance_weight": "(0, inf]", "max_new_tokens": "[1, 1e9]", "max_ratio": "(0, inf]",
+        "missing_eos_penalty": "[0, inf)", "normalize_samples": "[0, 1e6]", "num_mini_batches": "[1, 1e6]",
+        "num_ppo_epochs": "[1, 1e6]", "rewards": "(-inf, inf)", "samples_per_prompt": "[1, 1e6]",
+        "sampling_batch_size": "[1, 1e6]", "target_kl": "(0, inf]", "temperature": "(0, inf)",
+        "total_episodes": "[1, 1e9]", "vf_coef": "[0, inf)", "vllm_memory": "(0, 1]",
+    },
+    choices={
+        "critic_from": ("reward", "policy"),
+        "kl_estimator": ("k1", "k2", "k3"),
+        "sampler": ("transformers", "vllm"),
+        "truncated": ("bootstrap", "score"),
+    },
+    checkpoint_judge=True,
+    check=check,
+)  # fmt: skip

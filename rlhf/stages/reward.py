@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from rlhf.workflow import Metrics, Stage, StageContext
+from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.preferences` as whole sequences."""
-    from trl import RewardConfig
-
     from rlhf.data.tokenize import Codec
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
-    args: Any = arguments(context, RewardConfig, start)
+    args: Any = arguments(context, start)
     codec = Codec(start.tokenizer, args.max_length, encoder=start.encoder)
     ahead = functools.partial(codec.ahead, prompts=False)
     settings = {"max_length": args.max_length}
@@ -81,5 +79,16 @@ def _held_out(context: StageContext, ready: Ready, trainer: Any) -> Metrics:
 
 
 STAGE = Stage(
-    "reward", order=20, run=run, prepare=prepare, trial=trial, data="preferences", follows=("sft",), policy=False
+    name="reward",
+    order=20,
+    label="Reward model",
+    leaves="scorer",
+    run=run,
+    prepare=prepare,
+    trial=trial,
+    method="A reward model, trained on preference pairs",
+    data="preferences",
+    follows=("sft",),
+    trainer=(*TRL_CONFIG, "trl.trainer.reward_config:RewardConfig"),
+    intervals={"center_rewards_coefficient": "[0, inf)"},
 )

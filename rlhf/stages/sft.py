@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import UserError
-from rlhf.workflow import Metrics, Stage, StageContext
+from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.demonstrations`: replies for a causal model, `text` and `label` for an encoder."""
-    from trl import SFTConfig
-
     from rlhf.data.checks import check_classes
     from rlhf.data.tokenize import Codec
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
-    args: Any = arguments(context, SFTConfig, start)
+    args: Any = arguments(context, start)
     codec = Codec(start.tokenizer, args.max_length, args.truncation_mode, encoder=start.encoder)
     encode = codec.labelled if start.encoder else codec.demonstration
     settings = {"max_length": args.max_length, "keep": codec.keep}
@@ -102,4 +100,19 @@ def _labels(ready: Ready) -> int:
     return max(2, 1 + max(max(ready.data.train["labels"]), max(ready.data.eval["labels"], default=0)))
 
 
-STAGE = Stage("sft", order=10, run=run, prepare=prepare, trial=trial, data="demonstrations")
+STAGE = Stage(
+    name="sft",
+    order=10,
+    label="SFT",
+    leaves="policy",
+    run=run,
+    prepare=prepare,
+    trial=trial,
+    method="Supervised fine-tuning on demonstrations",
+    data="demonstrations",
+    trainer=(*TRL_CONFIG, "trl.trainer.sft_config:SFTConfig"),
+    choices={
+        "loss_type": ("nll", "chunked_nll", "dft"),
+        "packing_strategy": ("bfd", "bfd_split", "bfd-requeue", "wrapped"),
+    },
+)

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from rlhf.config import trainer_fields
+from rlhf.workflow import stage_of
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -24,16 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
 }
-"""Of every stage; `bf16` follows the hardware."""
-
-PPO_DEFAULTS: dict[str, Any] = {
-    "adam_epsilon": 1e-5,  # PyTorch's 1e-8 gave six times the approximate KL in Huang et al. (2023)
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0,
-    "logging_steps": 1,
-    "logging_first_step": False,
-}
-"""Of PPO, instead of those."""
+"""Of every stage, unless its `Stage.defaults` differ; `bf16` follows the hardware."""
 
 _OF_THE_MACHINE = ("bf16", "dataloader_pin_memory")
 
@@ -45,7 +37,7 @@ def said(stage: str, trainer: dict[str, Any]) -> dict[str, Any]:
         stage: The kind of stage.
         trainer: Fields of its trainer's config.
     """
-    silent = {**trainer_fields.class_defaults(stage), **DEFAULTS, **(PPO_DEFAULTS if stage == "ppo" else {})}
+    silent = {**trainer_fields.class_defaults(stage), **DEFAULTS, **stage_of(stage).defaults}
     return {
         name: value
         for name, value in trainer.items()

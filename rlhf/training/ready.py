@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rlhf.models.device import process_state
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.training.defaults import DEFAULTS
 from rlhf.training.starting_point import StartingPoint
-from rlhf.workflow import StageContext, half_for, kind_of, stage_of
+from rlhf.workflow import StageContext, half_for
 
 T = TypeVar("T", bound=Trainer)
 
@@ -55,25 +56,24 @@ class Ready:
         )
 
 
-def arguments(
-    context: StageContext, kind: type[TrainingArguments], start: StartingPoint, defaults: dict[str, Any] | None = None
-) -> TrainingArguments:
+def arguments(context: StageContext, start: StartingPoint) -> TrainingArguments:
     """The trainer's arguments: our defaults, the stage's own, then the YAML, then what the pipeline itself decides.
 
     `max_length` never goes above the positions the model has. What the trainer's own checks refuse, it raises.
     """
     state = process_state()
-    given = context.project.stages[context.name].trainer
-    fields = {**DEFAULTS, **(defaults or {}), **given}
+    given = context.settings.trainer
+    fields = {**DEFAULTS, **context.stage.defaults, **given}
     on_gpu = state.device.type == "cuda"
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
     fields.setdefault("dataloader_pin_memory", on_gpu)
     fields["use_cpu"] = state.device.type == "cpu"
-    for name, annotation in trainer_fields.trainer_fields(kind_of(context.name)).items():
+    for name, annotation in trainer_fields.trainer_fields(context.stage.name).items():
         if annotation.startswith("list[") and isinstance(fields.get(name), str):
             fields[name] = [fields[name]]
     fields.update(output_dir=str(context.directory / "checkpoints"), seed=context.project.stage_seed(context.name))
-    args: Any = kind(**fields)
+    module, _, kind = context.stage.trainer[-1].partition(":")
+    args: Any = getattr(importlib.import_module(module), kind)(**fields)
     if start.context_length is not None:
         args.max_length = min(args.max_length or start.context_length, start.context_length)
     return args
@@ -97,7 +97,7 @@ def prepared_data(
         keep_columns: Whether rewards will read the row's other columns.
         ahead: Work on records to come (`Codec.ahead`).
     """
-    role = stage_of(context.name).data
+    role = context.stage.data
     assert role is not None
     try:
         source_set(context.project, role)

@@ -17,7 +17,7 @@ from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings
 from rlhf.models.weights import check_numbers
 from rlhf.policies.trial import check_architecture, check_replies
-from rlhf.workflow import StageContext, ancestors_of, parent_of, stage_of
+from rlhf.workflow import StageContext, ancestors_of, parent_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def starting_point(context: StageContext) -> StartingPoint:
     architecture = model_config(source)
     if context.parent is not None and settings is not None:
         check_settings(tokenizer, settings, context.parent)
-    scorer = is_encoder(architecture) or not stage_of(context.name).policy
+    scorer = is_encoder(architecture) or context.stage.leaves == "scorer"
     if not scorer:
         check_architecture(context.project, architecture)
     model = check_weights(source, config, scorer)
@@ -83,13 +83,13 @@ def _tokenizer_settings(project: ProjectConfig, stage: str) -> ModelConfig | Non
     None where that is the `base` stage, whose tokenizer is made from `scratch:`.
     """
     first = [stage, *ancestors_of(project, stage)][-1]
-    return stage_settings(project, first) if first in project.stages else None
+    return stage_settings(project, first) if project.has_stage(first) else None
 
 
 def _parent_has_adapter(context: StageContext) -> bool:
     """Whether this stage's adapter will be joined with its parent's, which need not exist yet."""
     project, parent = context.project, parent_of(context.project, context.name)
-    return parent in project.stages and project.stage_model(str(parent)).adapter is not None
+    return parent is not None and project.has_stage(parent) and project.stage_model(parent).adapter is not None
 
 
 def adapted(

@@ -58,7 +58,7 @@ NO_SPEEDUPS = Speedups(fold=False, head=False, buckets=False)
 
 def speedups_of(context: StageContext) -> Speedups:
     """Those of a stage: all, or with `fold: false` none."""
-    return Speedups() if context.project.stages[context.name].fold else NO_SPEEDUPS
+    return Speedups() if context.settings.fold else NO_SPEEDUPS
 
 
 class FasterTrainer(_Base):

@@ -96,6 +96,9 @@ def test_overrides_come_last(path):
     ("override", "message"),
     [
         ("stages.dpo.betta=1", "stages.dpo: unknown key 'betta'; did you mean 'beta'?"),
+        ("stages.gold.max_steps=1", "stages: unknown key 'gold'; it is called 'gold_reward' now"),
+        ("stages.dpo.gold=x", "stages.dpo: unknown key 'gold'; it is called 'checkpoint_judge' now"),
+        ("stages.dpo.select=gold", "stages.dpo.select: it is called 'best' now"),
         ("stages.dpoo.beta=1", "stages: unknown key 'dpoo'; did you mean 'dpo'?"),
         ("model.adaptr=1", "unknown key 'model.adaptr'; did you mean 'adapter'?"),
         ("nam=x", "unknown key 'nam'; did you mean 'name'?"),

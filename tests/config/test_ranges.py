@@ -1,6 +1,7 @@
 """Settings that no library could use are refused when the YAML is read, in one line that names them."""
 
 import dataclasses
+import importlib
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from rlhf.config import ranges, trainer_fields
 from rlhf.config.load import load_project
 from rlhf.config.ranges import Interval
 from rlhf.errors import UserError
+from rlhf.workflow import stage_of
 
 YAML = """
 name: demo
@@ -200,36 +202,30 @@ def test_an_interval_is_what_its_brackets_say(text, inside, outside):
 
 def test_every_number_of_a_trainer_has_an_interval_and_no_interval_is_of_nothing():
     """A library that adds a numeric setting is met here, and one that renames it too."""
-    stages = ("sft", "reward", "dpo", "ppo")
-    numeric = {
-        name
-        for stage in stages
-        for name, kind in trainer_fields.trainer_fields(stage).items()
-        if {"int", "float"} & {part.strip() for part in kind.split("|")}
-    }
-    assert numeric <= ranges.INTERVALS.keys()
-    known = {name for stage in stages for name in trainer_fields.trainer_fields(stage)}
-    assert ranges.INTERVALS.keys() <= known
-    assert {name.rpartition(".")[2] for name in ranges.CHOICES} <= known
+    known = set()
+    for stage in trainer_fields.trained_stages():
+        fields, declared = trainer_fields.trainer_fields(stage), stage_of(stage)
+        numeric = {
+            name for name, kind in fields.items() if {"int", "float"} & {part.strip() for part in kind.split("|")}
+        }
+        assert numeric <= {*ranges.INTERVALS, *declared.intervals}, stage
+        assert {*declared.intervals, *declared.choices, *declared.defaults} <= fields.keys(), stage
+        assert not ranges.INTERVALS.keys() & declared.intervals.keys(), stage
+        known |= fields.keys()
+    assert {*ranges.INTERVALS, *ranges.CHOICES} <= known
 
 
 def test_the_defaults_of_the_libraries_lie_inside():
-    import trl
-
-    from rlhf.ppo.config import PPOConfig
     from rlhf.training.defaults import DEFAULTS
 
-    for stage, kind in (
-        ("sft", trl.SFTConfig),
-        ("reward", trl.RewardConfig),
-        ("dpo", trl.DPOConfig),
-        ("ppo", PPOConfig),
-    ):
-        fields = {field.name: field.default for field in dataclasses.fields(kind)} | DEFAULTS
+    for stage in trainer_fields.trained_stages():
+        module, _, name = stage_of(stage).trainer[-1].partition(":")
+        kind = getattr(importlib.import_module(module), name)
+        fields = {field.name: field.default for field in dataclasses.fields(kind)} | DEFAULTS | stage_of(stage).defaults
         for name in trainer_fields.trainer_fields(stage):
             value = fields[name]
             if value is not None and value is not dataclasses.MISSING:
-                assert ranges.problem(stage, name, getattr(value, "value", value)) is None, name
+                assert trainer_fields.range_problem(stage, name, getattr(value, "value", value)) is None, name
 
 
 def test_the_words_of_advantage_are_the_estimators_there_are():

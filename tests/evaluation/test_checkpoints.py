@@ -49,7 +49,7 @@ def second(prompts, completions, **columns):
     return [[0.0, 2.0, 1.0][(len(calls) - 1) % 3] for _ in completions]
 '''
 PPO = {
-    "rewards": {"longer": 1.0}, "gold": "wanted", "adapter": None, "max_steps": 24,
+    "rewards": {"longer": 1.0}, "checkpoint_judge": "wanted", "adapter": None, "max_steps": 24,
     "learning_rate": 1e-2, "num_ppo_epochs": 1,
     "per_device_train_batch_size": 32, "max_new_tokens": 16, "normalize_samples": 32, "save_steps": 0.125,
     "kl_coef": 0.0, "advantage": "rloo", "samples_per_prompt": 4, "lr_scheduler_type": "constant",
@@ -57,7 +57,7 @@ PPO = {
 
 
 def planted(folder, base, **changes):
-    """A project whose reward is the longer the better, with a gold judge that wants sixty characters."""
+    """A project whose reward is the longer the better, with a checkpoint judge that wants sixty characters."""
     (folder / "judges.py").write_text(JUDGES)
     rewards = {name: {"function": f"{folder / 'judges.py'}:{name}"} for name in ("longer", "wanted")}
     return make_project(folder, base, rewards=rewards, stages={"ppo": {**PPO, **changes}},
@@ -66,9 +66,9 @@ def planted(folder, base, **changes):
 
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory, tiny_llama):
-    """The same training, once keeping the last checkpoint and once the gold peak."""
+    """The same training, once keeping the last checkpoint and once the best."""
     found = {}
-    for select in ("last", "gold"):
+    for select in ("last", "best"):
         project = planted(tmp_path_factory.mktemp(select), tiny_llama, select=select)
         run_stage(project, "ppo")
         found[select] = project
@@ -79,7 +79,7 @@ def metrics(project) -> dict:
     return read_manifest(project.run_dir / "ppo")["metrics"]
 
 
-def test_the_gold_score_turns_down_while_the_proxy_rises_and_it_is_said(selected):
+def test_the_judges_score_turns_down_while_the_proxy_rises_and_it_is_said(selected):
     points = metrics(selected["last"])["tracked"]
     best = max(points[1:], key=lambda one: one["checkpoint_judge"])
     assert best["checkpoint_judge"] > points[0]["checkpoint_judge"]
@@ -92,12 +92,12 @@ def test_the_gold_score_turns_down_while_the_proxy_rises_and_it_is_said(selected
     assert "while what was maximised rose" in said
 
 
-def test_select_gold_returns_a_checkpoint_above_the_last(selected):
-    last, gold = metrics(selected["last"]), metrics(selected["gold"])
-    assert [one["checkpoint_judge"] for one in last["tracked"]] == [one["checkpoint_judge"] for one in gold["tracked"]]
-    score = {one["step"]: one["checkpoint_judge"] for one in gold["tracked"]}
-    assert last["selected_step"] == max(score) > gold["selected_step"]
-    assert score[gold["selected_step"]] > score[max(score)]
+def test_select_best_returns_a_checkpoint_above_the_last(selected):
+    last, best = metrics(selected["last"]), metrics(selected["best"])
+    assert [one["checkpoint_judge"] for one in last["tracked"]] == [one["checkpoint_judge"] for one in best["tracked"]]
+    score = {one["step"]: one["checkpoint_judge"] for one in best["tracked"]}
+    assert last["selected_step"] == max(score) > best["selected_step"]
+    assert score[best["selected_step"]] > score[max(score)]
 
 
 def test_what_is_left_behind_is_the_chosen_policy(selected):
@@ -114,13 +114,20 @@ def test_what_is_left_behind_is_the_chosen_policy(selected):
         assert {len(values) for row in rows for values in row["prompts"].values()} == {
             len(rows[0]["prompts"]["checkpoint_judge"])
         }
-    assert any((files["last"][name] != files["gold"][name]).any() for name in files["last"])
+    assert any((files["last"][name] != files["best"][name]).any() for name in files["last"])
 
 
 def dpo_project(folder, base, rows=None, judge="wanted", **changes):
     (folder / "judges.py").write_text(JUDGES)
     rewards = {"wanted": {"function": f"{folder / 'judges.py'}:{judge}"}}
-    dpo = {"max_steps": 4, "learning_rate": 1e-2, "gold": "wanted", "select": "gold", "save_steps": 2, **changes}
+    dpo = {
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "checkpoint_judge": "wanted",
+        "select": "best",
+        "save_steps": 2,
+        **changes,
+    }
     return make_project(folder, base, rows or pairs(), rewards=rewards, stages={"dpo": dpo})
 
 
@@ -162,14 +169,14 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
 
 def test_the_metrics_are_those_of_the_checkpoint_that_is_kept(tmp_path, tiny_llama):
     kept = {}
-    for select in ("gold", "last"):
+    for select in ("best", "last"):
         (tmp_path / select).mkdir()
         project = dpo_project(tmp_path / select, tiny_llama, judge="second", select=select)
         run_stage(project, "dpo")
         kept[select] = read_manifest(project.run_dir / "dpo")["metrics"]
-    assert kept["gold"]["selected_step"] == 2
+    assert kept["best"]["selected_step"] == 2
     assert kept["last"]["selected_step"] == 4
-    assert kept["gold"]["margin"] < kept["last"]["margin"], "an earlier checkpoint has moved less"
+    assert kept["best"]["margin"] < kept["last"]["margin"], "an earlier checkpoint has moved less"
 
 
 def test_a_judge_without_scores_keeps_the_last_and_says_so(tmp_path, tiny_llama):
@@ -185,7 +192,7 @@ def test_a_judge_without_scores_keeps_the_last_and_says_so(tmp_path, tiny_llama)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"save_strategy": "no"}, "a gold judge scores checkpoints"),
+        ({"save_strategy": "no"}, "a checkpoint judge scores checkpoints"),
         ({"rows": pairs(6)}, "prompts to score checkpoints on"),
     ],
 )
@@ -229,8 +236,8 @@ def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, adapter):
     dpo = {
         "max_steps": 4,
         "learning_rate": 1e-2,
-        "gold": "wanted",
-        "select": "gold",
+        "checkpoint_judge": "wanted",
+        "select": "best",
         "save_steps": 2,
         "adapter": adapter,
     }
@@ -245,18 +252,18 @@ def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, adapter):
 @pytest.mark.parametrize(
     ("ppo", "message"),
     [
-        ({"gold": "want"}, "there is no 'want' under rewards:; did you mean 'wanted'"),
-        ({"gold": "longer"}, "is what the stage maximises"),
-        ({"gold": None, "select": "gold"}, "gold needs a judge that training does not see"),
+        ({"checkpoint_judge": "want"}, "there is no 'want' under rewards:; did you mean 'wanted'"),
+        ({"checkpoint_judge": "longer"}, "is what the stage maximises"),
+        ({"checkpoint_judge": None, "select": "best"}, "best needs a judge that training does not see"),
     ],
 )
-def test_a_gold_judge_must_be_another(tmp_path, tiny_llama, ppo, message):
+def test_a_checkpoint_judge_must_be_another(tmp_path, tiny_llama, ppo, message):
     with pytest.raises(UserError, match=message):
         planted(tmp_path, tiny_llama, **ppo)
 
 
-def test_a_gold_judge_belongs_to_a_policy(tmp_path, tiny_llama):
-    path = write_project(tmp_path, tiny_llama, stages={"sft": {"gold": "long"}})
+def test_a_checkpoint_judge_belongs_to_a_policy(tmp_path, tiny_llama):
+    path = write_project(tmp_path, tiny_llama, stages={"sft": {"checkpoint_judge": "long"}})
     with pytest.raises(UserError, match="checkpoints are scored of dpo and ppo"):
         load_project(path)
 
@@ -264,7 +271,7 @@ def test_a_gold_judge_belongs_to_a_policy(tmp_path, tiny_llama):
 def test_another_judge_or_choice_makes_the_stage_stale(tmp_path, tiny_llama):
     identities = [
         contract.identity(planted(tmp_path, tiny_llama, **changes), "ppo")
-        for changes in ({}, {"select": "gold"}, {"gold": None})
+        for changes in ({}, {"select": "best"}, {"checkpoint_judge": None})
     ]
-    assert contract.changes(identities[0], identities[1]) == ["gold.select"]
-    assert contract.changes(identities[0], identities[2]) == ["gold"]
+    assert contract.changes(identities[0], identities[1]) == ["checkpoint_judge.select"]
+    assert contract.changes(identities[0], identities[2]) == ["checkpoint_judge"]

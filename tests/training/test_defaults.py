@@ -5,7 +5,8 @@ import trl
 
 from rlhf.config import trainer_fields
 from rlhf.ppo.config import PPOConfig
-from rlhf.training.defaults import DEFAULTS, PPO_DEFAULTS, said
+from rlhf.training.defaults import DEFAULTS, said
+from rlhf.workflow import stage_of
 
 KINDS = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig, "ppo": PPOConfig}
 
@@ -31,4 +32,4 @@ def test_defaults_read_from_source_are_those_of_the_class(stage):
 )
 def test_a_default_written_out_says_nothing(stage, trainer, left):
     assert said(stage, trainer) == left
-    assert PPO_DEFAULTS["lr_scheduler_type"] != DEFAULTS["lr_scheduler_type"]
+    assert stage_of("ppo").defaults["lr_scheduler_type"] != DEFAULTS["lr_scheduler_type"]

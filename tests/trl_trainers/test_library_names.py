@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rlhf.config.versions import TESTED
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import attempt, prepare_stage
 from rlhf.trl_trainers.library_names import NAMES, LibraryName, _names_in, check_library_names
+from rlhf.workflow import stages
 from tests.support.projects import make_project, pairs
 
 LIBRARIES = ("accelerate", "peft", "transformers", "trl")
@@ -164,13 +166,14 @@ def test_a_moved_signature_ends_a_run_before_anything_is_read(tmp_path, tiny_lla
 
 @pytest.mark.parametrize(
     ("stage", "entry"),
-    [("dpo", ("trl/trainer/dpo_config.py", "GoneConfig")), ("sft", ("trl/trainer/gone_config.py", "SFTConfig"))],
+    [("dpo", "trl.trainer.dpo_config:GoneConfig"), ("sft", "trl.trainer.gone_config:SFTConfig")],
 )
 def test_a_moved_config_class_is_named_by_every_command(monkeypatch, stage, entry):
-    monkeypatch.setitem(trainer_fields.STAGE_CONFIGS, stage, (entry,))
+    monkeypatch.setitem(stages(), stage, replace(stages()[stage], trainer=(entry,)))
+    file = entry.partition(":")[0].replace(".", "/")
     trainer_fields.trainer_fields.cache_clear()
     try:
-        with pytest.raises(UserError, match=rf"^trl {re.escape(trl.__version__)}: there is no .*{entry[0]}"):
+        with pytest.raises(UserError, match=rf"^trl {re.escape(trl.__version__)}: there is no .*{file}"):
             trainer_fields.trainer_fields(stage)
     finally:
         trainer_fields.trainer_fields.cache_clear()

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, set_seed
 from trl import DPOConfig, RewardConfig, SFTConfig
 from trl.kernels import chunked_logprob
 
-from rlhf.config.ranges import CHOICES
 from rlhf.trl_trainers.dpo import DPOTrainer
 from rlhf.trl_trainers.reward import RewardTrainer
 from rlhf.trl_trainers.sft import SFTTrainer
 from rlhf.trl_trainers.speedups import NO_SPEEDUPS, Speedups
+from rlhf.workflow import stage_of
 from tests.support.families import causal, scorer
 
 STEPS = 10
@@ -95,7 +95,7 @@ def dpo(kind, folder, tokenizer, pairs, speedups=None, family="llama", **fields)
 
 
 VARIANTS = {
-    **{loss: {"loss_type": [loss]} for loss in CHOICES["dpo.loss_type"]},
+    **{loss: {"loss_type": [loss]} for loss in stage_of("dpo").choices["loss_type"]},
     "wpo": {"use_weighting": True},
     "ld": {"ld_alpha": 0.5},
     "mixture": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.config.ranges import CHOICES
 from rlhf.data.splits import side
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -15,6 +14,7 @@ from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
 from rlhf.training import run
 from rlhf.training.run import last_good_checkpoint
+from rlhf.workflow import stage_of
 from tests.support.architectures import built
 from tests.support.models import strengthened
 from tests.support.projects import NAMES, chats, make_project, write_rows
@@ -31,8 +31,8 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
     import trl.trainer.dpo_trainer as module
 
     known = set(re.findall(r'loss_type == "(\w+)"', Path(module.__file__).read_text()))
-    assert known == set(CHOICES["dpo.loss_type"]), "TRL's losses changed"
-    for loss in CHOICES["dpo.loss_type"]:
+    assert known == set(stage_of("dpo").choices["loss_type"]), "TRL's losses changed"
+    for loss in stage_of("dpo").choices["loss_type"]:
         options = {"loss_type": loss, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-3}
         if loss in ("exo_pair", "robust"):
             options["label_smoothing"] = 0.1
