@@ -123,12 +123,12 @@ _CURVES = {"episodes": "episodes", "score": "objective/scores", "kl": "objective
 _COMPARED = ("judge", "baseline", "policy_mean", "baseline_mean", "mean_difference", "difference_ci", "kl", "verdict")
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """The comparisons, a line a seed."""
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The comparisons, a line for each seed."""
     lines = []
-    for problem, runs in found.items():
-        for seed, one in enumerate(runs):
-            row = one["comparison"]
+    for problem, runs in results.items():
+        for seed, run in enumerate(runs):
+            row = run["comparison"]
             low, high = row["difference_ci"]
             lines.append(
                 f"{problem:<12}{seed:>2}  {row['judge']:<10} {row['baseline_mean']:6.2f} -> {row['policy_mean']:6.2f}  "
@@ -137,26 +137,28 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Score by episodes, mean and range over the seeds; and score against KL, a line a seed."""
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Score by episodes, mean and range over the seeds; and score against KL, a line for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import numpy as np
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(found), figsize=(4.2 * len(found), 6), squeeze=False, layout="constrained")
-    for (problem, runs), (upper, lower) in zip(found.items(), axes.T, strict=True):
-        curves = [one["curves"] for one in runs]
-        scores = np.array([one["score"] for one in curves])
+    figure, axes = pyplot.subplots(
+        2, len(results), figsize=(4.2 * len(results), 6), squeeze=False, layout="constrained"
+    )
+    for (problem, runs), (upper, lower) in zip(results.items(), axes.T, strict=True):
+        curves = [run["curves"] for run in runs]
+        scores = np.array([curve["score"] for curve in curves])
         episodes = curves[0]["episodes"]
         upper.fill_between(episodes, scores.min(0), scores.max(0), alpha=0.25, label="range of the seeds")
         upper.plot(episodes, scores.mean(0), label="mean")
         upper.set(title=PROBLEMS[problem][0], xlabel="episodes", ylabel="score (normalised)")
         upper.legend(frameon=False)
-        for seed, one in enumerate(curves):
-            lower.plot(one["kl"], one["score"], marker=".", linewidth=0.8, label=f"seed {seed}")
-        lower.set(xlabel="KL to the starting policy (nats a reply)", ylabel="score (normalised)")
+        for seed, curve in enumerate(curves):
+            lower.plot(curve["kl"], curve["score"], marker=".", linewidth=0.8, label=f"seed {seed}")
+        lower.set(xlabel="KL to the starting policy (nats a completion)", ylabel="score (normalised)")
         lower.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -175,17 +177,17 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     trees = projects(args.real.resolve(), folder.resolve())
-    found: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for problem in args.problems:
         if problem == "stories":
             run("classifier", trees["classifier"], 0, folder)
         runs = [run(problem, trees[problem], seed, folder) for seed in args.seeds]
-        found[problem] = [read(one, PROBLEMS[problem][1]) for one in runs]
-    print(table(found))
+        results[problem] = [read(folder, PROBLEMS[problem][1]) for folder in runs]
+    print(table(results))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     try:
-        draw(found, args.plot)
+        draw(results, args.plot)
     except ModuleNotFoundError:
         print("no matplotlib: no picture")
 

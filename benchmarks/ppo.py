@@ -60,12 +60,12 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
             for name, job in rows.items():
                 interpreter = args.trl_python if job.side == "trl" else sys.executable
                 told = json.dumps(asdict(replace(job, seed=repeat)))
-                found = run_program(name, f"ppo_{job.side}.py", folder, told, interpreter=interpreter)
-                found |= {"repeat": repeat, "episodes_per_second": args.episodes / found["seconds"]}
-                runs.append(found)
+                result = run_program(name, f"ppo_{job.side}.py", folder, told, interpreter=interpreter)
+                result |= {"repeat": repeat, "episodes_per_second": args.episodes / result["seconds"]}
+                runs.append(result)
                 print(
-                    f"{repeat + 1}/{args.repeats} {name}: {found['episodes_per_second']:.2f} episodes/s, "
-                    f"{found['peak_mb']:.0f} MB, {found['reply_length']:.1f} tokens a reply",
+                    f"{repeat + 1}/{args.repeats} {name}: {result['episodes_per_second']:.2f} episodes/s, "
+                    f"{result['peak_mb']:.0f} MB, {result['reply_length']:.1f} tokens a reply",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
     return runs
@@ -74,12 +74,12 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
 def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Speed, memory and lengths of each row, and their ratios to each row of TRL's."""
     grouped: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for one in runs:
-        grouped[one["row"]].append(one)
+    for run in runs:
+        grouped[run["row"]].append(run)
     table: dict[str, dict[str, Any]] = {}
-    for name, them in grouped.items():
+    for name, repeats in grouped.items():
         table[name] = {
-            key: spread([one[key] for one in them])
+            key: spread([run[key] for run in repeats])
             for key in ("episodes_per_second", "seconds", "cpu_seconds", "peak_mb", "before_mb", "reply_length")
         }
     for mine in table.values():
@@ -135,7 +135,7 @@ def main() -> None:
     print_summary(table)
     if left_out:
         print(f"\nLeft out for want of --trl-python: {', '.join(left_out)}")
-    environments = {ROWS[one["row"]].side: one.pop("environment") for one in runs}
+    environments = {ROWS[run["row"]].side: run.pop("environment") for run in runs}
     write_result(
         args.out, size, args, environments=environments, left_out=left_out,
         jobs={name: asdict(job) for name, job in rows.items()}, rows=table, runs=runs,

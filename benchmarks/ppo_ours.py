@@ -56,7 +56,9 @@ def separate_reward(folder: Path, tokenizer: Any, size: int) -> Any:
     model = LlamaForSequenceClassification.from_pretrained(folder, num_labels=1).eval().requires_grad_(False)
 
     def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-        rows = tokenizer([one + two for one, two in zip(prompts, completions, strict=True)])["input_ids"]
+        rows = tokenizer([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])[
+            "input_ids"
+        ]
         rows = [[*row, tokenizer.eos_token_id] for row in rows]
         return [score for (score,) in score_groups(model, [[row] for row in rows], size)]
 
@@ -89,11 +91,11 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     trainer = make_trainer(folder, job)
-    found = timed_training(trainer)
+    result = timed_training(trainer)
     logs = [log for log in trainer.state.log_history if "response/length" in log]
     assert len(logs) * job["batch"] == job["episodes"], (len(logs), job)
     assert logs[-1]["episodes"] == job["episodes"], (logs[-1], job)
-    print(json.dumps(found | {"reply_length": sum(log["response/length"] for log in logs) / len(logs)}))
+    print(json.dumps(result | {"reply_length": sum(log["response/length"] for log in logs) / len(logs)}))
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def main() -> None:
     trainer = make_trainer(folder, job)
     lengths: list[int] = []
     count_replies(lengths)
-    found = timed_training(trainer)
+    result = timed_training(trainer)
     assert len(lengths) == job["episodes"], (len(lengths), job)
-    print(json.dumps(found | {"reply_length": sum(lengths) / len(lengths)}))
+    print(json.dumps(result | {"reply_length": sum(lengths) / len(lengths)}))
 
 
 if __name__ == "__main__":

@@ -81,46 +81,46 @@ ROWS = {
 
 def read_pairs(path: Path | None) -> list[dict[str, str]]:
     """Pairs whose sides differ after the last turn of the user's, in the order of the file."""
-    found = []
+    pairs = []
     if path is None:
         for row in map(json.loads, SUPPORT.read_text(encoding="utf-8").splitlines()):
             prompt, chosen, rejected = (row[key][0]["content"] for key in ("prompt", "chosen", "rejected"))
-            found.append(
+            pairs.append(
                 {"prompt": f"\n\nHuman: {prompt}{_ANSWER}", "chosen": f" {chosen}", "rejected": f" {rejected}"}
             )
-        return found
+        return pairs
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         for row in map(json.loads, file):
             cut = row["chosen"].rfind(_ANSWER) + len(_ANSWER)
             prompt, chosen, rejected = row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:]
             if row["rejected"].startswith(prompt) and chosen.strip() and rejected.strip() and chosen != rejected:
-                found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return found
+                pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return pairs
 
 
 def at_ratio(
     pairs: list[dict[str, str]], tokenizer: Any, ratio: float, count: int, completion: int
 ) -> list[dict[str, str]]:
     """Pairs of equal lengths, the prompt `ratio` times as long as a completion, cut from the text of all pairs."""
-    text = "".join(one["prompt"] + one["chosen"] + one["rejected"] for one in pairs[: 40 * count])
+    text = "".join(pair["prompt"] + pair["chosen"] + pair["rejected"] for pair in pairs[: 40 * count])
     stream = tokenizer(text)["input_ids"]
     sizes = (round(ratio * completion), completion, completion)
     if len(stream) < count * sum(sizes):
         raise SystemExit(f"{count} pairs of {sum(sizes)} tokens wanted, {len(stream)} tokens there")
-    made = []
+    equal = []
     for number in range(count):
         begin, row = number * sum(sizes), []
         for size in sizes:
             row.append(tokenizer.decode(stream[begin : begin + size]))
             begin += size
-        made.append(dict(zip(("prompt", "chosen", "rejected"), row, strict=True)))
-    return made
+        equal.append(dict(zip(("prompt", "chosen", "rejected"), row, strict=True)))
+    return equal
 
 
 def write_setting(folder: Path, args: argparse.Namespace, size: Size) -> None:
     """Write model, tokenizer and pairs, once for all runs."""
     pairs = read_pairs(args.pairs)
-    tokenizer = make_tokenizer([one["prompt"] + one["chosen"] for one in pairs], size.vocabulary)
+    tokenizer = make_tokenizer([pair["prompt"] + pair["chosen"] for pair in pairs], size.vocabulary)
     tokenizer.save_pretrained(folder)
     make_model(size).save_pretrained(folder)
     if args.ratio is not None:
@@ -137,11 +137,11 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
         write_setting(Path(folder), args, size)
         for repeat in range(args.repeats):
             for name, job in rows.items():
-                found = run_program(name, "preference_run.py", folder, json.dumps(asdict(job))) | {"repeat": repeat}
-                runs.append(found)
+                result = run_program(name, "preference_run.py", folder, json.dumps(asdict(job))) | {"repeat": repeat}
+                runs.append(result)
                 print(
-                    f"{repeat + 1}/{args.repeats} {name}: {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB, "
-                    f"last loss {found['losses'][-1]:.5f}",
+                    f"{repeat + 1}/{args.repeats} {name}: {result['seconds']:.1f} s, {result['peak_mb']:.0f} MB, "
+                    f"last loss {result['losses'][-1]:.5f}",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
     return runs
@@ -150,33 +150,33 @@ def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[
 def summarise(runs: list[dict[str, Any]], count: int) -> dict[str, dict[str, Any]]:
     """Speed and memory of each row, their ratios to TRL's rows of the same kind, and how far losses are from TRL's."""
     grouped: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for one in runs:
-        grouped[one["row"]].append(one)
+    for run in runs:
+        grouped[run["row"]].append(run)
     table: dict[str, dict[str, Any]] = {}
-    for name, them in grouped.items():
-        table[name] = {key: spread([one[key] for one in them]) for key in ("seconds", "cpu_seconds", "peak_mb")}
-        table[name]["pairs_per_second"] = spread([count / one["seconds"] for one in them])
-    for name, mine in table.items():
+    for name, repeats in grouped.items():
+        table[name] = {key: spread([run[key] for run in repeats]) for key in ("seconds", "cpu_seconds", "peak_mb")}
+        table[name]["pairs_per_second"] = spread([count / run["seconds"] for run in repeats])
+    for name, row in table.items():
         kind = name.partition(":")[0]
-        for other in (other for other in TRL if f"{kind}:{other}" in table):
-            theirs = table[f"{kind}:{other}"]
-            mine[f"speed_to_{other}"] = theirs["seconds"]["median"] / mine["seconds"]["median"]
-            mine[f"memory_to_{other}"] = mine["peak_mb"]["median"] / theirs["peak_mb"]["median"]
+        for baseline in (baseline for baseline in TRL if f"{kind}:{baseline}" in table):
+            theirs = table[f"{kind}:{baseline}"]
+            row[f"speed_to_{baseline}"] = theirs["seconds"]["median"] / row["seconds"]["median"]
+            row[f"memory_to_{baseline}"] = row["peak_mb"]["median"] / theirs["peak_mb"]["median"]
         if f"{kind}:trl" in grouped:
             both = zip(grouped[name][0]["losses"], grouped[f"{kind}:trl"][0]["losses"], strict=True)
-            mine["loss_difference"] = max(abs(one - two) for one, two in both)
+            row["loss_difference"] = max(abs(ours - theirs) for ours, theirs in both)
     return table
 
 
 def print_summary(table: dict[str, dict[str, Any]]) -> None:
     """The table, in Markdown."""
-    found = [name for name in TRL if any(row.endswith(f":{name}") for row in table)]
-    header = ["row", "pairs/s [min–max]", *(f"× {name}" for name in found), "peak MB [min–max]",
-              *(f"of {name}" for name in found), "loss − TRL's"]  # fmt: skip
+    baselines = [name for name in TRL if any(row.endswith(f":{name}") for row in table)]
+    header = ["row", "pairs/s [min–max]", *(f"× {name}" for name in baselines), "peak MB [min–max]",
+              *(f"of {name}" for name in baselines), "loss − TRL's"]  # fmt: skip
     rows = []
     for name, mine in table.items():
-        speeds = [f"{mine.get(f'speed_to_{other}', float('nan')):.2f}" for other in found]
-        shares = [f"{mine.get(f'memory_to_{other}', float('nan')):.2f}" for other in found]
+        speeds = [f"{mine.get(f'speed_to_{other}', float('nan')):.2f}" for other in baselines]
+        shares = [f"{mine.get(f'memory_to_{other}', float('nan')):.2f}" for other in baselines]
         off = f"{mine['loss_difference']:.0e}" if "loss_difference" in mine else ""
         rows.append([name, show(mine["pairs_per_second"]), *speeds, show(mine["peak_mb"], 0), *shares, off])
     print_table(header, rows)
@@ -184,15 +184,17 @@ def print_summary(table: dict[str, dict[str, Any]]) -> None:
 
 def options() -> argparse.Namespace:
     """What the command line says."""
-    made = parser("DPO and reward models against TRL 1.16, in turns, each run a process of its own.", "preference", 3)
-    made.add_argument("--count", type=int, default=40, help="pairs of a run (default: %(default)s)")
-    made.add_argument(
+    options = parser(
+        "DPO and reward models against TRL 1.16, in turns, each run a process of its own.", "preference", 3
+    )
+    options.add_argument("--count", type=int, default=40, help="pairs of a run (default: %(default)s)")
+    options.add_argument(
         "--ratio", type=float, help="pairs of equal lengths, prompt so many times as long as a completion"
     )
-    made.add_argument("--bf16", action="store_true", help="autocast to bfloat16 on both sides")
-    made.add_argument("--lora", action="store_true", help="train LoRA r=16 on both sides")
-    made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
-    return made.parse_args()
+    options.add_argument("--bf16", action="store_true", help="autocast to bfloat16 on both sides")
+    options.add_argument("--lora", action="store_true", help="train LoRA r=16 on both sides")
+    options.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
+    return options.parse_args()
 
 
 def main() -> None:
@@ -208,7 +210,7 @@ def main() -> None:
     runs = run_all(rows, args, size)
     table = summarise(runs, args.count)
     print_summary(table)
-    environment = [one.pop("environment") for one in runs][-1]
+    environment = [run.pop("environment") for run in runs][-1]
     jobs = {name: asdict(job) for name, job in rows.items()}
     write_result(args.out, size, args, environment=environment, jobs=jobs, rows=table, runs=runs)
 

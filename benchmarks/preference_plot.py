@@ -32,8 +32,8 @@ _NAMES = {"dpo": "DPO", "reward": "reward model"}
 
 def rows(name: str) -> dict[str, Any]:
     """The rows of a result file."""
-    found: dict[str, Any] = json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-    return found
+    table: dict[str, Any] = json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return table
 
 
 def bars(axes: Any, groups: dict[str, dict[str, float]], title: str) -> None:

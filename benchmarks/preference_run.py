@@ -59,10 +59,10 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     trainer = make_trainer(folder, job)
-    found = timed_training(trainer)
+    result = timed_training(trainer)
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     tokens = [log["num_tokens"] for log in trainer.state.log_history if "num_tokens" in log]
-    print(json.dumps(found | {"losses": losses, "tokens": max(tokens)}))
+    print(json.dumps(result | {"losses": losses, "tokens": max(tokens)}))
 
 
 if __name__ == "__main__":

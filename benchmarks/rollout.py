@@ -94,7 +94,7 @@ def ours(
     """Lengths of replies by our sampler, which also says the log-probability of each token."""
     sampler = TransformersSampler(model, stops, PAD, limit, batch_size=at_once)
     seeds = [[row_seed(seed, place, sample) for sample in range(samples)] for place in range(len(prompts))]
-    return [len(one.ids) for group in sampler(prompts, seeds) for one in group]
+    return [len(completion.ids) for group in sampler(prompts, seeds) for completion in group]
 
 
 def make_rows(model: Any, stops: Sequence[int], limit: int, batch: int) -> dict[str, tuple[Side, int]]:
@@ -130,20 +130,20 @@ def run_all(rows: dict[str, tuple[Side, int]], prompts: list[list[int]], args: a
         for name, (side, samples) in rows.items():
             fewer = drawn if samples == 1 else sorted(drawn, key=len)[samples // 2 :: samples]
             random.Random(repeat).shuffle(fewer)
-            found = measure(side, samples, fewer, 1000 + repeat)
+            result = measure(side, samples, fewer, 1000 + repeat)
             if repeat:
-                runs.append({"row": name, "repeat": repeat - 1, **found})
-                print(f"{repeat}/{args.repeats} {name}: {found['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
+                runs.append({"row": name, "repeat": repeat - 1, **result})
+                print(f"{repeat}/{args.repeats} {name}: {result['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
     return runs
 
 
 def summarise(runs: list[dict], rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Speed of each row; the fastest `generate-by-…` becomes `generate-best`; ratios to both."""
     grouped: defaultdict[str, list[dict]] = defaultdict(list)
-    for one in runs:
-        grouped[one["row"]].append(one)
+    for run in runs:
+        grouped[run["row"]].append(run)
     table: dict[str, dict[str, Any]] = {
-        name: {key: spread([one[key] for one in grouped[name]]) for key in ("tokens_per_second", "reply_length")}
+        name: {key: spread([run[key] for run in grouped[name]]) for key in ("tokens_per_second", "reply_length")}
         for name in rows
     }
     for mark in ("", "-4"):
