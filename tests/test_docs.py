@@ -309,7 +309,7 @@ def test_accelerate_reads_its_files(file):
     [
         "README.md",
         "CONTRIBUTING.md",
-        *(f"docs/{name}.md" for name in ("guide", "project", "rewards", "recipes", "folding")),
+        *(f"docs/{name}.md" for name in ("guide", "project", "rewards", "evidence", "ppo", "recipes", "folding")),
     ],
 )
 def test_every_project_shown_loads(page, tmp_path):
