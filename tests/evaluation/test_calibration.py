@@ -38,8 +38,8 @@ def test_both_ends_are_in_a_bin():
     tie, certain = calibration_curve(np.array([0.0, 1000.0]), bins=10)
     assert (tie["low"], tie["confidence"], tie["accuracy"]) == (0.5, 0.5, 0.5)
     assert (certain["high"], certain["confidence"], certain["accuracy"]) == (1.0, 1.0, 1.0)
-    (one,) = calibration_curve(np.array([-1000.0, math.nan, math.inf]), bins=10)
-    assert (one["n"], one["accuracy"]) == (1, 0.0)
+    (surest,) = calibration_curve(np.array([-1000.0, math.nan, math.inf]), bins=10)
+    assert (surest["n"], surest["accuracy"]) == (1, 0.0)
 
 
 def test_nothing_to_calibrate():
@@ -60,13 +60,13 @@ def test_a_calibrated_model_has_a_small_error_and_scale_shows():
 
 def test_chance_alone_makes_an_error_of_the_size_the_docstring_says():
     draw = np.random.default_rng(1)
-    found = []
+    errors = []
     for _ in range(200):
         sure_N = draw.normal(0, 1.5, 400)
-        found.append(
+        errors.append(
             expected_calibration_error(np.where(draw.random(400) < 1 / (1 + np.exp(-sure_N)), sure_N, -sure_N))
         )
-    assert np.mean(found) == pytest.approx(math.sqrt(10 / 400) / 3, rel=0.2)
+    assert np.mean(errors) == pytest.approx(math.sqrt(10 / 400) / 3, rel=0.2)
 
 
 def test_accuracy_by_length_by_hand():
@@ -82,16 +82,16 @@ def test_accuracy_by_length_by_hand():
 def test_every_pair_is_in_one_bucket():
     draw = np.random.default_rng(2)
     lengths = draw.integers(-20, 40, 403).astype(float)
-    found = accuracy_by_length(draw.normal(size=403), lengths, buckets=5)
-    assert sum(bucket["n"] for bucket in found) == 403
-    assert all(60 <= bucket["n"] <= 100 for bucket in found)
-    assert (found[0]["low"], found[-1]["high"]) == (lengths.min(), lengths.max())
-    assert all(left["high"] == right["low"] for left, right in pairwise(found))
+    filled = accuracy_by_length(draw.normal(size=403), lengths, buckets=5)
+    assert sum(bucket["n"] for bucket in filled) == 403
+    assert all(60 <= bucket["n"] <= 100 for bucket in filled)
+    assert (filled[0]["low"], filled[-1]["high"]) == (lengths.min(), lengths.max())
+    assert all(left["high"] == right["low"] for left, right in pairwise(filled))
 
 
 def test_equal_lengths_stay_together():
-    (one,) = accuracy_by_length(np.array([1.0, -1.0, 0.0]), np.array([7.0, 7.0, 7.0]))
-    assert (one["low"], one["high"], one["n"], one["accuracy"]) == (7.0, 7.0, 3, 0.5)
+    (bucket,) = accuracy_by_length(np.array([1.0, -1.0, 0.0]), np.array([7.0, 7.0, 7.0]))
+    assert (bucket["low"], bucket["high"], bucket["n"], bucket["accuracy"]) == (7.0, 7.0, 3, 0.5)
     two = accuracy_by_length(np.ones(10), np.array([0.0] * 9 + [10.0]), buckets=4)
     assert sum(bucket["n"] for bucket in two) == 10
     assert all(bucket["n"] for bucket in two)
@@ -102,5 +102,5 @@ def test_equal_lengths_stay_together():
 
 def test_a_model_that_only_likes_length_is_found_out():
     lengths = np.random.default_rng(3).normal(0, 10, 400)
-    found = accuracy_by_length(np.sign(lengths), lengths)
-    assert [bucket["accuracy"] for bucket in found[:1] + found[-1:]] == [0.0, 1.0]
+    filled = accuracy_by_length(np.sign(lengths), lengths)
+    assert [bucket["accuracy"] for bucket in filled[:1] + filled[-1:]] == [0.0, 1.0]

@@ -113,8 +113,8 @@ def test_nothing_to_compare_is_no_difference():
     assert (result["n"], result["left_out"], result["verdict"]) == (0, 1, "no difference")
     assert result["mean_difference"] is result["difference_ci"] is result["win_rate"] is None
     assert compare([], "sft", "base", "gold")["n"] == 0
-    one = compare([make_row(0, base=[0.0], sft=[1.0])], "sft", "base", "gold")
-    assert (one["mean_difference"], one["difference_ci"], one["verdict"]) == (1.0, None, "no difference")
+    single = compare([make_row(0, base=[0.0], sft=[1.0])], "sft", "base", "gold")
+    assert (single["mean_difference"], single["difference_ci"], single["verdict"]) == (1.0, None, "no difference")
 
 
 def test_equal_policies_show_no_difference():
@@ -136,8 +136,8 @@ def test_kl_and_lengths():
 
 def test_every_pair_by_every_judge():
     rows = sample_rows(prompts=12, samples=2)
-    found = compare_policies(rows, ["base", "sft", "dpo"], ["gold", "reward"], {"sft": "base", "dpo": "sft"})
-    assert [(row["policy"], row["baseline"], row["judge"]) for row in found] == [
+    comparisons = compare_policies(rows, ["base", "sft", "dpo"], ["gold", "reward"], {"sft": "base", "dpo": "sft"})
+    assert [(row["policy"], row["baseline"], row["judge"]) for row in comparisons] == [
         ("sft", "base", "gold"), ("sft", "base", "reward"), ("dpo", "sft", "gold"), ("dpo", "sft", "reward"),
         ("dpo", "base", "gold"), ("dpo", "base", "reward"),
     ]  # fmt: skip
@@ -177,24 +177,24 @@ def test_summary_says_how_varied_replies_are():
 
 def test_a_difference_that_may_be_chance_among_so_many_is_corrected():
     """At p = 0.03 it is a difference by itself and none among twenty comparisons of which the others show nothing."""
-    one = compare([make_row(i, base=[0.0], sft=[1.0]) for i in range(6)], "sft", "base", "gold")
-    assert (one["p_value"], one["verdict"], one["corrected"]) == (2 / 64, "better", False)
-    none = {**one, "p_value": 0.9, "difference_ci": [-1.0, 1.0]}
-    first, *others = correct([one] + [none] * 19)
+    unsure = compare([make_row(i, base=[0.0], sft=[1.0]) for i in range(6)], "sft", "base", "gold")
+    assert (unsure["p_value"], unsure["verdict"], unsure["corrected"]) == (2 / 64, "better", False)
+    none = {**unsure, "p_value": 0.9, "difference_ci": [-1.0, 1.0]}
+    first, *others = correct([unsure] + [none] * 19)
     assert (first["p_adjusted"], first["verdict"], first["corrected"]) == (0.625, "no difference", True)
     assert all((row["verdict"], row["corrected"]) == ("no difference", False) for row in others)
     assert first["n_comparisons"] == 20
-    assert one["verdict"] == "better"  # the given one is left as it was
-    clear = {**one, "p_value": 0.001}
+    assert unsure["verdict"] == "better"  # the given row is left as it was
+    clear = {**unsure, "p_value": 0.001}
     assert correct([clear] + [none] * 19)[0]["verdict"] == "better"
 
 
 def test_a_comparison_without_scores_is_not_counted():
     rows = [make_row(i, base=[0.0], sft=[1.0], dpo=[None]) for i in range(6)]
-    found = compare_policies(rows, ["base", "sft", "dpo"], ["gold", "nobody"], {"sft": "base", "dpo": "sft"})
-    assert {row["n_comparisons"] for row in found} == {1}
-    assert [row["verdict"] for row in found] == ["better"] + ["no difference"] * 5
-    assert found[-1]["p_value"] is found[-1]["p_adjusted"] is None
+    comparisons = compare_policies(rows, ["base", "sft", "dpo"], ["gold", "nobody"], {"sft": "base", "dpo": "sft"})
+    assert {row["n_comparisons"] for row in comparisons} == {1}
+    assert [row["verdict"] for row in comparisons] == ["better"] + ["no difference"] * 5
+    assert comparisons[-1]["p_value"] is comparisons[-1]["p_adjusted"] is None
 
 
 def test_false_differences_are_rare_however_many_are_compared():
@@ -224,9 +224,9 @@ def test_a_judge_that_likes_length_is_controlled_for():
     rows = []
     for i in range(150):
         lengths = {"base": draw.integers(20, 60, 3), "sft": draw.integers(30, 70, 3)}
-        replies = {name: [reply(tokens=int(n), ruler=float(n)) for n in lengths[name]] for name in lengths}
+        replies = {name: [reply(tokens=int(n), length=float(n)) for n in lengths[name]] for name in lengths}
         rows.append({"index": i, "prompt": "p", "columns": {}, "replies": replies})
-    result = compare(rows, "sft", "base", "ruler")
+    result = compare(rows, "sft", "base", "length")
     assert result["win_rate"] > 0.65
     low, high = result["win_rate_length_controlled_ci"]
     assert low < 0.5 < high
@@ -279,12 +279,12 @@ def test_groups_are_compared_apart_and_small_ones_together():
 
     rows = [row(i, "billing", 1.0) for i in range(6)] + [row(i, "bug", -1.0) for i in range(6, 15)]
     rows += [row(i, "rare", 1.0) for i in range(15, 20)] + [row(20, None, 1.0), row(21, 7, 1.0)]
-    found = compare_groups(rows, ["base", "sft"], ["gold"], {"sft": "base"}, lambda row: row["columns"].get("topic"))
-    assert [(entry["group"], entry["n"], entry["verdict"]) for entry in found] == [
+    groups = compare_groups(rows, ["base", "sft"], ["gold"], {"sft": "base"}, lambda row: row["columns"].get("topic"))
+    assert [(entry["group"], entry["n"], entry["verdict"]) for entry in groups] == [
         ("bug", 9, "worse"), ("billing", 6, "better"), ("other", 7, "better"),
     ]  # fmt: skip
-    assert all(set(entry) == set(get_type_hints(GroupComparison)) for entry in found)
-    assert [entry["p_adjusted"] for entry in found] == [3 * 2 / 512, 1 * 2 / 64, 2 * 2 / 128]
+    assert all(set(entry) == set(get_type_hints(GroupComparison)) for entry in groups)
+    assert [entry["p_adjusted"] for entry in groups] == [3 * 2 / 512, 1 * 2 / 64, 2 * 2 / 128]
     overall = compare_policies(rows, ["base", "sft"], ["gold"], {"sft": "base"})
     assert [entry["n_comparisons"] for entry in overall] == [1]  # not corrected for the groups
 

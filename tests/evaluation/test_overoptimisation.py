@@ -64,7 +64,7 @@ def test_only_prompts_that_every_checkpoint_has_a_score_on_are_compared():
     judge_P = [np.r_[hard, easy], np.r_[hard + 1, easy + 1], np.r_[np.full(8, math.nan), easy + 0.5]]
     counts_P = scored_everywhere(judge_P)
     assert counts_P.tolist() == [False] * 8 + [True] * 8
-    assert peak([one[counts_P] for one in judge_P]) == 1
+    assert peak([scores[counts_P] for scores in judge_P]) == 1
 
 
 def test_what_has_no_score_is_null_and_not_a_number_that_is_none():

@@ -1,4 +1,4 @@
-"""What a policy lost: planted on a model whose weights were spoilt, and by hand."""
+"""What a policy got worse at: planted on a model whose weights were spoilt, and by hand."""
 
 import json
 import math
@@ -73,30 +73,30 @@ def test_a_text_counts_by_the_mean_log_likelihood_of_its_tokens(project):
 def test_a_task_counts_by_its_judge_who_gets_the_rows_columns(project):
     _, sums = read_retained(project)
     model, codec = loaded(project)
-    judge = {"solved": lambda prompts, completions, answer: [float(one) for one in answer]}
+    judge = {"solved": lambda prompts, completions, answer: [float(text) for text in answer]}
     assert measure(sums, model, codec, judge, 4, 8) == [0.0, 1.0, 2.0, 3.0, 4.0], "the first five rows, as limited"
 
 
 def rows(before, after):
     return [
-        {"set": "general", "measure": "log-likelihood", "values": {"base": one, "sft": two}}
-        for one, two in zip(before, after, strict=True)
+        {"set": "general", "measure": "log-likelihood", "values": {"base": old, "sft": new}}
+        for old, new in zip(before, after, strict=True)
     ]
 
 
-def test_what_got_less_likely_is_lost():
+def test_what_got_less_likely_is_a_regression():
     before = [-2.0 - 0.01 * n for n in range(20)]
-    (lost,) = compare_retained(rows(before, [one - 0.5 for one in before]), ["base", "sft"], {"sft": "base"})
-    assert (lost["policy"], lost["baseline"], lost["judge"], lost["verdict"]) == ("sft", "base", "general", "worse")
-    assert lost["mean_difference"] == pytest.approx(-0.5)
-    assert lost["measure"] == "log-likelihood"
+    (worse,) = compare_retained(rows(before, [value - 0.5 for value in before]), ["base", "sft"], {"sft": "base"})
+    assert (worse["policy"], worse["baseline"], worse["judge"], worse["verdict"]) == ("sft", "base", "general", "worse")
+    assert worse["mean_difference"] == pytest.approx(-0.5)
+    assert worse["measure"] == "log-likelihood"
     (same,) = compare_retained(rows(before, before[::-1]), ["base", "sft"], {"sft": "base"})
     assert same["verdict"] == "no difference"
 
 
 def test_the_evaluate_stage_measures_it_of_every_policy(project, tiny_llama):
     own_folder(project)
-    add_stage(project.run_dir, "sft", tiny_llama)  # random weights: the text is lost
+    add_stage(project.run_dir, "sft", tiny_llama)  # random weights
     run_stage(project, "evaluate")
     lines = [json.loads(line) for line in (project.run_dir / "evaluate/retained.jsonl").read_text().splitlines()]
     assert [(line["set"], set(line["values"])) for line in lines] == (

@@ -16,17 +16,23 @@ def _seed(difference: float, half: float = 0.0, n: int = 100):
 
 def test_seeds_by_hand():
     """Prompts that all agree leave Student's interval over seeds: 2 +/- 4.303 * 1 / sqrt(3)."""
-    found = summarise_seeds([_seed(1.0), _seed(2.0), _seed(3.0)])
-    assert (found["n_seeds"], found["mean"], found["std"], found["min"], found["max"]) == (3, 2.0, 1.0, 1.0, 3.0)
-    assert found["ci"] == pytest.approx([2 - 2.4841, 2 + 2.4841], abs=1e-3)
-    assert (found["win_rate"], found["verdict"]) == (1.0, "no difference")
+    summary = summarise_seeds([_seed(1.0), _seed(2.0), _seed(3.0)])
+    assert (summary["n_seeds"], summary["mean"], summary["std"], summary["min"], summary["max"]) == (
+        3,
+        2.0,
+        1.0,
+        1.0,
+        3.0,
+    )
+    assert summary["ci"] == pytest.approx([2 - 2.4841, 2 + 2.4841], abs=1e-3)
+    assert (summary["win_rate"], summary["verdict"]) == (1.0, "no difference")
 
 
 def test_seeds_that_agree_leave_the_interval_over_prompts():
     """It was on the same prompts: three runs that came out alike are no three times as much evidence."""
-    found = summarise_seeds([_seed(1.0, half=0.2)] * 3)
-    assert found["ci"] == pytest.approx([0.8, 1.2])
-    assert (found["std"], found["verdict"]) == (0.0, "better")
+    summary = summarise_seeds([_seed(1.0, half=0.2)] * 3)
+    assert summary["ci"] == pytest.approx([0.8, 1.2])
+    assert (summary["std"], summary["verdict"]) == (0.0, "better")
 
 
 def test_both_variances_add():
@@ -59,8 +65,8 @@ def test_few_seeds_have_no_interval():
     two = summarise_seeds([_seed(1.0), _seed(3.0)])
     assert (two["mean"], two["ci"], two["verdict"]) == (2.0, None, "no difference")
     assert two["std"] == pytest.approx(2**0.5)
-    one = summarise_seeds([_seed(1.0)])
-    assert (one["mean"], one["std"], one["ci"]) == (1.0, None, None)
+    single = summarise_seeds([_seed(1.0)])
+    assert (single["mean"], single["std"], single["ci"]) == (1.0, None, None)
     empty = compare([], "sft", "base", "gold")
     none = summarise_seeds([empty])
     assert (none["n_seeds"], none["mean"], none["ci"], none["verdict"]) == (0, None, None, "no difference")
@@ -76,11 +82,11 @@ def test_other_comparisons_do_not_mix():
 
 def test_p_value_and_interval_are_one():
     """At the level 1 - p the interval ends at zero; sign flips over 100 prompts show no less than 2^-99."""
-    found = summarise_seeds([_seed(0.1, 0.3), _seed(0.2, 0.3), _seed(0.6, 0.3)])
-    assert found["p_value"] == found["p_adjusted"] > 0.05
-    spread = Spread(found["std"] ** 2 / 3, 3, (0.3 / scipy_stats.t.ppf(0.975, 99)) ** 2, 100)
-    assert spread.half_width(found["p_value"]) == pytest.approx(found["mean"])
-    assert spread.half_width(0.05) == pytest.approx(found["ci"][1] - found["mean"])
+    summary = summarise_seeds([_seed(0.1, 0.3), _seed(0.2, 0.3), _seed(0.6, 0.3)])
+    assert summary["p_value"] == summary["p_adjusted"] > 0.05
+    spread = Spread(summary["std"] ** 2 / 3, 3, (0.3 / scipy_stats.t.ppf(0.975, 99)) ** 2, 100)
+    assert spread.half_width(summary["p_value"]) == pytest.approx(summary["mean"])
+    assert spread.half_width(0.05) == pytest.approx(summary["ci"][1] - summary["mean"])
     assert summarise_seeds([_seed(1.0)] * 3)["p_value"] == pytest.approx(2.0**-99)
     assert summarise_seeds([_seed(0.0)] * 3)["p_value"] == 1.0
 

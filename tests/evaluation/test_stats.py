@@ -234,9 +234,9 @@ def test_random_p_value_meets_the_exact_one(monkeypatch):
 
 def test_p_values_are_uniform_where_there_is_no_difference():
     draw = np.random.default_rng(13)
-    found = [paired_p_value(draw.laplace(size=12)) for _ in range(400)]
-    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.025)
-    assert np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.06)
+    p_values = [paired_p_value(draw.laplace(size=12)) for _ in range(400)]
+    assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.025)
+    assert np.mean(np.array(p_values) < 0.5) == pytest.approx(0.5, abs=0.06)
 
 
 def test_holm_by_hand():
