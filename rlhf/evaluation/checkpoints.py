@@ -19,7 +19,7 @@ from rlhf.data.splits import Side, content_key, contexts
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS
-from rlhf.evaluation.completions import fitted, replies_to
+from rlhf.evaluation.completions import fitted, sample_completions
 from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
@@ -124,7 +124,7 @@ def _score_all(
         if step:
             checkpoints.restore(step)
             model = without_peft(policy)
-        replies = replies_to(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
+        replies = sample_completions(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
         kl_PS = np.zeros((len(ids), len(replies[0])))
         if step:
             kl_PS = np.array(sequence_kl(model, starting_policy, ids, replies, project.evaluate.temperature or 1.0))

@@ -1,4 +1,4 @@
-"""A finished policy, loaded to reply to prompts."""
+"""A policy, loaded to complete prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) 
 
 
 def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """Most tokens of a prompt that leave room for a reply; of a longer one the end is kept.
+    """Most tokens of a prompt that leave room for a completion; of a longer prompt the end is kept.
 
     Raises:
         UserError: None are left.
@@ -52,19 +52,19 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
 
 
 def check_prompts(context: StageContext, prompts: Sequence[Prompt]) -> None:
-    """Hold, before anything trains, that the chat templates of all policies take the prompts to be replied to.
+    """Hold, before anything trains, that the chat templates of all policies take the prompts.
 
     A training row that a template refuses is dropped; prompts are compared on, so that none is left out here.
 
     Raises:
-        UserError: One refuses some; the message names the first.
+        UserError: A template refuses some; the message names the first.
     """
     project = context.project
     own = [name for name in policies_of(project) if project.stage(name).model is not None]
     tokenizers = [load_tokenizer(base_settings(project), context.parents.get(BASE))]
     tokenizers += [load_tokenizer(stage_settings(project, name)) for name in own]
     for codec in map(Codec, tokenizers):
-        refused = [(one, why) for one in prompts if (why := _refusal(codec, one.prompt)) is not None]
+        refused = [(prompt, why) for prompt in prompts if (why := _refusal(codec, prompt.prompt)) is not None]
         if refused:
             first, why = refused[0]
             raise UserError(
@@ -83,7 +83,7 @@ def _refusal(codec: Codec, prompt: Text) -> str | None:
 def fitted(
     model: PreTrainedModel, codec: Codec, prompts: Sequence[Text], max_new_tokens: int
 ) -> tuple[list[list[int]], int]:
-    """Token ids of prompts, of those that leave no room for a reply the end; and how many these were."""
+    """Token ids of prompts, cut to their end where they leave no room for a completion; and how many were cut."""
     room = prompt_room(model, max_new_tokens)
     try:
         ids = [codec.prompt(prompt) for prompt in prompts]
@@ -107,23 +107,23 @@ def held_out_completions(
     prompts = [prompt.prompt for prompt in evaluation_prompts(project, count)]
     model, codec = load(project, folder, stage)
     ids, _ = fitted(model, codec, prompts, project.evaluate.max_new_tokens)
-    sampled = replies_to(project, model, codec, ids, 1, policy)
+    sampled = sample_completions(project, model, codec, ids, 1, policy)
     del model
     gc.collect()
     return prompts, [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, sampled, strict=True)]
 
 
-def replies_to(
+def sample_completions(
     project: ProjectConfig, model: PreTrainedModel, codec: Codec, ids: Sequence[Sequence[int]], samples: int, label: str
 ) -> list[list[Completion]]:
-    """Sample replies as `evaluate:` says.
+    """Sample completions as `evaluate:` says.
 
     Args:
         project: Its `evaluate` section and seed count.
         model: The policy.
         codec: Its tokenizer.
         ids: Token ids of each prompt.
-        samples: Replies a prompt.
+        samples: Completions a prompt.
         label: Words before the progress bar.
     """
     settings = project.evaluate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
@@ -14,7 +13,7 @@ def prepare(context: StageContext) -> None:
     """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.completions import check_prompts
-    from rlhf.evaluation.evaluate import try_functions
+    from rlhf.evaluation.judges import try_functions
     from rlhf.evaluation.retain import read_retained
     from rlhf.rewards.load import load_judges, load_rewards
 
@@ -38,36 +37,38 @@ def prepare(context: StageContext) -> None:
 
 
 def run(context: StageContext) -> Metrics:
-    """Write `samples.jsonl`: one line a prompt, with each policy's replies, their scores, lengths and KL.
+    """Write `samples.jsonl`: a line per prompt with each policy's completions, their scores, lengths and KL (`Row`).
 
-    Judges that compare add `preferences` to a line; `retained.jsonl` has what no policy may lose.
+    `retained.jsonl` has the values on the sets of `evaluate.retain` (`RetainedRow`).
     """
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.compare import comparison_pairs
-    from rlhf.evaluation.evaluate import Remembering, measure_policy, prefer, score, started_from
+    from rlhf.evaluation.judges import CachedScores, prefer, score
+    from rlhf.evaluation.policy import measure_policy, started_from
     from rlhf.evaluation.regressions import RETAINED
     from rlhf.evaluation.retain import read_retained, write
+    from rlhf.evaluation.samples import Row
     from rlhf.rewards.load import load_judges, load_rewards
 
     project = context.project
-    judges = {name: Remembering(judge) for name, judge in load_rewards(project, context.parents).items()}
+    judges = {name: CachedScores(judge) for name, judge in load_rewards(project, context.parents).items()}
     comparing = load_judges(project)
     references = {name: started_from(project, name) for name in policies_of(project)}
-    policies = list(dict.fromkeys([BASE, *(one for one in references.values() if is_base(one)), *references]))
+    policies = list(dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references]))
     prompts = evaluation_prompts(project, project.evaluate.prompts)
-    rows: list[dict[str, Any]] = [
-        {"index": index, "prompt": prompt.prompt, "columns": prompt.extra, "replies": {}}
-        for index, prompt in enumerate(prompts)
+    rows = [
+        Row(index=index, prompt=prompt.prompt, columns=prompt.extra, replies={}) for index, prompt in enumerate(prompts)
     ]
     sets = read_retained(project)
-    cut, kept = 0, {}
+    cut, retained = 0, {}
     for name in policies:
-        replies, cut, kept[name] = measure_policy(context, prompts, name, references.get(name), sets, judges)
-        score(replies, prompts, judges)
-        for row, of_prompt in zip(rows, replies, strict=True):
-            row["replies"][name] = of_prompt
+        measures = measure_policy(project, context.parents, name, references.get(name), prompts, sets, judges)
+        score(measures.completions, prompts, judges)
+        for row, completions in zip(rows, measures.completions, strict=True):
+            row["replies"][name] = completions
+        cut, retained[name] = measures.cut, measures.retained
     if sets:
-        write(context.directory / RETAINED, sets, kept)
+        write(context.directory / RETAINED, sets, retained)
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge)
     with (context.directory / "samples.jsonl").open("w", encoding="utf-8") as file:

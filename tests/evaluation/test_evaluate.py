@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluate import Remembering
+from rlhf.evaluation.judges import CachedScores
 from rlhf.models.scratch import train_tokenizer
 from rlhf.pipeline.folder import own_folder
 from rlhf.pipeline.stage import run_stage
@@ -52,9 +52,9 @@ def test_a_judge_compares_sample_with_sample_and_its_answers_are_kept(project, s
         lengths = [[len(reply["text"]) for reply in row["replies"][name]] for name in ("sft", "base")]
         expected = [0.5 + ((a > b) - (a < b)) / 2 for a, b in zip(*lengths, strict=True)]
         assert shares == expected, "the server prefers the longer reply"
-    found = read_manifest(folder)["metrics"]
-    assert found["judges"] == ["judge"]
-    assert found["comparing"]["judge"]["position_bias"] == 0
+    metrics = read_manifest(folder)["metrics"]
+    assert metrics["judges"] == ["judge"]
+    assert metrics["comparing"]["judge"]["position_bias"] == 0
     asked = len(server.seen)
     run_stage(project, "evaluate")
     assert len(server.seen) == asked, "answered from the run's folder"
@@ -66,8 +66,8 @@ def test_the_report_has_the_comparison_and_the_groups(project):
     (row,) = report["comparisons"]
     assert (row["judge"], row["n"], row["policy_mean"]) == ("judge", 16, None)
     assert row["mean_difference"] == pytest.approx(2 * row["win_rate"] - 1)
-    assert [one["group"] for one in report["groups"]] == ["even", "odd"]
-    assert sum(one["n"] for one in report["groups"]) == 16
+    assert [row["group"] for row in report["groups"]] == ["even", "odd"]
+    assert sum(row["n"] for row in report["groups"]) == 16
     assert report["comparing"]["judge"]["pairs"] == 32
 
 
@@ -139,12 +139,12 @@ def test_identical_replies_are_scored_once():
         asked.append([*zip(prompts, completions, topic, strict=True)])
         return [len(asked) + n / 10 for n in range(len(prompts))]  # never the same twice
 
-    remembering = Remembering(judge)
+    cached = CachedScores(judge)
     turn = [{"role": "user", "content": "q"}]
-    assert remembering([turn, "p", turn], ["a", "a", "a"], topic=[1, 2, 1]) == [1.0, 1.1, 1.0]
-    assert remembering(["p", turn, turn], ["a", "b", "a"], topic=[2, 1, 3]) == [1.1, 2.0, 2.1]
+    assert cached([turn, "p", turn], ["a", "a", "a"], topic=[1, 2, 1]) == [1.0, 1.1, 1.0]
+    assert cached(["p", turn, turn], ["a", "b", "a"], topic=[2, 1, 3]) == [1.1, 2.0, 2.1]
     assert asked == [[(turn, "a", 1), ("p", "a", 2)], [(turn, "b", 1), (turn, "a", 3)]]
-    assert remembering([turn], ["a"], topic=[1]) == [1.0]
+    assert cached([turn], ["a"], topic=[1]) == [1.0]
     assert len(asked) == 2
 
 
