@@ -25,7 +25,7 @@ from rlhf.evaluation.stats import (
     paired_p_value,
     share_interval,
 )
-from rlhf.workflow import is_base
+from rlhf.workflow import BASE, is_base
 
 Verdict = Literal["better", "worse", "no difference"]
 
@@ -148,7 +148,7 @@ def _preferences(rows: Sequence[Row], policy: str, baseline: str, judge: str) ->
 def comparison_pairs(policies: Sequence[str], parents: Mapping[str, str]) -> list[tuple[str, str]]:
     """(policy, baseline): every trained policy against its parent, then against `base`, each pair once."""
     trained = [policy for policy in policies if not is_base(policy)]
-    pairs = [(policy, baseline) for policy in trained for baseline in (parents.get(policy), "base")]
+    pairs = [(policy, baseline) for policy in trained for baseline in (parents.get(policy), BASE)]
     known = [(policy, baseline) for policy, baseline in pairs if baseline in policies and baseline != policy]
     return list(dict.fromkeys(known))  # type: ignore[arg-type]  # a baseline in `policies` is not None
 

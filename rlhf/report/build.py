@@ -25,7 +25,7 @@ from rlhf.evaluation.summary import summarise
 from rlhf.report import html
 from rlhf.report.caveats import unproven
 from rlhf.report.schema import Curves, Evaluation, Provenance, Report, ShownPrompt, StageReport
-from rlhf.workflow import kind_of, stages
+from rlhf.workflow import kind_of
 
 SHOWN = 12
 """Prompts whose replies the page shows with every sample."""
@@ -35,10 +35,9 @@ _CURVE_POINTS = 300
 _DROPPED_SHOWN = 10
 _SECRET_KEYS = ("hub_token", "api_key", "password", "secret")
 _PROVENANCE = (
-    "label", "kind", "repetition", "order", "method", "artifact", "hash", "parents", "data", "seed", "versions",
-    "git_sha", "tokenizer", "max_length", "lineage", "wall_time_s", "peak_memory_mb", "config",
+    "label", "kind", "repetition", "order", "method", "leaves", "artifact", "hash", "parents", "data", "seed",
+    "versions", "git_sha", "tokenizer", "max_length", "lineage", "wall_time_s", "peak_memory_mb", "config",
 )  # fmt: skip
-_LABELS = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "reward": "Reward model", "gate": "Gate", "evaluate": "Evaluation"}
 
 
 def build_report(run_dir: str | Path) -> Report:
@@ -74,7 +73,7 @@ def build_report(run_dir: str | Path) -> Report:
         evaluation=None,
         samples=[],
         curves={name: _curves(run_dir / name / "metrics.jsonl") for name in stages},
-        provenance={name: _provenance(name, manifest) for name, manifest in manifests.items()},
+        provenance={name: _provenance(manifest) for name, manifest in manifests.items()},
     )
     if comparing is not None:
         _add_comparison(report, run_dir / comparing, manifests[comparing])
@@ -83,19 +82,17 @@ def build_report(run_dir: str | Path) -> Report:
 
 def _manifests(run_dir: Path) -> dict[str, Manifest]:
     """The manifests of a run's finished stages, in the order they run; those of an unknown order after these."""
-    order = {name: place for place, name in enumerate(stages())}
 
     def place(item: tuple[str, Manifest]) -> tuple[float, int, str]:
-        name, _ = item
-        seed = name.partition("@")[2]
-        return order.get(kind_of(name), math.inf), int(seed) if seed.isdigit() else 0, name
+        name, manifest = item
+        return manifest.get("order", math.inf), manifest.get("repetition", 0), name
 
     return dict(sorted(read_manifests(run_dir).items(), key=place))
 
 
 def _compares(manifest: Manifest) -> bool:
-    """Whether a stage compared policies, known by what it leaves."""
-    return {"policies", "judges"} <= manifest["metrics"].keys()
+    """Whether a stage compared policies."""
+    return manifest.get("leaves") == "comparison"
 
 
 def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
@@ -253,10 +250,10 @@ def _shown(rows: Iterable[Row]) -> list[ShownPrompt]:
     return shown
 
 
-def _provenance(name: str, manifest: Manifest) -> Provenance:
+def _provenance(manifest: Manifest) -> Provenance:
     fields: Mapping[str, Any] = manifest
     kept = {key: _without_secrets(fields[key]) for key in _PROVENANCE if key in fields}
-    return cast(Provenance, {"label": _LABELS.get(kind_of(name), kind_of(name)), **kept})
+    return cast(Provenance, kept)
 
 
 def _without_secrets(value: Any) -> Any:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.seeds import SeedSummary
+from rlhf.report import schema
 from rlhf.report.schema import Report
-from rlhf.workflow import is_base
+from rlhf.workflow import BASE, is_base
 
 Kind = Literal["better", "worse", "no difference", "doubtful", "alarm"]
 """What a statement of a report is; each has a mark and a colour."""
-_BASE = "base"
 _BASE_LABEL = "Base"
 
 
@@ -28,8 +28,8 @@ class Names:
 
     labels: Mapping[str, str]
     """Stage without its repetition -> how it is written in a table."""
-    stages: frozenset[str]
-    """The stages: a judge of such a name is the reward model that the stage left."""
+    scorers: frozenset[str]
+    """The stages that left a reward model, which judges under the stage's name."""
 
     @classmethod
     def of(cls, report: Report) -> Names:
@@ -39,7 +39,7 @@ class Names:
             for name, entry in report["provenance"].items()
             if "label" in entry
         }
-        return cls({_BASE: _BASE_LABEL, **labels}, frozenset(report["stages"]))
+        return cls({BASE: _BASE_LABEL, **labels}, frozenset(schema.reward_models(report)))
 
     def label(self, name: str) -> str:
         """A stage, policy or judge in a table; `dpo@1`, from another seed, as `DPO@1`."""
@@ -50,7 +50,7 @@ class Names:
         """A policy inside a sentence."""
         if not is_base(name):
             return self.label(name)
-        return "the base model" if name == _BASE else f"{self.label(_first(name))}'s own base model"
+        return "the base model" if name == BASE else f"{self.label(_first(name))}'s own base model"
 
     def judge(self, name: str) -> str:
         """A judge inside a sentence."""
@@ -65,7 +65,7 @@ class Names:
         return f"{self.label(row['policy'])} vs {self.label(row['baseline'])}"
 
     def _own(self, name: str) -> str | None:
-        if name not in self.stages:
+        if name not in self.scorers:
             return None
         label = self.label(name)
         return f"the {label[:1].lower()}{label[1:]}"

@@ -16,6 +16,7 @@ from rlhf.evaluation.regressions import Regression
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.evaluation.seeds import SeedSummary
 from rlhf.evaluation.summary import Summary
+from rlhf.workflow import Leaves
 
 if TYPE_CHECKING:
     from rlhf.rewards.endpoint import JudgeReport
@@ -187,7 +188,9 @@ class Provenance(TypedDict, total=False):
     order: int
     """Stages stand in this order."""
     method: str
-    """How it is made, in a few words."""
+    """What it does, as a model card says it."""
+    leaves: Leaves
+    """What kind of result it has."""
     artifact: str
     """Hash of its model files."""
     hash: str
@@ -242,9 +245,9 @@ class Report(TypedDict):
 
 
 def gates(report: Report) -> Iterator[tuple[str, StageReport]]:
-    """The stages that held reward models against held-out pairs, known by what they leave."""
+    """The stages that held reward models against held-out pairs."""
     for name, stage in report["stages"].items():
-        if "models" in stage:
+        if report["provenance"][name].get("leaves") == "verdict":
             yield name, stage
 
 
@@ -254,8 +257,9 @@ def gated_models(report: Report) -> dict[str, GateModel]:
 
 
 def reward_models(report: Report) -> dict[str, StageReport]:
-    """The stages that left a reward model, known by the length baseline beside its accuracy."""
-    return {name: stage for name, stage in report["stages"].items() if stage.get("length_baseline") is not None}
+    """The stages that left a reward model."""
+    provenance = report["provenance"]
+    return {name: stage for name, stage in report["stages"].items() if provenance[name].get("leaves") == "scorer"}
 
 
 def parents(report: Report) -> Mapping[str, str]:

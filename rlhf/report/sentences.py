@@ -14,7 +14,7 @@ from rlhf.evaluation.seeds import MIN_SEEDS, SeedSummary
 from rlhf.report import schema
 from rlhf.report.names import Kind, Names, Row, capital, listed, shown_verdict
 from rlhf.report.schema import Report, Rows, StageReport
-from rlhf.workflow import kind_of
+from rlhf.workflow import BASE, kind_of
 
 UNITS = {"log-likelihood": "nats a token", "score": ""}
 """Units of what `retained` measures."""
@@ -89,10 +89,11 @@ def _recipe(row: Row) -> tuple[str, str, str]:
 def _rank_in(report: Report) -> Callable[[Row], tuple[bool, int, bool]]:
     order = {entry["policy"]: position for position, entry in enumerate(report["policies"])}
     parents = schema.parents(report)
+    own = schema.reward_models(report)
     return lambda row: (
-        row["baseline"] != parents.get(row["policy"], "base"),
+        row["baseline"] != parents.get(row["policy"], BASE),
         -order.get(row["policy"], 0),
-        row["judge"] in report["stages"],
+        row["judge"] in own,
     )
 
 

@@ -12,6 +12,7 @@ from rlhf.report import schema, sentences
 from rlhf.report.diagrams import root_kl
 from rlhf.report.names import Names, shown_verdict
 from rlhf.report.schema import Report, StageReport
+from rlhf.workflow import BASE
 
 MARKS: dict[str, str] = {"better": "▲", "worse": "▼", "no difference": "=", "doubtful": "?", "alarm": "!"}
 """Before a statement and in a column of verdicts."""
@@ -104,7 +105,7 @@ def seed_table(report: Report) -> Table:
 def own_groups(report: Report) -> list[GroupComparison]:
     """The comparisons within groups that are shown: against the parent."""
     parents = schema.parents(report)
-    return [row for row in report["groups"] if row["baseline"] == parents.get(row["policy"], "base")]
+    return [row for row in report["groups"] if row["baseline"] == parents.get(row["policy"], BASE)]
 
 
 def group_table(report: Report) -> Table:

@@ -29,6 +29,7 @@ REWARD: dict[str, Any] = {
 JUDGE: dict[str, Any] = {"position_bias": 0.3, "both_orders": 1000, "unjudged": 2, "pairs": 1002}
 ROWS = {"read": 100, "trained": 60, "evaluated": 10, "dropped": {"empty side": 15, "duplicate": 25, "identical": 0}}
 LABELS = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "gate": "Gate", "ppo": "PPO"}
+LEAVES = {"reward": "scorer", "gold_reward": "scorer", "gate": "verdict"}
 
 
 def comparison(**changes: Any) -> dict[str, Any]:
@@ -62,7 +63,10 @@ def report(**changes: Any) -> Report:
         "name": "quickstart", "created": "2026-01-01T00:00:00+00:00", "version": "1", "stages": stages,
         "comparisons": [COMPARISON], "seeds": [], "groups": [], "retained": [], "comparing": {}, "policies": [],
         "samples": [], "curves": {},
-        "provenance": {name: {"label": label, "kind": name} for name, label in LABELS.items()},
+        "provenance": {
+            name: {"label": LABELS.get(name, name), "kind": name, "leaves": LEAVES.get(name, "policy")}
+            for name in {**LABELS, **stages}
+        },
         **changes,
     }  # fmt: skip
     fields["evaluation"] = {**evaluation, **(changes.get("evaluation") or {})}

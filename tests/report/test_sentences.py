@@ -77,7 +77,7 @@ def test_what_the_gate_measured_counts_before_what_the_stage_did():
     def doubts(**stages) -> list[str]:
         return list(unproven(cases.report(stages=stages)))
 
-    assert doubts(reward=low, gold=high, sft={}) == ["reward"]
+    assert doubts(reward=low, gold_reward=high, sft={}) == ["reward"]
     assert doubts(reward={**high, "length_baseline": 0.52}) == ["reward"]
     gate = {"passed": False, "models": {"reward": cases.GATE, "other": cases.SHUT}}
     assert doubts(reward=low, gate=gate) == ["other"]

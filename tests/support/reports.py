@@ -92,6 +92,7 @@ def _stage(name: str, metrics: dict[str, Any], parents: dict[str, str], wall: fl
         "kind": kind,
         "repetition": int(seed or 0),
         "label": LABELS[kind],
+        "leaves": LEAVES.get(kind, "policy"),
         "order": 10 * list(LABELS).index(kind),
         "hash": digest,
         "artifact": digest[::-1],
@@ -135,6 +136,7 @@ def _curve(name: str, steps: int = 90) -> list[dict[str, float]]:
 
 LABELS = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "gate": "Gate", "ppo": "PPO", "evaluate": "Evaluation"}
 """As the stages name themselves, in the order they run."""
+LEAVES = {"reward": "scorer", "gate": "verdict", "evaluate": "comparison"}
 STAGES: dict[str, tuple[dict[str, Any], dict[str, str], str, float]] = {
     "sft": ({"loss": 0.742, "loss_before": 2.215, "train_rows": 2630, "eval_rows": 300}, {}, "demonstrations", 61.2),
     "reward": (
