@@ -295,7 +295,13 @@ def ungated_models(project: ProjectConfig, name: str) -> list[str]:
 def half_for(project: ProjectConfig, name: str) -> int | None:
     """The half of its set that a stage trains on, where another stage of the project has the other half to itself."""
     stage = stage_of(name)
-    split = any(other.own_half and other.data == stage.data for other in map(stage_of, project.stages))
+    if stage.data is None or stage.online:
+        return None
+    rows = project.data.supplier(stage.data)
+    split = any(
+        other.own_half and other.data is not None and project.data.supplier(other.data) == rows
+        for other in map(stage_of, project.stages)
+    )
     return int(stage.own_half) if split else None
 
 

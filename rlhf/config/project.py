@@ -122,6 +122,14 @@ class LimitsConfig:
     """Rows with a reply in another script than most."""
 
 
+SUPPLIERS = {
+    "feedback": ("feedback", "preferences"),
+    "prompts": ("prompts", "rollouts", "preferences", "feedback", "demonstrations"),
+    "rollouts": ("rollouts", "preferences", "feedback", "demonstrations"),
+}
+"""Roles that other sets can supply, too, in order of preference: pairs are judgements, and all rows have prompts."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """The sets of a project, by what they are for."""
@@ -138,6 +146,10 @@ class DataConfig:
     """Prompts that online training replies to; those of the preferences, else of the demonstrations, if not given."""
     limits: LimitsConfig = dataclasses.field(default_factory=LimitsConfig)
     """What may be wrong with any of these sets before it is refused."""
+
+    def supplier(self, role: str) -> str | None:
+        """The set that supplies a role: its own, or the first substitute that the project has."""
+        return next((name for name in SUPPLIERS.get(role, (role,)) if getattr(self, name) is not None), None)
 
 
 @dataclass(frozen=True, config=STRICT)

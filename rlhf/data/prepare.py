@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import __version__
-from rlhf.config.project import DatasetConfig, ProjectConfig
+from rlhf.config.project import SUPPLIERS, DatasetConfig, ProjectConfig
 from rlhf.data.arrow import ArrowFile
 from rlhf.data.checks import check_left, check_limits, fault, none_held_out, row_key, too_few
 from rlhf.data.findings import FINDINGS_FILE, Findings
@@ -52,14 +52,6 @@ _LAYOUT = 3
 """Version of the layout of a prepared folder; folders of other versions are prepared again."""
 _REPEATED, _REPEATED_SHARE = 1_000_000, 100
 """Weights may repeat rows this often in total, or this often per row read on average, whichever is more."""
-_SERVED_BY = {
-    "feedback": ("feedback", "preferences"),
-    "prompts": ("prompts", "rollouts", "preferences", "feedback", "demonstrations"),
-    "rollouts": ("rollouts", "preferences", "feedback", "demonstrations"),
-}
-"""Roles that other sets can supply, too, in order of preference: pairs are judgements, and all rows have prompts."""
-
-
 Encode = Callable[[Any], Encoded | list[Encoded]]
 """Turns a record into a row of columns, or into several."""
 
@@ -238,10 +230,10 @@ def source_set(project: ProjectConfig, role: str) -> str:
     Raises:
         UserError: The project has neither.
     """
-    for name in (candidates := _SERVED_BY.get(role, (role,))):
-        if getattr(project.data, name) is not None:
-            return name
-    others = f" (or {', '.join(candidates[1:])})" if len(candidates) > 1 else ""
+    if (name := project.data.supplier(role)) is not None:
+        return name
+    _, *substitutes = SUPPLIERS.get(role, (role,))
+    others = f" (or {', '.join(substitutes)})" if substitutes else ""
     raise UserError(f"{project.path}: data.{role}{others} is missing")
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from rlhf.config.trainer_fields import trainer_fields
 from rlhf.config.versions import library_moved
+from rlhf.workflow import stages
 
 
 @dataclass(frozen=True)
@@ -88,33 +90,12 @@ _CHECKPOINT = "PPO's checkpoints hold every role that is trained"
 _MERGED = "a merged adapter must not be added once more"
 
 NAMES = (
-    # trl: rlhf/trl_trainers
-    LibraryName("trl:DPOTrainer._prepare_dataset", "rows are tokenised already; its own tokenisation is skipped",
-                "self dataset processing_class args dataset_name"),
-    LibraryName("trl:DPOTrainer._precompute_ref_logps", "its cache gets a key of everything that decides the numbers",
-                "self dataset name batch_size"),
-    LibraryName("trl:DPOTrainer._precompute_model_hash", "the key of that cache", instance=True),
+    # trl: rlhf/trl_trainers, besides what `of_trainers` adds
     LibraryName("trl:DPOTrainer.loss_types", "losses of a whole batch are not cut into buckets", instance=True),
-    LibraryName("trl:DPOTrainer.ld_alpha", "part of that key", instance=True),
-    *(
-        name
-        for trainer in ("SFTTrainer", "RewardTrainer", "DPOTrainer")
-        for name in (
-            LibraryName(f"trl:{trainer}._metrics", _METRICS, instance=True),
-            LibraryName(f"trl:{trainer}.compute_loss", _OVERRIDDEN, _LOSS),
-            LibraryName(f"trl:{trainer}.log", _OVERRIDDEN, "self logs start_time"),
-            LibraryName(f"trl:{trainer}._get_train_sampler", _OVERRIDDEN, "self train_dataset"),
-            LibraryName(f"trl:{trainer}.get_batch_samples", _OVERRIDDEN, "self epoch_iterator num_batches device"),
-        )
-    ),
-    *(LibraryName(f"trl:{trainer}.aux_loss_enabled", "a router's loss is not cut into buckets", instance=True)
-      for trainer in ("SFTTrainer", "DPOTrainer")),
+    LibraryName("trl:DPOTrainer.ld_alpha", "part of the key of the stored reference", instance=True),
     LibraryName("trl.trainer.utils:add_fused_lm_head", "the head it adds is given only labelled positions",
                 "model temperature cast_lm_head_to_fp32 outputs"),
     LibraryName("trl.kernels.chunked_logprob:TOKEN_CHUNK_SIZE", "positions that the fused head projects at once"),
-    *(LibraryName(f"trl.trainer.{module}:{name}", _FIELDS)
-      for module, name in (("base_config", "_BaseConfig"), ("sft_config", "SFTConfig"),
-                           ("reward_config", "RewardConfig"), ("dpo_config", "DPOConfig"))),
     # transformers: rlhf/ppo, rlhf/training, rlhf/models, rlhf/policies, rlhf/prefix_sharing, rlhf/config
     LibraryName("transformers:Trainer.training_step", _OVERRIDDEN, "self model inputs num_items_in_batch"),
     LibraryName("transformers:Trainer.compute_loss", _OVERRIDDEN, _LOSS),
@@ -150,7 +131,6 @@ NAMES = (
                 "self key_states value_states *args *kwargs"),
     LibraryName("transformers.cache_utils:DynamicLayer.lazy_initialization", _CACHE, "self key_states value_states"),
     LibraryName("transformers.cache_utils:DynamicLayer.reorder_cache", _CACHE, "self beam_idx"),
-    LibraryName("transformers.training_args:TrainingArguments", _FIELDS),
     LibraryName("transformers.training_args:OptimizerNames", _FIELDS),
     *(LibraryName(f"transformers.trainer_utils:{name}", _FIELDS)
       for name in ("IntervalStrategy", "SaveStrategy", "SchedulerType")),
@@ -165,7 +145,36 @@ NAMES = (
 )  # fmt: skip
 
 
-def check_library_names(names: Iterable[LibraryName] = NAMES) -> None:
+def of_trainers() -> Iterator[LibraryName]:
+    """What is relied on in the trainers of TRL's that stages declare, by the fields that their configs have."""
+    for stage in stages().values():
+        library = [spec for spec in stage.trainer if not spec.startswith("rlhf.")]
+        yield from (LibraryName(spec, _FIELDS) for spec in library)
+        if not library or not library[-1].startswith("trl."):
+            continue
+        trainer = f"trl:{library[-1].rpartition(':')[2].removesuffix('Config')}Trainer"
+        yield LibraryName(f"{trainer}._metrics", _METRICS, instance=True)
+        yield LibraryName(f"{trainer}.compute_loss", _OVERRIDDEN, _LOSS)
+        yield LibraryName(f"{trainer}.log", _OVERRIDDEN, "self logs start_time")
+        yield LibraryName(f"{trainer}._get_train_sampler", _OVERRIDDEN, "self train_dataset")
+        yield LibraryName(f"{trainer}.get_batch_samples", _OVERRIDDEN, "self epoch_iterator num_batches device")
+        fields = trainer_fields(stage.name)
+        if "router_aux_loss_coef" in fields:
+            yield LibraryName(f"{trainer}.aux_loss_enabled", "a router's loss is not cut into buckets", instance=True)
+        if "precompute_ref_log_probs" in fields:
+            yield LibraryName(f"{trainer}._prepare_dataset", "rows are tokenised already; its tokenisation is skipped",
+                              "self dataset processing_class args dataset_name")  # fmt: skip
+            yield LibraryName(f"{trainer}._precompute_ref_logps", "its cache gets a key of all that decides the "
+                              "numbers", "self dataset name batch_size")  # fmt: skip
+            yield LibraryName(f"{trainer}._precompute_model_hash", "the key of that cache", instance=True)
+
+
+def all_names() -> list[LibraryName]:
+    """The table, with what the declared trainers add; each name once."""
+    return list({name.path: name for name in (*NAMES, *of_trainers())}.values())
+
+
+def check_library_names(names: Iterable[LibraryName] | None = None) -> None:
     """Check that every name of the table is what the package expects.
 
     Imports the libraries, so it belongs where they are needed anyway.
@@ -173,7 +182,9 @@ def check_library_names(names: Iterable[LibraryName] = NAMES) -> None:
     Raises:
         UserError: A name has moved: the library, its version, the name, and the version that works.
     """
-    problems = [(name, problem) for name in names if (problem := name.problem()) is not None]
+    problems = [
+        (name, problem) for name in (all_names() if names is None else names) if (problem := name.problem()) is not None
+    ]
     if problems:
         name, problem = problems[0]
         others = f", and {len(problems) - 1} more names have moved" if len(problems) > 1 else ""

@@ -16,16 +16,17 @@ from rlhf.config import trainer_fields
 from rlhf.config.versions import TESTED
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import attempt, prepare_stage
-from rlhf.trl_trainers.library_names import NAMES, LibraryName, _names_in, check_library_names
+from rlhf.trl_trainers.library_names import LibraryName, _names_in, all_names, check_library_names
 from rlhf.workflow import stages
 from tests.support.projects import make_project, pairs
 
 LIBRARIES = ("accelerate", "peft", "transformers", "trl")
+NAMES = all_names()
 TABLE = {name.path.rpartition(":")[2].rpartition(".")[2] for name in NAMES}
 IMPORTED = {tuple(name.path.split(":")) for name in NAMES}
 DOCUMENTED = {"transformers.utils", "accelerate.utils"}
 """Modules below the top of a library whose names are part of its documented interface."""
-PYTHON = {"_asdict", "_exit"}
+PYTHON = {"_asdict", "_exit", "_replace"}
 ADDED = {"_fold", "_fused_forward"}
 """Names of ours that are set on a library's objects."""
 
