@@ -125,8 +125,8 @@ def _datasets(section: Any, path: Path) -> Any:
 
 def _largest(holdouts: list[Any]) -> Any:
     """The largest of a mixture's holdouts, or the first that is no number, for which it will be refused."""
-    given = [one for one in holdouts if one is not None]
-    wrong = [one for one in given if not isinstance(one, int | float) or one != one]
+    given = [share for share in holdouts if share is not None]
+    wrong = [share for share in given if not isinstance(share, int | float) or share != share]
     return wrong[0] if wrong else max(given, default=None)
 
 
@@ -195,5 +195,5 @@ def _owner(steps: list[str]) -> Any:
         "publish": PublishConfig, "stages": StageConfig, "sources": SourceConfig, "retain": RetainConfig,
         "limits": LimitsConfig,
     }  # fmt: skip
-    found = [by_section[step] for step in steps if step in by_section]
-    return found[-1] if found else ProjectConfig
+    sections = [by_section[step] for step in steps if step in by_section]
+    return sections[-1] if sections else ProjectConfig

@@ -319,7 +319,7 @@ class ProjectConfig:
     def holdout(self) -> float:
         """Share of prompts held out of training: one value for all sets, so that no prompt changes sides."""
         sets = (self.data.demonstrations, self.data.preferences, self.data.feedback, self.data.rollouts)
-        given = [one.holdout for one in sets if one is not None and one.holdout is not None]
+        given = [dataset.holdout for dataset in sets if dataset is not None and dataset.holdout is not None]
         return max(given, default=0.1)
 
     @property

@@ -81,7 +81,7 @@ def trainer_fields(stage: str) -> dict[str, str]:
 @functools.cache
 def class_defaults(stage: str) -> dict[str, Any]:
     """Field name -> default of a stage's trainer config, where its source has the value itself."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for file, class_name in _classes(stage):
         for node in _body(file, class_name):
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
@@ -89,10 +89,10 @@ def class_defaults(stage: str) -> dict[str, Any]:
             given = node.value
             if isinstance(given, ast.Call):
                 given = next((word.value for word in given.keywords if word.arg == "default"), given)
-            found.pop(node.target.id, None)
+            values.pop(node.target.id, None)
             with contextlib.suppress(ValueError):
-                found[node.target.id] = ast.literal_eval(given)
-    return found
+                values[node.target.id] = ast.literal_eval(given)
+    return values
 
 
 def fields_by_class(stage: str) -> dict[str, list[str]]:

@@ -6,9 +6,10 @@ departs from that of the prompt alone (as in TRL). The EOS is appended to token 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from rlhf.data.prefix import common_prefix_length
 from rlhf.data.records import Demonstration, Encoded, Labelled, Message, Preference, Record, Text, Unusable
 from rlhf.errors import UserError
 
@@ -285,12 +286,6 @@ class Codec:
         for position in range(len(labels)):
             if position not in trained:
                 labels[position] = IGNORED
-
-
-def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (token, other_token) in pairs if token != other_token), min(len(one), len(other)))
 
 
 def _last(ids: list[int], token: int) -> int:

@@ -39,7 +39,7 @@ def batching_of(model: Any) -> Batching:
     """
     if not can_be_tried(model):
         return Batching.MIXED
-    said: dict[str, None] = {}
+    reasons: dict[str, None] = {}
     if not keeps_tokens(type(model)):
         raise _refused(model.config.name_or_path, type(model), _NO_CACHE)
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
@@ -49,16 +49,16 @@ def batching_of(model: Any) -> Batching:
             try:
                 gap = _gap(model, batching)
             except Exception as error:  # another architecture may raise anything
-                said[f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"] = None
+                reasons[f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"] = None
                 continue
             if gap <= _EXACT and exact:
                 return batching
-            said[f"its log-probabilities are {gap:.2g} nats from a forward pass's"] = None
+            reasons[f"its log-probabilities are {gap:.2g} nats from a forward pass's"] = None
             gaps[batching] = gap if math.isfinite(gap) else math.inf
     smallest = min(gaps.values(), default=math.inf)
     if not exact and smallest <= _ROUNDED:
         return next(batching for batching, gap in gaps.items() if gap <= max(3 * smallest, 0.03))
-    raise _refused(model.config.name_or_path, type(model), "; ".join(said))
+    raise _refused(model.config.name_or_path, type(model), "; ".join(reasons))
 
 
 def _refused(name: str | None, kind: Any, reason: str) -> UserError:
@@ -102,8 +102,8 @@ def _gap(model: Any, batching: Batching) -> float:
     ended = replace(whole, stop_ids=replies[0][0].ids[1:2])(prompts, seeds)  # the first reply leaves the batch
     gaps: list[float] = []
     for prompt, row, cut in zip(prompts, replies, ended, strict=True):
-        for reply, begun in zip(row, cut, strict=True):
-            for completion in (reply, begun):
+        for reply, beginning in zip(row, cut, strict=True):
+            for completion in (reply, beginning):
                 expected = _plain_log_probs(model, prompt, completion.ids)
                 both = zip(completion.log_probs, expected, strict=True)
                 gaps += [abs(sampled - plain) / max(1.0, abs(plain)) for sampled, plain in both]

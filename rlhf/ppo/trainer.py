@@ -279,31 +279,31 @@ class PPOTrainer(Trainer):
     def _policy_loss(
         self, batch: Minibatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        found = policy_loss(
+        terms = policy_loss(
             log_probs_BT, batch.log_probs_BT, batch.advantages_BT, batch.mask_BT, self.args.cliprange, batch.tokens,
             batch.weights_BT,
         )  # fmt: skip
-        loss = found.loss
+        loss = terms.loss
         if entropies_BT is not None:
             loss = loss + self.args.entropy_coef * entropy_loss(entropies_BT, batch.mask_BT, batch.tokens)
-        return loss, {f"policy/{name}": value for name, value in found._asdict().items()}
+        return loss, {f"policy/{name}": value for name, value in terms._asdict().items()}
 
     def _value_loss(
         self, batch: Minibatch, values_BT: torch.Tensor, _: None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert batch.values_BT is not None
-        found = value_loss(
+        terms = value_loss(
             values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.args.cliprange_value, batch.tokens
         )
-        return self.args.vf_coef * found.loss, {f"value/{name}": value for name, value in found._asdict().items()}
+        return self.args.vf_coef * terms.loss, {f"value/{name}": value for name, value in terms._asdict().items()}
 
     def _end_of_step(self) -> None:
         """After the last micro-batch of an optimizer step: its metrics, and whether it and the next ones are taken."""
         names = list(self._sums)
         sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
-        found = dict(zip(names, sums, strict=True))
+        metrics = dict(zip(names, sums, strict=True))
         step = self.state.global_step + 1
-        ratio, moved = found.get("policy/ratio", 1.0), found.get("policy/approxkl", 0.0)
+        ratio, moved = metrics.get("policy/ratio", 1.0), metrics.get("policy/approxkl", 0.0)
         if self.policy.exact and self.state.global_step % self.args.steps_per_rollout == 0:
             self._hold("at a rollout's first step the policy is off what it sampled with", math.sqrt(2 * moved))
         skipped = ratio > self.args.max_ratio
@@ -315,7 +315,7 @@ class PPOTrainer(Trainer):
                     f"{self.args.max_ratio})",
                     file=sys.stderr,
                 )
-        elif broken := [name for name, value in found.items() if not math.isfinite(value)]:
+        elif broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise self._diverged(f"{broken[0]} of step {step}")
         if moved > _LARGE_STEP:
             self._say(
@@ -324,7 +324,7 @@ class PPOTrainer(Trainer):
                 "lower learning_rate, or set target_kl",
             )
         self._stopped = self.args.target_kl is not None and moved > self.args.target_kl
-        taken = {} if skipped else found
+        taken = {} if skipped else metrics
         for name, value in {**taken, "policy/skipped": float(skipped), "policy/stopped": 0.0}.items():
             self._metrics[name].append(value)
 

@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlhf.data.tokenize import common_prefix_length
+from rlhf.data.prefix import common_prefix_length
 from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state, sharded
 from rlhf.prefix_sharing import support

@@ -238,16 +238,16 @@ class EndpointJudge:
 
     def _ask(self, client: httpx2.Client, key: str, request: dict[str, Any], patience: int) -> Verdict | None:
         """Ask until there is a verdict, at most twice, and cache the answer that has it."""
-        said: list[Message] = []
+        exchange: list[Message] = []
         for _ in range(_ASKED_AT_MOST):
-            answer = self._complete(client, {**request, "messages": request["messages"] + said}, patience)
+            answer = self._complete(client, {**request, "messages": request["messages"] + exchange}, patience)
             if answer is None:
                 return None
             verdict = None if answer.cut else read_verdict(answer.text)
             if verdict is not None:
                 self.cache.add(key, self.model, answer.text)
                 return verdict
-            said = [{"role": "assistant", "content": answer.text or "-"}, {"role": "user", "content": REMINDER}]
+            exchange = [{"role": "assistant", "content": answer.text or "-"}, {"role": "user", "content": REMINDER}]
             self._unreadable = answer
         self._count(unreadable=1)
         return None
@@ -315,8 +315,8 @@ class EndpointJudge:
         with contextlib.suppress(ValueError):  # not JSON: show the text as it is
             body = response.json()
             known = body if isinstance(body, dict) else {}
-            told = next((known[key] for key in ("error", "message", "detail") if known.get(key)), text)
-            text = str(told.get("message", told) if isinstance(told, dict) else told)
+            problem = next((known[key] for key in ("error", "message", "detail") if known.get(key)), text)
+            text = str(problem.get("message", problem) if isinstance(problem, dict) else problem)
         text = self._shown(text) or response.reason_phrase
         return text if len(text) <= 200 else f"{text[:200]}…"
 

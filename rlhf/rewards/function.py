@@ -153,8 +153,8 @@ def _told(what: str) -> Iterator[None]:
         except BaseException as error:
             if came:
                 raise KeyboardInterrupt from None
-            said = f": {str(error).splitlines()[0]}" if str(error) else ""
-            raise UserError(f"{what}: {type(error).__name__}{said}") from error
+            detail = f": {str(error).splitlines()[0]}" if str(error) else ""
+            raise UserError(f"{what}: {type(error).__name__}{detail}") from error
         if came:
             raise KeyboardInterrupt
 

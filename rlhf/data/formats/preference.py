@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from rlhf.data.formats import _columns
+from rlhf.data.prefix import common_prefix_length
 from rlhf.data.records import Message, Preference, Text, Unusable
 
 NAME = "preference"
@@ -57,7 +57,7 @@ def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """
     if chosen == rejected:
         raise Unusable("identical")
-    start = _shared(chosen, rejected)
+    start = common_prefix_length(chosen, rejected)
     marks = list(_REPLY.finditer(chosen, 0, start))
     if marks:
         start = next(mark.end() for mark in reversed(marks) if _kind(mark) == _kind(marks[0]))
@@ -80,14 +80,8 @@ def split_messages(
     """
     longer = max(chosen, rejected, key=len)
     no_fork = not chosen or not rejected or chosen == rejected
-    start = max(len(longer) - 1, 0) if no_fork else _shared(chosen, rejected)
+    start = max(len(longer) - 1, 0) if no_fork else common_prefix_length(chosen, rejected)
     return longer[:start], _columns.single_completion(chosen[start:]), _columns.single_completion(rejected[start:])
-
-
-def _shared(first: Sequence[object], second: Sequence[object]) -> int:
-    """Length of the longest common prefix of two sequences."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), min(len(first), len(second)))
 
 
 def _without(prompt: list[Message], side: Text) -> list[Message]:
