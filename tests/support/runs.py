@@ -92,7 +92,8 @@ def _record(
     files = {"sources": [{"file": f"{name}.jsonl", "sha256": "ab" * 32}, {"hub": "someone/pairs", "revision": None}]}
     parents = {parent: read_manifest(folder.parent / parent)["artifact"]} if parent else {}
     fields = {
-        "seed": 3, "method": f"Method of {name}", "trainer_config": ["trl.trainer.base_config:_BaseConfig"],
+        "seed": 3, "label": name.upper(), "method": f"Method of {name}",
+        "trainer_config": ["trl.trainer.base_config:_BaseConfig"],
         "config": {
             "trainer": {"learning_rate": 1e-4, "hub_token": "hf_" + "x" * 30},
             "model": {"adapter": {"r": 4} if adapter else None, "dtype": "float32", "tokenizer": f"{Path.home()}/t"},
