@@ -1,4 +1,4 @@
-"""Whatever is raised becomes one line; the traceback is in a file; whose side it is on decides the exit code."""
+"""Whatever is raised becomes one line with its traceback in a file; who can mend it decides the exit code."""
 
 import json
 import re

@@ -26,6 +26,7 @@ from rlhf.models.adapters import without_peft
 from rlhf.models.device import device, move
 from rlhf.models.labels import label_names
 from rlhf.models.load import (
+    Scorer,
     Source,
     adapter_config,
     load_policy,
@@ -141,6 +142,18 @@ class OpenedModel:
         self._check_files()
         model = load_scorer(self.source, self.settings, self.tokenizer, labels=len(self.label_names)).model
         return self._checked(model, placed)
+
+    def with_new_head(self, labels: int = 1) -> Scorer:
+        """A classifier to train: this model under a head of its own, which is drawn where the files have none.
+
+        Args:
+            labels: Outputs of the head; 1 for a reward model.
+
+        Raises:
+            UserError: It cannot be loaded, or its files changed.
+        """
+        self._check_files()
+        return load_scorer(self.source, self.settings, self.tokenizer, labels=labels, new_head=True)
 
     def _check_files(self) -> None:
         probe.check_head(Path(self.name))

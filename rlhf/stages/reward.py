@@ -41,7 +41,6 @@ def run(context: StageContext) -> Metrics:
     from peft import TaskType
     from transformers import set_seed
 
-    from rlhf.models.load import load_scorer
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
     from rlhf.training.starting_point import adapted
@@ -51,7 +50,7 @@ def run(context: StageContext) -> Metrics:
     ready = prepare(context)
     start = ready.start
     set_seed(ready.args.seed)  # the new head is drawn here
-    scorer = load_scorer(start.source, start.config, start.tokenizer, new_head=True)
+    scorer = start.opened.with_new_head()
     model = adapted(scorer.model, start, TaskType.SEQ_CLS, ready.args, scorer.fresh)
     trainer = ready.trainer(RewardTrainer, model, speedups=speedups_of(context))
     metrics = run_training(trainer, context)

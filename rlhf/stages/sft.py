@@ -76,12 +76,11 @@ def _new_classifier(ready: Ready) -> Any:
     from peft import TaskType
     from transformers import set_seed
 
-    from rlhf.models.load import load_scorer
     from rlhf.training.starting_point import adapted
 
     start = ready.start
     set_seed(ready.args.seed)
-    scorer = load_scorer(start.source, start.config, start.tokenizer, labels=_labels(ready), new_head=True)
+    scorer = start.opened.with_new_head(_labels(ready))
     return adapted(scorer.model, start, TaskType.SEQ_CLS, ready.args, scorer.fresh)
 
 

@@ -16,7 +16,7 @@ from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import lora_config, own_part
 from rlhf.models.heads import score_head
-from rlhf.models.load import load_policy, model_config
+from rlhf.models.load import model_config
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.rewards.compose import Rewards
@@ -119,7 +119,7 @@ def _separate_roles(
     value_head = _zero_head(base)
     scorer = _like_the_policy(folder, start) if folder is not None and critic_from == "reward" else None
     if scorer is None:
-        critic = load_policy(start.source, start.config, start.tokenizer).base_model
+        critic = start.opened.policy(placed=False).base_model
     else:
         critic = scorer.base_model
         _copy_head(score_head(scorer), value_head)

@@ -44,8 +44,8 @@ def test_what_is_no_part_of_the_model_may_change(stage):
 def test_a_file_changed_or_added_is_refused(stage, name):
     folder, _, record = stage
     (folder / name).write_bytes(b"other")
-    found = artifact_hash(folder)[:12]
-    with pytest.raises(UserError, match=rf"\(recorded {record['artifact'][:12]}, found {found}\); .* --force sft"):
+    now = artifact_hash(folder)[:12]
+    with pytest.raises(UserError, match=rf"\(recorded {record['artifact'][:12]}, found {now}\); .* --force sft"):
         verify(folder)
 
 
@@ -62,7 +62,7 @@ def test_a_changed_base_is_refused_with_both_hashes(stage):
     [
         {"lineage": {"base": "ada/base", "revision": "v1", "adapter": True}},  # on the hub: a commit tells, not files
         {"lineage": None},
-        {"identity": {"parents": {"sft": "abc"}}},  # its parent's contract has the base
+        {"identity": {"parents": {"sft": "abc"}}},  # its parent's manifest has the base
     ],
 )
 def test_a_base_that_is_recorded_elsewhere_is_left_to_that(stage, change):

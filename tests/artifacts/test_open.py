@@ -1,6 +1,7 @@
 """A finished stage is opened in one way, whatever it is opened for."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -85,6 +86,13 @@ def test_what_changed_since_is_refused(made, tmp_path):
     edit_json(folder / "stage.json", probe=None)  # a manifest written anew is verified anew
     with pytest.raises(UserError, match="files changed since the stage finished"):
         open_stage(folder).policy()
+
+
+def test_nothing_else_loads_a_model(root):
+    """So that no model is used that was not checked; `publish.load_published` loads as a user of the hub does."""
+    files = [path for path in (root / "rlhf").rglob("*.py") if path.parent.name not in ("artifacts", "models")]
+    assert len(files) > 100
+    assert not [path for path in files if re.search(r"\bload_(policy|scorer)\b", path.read_text(encoding="utf-8"))]
 
 
 def test_a_stage_trained_in_bf16_is_the_same_when_loaded(tmp_path, tiny_llama):

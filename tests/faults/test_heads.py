@@ -1,6 +1,7 @@
 """The head of a LoRA reward model: lost, zero or another, it is noticed after saving, on loading, and in publishing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_after_saving(trained, tmp_path, tiny_llama, what, monkeypatch):
 
     def forgetful(self, folder, **options):
         save(self, folder, **options)
-        edit_tensors(folder / ADAPTER, spoil)
+        edit_tensors(Path(folder) / ADAPTER, spoil)
 
     monkeypatch.setattr(PeftModel, "save_pretrained", forgetful)
     project = copied(trained, tmp_path, tiny_llama, "sft")
@@ -47,7 +48,7 @@ def test_a_policy_that_was_not_written_as_trained(trained, tmp_path, tiny_llama,
 
     def halved(self, folder, **options):
         save(self, folder, **options)
-        edit_tensors(folder / ADAPTER, lambda name, tensor: tensor / 2)
+        edit_tensors(Path(folder) / ADAPTER, lambda name, tensor: tensor / 2)
 
     monkeypatch.setattr(PeftModel, "save_pretrained", halved)
     project = copied(trained, tmp_path, tiny_llama, "sft")
@@ -64,7 +65,7 @@ def test_weights_that_lost_their_head_after_saving(tmp_path, tiny_llama, trained
 
     def forgetful(self, folder, **options):
         save(self, folder, **options)
-        edit_tensors(folder / "model.safetensors", without_head)
+        edit_tensors(Path(folder) / "model.safetensors", without_head)
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", forgetful)
     model = {"name_or_path": str(tiny_llama), "adapter": None}
@@ -79,7 +80,7 @@ def test_on_loading(trained, tmp_path, tiny_llama, what):
     project = copied(trained, tmp_path, tiny_llama, "sft", "reward")
     folder = project.run_dir / "reward"
     assert RewardModel(folder)(["Hello "], ["Ada"])
-    edit_tensors(folder / ADAPTER, spoil)
+    edit_tensors(Path(folder) / ADAPTER, spoil)
     with pytest.raises(UserError, match=message):
         RewardModel(folder)
     with pytest.raises(UserError, match=r"reward: the model's files changed since the stage finished"):
@@ -121,7 +122,7 @@ def test_in_the_published_adapter(trained, tmp_path, tiny_llama, what, monkeypat
 
     def spoiling(source, folder):
         copy(source, folder)
-        edit_tensors(folder / ADAPTER, spoil)
+        edit_tensors(Path(folder) / ADAPTER, spoil)
 
     monkeypatch.setattr(hub, "_copy_adapter", spoiling)
     with pytest.raises(UserError, match=message):

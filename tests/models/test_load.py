@@ -108,8 +108,8 @@ def test_an_adapters_base_is_named_by_itself(tiny_llama, tmp_path):
     source = source_of(ModelConfig(name_or_path=str(tiny_llama), revision="v1"))
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     attach(model, lora_config({"r": 2}, TaskType.CAUSAL_LM, joined=False), source).save_pretrained(tmp_path / "a")
-    found = source_of(ModelConfig(name_or_path="elsewhere"), tmp_path / "a")
-    assert (found.base, found.revision, found.adapter) == (str(tiny_llama), "v1", tmp_path / "a")
+    source = source_of(ModelConfig(name_or_path="elsewhere"), tmp_path / "a")
+    assert (source.base, source.revision, source.adapter) == (str(tiny_llama), "v1", tmp_path / "a")
     assert PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "a")
 
 
