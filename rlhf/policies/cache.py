@@ -1,4 +1,4 @@
-"""The cache of a batch that is sampled: joined from prompts of different lengths, and written in place."""
+"""The cache of a sampled batch: joined from prompts of different lengths, and written in place."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from transformers.cache_utils import (
 )
 
 
-class RoomyLayer(DynamicLayer):
-    """A cache layer with room for what is to come.
+class PreallocatedLayer(DynamicLayer):
+    """A cache layer with memory for the tokens to come.
 
     transformers' DynamicLayer makes a new tensor for each token, which copies the whole cache at every step; here keys
     and values are written behind those that are there, and the layer shows a view of what is filled.
@@ -31,11 +31,11 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self._room, self._length = room, keys.shape[-2]
-        self._stores = [self._roomy(keys, room), self._roomy(values, room)]
+        self._stores = [self._preallocated(keys, room), self._preallocated(values, room)]
         self._show()
 
     @staticmethod
-    def _roomy(states: torch.Tensor, room: int) -> torch.Tensor:
+    def _preallocated(states: torch.Tensor, room: int) -> torch.Tensor:
         *outer, length, size = states.shape
         store = states.new_empty(*outer, length + room, size)
         store[..., :length, :] = states
@@ -63,7 +63,7 @@ class RoomyLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep these rows, in this order."""
-        self._stores = [self._roomy(states[beam_idx], self._room) for states in self._filled()]
+        self._stores = [self._preallocated(states[beam_idx], self._room) for states in self._filled()]
         self._show()
 
 
@@ -89,7 +89,7 @@ def join(caches: Sequence[DynamicCache], rows_B: torch.Tensor, room: int) -> Dyn
     for layers in zip(*(cache.layers for cache in caches), strict=True):
         layer = _joined(layers)
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            layer = RoomyLayer(layer.keys[rows_B], layer.values[rows_B], room)
+            layer = PreallocatedLayer(layer.keys[rows_B], layer.values[rows_B], room)
         else:
             layer.reorder_cache(rows_B)
         result.layers.append(layer)

@@ -1,4 +1,4 @@
-"""What a policy wrote to a prompt: one class for sampling, training, evaluation and whoever reads completions."""
+"""What a policy wrote to a prompt: one class for sampling, training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Completion:
     entropies: list[float] = field(default_factory=list)
     """Entropy of that distribution, nats/token; empty where the sampler does not know it."""
     text: str = ""
-    """Its tokens without special ones, as text; empty until `decoded` fills it in: a sampler knows no tokenizer."""
+    """Its tokens as text, without special tokens; empty until `decoded` fills it in, as samplers know no tokenizer."""
 
 
 def row_seed(*parts: Any) -> int:

@@ -1,4 +1,4 @@
-"""Prompts to completions with a finished policy, as evaluation and chat want them."""
+"""Samples completions from a finished policy, for evaluation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Sampling on transformers models: each prompt computed once, finished replies leave the batch.
+"""Samples from transformers models: each prompt is computed once, finished completions leave the batch.
 
-What a reply is depends on its seed and its prompt alone (up to rounding): not on which others it is sampled with, nor
-on how many processes there are. Each step of a reply spends one uniform number of its own stream, turned into a token
-by inverting the cumulative distribution.
+A completion depends on its seed and its prompt alone (up to rounding): not on what it is sampled together with, nor on
+how many processes there are. Each step of a completion spends one uniform number of its own stream, which inverting the
+cumulative distribution turns into a token.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _DROP_SHARE = 0.125
 
 
 class Batching(Enum):
-    """Which rows a model can be sampled with at once; see `rollout.trial`."""
+    """Which rows a model can be sampled with at once; see `trial.batching_of`."""
 
     MIXED = "prompts of different lengths"
-    """Those that begin late have padding before them, which a mask hides."""
+    """Shorter prompts have padding before them, which a mask hides."""
     EQUAL = "prompts of one length"
     """The model counts padding as tokens, or sees it."""
-    WHOLE = "prompts of one length, every reply with its prompt, to the end of the last"
+    WHOLE = "prompts of one length, every completion with its prompt, to the end of the last"
     """What the model keeps of its tokens can be neither repeated nor thinned out from outside."""
 
 
@@ -64,17 +64,17 @@ class TransformersSampler:
     model: Any
     """The policy, in evaluation mode."""
     stop_ids: Sequence[int]
-    """Tokens that end a reply."""
+    """Tokens that end a completion."""
     pad_id: int
     """Token that fills prompts up on the left."""
     max_new_tokens: int
-    """Longest reply."""
+    """Longest completion, in tokens."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token. No top-k, no top-p."""
     batch_size: int = 64
-    """Replies sampled at once."""
+    """Completions sampled at once."""
     batching: Batching = Batching.MIXED
-    """Which of them may be."""
+    """Which prompts may be sampled at once."""
     label: str | None = None
     """Words before a progress bar; None shows none."""
 
@@ -84,7 +84,7 @@ class TransformersSampler:
 
         Args:
             prompts: Token ids of each prompt, at least one token.
-            seeds: For each prompt the seeds of its replies, as many for each.
+            seeds: For each prompt the seeds of its completions, as many for each.
         """
         samples = len(seeds[0])
         results: list[list[Completion]] = [[] for _ in prompts]
@@ -106,7 +106,10 @@ class TransformersSampler:
             yield from (group[begin : begin + size] for begin in range(0, len(group), size))
 
     def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Uniform numbers of each reply's own stream, [B, T], float64; on the CPU where the model's device has none."""
+        """Uniform numbers of each completion's own stream, [B, T].
+
+        They are float64, and on the CPU where the model's device has no float64.
+        """
         draws = [
             torch.rand(self.max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             for seed in seeds
@@ -117,7 +120,7 @@ class TransformersSampler:
         """Completions of prompts sorted by length, `samples` for each."""
         droppable = self.batching is not Batching.WHOLE
         kept, logits_BV, lengths_B = (self._prefill if droppable else self._prefill_whole)(prompts, samples)
-        replies = [_Running() for _ in range(len(noise_BT))]
+        running = [_Running() for _ in range(len(noise_BT))]
         active = torch.arange(len(noise_BT), device=noise_BT.device)
         stops = torch.tensor(sorted(self.stop_ids), device=self.model.device)
         width = int(lengths_B.max())
@@ -125,11 +128,11 @@ class TransformersSampler:
             tokens_B, log_probs_B, entropies_B = self._draw(logits_BV, noise_BT[active, step])
             ended_B = torch.isin(tokens_B, stops)
             drawn = (active, tokens_B, log_probs_B, entropies_B, ended_B)
-            for row, *values in zip(*(one.tolist() for one in drawn), strict=True):
-                replies[row].add(*values)
+            for row, *values in zip(*(tensor.tolist() for tensor in drawn), strict=True):
+                running[row].add(*values)
             if step + 1 == self.max_new_tokens:
                 break
-            going = torch.tensor([not replies[row].finished for row in active.tolist()], device=active.device)
+            going = torch.tensor([not running[row].finished for row in active.tolist()], device=active.device)
             if not going.any():
                 break
             if droppable and (~going).sum() >= _DROP_SHARE * len(going):
@@ -138,7 +141,7 @@ class TransformersSampler:
                     cache.reorder_cache(rows)
                 active, tokens_B = active[rows], tokens_B[rows]
             logits_BV, kept = self._step(kept, tokens_B, lengths_B[active], width, step)
-        return [reply.completion() for reply in replies]
+        return [written.completion() for written in running]
 
     def _prefill(
         self, prompts: Sequence[Sequence[int]], samples: int
@@ -235,7 +238,7 @@ class TransformersSampler:
 
 @dataclass
 class _Running:
-    """A reply while it is being written."""
+    """A completion while it is being written."""
 
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -255,7 +258,7 @@ class _Running:
 
 
 def keeps_tokens(kind: Any) -> bool:
-    """Whether a model class takes what it made of the tokens so far, so that replies can be written token by token."""
+    """Whether a model class takes what it made of the tokens so far, so that it can write token by token."""
     return not _parameters(kind).isdisjoint(_KEPT)
 
 
@@ -279,7 +282,7 @@ class PolicySampler:
 
     @property
     def exact(self) -> bool:
-        """In float32; below it a reply written token by token and one read at once round apart."""
+        """True in float32: below, what is written token by token rounds otherwise than what is read at once."""
         kind = self.roles.device.type
         return self.roles.base.dtype == torch.float32 and not torch.is_autocast_enabled(kind)
 

@@ -1,4 +1,4 @@
-"""How a model can be sampled, found by trying before anything trains."""
+"""Tries how a model can be sampled, before anything trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf.prefix_sharing.forward import can_be_tried, in_eval_mode
 from rlhf.workflow import stage_of
 
 _PROMPTS = [[13, 29, 5, 17, 23], [41, 3]]
-"""What is replied to, modulo the vocabulary."""
+"""Prompts that are completed, modulo the vocabulary."""
 _EXACT, _ROUNDED = 1e-3, 0.5
 """Gaps, nats, that rounding explains: in float32, and in bfloat16, where the ways to sample are compared besides."""
 _NO_CACHE = "it keeps no cache"
@@ -28,8 +28,8 @@ _SAMPLES = 2
 def batching_of(model: Any) -> Batching:
     """Which rows a model can be sampled with at once: those whose log-probabilities are a plain forward pass's.
 
-    Two prompts of different lengths get two replies each, once more with one that ends early; then each prompt with its
-    reply is read by itself. Costs some twenty forward passes of a few tokens.
+    Two prompts of different lengths get two completions each, and again with a stop token that ends the first early;
+    then each prompt with its completion is read by itself. This costs some twenty forward passes of a few tokens.
 
     Args:
         model: A causal language model; where its weights are spread over processes it is not tried.
@@ -98,20 +98,20 @@ def _gap(model: Any, batching: Batching) -> float:
     prompts = [[token % size for token in prompt] for prompt in _PROMPTS]
     seeds = [[_SAMPLES * row + sample for sample in range(_SAMPLES)] for row in range(len(prompts))]
     whole = TransformersSampler(model, [], 0, _TOKENS, batching=batching)
-    replies = whole(prompts, seeds)
-    ended = replace(whole, stop_ids=replies[0][0].ids[1:2])(prompts, seeds)  # the first reply leaves the batch
+    completions = whole(prompts, seeds)
+    stop_ids = completions[0][0].ids[1:2]  # the first completion leaves the batch
+    stopped = replace(whole, stop_ids=stop_ids)(prompts, seeds)
     gaps: list[float] = []
-    for prompt, row, cut in zip(prompts, replies, ended, strict=True):
-        for reply, beginning in zip(row, cut, strict=True):
-            for completion in (reply, beginning):
-                expected = _plain_log_probs(model, prompt, completion.ids)
-                both = zip(completion.log_probs, expected, strict=True)
-                gaps += [abs(sampled - plain) / max(1.0, abs(plain)) for sampled, plain in both]
+    for prompt, row, stopped_row in zip(prompts, completions, stopped, strict=True):
+        for completion in (*row, *stopped_row):
+            expected = _plain_log_probs(model, prompt, completion.ids)
+            pairs = zip(completion.log_probs, expected, strict=True)
+            gaps += [abs(sampled - plain) / max(1.0, abs(plain)) for sampled, plain in pairs]
     return torch.tensor(gaps).max().item()  # NaN where any is
 
 
-def _plain_log_probs(model: Any, prompt: Sequence[int], reply: Sequence[int]) -> list[float]:
-    """Log-probability of each token of a reply, nats: one forward pass, one row, no cache."""
-    ids = torch.tensor([[*prompt, *reply]], device=model.device)
+def _plain_log_probs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+    """Log-probability of each token of a completion, nats: one forward pass, one row, no cache."""
+    ids = torch.tensor([[*prompt, *completion]], device=model.device)
     log_probs = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
     return log_probs.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()

@@ -34,9 +34,9 @@ class VllmSampler:
     Args:
         roles: The models; the policy is sampled from.
         tokenizer: Its tokenizer, which vLLM wants beside the weights.
-        stop_ids: Tokens that end a reply.
-        max_new_tokens: Longest reply.
-        max_length: Longest prompt and reply together; None for what the model has.
+        stop_ids: Tokens that end a completion.
+        max_new_tokens: Longest completion, in tokens.
+        max_length: Longest prompt and completion together; None for what the model has.
         temperature: Divides the logits; no top-k, no top-p.
         memory: Share of the GPU's memory for vLLM, its copy of the weights and its cache.
 

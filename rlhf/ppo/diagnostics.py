@@ -80,7 +80,7 @@ def readable(*, collected: Collected, names: Sequence[str], count: int) -> list[
     Args:
         collected: The rollout.
         names: Of the rewards, in order.
-        count: Most of them.
+        count: At most so many.
     """
     scores_B, kl_B = collected.scores_B, sequence_kl(collected)
     return [
@@ -102,18 +102,18 @@ def _number(score: float) -> float | None:
 
 
 def alike(scores_PS: torch.Tensor) -> torch.Tensor:
-    """Which groups of replies have but one score, [P]: where replies to a prompt are compared, they teach nothing.
+    """Which groups of completions have only one score, [P]: an estimator that compares them learns nothing there.
 
     Args:
-        scores_PS: Scores, NaN for a reply that has none.
+        scores_PS: Scores, NaN for a completion that has none.
     """
     highest, lowest = (scores_PS.masked_fill(scores_PS.isnan(), filling) for filling in (-math.inf, math.inf))
     return ~(highest.amax(1) > lowest.amin(1))
 
 
 ROUNDING, GROSS = 2e-3, 2e-2
-"""Distance, nats a token, between log-probabilities that should be the same: above the first it is told, above the
-second the run ends. Float32 leaves 1e-5; a wrong mask, 0.1 and more."""
+"""Distance, nats a token, between log-probabilities that should be the same: above the first there is a warning, above
+the second the run ends. Float32 leaves 1e-5; a wrong mask, 0.1 and more."""
 
 
 def disagreement(what: str, distance: float, suspect: str) -> str | None:
@@ -138,12 +138,12 @@ def disagreement(what: str, distance: float, suspect: str) -> str | None:
 def hacking_signs(history: list[dict[str, float]], window: int = 5) -> str | None:
     """Whether scores rise together with lengths and KL, which is what reward hacking looks like from outside.
 
-    Compared are the means of the first and the last `window` rollouts: the score rose, replies became longer by half
-    or more, and KL is above 10 nats a reply.
+    It compares the means of the first and the last `window` rollouts. The signs are that the score rose, completions
+    became longer by half or more, and KL is above 10 nats a completion.
 
     Args:
-        history: For each rollout `scores`, `length` (tokens) and `kl` (nats a reply).
-        window: Rollouts on each side; with fewer than twice as many nothing is said.
+        history: For each rollout `scores`, `length` (tokens) and `kl` (nats a completion).
+        window: Rollouts on each side; with fewer than twice as many there is no answer.
 
     Returns:
         A sentence with the numbers, or None.
@@ -166,7 +166,7 @@ def hacking_signs(history: list[dict[str, float]], window: int = 5) -> str | Non
 
 
 def last_rollout(log: Sequence[Mapping[str, Any]], history: list[dict[str, float]]) -> dict[str, Any]:
-    """What the last rollout said, for the stage's record; nothing where none was logged.
+    """Numbers of the last rollout, for the stage's manifest; nothing where no rollout was logged.
 
     Args:
         log: The trainer's logged rows.

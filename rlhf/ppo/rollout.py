@@ -2,7 +2,7 @@
 
 `collect` is the whole of it, in numbered steps; each step is a function of this file with keyword arguments only, or of
 `objectives/`. Everything random in it follows from the project's seed and the rollout's number, and nothing from what
-ran before: a resumed run sees the prompts and the completions that an uninterrupted one sees.
+ran before: a resumed run sees the prompts and the completions that an uninterrupted run sees.
 
 Axes: B = P · S completions, S of each of P inputs, in order; T actions (tokens) of the longest; K rewards.
 """

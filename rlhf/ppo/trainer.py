@@ -1,4 +1,4 @@
-"""The ppo stage, and its trainer: proximal policy optimisation on `transformers.Trainer`.
+"""Proximal policy optimisation on `transformers.Trainer`.
 
 An epoch of the Trainer is one rollout: it is collected when the epoch begins, and gone through in minibatches, one
 optimizer step each. So whatever the Trainer does between epochs happens between rollouts, checkpoints above all.
@@ -41,7 +41,8 @@ WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
 
 
 _LARGE_STEP = 0.2
-"""Approximate KL of a step's policy to the one that sampled, nats a token, that is warned of; 0.05 is common."""
+"""Approximate KL, nats a token, of a step's policy to the policy that sampled, above which there is a warning; 0.05 is
+common."""
 
 
 class PPOTrainer(Trainer):
@@ -83,7 +84,7 @@ class PPOTrainer(Trainer):
         self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self._rollout = 0
         self._stopped = False
-        self._said: list[str] = []
+        self._warned: list[str] = []
 
     # rollouts
 
@@ -118,7 +119,7 @@ class PPOTrainer(Trainer):
         return collected.rollout
 
     def _settle_rewards(self) -> None:
-        """Before the first rollout: bring each reward to mean 0 and std 1 on replies of the starting policy.
+        """Before the first rollout: bring each reward to mean 0 and std 1 on completions of the starting policy.
 
         A critic that was a reward model follows, so that its values are in the same units.
         """
@@ -130,7 +131,7 @@ class PPOTrainer(Trainer):
             self.policy.scale_values(*self.rewards.scale_of(OWN))
 
     def _reference_scores(self) -> torch.Tensor:
-        """Scores of replies of the starting policy by each reward, [B, K]."""
+        """Scores of completions of the starting policy by each reward, [B, K]."""
         args = self.args
         world, rank = args.world_size, args.process_index
         count = math.ceil(args.normalize_samples / world) * world
@@ -171,41 +172,41 @@ class PPOTrainer(Trainer):
         """Say in plain words what numbers alone would hide."""
         args, cut = self.args, 1 - metrics["response/eos_share"]
         if metrics["objective/kl"] < -1:
-            self._say(
+            self._warn_once(
                 "kl",
                 f"the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
                 "more than chance, the log-probabilities of sampling and of training differ",
             )
         if self._rollout == 0 and cut > 0.5 and args.bootstraps:
-            self._say(
+            self._warn_once(
                 "cut",
                 f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
                 "raise it, or set truncated: score",
             )
         if metrics.get("objective/alike") == 1 and args.estimator.min_group > 1:
-            self._say(
+            self._warn_once(
                 "alike",
                 f"in rollout {self._rollout} all replies to a prompt have the same score, for every prompt: there is "
                 "nothing to learn from; raise samples_per_prompt or temperature, or use a reward that tells them apart",
             )
         if metrics["response/scored_share"] < 0.5:
-            self._say("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")
+            self._warn_once("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")
         if signs := hacking_signs(self.history):
-            self._say("hacking", signs)
+            self._warn_once("hacking", signs)
 
-    def _say(self, kind: str, message: str) -> None:
+    def _warn_once(self, kind: str, message: str) -> None:
         """Warn on the main process, once for each kind."""
-        if self.is_world_process_zero() and kind not in self._said:
+        if self.is_world_process_zero() and kind not in self._warned:
             print(f"ppo: {message}", file=sys.stderr)
-        self._said = sorted({*self._said, kind})
+        self._warned = sorted({*self._warned, kind})
 
     def _hold(self, what: str, distance: float) -> None:
-        """Hold that two ways to the same log-probabilities agree: a small difference is told, a large one ends it."""
+        """Hold that two ways to the same log-probabilities agree: warn of a small difference, raise for a large one."""
         message = disagreement(what, distance, self.policy.suspect)
         if message and distance > GROSS:
             raise UserError(f"stages.ppo: {message}")
         if message:
-            self._say("distance", message)
+            self._warn_once("distance", message)
 
     def _diverged(self, what: str) -> UserError:
         return UserError(f"stages.ppo: {what} is not finite: the run has diverged; lower learning_rate")
@@ -238,7 +239,7 @@ class PPOTrainer(Trainer):
         return {**inputs, "minibatch": inputs["minibatch"].to(self.args.device)}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of a micro-batch, a role after the other; nothing once the rollout's steps were stopped.
+        """Forward and backward of a micro-batch, role after role; nothing once the rollout's steps were stopped.
 
         A stopped step counts as a step, so that schedule, checkpoints and the number of rollouts stay as planned; with
         no gradients the optimizer leaves the weights alone.
@@ -252,7 +253,7 @@ class PPOTrainer(Trainer):
             loss += super().training_step(model, {**inputs, "role": role}, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._end_of_step()
-        return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; what is not finite is told there
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; `_end_of_step` reports what is not finite
 
     def _trained_roles(self) -> list[str]:
         """The roles that learn from this rollout."""
@@ -298,7 +299,7 @@ class PPOTrainer(Trainer):
         return self.args.vf_coef * terms.loss, {f"value/{name}": value for name, value in terms._asdict().items()}
 
     def _end_of_step(self) -> None:
-        """After the last micro-batch of an optimizer step: its metrics, and whether it and the next ones are taken."""
+        """After the last micro-batch of an optimizer step: its metrics, and whether it and the next steps are taken."""
         names = list(self._sums)
         sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
         metrics = dict(zip(names, sums, strict=True))
@@ -318,7 +319,7 @@ class PPOTrainer(Trainer):
         elif broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise self._diverged(f"{broken[0]} of step {step}")
         if moved > _LARGE_STEP:
-            self._say(
+            self._warn_once(
                 "step",
                 f"step {step} finds the policy {moved:.2f} nats a token from where it sampled: too far to learn from; "
                 "lower learning_rate, or set target_kl",
@@ -353,7 +354,7 @@ class PPOTrainer(Trainer):
         self.policy.save(folder / WEIGHTS)
         rewards = self.rewards
         state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
-                 "history": self.history, "said": self._said}  # fmt: skip
+                 "history": self.history, "said": self._warned}  # fmt: skip
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     @torch.no_grad()
@@ -362,7 +363,7 @@ class PPOTrainer(Trainer):
         self.policy.load(folder / WEIGHTS)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         rewards = self.rewards
-        self.kl_coef, self.history, self._said = state["kl_coef"], state["history"], state["said"]
+        self.kl_coef, self.history, self._warned = state["kl_coef"], state["history"], state["said"]
         rewards.mean_K = torch.tensor(state["reward_mean"], dtype=torch.float64)
         rewards.std_K = torch.tensor(state["reward_std"], dtype=torch.float64)
 

@@ -47,7 +47,7 @@ def test_lambda_0_is_the_error_of_one_step():
     assert advantages.tolist() == [[1.0, -3, -26]]
 
 
-def test_a_cut_reply_goes_on_and_a_finished_one_ends():
+def test_a_cut_completion_goes_on_and_a_finished_one_ends():
     rewards, values, mask = torch.zeros(3, 3), torch.zeros(3, 3), mask_of(3, 3, 2)
     _, returns = gae(rewards, values, mask, 0.5, 1.0, torch.tensor([8.0, 0, 8]))
     assert returns.tolist() == [[1.0, 2, 4], [0, 0, 0], [2, 4, 0]]
@@ -70,7 +70,7 @@ def test_padding_and_companions_change_nothing(name, seed):
         assert narrow.dtype == torch.float32
         assert (narrow[~mask] == 0).all()
         torch.testing.assert_close(wide, torch.nn.functional.pad(narrow, (0, 3)))
-    for first in (0, 2, 4):  # a group alone, cut to its longest reply
+    for first in (0, 2, 4):  # a group alone, cut to its longest completion
         rows, width = slice(first, first + 2), int(mask[first : first + 2].sum(1).max())
         own = [tensor[rows, :width] for tensor in (rewards, values, mask)]
         for part, one in zip(whole, ESTIMATORS[name].function(*own, 0.9, 0.8, last[rows], 2), strict=True):
@@ -78,12 +78,12 @@ def test_padding_and_companions_change_nothing(name, seed):
 
 
 @pytest.mark.parametrize("name", sorted(ESTIMATORS))
-def test_a_reply_without_a_score_has_no_part(name):
+def test_a_completion_without_a_score_has_no_part(name):
     rewards, values, mask, last = ragged(7)
     mask[3] = False
-    found = ESTIMATORS[name].function(rewards, values, mask, 1.0, 0.9, last, 2)
+    result = ESTIMATORS[name].function(rewards, values, mask, 1.0, 0.9, last, 2)
     other = ESTIMATORS[name].function(rewards + 99 * (~mask), values, mask, 1.0, 0.9, last + 5 * (~mask[:, 0]), 2)
-    for one, same in zip(found, other, strict=True):
+    for one, same in zip(result, other, strict=True):
         assert (one[3] == 0).all()
         assert torch.equal(one, same)
 
@@ -106,7 +106,7 @@ def test_grpo_by_hand():
     assert tiny.flatten().tolist() == pytest.approx([-0.41421, 0.41421], abs=1e-4)  # 1 / (√2 + 1): the 1e-4 counts
 
 
-def test_a_whole_reply_is_worth_its_discounted_rewards():
+def test_a_whole_completion_is_worth_its_discounted_rewards():
     rewards, mask = torch.tensor([[1.0, 2, 4, 9], [0, 0, 8, 0]]), mask_of(3, 4)
     advantages, returns = rloo(rewards, None, mask, 0.5, 1.0, group_size=2)
     assert returns.tolist() == [[3, 3, 3, 0], [2, 2, 2, 2]]
@@ -127,7 +127,7 @@ def test_properties_of_a_group(estimator, size):
     whole, _ = estimator(rewards, None, mask, 1.0, 1.0, group_size=size)
     torch.testing.assert_close(whole[:, 0].view(-1, size).sum(1), torch.zeros(6 // size), atol=1e-5, rtol=0)
     raised = rewards.clone()
-    raised[:size, 0] += 5  # each reply of the first group is worth 5 more
+    raised[:size, 0] += 5  # each completion of the first group is worth 5 more
     torch.testing.assert_close(estimator(raised, None, mask, 1.0, 1.0, group_size=size)[0], whole)
     order = torch.cat([torch.randperm(size) + first for first in range(0, 6, size)])
     mixed, _ = estimator(rewards[order], None, mask[order], 1.0, 1.0, group_size=size)
@@ -141,11 +141,11 @@ def test_who_has_no_score_is_no_baseline(estimator):
     scores = at_the_end([1.0, 5.0, 7.0], full)
     mask = full.clone()
     mask[1] = False
-    found, _ = estimator(scores, None, mask, 1.0, 1.0, group_size=3)
+    result, _ = estimator(scores, None, mask, 1.0, 1.0, group_size=3)
     pair, _ = estimator(scores[[0, 2]], None, mask[[0, 2]], 1.0, 1.0, group_size=2)
-    assert torch.equal(found[[0, 2]], pair)
+    assert torch.equal(result[[0, 2]], pair)
     assert pair.abs().max() > 0
-    assert found[1].abs().max() == 0
+    assert result[1].abs().max() == 0
     mask[2] = False
     assert estimator(scores, None, mask, 1.0, 1.0, group_size=3)[0].abs().max() == 0
     mask[0] = False

@@ -41,10 +41,10 @@ def test_tokens_that_are_ruled_out():
 def test_estimates_of_one_token():
     """A token of probability 1/2 under p and 1/4 under q, and the other way round."""
     half, quarter = torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]])
-    found = {name: (one(half, quarter).item(), one(quarter, half).item()) for name, one in KL_ESTIMATORS.items()}
-    assert found["k1"] == pytest.approx((0.693147, -0.693147), abs=1e-6)
-    assert found["k2"] == pytest.approx((0.240227, 0.240227), abs=1e-6)
-    assert found["k3"] == pytest.approx((0.193147, 0.306853), abs=1e-6)
+    result = {name: (one(half, quarter).item(), one(quarter, half).item()) for name, one in KL_ESTIMATORS.items()}
+    assert result["k1"] == pytest.approx((0.693147, -0.693147), abs=1e-6)
+    assert result["k2"] == pytest.approx((0.240227, 0.240227), abs=1e-6)
+    assert result["k3"] == pytest.approx((0.193147, 0.306853), abs=1e-6)
 
 
 def test_k2_and_k3_are_never_negative():

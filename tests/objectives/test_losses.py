@@ -16,9 +16,9 @@ def one(value):
 def test_ratio_1_gives_minus_the_mean_advantage():
     torch.manual_seed(0)
     log_probs, advantages, mask = torch.randn(3, 4), torch.randn(3, 4), torch.rand(3, 4) < 0.7
-    found = policy_loss(log_probs, log_probs.clone(), advantages, mask, 0.2)
-    torch.testing.assert_close(found.loss, -advantages[mask].mean())
-    assert (found.ratio.item(), found.clipfrac.item(), found.approxkl.item()) == (1, 0, 0)
+    outcome = policy_loss(log_probs, log_probs.clone(), advantages, mask, 0.2)
+    torch.testing.assert_close(outcome.loss, -advantages[mask].mean())
+    assert (outcome.ratio.item(), outcome.clipfrac.item(), outcome.approxkl.item()) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_ratio_1_gives_minus_the_mean_advantage():
 )
 def test_regions_of_the_policy_loss(advantage, ratio, loss, slope):
     log_prob = one(math.log(ratio) - 3)
-    found = policy_loss(log_prob, torch.tensor([[-3.0]]), torch.tensor([[advantage]]), ONE, 0.2)
-    found.loss.backward()
-    assert found.loss.item() == pytest.approx(loss, rel=1e-5)
+    outcome = policy_loss(log_prob, torch.tensor([[-3.0]]), torch.tensor([[advantage]]), ONE, 0.2)
+    outcome.loss.backward()
+    assert outcome.loss.item() == pytest.approx(loss, rel=1e-5)
     assert log_prob.grad.item() == pytest.approx(slope, rel=1e-5)
-    assert found.clipfrac.item() == float(slope == 0)
-    assert found.ratio.item() == pytest.approx(ratio, rel=1e-5)
-    assert found.approxkl.item() == pytest.approx(math.log(ratio) ** 2 / 2, rel=1e-4)
+    assert outcome.clipfrac.item() == float(slope == 0)
+    assert outcome.ratio.item() == pytest.approx(ratio, rel=1e-5)
+    assert outcome.approxkl.item() == pytest.approx(math.log(ratio) ** 2 / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def test_regions_of_the_policy_loss(advantage, ratio, loss, slope):
 )
 def test_regions_of_the_value_loss(value, loss, slope):
     values = one(value)
-    found = value_loss(values, torch.tensor([[1.0]]), torch.tensor([[2.0]]), ONE, 0.2)
-    found.loss.backward()
-    assert found.loss.item() == pytest.approx(loss, rel=1e-5)
+    outcome = value_loss(values, torch.tensor([[1.0]]), torch.tensor([[2.0]]), ONE, 0.2)
+    outcome.loss.backward()
+    assert outcome.loss.item() == pytest.approx(loss, rel=1e-5)
     assert values.grad.item() == pytest.approx(slope, abs=1e-5)
-    assert found.clipfrac.item() == float(slope == 0)
+    assert outcome.clipfrac.item() == float(slope == 0)
 
 
 def test_entropy_is_raised():
@@ -85,9 +85,9 @@ def test_what_is_masked_harms_neither_loss_nor_gradient(poison):
         ]
         total = losses[0].loss + losses[1].loss + entropy_loss(new, mask)
         total.backward()
-        results.append([total.detach(), new.grad, values.grad, *(x.detach() for found in losses for x in found)])
-    for expected, found in zip(*results, strict=True):
-        assert torch.equal(expected, found)
+        results.append([total.detach(), new.grad, values.grad, *(x.detach() for outcome in losses for x in outcome)])
+    for expected, outcome in zip(*results, strict=True):
+        assert torch.equal(expected, outcome)
     assert (results[1][1][~mask] == 0).all()
     assert results[1][1][mask].abs().min() > 0
 
@@ -105,10 +105,10 @@ def test_importance_weights():
     """Each token's loss, clipped or not, counts by its weight; the denominator stays the number of tokens."""
     ratios, advantages = torch.tensor([[1.0, 1.5, 1.0]]), torch.tensor([[1.0, 1.0, 4.0]])
     mask, weights = torch.tensor([[True, True, False]]), torch.tensor([[2.0, 0.5, 9.0]])
-    found = policy_loss(ratios.log(), torch.zeros(1, 3), advantages, mask, 0.2, weights_BT=weights)
-    assert found.loss.item() == pytest.approx(-(2.0 * 1 + 0.5 * 1.2) / 2)
-    assert found.ratio.item() == pytest.approx(1.25)
-    assert found.clipfrac.item() == 0.5
+    outcome = policy_loss(ratios.log(), torch.zeros(1, 3), advantages, mask, 0.2, weights_BT=weights)
+    assert outcome.loss.item() == pytest.approx(-(2.0 * 1 + 0.5 * 1.2) / 2)
+    assert outcome.ratio.item() == pytest.approx(1.25)
+    assert outcome.clipfrac.item() == 0.5
 
 
 def test_parts_with_a_global_denominator_add_up():
@@ -130,8 +130,8 @@ def test_parts_with_a_global_denominator_add_up():
     cuts = (slice(0, 1), slice(1, 4), slice(4, 5))
     parts = sum(loss(rows, float(mask.sum())) for rows in cuts)
     torch.testing.assert_close(parts, whole)
-    for expected, found in zip(*(torch.autograd.grad(x[0], (new, values)) for x in (whole, parts)), strict=True):
-        torch.testing.assert_close(found, expected)
+    for expected, outcome in zip(*(torch.autograd.grad(x[0], (new, values)) for x in (whole, parts)), strict=True):
+        torch.testing.assert_close(outcome, expected)
 
 
 def by_hand(logits, values, tokens, old, advantages, old_values, returns, lengths, settings):

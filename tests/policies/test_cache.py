@@ -2,7 +2,7 @@ import torch
 from transformers import DynamicCache, Qwen2Config, Qwen3_5TextConfig
 from transformers.cache_utils import DynamicLayer
 
-from rlhf.policies.cache import RoomyLayer, has_attention, is_recurrent, join
+from rlhf.policies.cache import PreallocatedLayer, has_attention, is_recurrent, join
 
 
 def states(rows, length, seed):
@@ -11,11 +11,11 @@ def states(rows, length, seed):
 
 
 def test_a_roomy_layer_is_a_dynamic_one():
-    plain, roomy = DynamicLayer(), RoomyLayer(*states(5, 6, 0), room=8)
+    plain, roomy = DynamicLayer(), PreallocatedLayer(*states(5, 6, 0), room=8)
     plain.update(*states(5, 6, 0))
     for rows, length, seed, kept in ((5, 1, 1, None), (5, 2, 2, [0, 2, 4]), (3, 1, 3, [2, 1]), (2, 4, 4, None)):
-        found, expected = (layer.update(*states(rows, length, seed)) for layer in (roomy, plain))
-        for one, other in zip(found, expected, strict=True):
+        result, expected = (layer.update(*states(rows, length, seed)) for layer in (roomy, plain))
+        for one, other in zip(result, expected, strict=True):
             assert torch.equal(one, other)
         if kept:
             for layer in (roomy, plain):
@@ -27,7 +27,7 @@ def test_a_roomy_layer_is_a_dynamic_one():
 
 
 def test_writing_in_place_makes_no_new_tensor():
-    layer = RoomyLayer(*states(5, 6, 0), room=2)
+    layer = PreallocatedLayer(*states(5, 6, 0), room=2)
     where = layer.keys.data_ptr()
     layer.update(*states(5, 1, 1))
     layer.update(*states(5, 1, 2))
@@ -42,16 +42,16 @@ def test_joined_caches_end_together():
     both = join([short, long], torch.arange(3).repeat_interleave(2), room=3)
     assert both.get_seq_length() == 5
     for layer in range(2):
-        for found, own, other in zip(
+        for result, own, other in zip(
             (both.layers[layer].keys, both.layers[layer].values), states(1, 2, layer), states(2, 5, 10 + layer),
             strict=True,
         ):  # fmt: skip
-            assert found.shape == (6, 3, 5, 4)
-            assert (found[:2, :, :3] == 0).all()
+            assert result.shape == (6, 3, 5, 4)
+            assert (result[:2, :, :3] == 0).all()
             for row in (0, 1):
-                assert torch.equal(found[row, :, 3:], own[0])
+                assert torch.equal(result[row, :, 3:], own[0])
             for row, of in ((2, 0), (3, 0), (4, 1), (5, 1)):
-                assert torch.equal(found[row], other[of])
+                assert torch.equal(result[row], other[of])
     both.update(*states(6, 1, 99), 0)
     assert both.layers[0].keys.shape[2] == 6
 

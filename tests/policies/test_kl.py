@@ -41,6 +41,6 @@ def by_hand(policy, reference, completion):
 @pytest.mark.parametrize("family", ["llama", *MODELS])
 def test_each_completion_by_itself(family):
     models = [drawn(family, seed) for seed in (0, 1)]
-    found = sequence_kl(*models, [PROMPT], [[Completion(ids, finished=False) for ids in COMPLETIONS]])[0]
-    assert found == pytest.approx([by_hand(*models, ids) for ids in COMPLETIONS], rel=1e-4)
-    assert min(found) > 0.01
+    result = sequence_kl(*models, [PROMPT], [[Completion(ids, finished=False) for ids in COMPLETIONS]])[0]
+    assert result == pytest.approx([by_hand(*models, ids) for ids in COMPLETIONS], rel=1e-4)
+    assert min(result) > 0.01

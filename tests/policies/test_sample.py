@@ -71,8 +71,8 @@ def test_kl_is_zero_to_itself_and_counts_the_completion_alone(policy):
     assert sequence_kl(model, model, PROMPTS, completions)[0] == pytest.approx([0.0] * 3, abs=1e-5)
     torch.manual_seed(5)
     other = AutoModelForCausalLM.from_config(model.config).eval()
-    found = sequence_kl(model, other, PROMPTS, completions)
+    result = sequence_kl(model, other, PROMPTS, completions)
     ids = torch.tensor([[*PROMPTS[1], *completions[1][2].ids]])
     with torch.no_grad():
         by_hand = token_kl(model(ids).logits, other(ids).logits)[0, len(PROMPTS[1]) - 1 : -1].sum().item()
-    assert found[1][2] == pytest.approx(by_hand, rel=1e-4)
+    assert result[1][2] == pytest.approx(by_hand, rel=1e-4)

@@ -26,7 +26,7 @@ def sampler(model, **settings):
 
 
 def ids(completions):
-    return [[one.ids for one in row] for row in completions]
+    return [[completion.ids for completion in row] for row in completions]
 
 
 @contextlib.contextmanager
@@ -39,13 +39,13 @@ def logits(model, change):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_greedy_is_generate(model, batch_size):
-    found = sampler(model, temperature=0.0, batch_size=batch_size)(PROMPTS, [[0]] * 5)
-    for prompt, (reply,) in zip(PROMPTS, found, strict=True):
+    results = sampler(model, temperature=0.0, batch_size=batch_size)(PROMPTS, [[0]] * 5)
+    for prompt, (completion,) in zip(PROMPTS, results, strict=True):
         row = torch.tensor([prompt])
         settings = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": 0, "pad_token_id": PAD}
         expected = model.generate(row, attention_mask=torch.ones_like(row), **settings)
-        assert reply.ids == expected[0, len(prompt) :].tolist()
-    assert len({tuple(reply.ids) for (reply,) in found}) == 5
+        assert completion.ids == expected[0, len(prompt) :].tolist()
+    assert len({tuple(completion.ids) for (completion,) in results}) == 5
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
@@ -54,11 +54,11 @@ def test_log_probs_and_entropies_are_those_of_a_full_forward_pass(model, tempera
     folded = lay_out(PROMPTS, ids(completions), PAD)
     with torch.no_grad():
         log_probs, entropies = completion_log_probs(model, folded, temperature, entropies=True)
-    flat = [one for row in completions for one in row]
-    for row, one in enumerate(flat):
-        end = len(one.ids)
-        torch.testing.assert_close(torch.tensor(one.log_probs), log_probs[row, :end], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(torch.tensor(one.entropies), entropies[row, :end], atol=1e-5, rtol=1e-5)
+    flat = [completion for row in completions for completion in row]
+    for row, completion in enumerate(flat):
+        end = len(completion.ids)
+        torch.testing.assert_close(torch.tensor(completion.log_probs), log_probs[row, :end], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.tensor(completion.entropies), entropies[row, :end], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
@@ -66,11 +66,11 @@ def test_frequencies_follow_the_distribution(model, temperature):
     count = 4000
     prompts = [PROMPTS[0], PROMPTS[2]]  # one of them padded
     seeds = [[row_seed(temperature, prompt, number) for number in range(count)] for prompt in range(2)]
-    found = sampler(model, temperature=temperature, max_new_tokens=1, batch_size=2 * count)(prompts, seeds)
-    for prompt, row in zip(prompts, found, strict=True):
+    results = sampler(model, temperature=temperature, max_new_tokens=1, batch_size=2 * count)(prompts, seeds)
+    for prompt, row in zip(prompts, results, strict=True):
         with torch.no_grad():
             probs = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
-        counts = torch.bincount(torch.tensor([one.ids[0] for one in row]), minlength=len(probs)).double()
+        counts = torch.bincount(torch.tensor([completion.ids[0] for completion in row]), minlength=len(probs)).double()
         common = count * probs >= 5
         observed = torch.cat([counts[common], counts[~common].sum()[None]])
         expected = count * torch.cat([probs[common], probs[~common].sum()[None]])
@@ -78,20 +78,20 @@ def test_frequencies_follow_the_distribution(model, temperature):
         assert chisquare(observed.tolist(), expected.tolist()).pvalue > 0.001
 
 
-def test_the_steps_of_a_reply_are_independent(model):
+def test_the_steps_of_a_completion_are_independent(model):
     """Of 352 equally likely tokens: pairs of first and second token fill a 4 × 4 table evenly."""
     with logits(model, lambda output: torch.zeros_like(output[..., :352])):
-        found = sampler(model, stop_ids=[], max_new_tokens=2, batch_size=4000)([[5]], [list(range(4000))])
-    pairs = torch.tensor([one.ids for one in found[0]]) // 88
+        results = sampler(model, stop_ids=[], max_new_tokens=2, batch_size=4000)([[5]], [list(range(4000))])
+    pairs = torch.tensor([completion.ids for completion in results[0]]) // 88
     table = torch.bincount(pairs[:, 0] * 4 + pairs[:, 1], minlength=16)
     assert chisquare(table.tolist()).pvalue > 0.001
 
 
 def test_a_token_that_is_ruled_out_is_never_drawn(model):
     with logits(model, lambda output: output.index_fill(-1, torch.arange(10, 350), float("-inf"))):
-        found = sampler(model, stop_ids=[], batch_size=200)(PROMPTS[:1], [list(range(200))])
-    assert {token for one in found[0] for token in one.ids} <= {*range(10), *range(350, 355)}
-    assert all(torch.tensor(one.entropies).isfinite().all() for one in found[0])
+        results = sampler(model, stop_ids=[], batch_size=200)(PROMPTS[:1], [list(range(200))])
+    assert {token for completion in results[0] for token in completion.ids} <= {*range(10), *range(350, 355)}
+    assert all(torch.tensor(completion.entropies).isfinite().all() for completion in results[0])
 
 
 @pytest.mark.parametrize(("noise", "drawn"), [(0.0, [1, 0]), (0.6, [3, 2]), (1 - 2**-53, [3, 2])])
@@ -103,7 +103,7 @@ def test_nor_at_the_edges_of_the_noise(noise, drawn):
     assert log_probs.isfinite().all()
 
 
-def test_a_reply_depends_on_its_seed_and_prompt_alone(model):
+def test_a_completion_depends_on_its_seed_and_prompt_alone(model):
     whole = ids(sampler(model)(PROMPTS, SEEDS))
     for batch_size in (1, 4, 7):
         assert ids(sampler(model, batch_size=batch_size)(PROMPTS, SEEDS)) == whole
@@ -111,31 +111,31 @@ def test_a_reply_depends_on_its_seed_and_prompt_alone(model):
     mixed = sampler(model, batch_size=6)([PROMPTS[i] for i in order], [SEEDS[i] for i in order])
     assert ids(mixed) == [whole[i] for i in order]
     for prompt, seeds, row in zip(PROMPTS, SEEDS, whole, strict=True):
-        for seed, reply in zip(seeds, row, strict=True):
-            assert ids(sampler(model)([prompt], [[seed]])) == [[reply]]
+        for seed, completion in zip(seeds, row, strict=True):
+            assert ids(sampler(model)([prompt], [[seed]])) == [[completion]]
     longer = ids(sampler(model, max_new_tokens=12)(PROMPTS, SEEDS))
-    assert [[one[:8] for one in row] for row in longer] == whole
-    assert len({tuple(one) for row in whole for one in row}) == 15  # each seed its own reply
+    assert [[tokens[:8] for tokens in row] for row in longer] == whole
+    assert len({tuple(tokens) for row in whole for tokens in row}) == 15  # each seed its own completion
 
 
 def test_every_stop_token_ends_a_reply(model):
     free = ids(sampler(model, stop_ids=[])(PROMPTS, SEEDS))
-    assert all(len(one) == 8 for row in free for one in row)
+    assert all(len(tokens) == 8 for row in free for tokens in row)
     stops = [free[0][0][2], free[1][1][4]]
-    found = sampler(model, stop_ids=stops)(PROMPTS, SEEDS)
-    for row, whole in zip(found, free, strict=True):
-        for one, full in zip(row, whole, strict=True):
+    results = sampler(model, stop_ids=stops)(PROMPTS, SEEDS)
+    for row, whole in zip(results, free, strict=True):
+        for completion, full in zip(row, whole, strict=True):
             ends = [place for place, token in enumerate(full) if token in stops]
-            assert one.finished == bool(ends)
-            assert one.ids == full[: ends[0] + 1 if ends else 8]
-            assert len(one.log_probs) == len(one.entropies) == len(one.ids)
-    assert found[0][0].finished
-    assert found[1][1].finished
-    assert not all(one.finished for row in found for one in row)
+            assert completion.finished == bool(ends)
+            assert completion.ids == full[: ends[0] + 1 if ends else 8]
+            assert len(completion.log_probs) == len(completion.entropies) == len(completion.ids)
+    assert results[0][0].finished
+    assert results[1][1].finished
+    assert not all(completion.finished for row in results for completion in row)
 
 
 def test_limits(model):
-    assert all(len(one) == 1 for row in ids(sampler(model, max_new_tokens=1)(PROMPTS, SEEDS)) for one in row)
+    assert all(len(tokens) == 1 for row in ids(sampler(model, max_new_tokens=1)(PROMPTS, SEEDS)) for tokens in row)
     stop = ids(sampler(model, stop_ids=[], max_new_tokens=1)(PROMPTS[:1], [[5]]))[0][0][0]
     last = sampler(model, stop_ids=[stop], max_new_tokens=1)(PROMPTS[:1], [[5]])[0][0]
     assert last.finished  # the end token at the limit is an end
@@ -152,16 +152,16 @@ def shapes(model):
     handle.remove()
 
 
-def test_finished_replies_leave_the_batch(model, shapes):
-    """Half of all tokens end a reply, so most rows are gone after a few steps."""
-    found = sampler(model, stop_ids=range(0, 1000, 2), max_new_tokens=32)([[5]], [list(range(64))])
+def test_finished_completions_leave_the_batch(model, shapes):
+    """Half of all tokens end a completion, so most rows are gone after a few steps."""
+    results = sampler(model, stop_ids=range(0, 1000, 2), max_new_tokens=32)([[5]], [list(range(64))])
     assert shapes[0] == (1, 1)  # the prompt
     steps = [rows for rows, _ in shapes[1:]]
     assert steps == sorted(steps, reverse=True)
-    written = sum(len(one.ids) for one in found[0])
+    written = sum(len(completion.ids) for completion in results[0])
     assert steps[0] < 64
     assert sum(steps) <= 1.25 * written
-    assert len(steps) == max(len(one.ids) for one in found[0]) - 1
+    assert len(steps) == max(len(completion.ids) for completion in results[0]) - 1
 
 
 def test_a_prompt_is_computed_once_for_all_its_samples(model, shapes):
@@ -178,12 +178,12 @@ def test_a_model_with_a_window_writes_what_generate_writes(batch_size):
     )  # fmt: skip
     torch.manual_seed(0)
     model = strengthened(AutoModelForCausalLM.from_config(config).eval())
-    found = sampler(model, stop_ids=[299], temperature=0.0, batch_size=batch_size)(PROMPTS, [[0]] * 5)
-    for prompt, (reply,) in zip(PROMPTS, found, strict=True):
+    results = sampler(model, stop_ids=[299], temperature=0.0, batch_size=batch_size)(PROMPTS, [[0]] * 5)
+    for prompt, (completion,) in zip(PROMPTS, results, strict=True):
         row = torch.tensor([prompt])
         settings = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": 299, "pad_token_id": PAD}
         expected = model.generate(row, attention_mask=torch.ones_like(row), **settings)
-        assert reply.ids == expected[0, len(prompt) :].tolist()
+        assert completion.ids == expected[0, len(prompt) :].tolist()
     sampled = ids(sampler(model, stop_ids=range(0, 300, 9))(PROMPTS, SEEDS))
     for prompt, seeds, row in zip(PROMPTS, SEEDS, sampled, strict=True):
         assert ids(sampler(model, stop_ids=range(0, 300, 9))([prompt], [seeds])) == [row]
@@ -199,5 +199,5 @@ def test_long_prompts_are_computed_apart_and_give_the_same(model, monkeypatch):
 def test_seeds_of_rows_differ():
     seeds = {row_seed(seed, rollout, row) for seed in range(5) for rollout in range(5) for row in range(5)}
     assert len(seeds) == 125
-    assert all(0 <= one < 2**63 for one in seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
     assert row_seed(1, 2) == row_seed(1, 2) != row_seed(12)

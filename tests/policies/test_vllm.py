@@ -42,8 +42,8 @@ class FakeEngine:
         ids = [5, 6, parameters.stop_token_ids[0]]
         logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / parameters.temperature
         values = logits.log_softmax(-1)[torch.arange(3), torch.tensor(ids)].tolist()
-        found = [{token: SimpleNamespace(logprob=value)} for token, value in zip(ids, values, strict=True)]
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=found)])
+        results = [{token: SimpleNamespace(logprob=value)} for token, value in zip(ids, values, strict=True)]
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=results)])
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def test_the_engine_gets_the_policy_after_every_update(vllm, tiny_llama, adapter
             for name, one in roles.named_parameters():
                 if "lora_B.default" in name or (not adapter and name.startswith("policy")):
                     one.add_(0.05 * torch.randn_like(one))
-        found = sampler(prompts, seeds)
-        folded = lay_out(prompts, [[one.ids for one in row] for row in found], pad=1)
+        results = sampler(prompts, seeds)
+        folded = lay_out(prompts, [[one.ids for one in row] for row in results], pad=1)
         with torch.no_grad(), roles.policy_model() as model:
             wanted, _ = completion_log_probs(model, folded, 0.7)
-        said = torch.tensor([one.log_probs for row in found for one in row])
+        said = torch.tensor([one.log_probs for row in results for one in row])
         assert said == pytest.approx(wanted, abs=1e-5)
-        assert all(one.finished for row in found for one in row)
+        assert all(one.finished for row in results for one in row)
         if adapter:
             assert sampler.engine.calls[-1].number == update
     assert sampler.engine.options.get("enable_lora", False) == adapter

@@ -22,16 +22,16 @@ def history(before, after, each=5):
     ],
 )
 def test_signs_of_hacking(before, after, said):
-    found = hacking_signs(history(before, after))
-    assert (found is not None) is said
+    result = hacking_signs(history(before, after))
+    assert (result is not None) is said
 
 
 def test_the_sentence_has_the_numbers_of_the_first_and_the_last_rollouts():
     middle = [{"scores": 99.0, "length": 999, "kl": 99}] * 7
     rows = history((1.0, 100, 2), (2.25, 180, 30))
-    found = hacking_signs(rows[:5] + middle + rows[5:])
+    result = hacking_signs(rows[:5] + middle + rows[5:])
     for words in ("from 1.00 to 2.25", "from 100 to 180 tokens", "KL is 30 nats"):
-        assert words in found
+        assert words in result
     mixed = [{"scores": float(i), "length": 100 * (1 + i), "kl": 11} for i in range(4)]
     assert "from 0.50 to 2.50" in hacking_signs(mixed, window=2)
 

@@ -23,7 +23,7 @@ from tests.support.ppo import make_roles, make_trainer, rollout_rows, wordy
 
 
 def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    return {name: one.detach().clone() for name, one in trainer.policy.roles.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in trainer.policy.roles.named_parameters()}
 
 
 def gradients(trainer: PPOTrainer, batch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -31,11 +31,11 @@ def gradients(trainer: PPOTrainer, batch) -> tuple[float, dict[str, torch.Tensor
     trainer.optimizer = trainer.create_optimizer()
     loss = trainer.training_step(trainer.model, {"minibatch": batch})
     named = trainer.policy.roles.named_parameters()
-    return loss.item(), {name: one.grad.clone() for name, one in named if one.grad is not None}
+    return loss.item(), {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 
 
-def close(one, other, tolerance=1e-5) -> bool:
-    return one.keys() == other.keys() and all(torch.allclose(one[k], other[k], atol=tolerance) for k in one)
+def close(first, second, tolerance=1e-5) -> bool:
+    return first.keys() == second.keys() and all(torch.allclose(first[k], second[k], atol=tolerance) for k in first)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -45,9 +45,9 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
     folder = request.getfixturevalue(base)
     trainer = make_trainer(tmp_path, folder, make_roles(folder, adapter), **options)
     if adapter:  # a fresh adapter does nothing: give it something to merge
-        for name, one in trainer.policy.roles.named_parameters():
+        for name, parameter in trainer.policy.roles.named_parameters():
             if "lora_B.default" in name:
-                torch.nn.init.normal_(one, std=0.1)
+                torch.nn.init.normal_(parameter, std=0.1)
     rollout = trainer.collect(1)
     batch = rollout.minibatch(rollout.by_length(range(8 // rollout.samples), trainer.policy), 1.0, trainer.policy)
     with torch.no_grad():
@@ -70,9 +70,10 @@ def test_padding_further_changes_nothing(tmp_path, tiny_llama, options):
             more = torch.full((9, 20), False if value.dtype == torch.bool else float("nan"), dtype=value.dtype)
             more[:8, : value.shape[1]] = value
             junk[name] = more
-    one, other = gradients(trainer, batch), gradients(trainer, dataclasses.replace(batch, packed=wider, **junk))
-    assert one[0] == pytest.approx(other[0], abs=1e-6)
-    assert close(one[1], other[1])
+    padded = dataclasses.replace(batch, packed=wider, **junk)
+    (loss, plain), (padded_loss, again) = gradients(trainer, batch), gradients(trainer, padded)
+    assert loss == pytest.approx(padded_loss, abs=1e-6)
+    assert close(plain, again)
 
 
 def batch_prompts(rollout):
@@ -85,7 +86,7 @@ def batch_completions(rollout):
 
 @pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"num_mini_batches": 2}])
 def test_eight_micro_batches_of_one_are_one_of_eight(tmp_path, tiny_llama, options):
-    found = []
+    results = []
     for size in (1, 2, 8):
         fields = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, **options}
         if size == 1 and "samples_per_prompt" in options:
@@ -94,11 +95,11 @@ def test_eight_micro_batches_of_one_are_one_of_eight(tmp_path, tiny_llama, optio
         trainer.train()
         logs = [{k: v for k, v in row.items() if "runtime" not in k and "second" not in k} for row in
                 trainer.state.log_history]  # fmt: skip
-        found.append((logs, weights(trainer)))
-    for logs, after in found[1:]:
-        for one, other in zip(found[0][0], logs, strict=True):
-            assert one == pytest.approx(other, abs=1e-5, rel=1e-4)
-        assert close(found[0][1], after)
+        results.append((logs, weights(trainer)))
+    for logs, after in results[1:]:
+        for row, same in zip(results[0][0], logs, strict=True):
+            assert row == pytest.approx(same, abs=1e-5, rel=1e-4)
+        assert close(results[0][1], after)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -119,7 +120,7 @@ def test_without_a_critic(tmp_path, tiny_llama, advantage):
     assert not any("critic" in name or "value" in name for name in weights(trainer))
     before = weights(trainer)
     trainer.train()
-    assert any(not torch.equal(one, before[name]) for name, one in weights(trainer).items())
+    assert any(not torch.equal(weight, before[name]) for name, weight in weights(trainer).items())
     assert not any(name.startswith("value/") for row in trainer.state.log_history for name in row)
 
 
@@ -142,7 +143,7 @@ def test_it_learns(tmp_path, tiny_llama, options):
 
 
 def test_a_high_price_of_kl_holds_the_policy(tmp_path, tiny_llama):
-    free, held = (learned(tmp_path, tiny_llama, kl_coef=one)[-1]["objective/kl"] for one in (0.0, 1.0))
+    free, held = (learned(tmp_path, tiny_llama, kl_coef=price)[-1]["objective/kl"] for price in (0.0, 1.0))
     assert held < free / 2
 
 
@@ -153,9 +154,9 @@ def test_the_coefficient_adapts(tmp_path, tiny_llama):
     assert said == pytest.approx([1.0, 1 - 0.2 * 8 / 100, (1 - 0.2 * 8 / 100) ** 2])
 
 
-def test_a_reply_without_a_score_takes_no_part(tmp_path, tiny_llama):
+def test_a_completion_without_a_score_takes_no_part(tmp_path, tiny_llama):
     def picky(prompts, completions, number, **columns):
-        return [None if one in (2, 5) else 1.0 * one for one in number]
+        return [None if value in (2, 5) else 1.0 * value for value in number]
 
     trainer = make_trainer(tmp_path, tiny_llama, function=picky)
     rollout = trainer.collect(0)
@@ -176,7 +177,7 @@ def test_when_nothing_can_be_scored_nothing_moves(tmp_path, tiny_llama, capsys):
 @pytest.mark.parametrize(("advantage", "told"), [("grpo", True), ("rloo", True), ("gae", False)])
 def test_rewards_that_are_all_alike_are_told(tmp_path, tiny_llama, capsys, advantage, told):
     def by_prompt(prompts, completions, number, **columns):
-        return [float(one) for one in number]
+        return [float(value) for value in number]
 
     options = {"advantage": advantage, "samples_per_prompt": 4}
     make_trainer(tmp_path, tiny_llama, function=by_prompt, **options).train()
@@ -227,19 +228,20 @@ def test_the_critic_can_learn_alone_at_first(tmp_path, tiny_llama):
     trainer = make_trainer(tmp_path, tiny_llama, critic_warmup_rollouts=2)
     before = weights(trainer)
     trainer.train()
-    for name, one in weights(trainer).items():
-        moved = not torch.equal(one, before[name])
+    for name, weight in weights(trainer).items():
+        moved = not torch.equal(weight, before[name])
         assert moved == ("critic" in name or name.startswith("value_head")), name
 
 
 def test_the_critic_has_a_learning_rate_of_its_own(tmp_path, tiny_llama):
     trainer = make_trainer(tmp_path, tiny_llama, critic_learning_rate=0.5)
-    rates = {id(one): group["lr"] for group in trainer.create_optimizer().param_groups for one in group["params"]}
-    for name, one in trainer.policy.roles.named_parameters():
-        if one.requires_grad:
-            assert rates[id(one)] == (0.5 if "critic" in name or name.startswith("value_head") else 1e-2)
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in trainer.policy.roles.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (0.5 if "critic" in name or name.startswith("value_head") else 1e-2)
         else:
-            assert id(one) not in rates
+            assert id(parameter) not in rates
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -256,17 +258,17 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, ad
 
 @pytest.mark.parametrize("adapter", [True, False])
 def test_it_trains_the_same_with_recomputed_activations(tmp_path, tiny_llama, adapter):
-    found = []
+    results = []
     for fields in ({}, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"every_n_layers": 2}}):
         trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter), max_steps=2, **fields)
         trainer.train()
-        found.append(weights(trainer))
+        results.append(weights(trainer))
         recomputed = [
-            one.gradient_checkpointing for one in trainer.model.modules() if isinstance(one, LlamaDecoderLayer)
+            layer.gradient_checkpointing for layer in trainer.model.modules() if isinstance(layer, LlamaDecoderLayer)
         ]
         assert any(recomputed) == bool(fields)
         assert not all(recomputed)
-    assert close(*found)
+    assert close(*results)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -287,8 +289,8 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
 
         def __call__(self, prompts, seeds):
             return [
-                [dataclasses.replace(one, log_probs=[p - 0.5 * (n % 3) for n, p in enumerate(one.log_probs)])
-                 for one in row] for row in ours(prompts, seeds)
+                [dataclasses.replace(written, log_probs=[p - 0.5 * (n % 3) for n, p in enumerate(written.log_probs)])
+                 for written in row] for row in ours(prompts, seeds)
             ]  # fmt: skip
 
     trainer = make_trainer(tmp_path, tiny_llama, roles, sampler=Other(), max_importance_weight=2.0)
@@ -313,7 +315,7 @@ class Shifted:
 
     def __call__(self, prompts, seeds):
         return [
-            [dataclasses.replace(one, log_probs=[p + self.shift for p in one.log_probs]) for one in row]
+            [dataclasses.replace(written, log_probs=[p + self.shift for p in written.log_probs]) for written in row]
             for row in self.sampler(prompts, seeds)
         ]
 
@@ -368,9 +370,9 @@ def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
     set_seed(0)
     config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
     policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config)
-    for name, one in policy.named_parameters():
+    for name, parameter in policy.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(one, std=0.1)
+            torch.nn.init.normal_(parameter, std=0.1)
     trainer = make_trainer(tmp_path, tiny_llama, Roles(policy), advantage="reinforce")
     batch = trainer.collect(1).minibatch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
