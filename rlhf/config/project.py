@@ -240,6 +240,7 @@ class StageId:
     """A stage of a project: which stage, and which training of it, each with a seed of its own."""
 
     kind: str
+    """The stage: the name of its file in `rlhf/stages/`."""
     repetition: int = 0
     """0 for the first; what follows the stage starts from that one."""
 
