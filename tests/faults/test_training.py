@@ -131,15 +131,15 @@ def test_no_row_goes_without_a_reason(tmp_path, tiny_llama):
     assert all(any(label != IGNORED for label in row) for row in learned), "no row without a loss"
 
 
-def test_a_reward_model_that_is_no_better_than_a_ruler_is_told(tmp_path, tiny_llama):
+def test_a_reward_model_that_is_no_better_than_length_is_told(tmp_path, tiny_llama):
     """The longer reply is chosen, always: a high accuracy shows nothing, and the report says so."""
     draw = random.Random(0)
     rows = [
         {"prompt": f"Question {n}?", "chosen": " well" * draw.randint(6, 9), "rejected": " well" * draw.randint(1, 4)}
         for n in range(80)
     ]
-    write_rows(tmp_path / "ruler.jsonl", rows)
-    data = {"preferences": {"source": str(tmp_path / "ruler.jsonl"), "holdout": 0.3}}
+    write_rows(tmp_path / "length.jsonl", rows)
+    data = {"preferences": {"source": str(tmp_path / "length.jsonl"), "holdout": 0.3}}
     stages = {"reward": {"max_steps": 20, "learning_rate": 1e-2, "save_strategy": "no"}}
     project = make_project(tmp_path, tiny_llama, data=data, stages=stages, evaluate={"enabled": False})
     run_stage(project, "reward")

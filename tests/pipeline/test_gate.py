@@ -109,7 +109,7 @@ def test_a_model_that_learned_length_is_stopped_though_it_is_right_more_often_th
     project, answer = asked(lengthy)
     model = measured(project)["models"]["reward"]
     assert model["accuracy_ci"][0] > 0.5, "beats chance"
-    assert not model["passed"], "but not a ruler"
+    assert not model["passed"], "but not the length baseline"
     assert model["prefers_longer"] > 0.9
     assert "it prefers the longer reply in" in answer
 
@@ -127,7 +127,7 @@ def test_the_gate_scores_what_the_stage_left_behind(asked):
 def test_what_was_measured_is_complete(asked):
     project, _ = asked(sound)
     model = measured(project)["models"]["reward"]
-    assert model["invariance"]["batch"] < 1e-3, "padding and company do not reach a score"
+    assert model["invariance"]["batch"] < 1e-3, "neither padding nor the other rows of a batch reach a score"
     assert model["prompts"] == model["n_effective"] == model["n"], "each prompt has one pair here"
     assert model["unscored"] == 0
     scores = model["scores"]
