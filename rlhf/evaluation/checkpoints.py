@@ -32,7 +32,7 @@ from rlhf.rewards.load import load_rewards
 from rlhf.workflow import StageContext, rewards_of
 
 PROMPTS, SAMPLES = 64, 2
-"""How many prompts a checkpoint replies to, and how often to each."""
+"""How many prompts a checkpoint completes, and how often each."""
 TRACKED = "tracked.jsonl"
 
 
@@ -124,19 +124,21 @@ def _score_all(
         if step:
             checkpoints.restore(step)
             model = without_peft(policy)
-        replies = sample_completions(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
-        kl_PS = np.zeros((len(ids), len(replies[0])))
+        completions = sample_completions(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
+        kl_PS = np.zeros((len(ids), len(completions[0])))
         if step:
-            kl_PS = np.array(sequence_kl(model, starting_policy, ids, replies, project.evaluate.temperature or 1.0))
-        texts = [[one.text for one in row] for row in replies]
+            temperature = project.evaluate.temperature or 1.0
+            kl_PS = np.array(sequence_kl(model, starting_policy, ids, completions, temperature))
+        texts = [[completion.text for completion in row] for row in completions]
         scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
         values["kl"].append(kl_PS.mean(1))
-        values["length"].append(np.array([np.mean([len(one.ids) for one in row]) for row in replies]))
+        lengths = [np.mean([len(completion.ids) for completion in row]) for row in completions]
+        values["length"].append(np.array(lengths))
         values["checkpoint_judge"].append(mean_per_prompt(scores[judge]))
         if weights:
             values["proxy"].append(mean_per_prompt(proxy([scores[name] for name in weights])))
     counts_P = scored_everywhere(values["checkpoint_judge"])
-    used = {name: [one[counts_P] for one in of] for name, of in values.items()}
+    used = {name: [of_step[counts_P] for of_step in of_steps] for name, of_steps in values.items()}
     points = [
         point(
             step,
@@ -153,14 +155,14 @@ def _score_all(
 
 
 class _Proxy:
-    """What is maximised: each reward in standard deviations of the starting policy's replies, weighted, summed."""
+    """What is maximised: each reward in standard deviations of the starting policy's completions, weighted, summed."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights_K = torch.tensor(list(weights.values()), dtype=torch.float64)
         self.reference: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, scores_KPS: Sequence[Floats]) -> Floats:
-        """One number a reply, [P, S]; the first call is of the starting policy's replies."""
+        """A number per completion, [P, S]; the first call is of the starting policy's."""
         scores_BK = score_matrix([scores.ravel().tolist() for scores in scores_KPS])
         self.reference = self.reference or normalisation(scores_BK)
         scaled_BK = normalise(scores_BK, *self.reference)
@@ -168,7 +170,7 @@ class _Proxy:
 
 
 def _side(context: StageContext) -> Side:
-    """Whether checkpoints reply to held-out prompts; without `data.prompts` the comparison has these."""
+    """Whether checkpoints complete held-out prompts; without `data.prompts` the comparison has these."""
     project = context.project
     return "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
 
@@ -182,7 +184,7 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     project = context.project
     role = source_set(project, str(context.stage.data))
     wanted = _side(context)
-    compared = {content_key(one.prompt) for one in evaluation_prompts(project, project.evaluate.prompts)}
+    compared = {content_key(prompt.prompt) for prompt in evaluation_prompts(project, project.evaluate.prompts)}
     chosen: dict[bytes, tuple[Text, dict[str, Any]]] = {}
     for record, side in iter_records(project, role):
         prompt = contexts(record)[0]
@@ -198,9 +200,9 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
 def _scores(
     judge: RewardFunction, prompts: Sequence[Text], texts: Sequence[Sequence[str]], columns: dict[str, list[Any]]
 ) -> Floats:
-    """Scores of the replies to each prompt, [P, S]; NaN where there is none."""
-    many = len(texts[0])
-    repeated = {name: [value for value in values for _ in range(many)] for name, values in columns.items()}
-    asked = [prompt for prompt in prompts for _ in range(many)]
-    replies = [as_completion(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
-    return np.array(judge(asked, replies, **repeated), dtype=float).reshape(len(prompts), many)
+    """Scores of the completions of each prompt, [P, S]; NaN where there is none."""
+    samples = len(texts[0])
+    repeated = {name: [value for value in values for _ in range(samples)] for name, values in columns.items()}
+    asked = [prompt for prompt in prompts for _ in range(samples)]
+    completions = [as_completion(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
+    return np.array(judge(asked, completions, **repeated), dtype=float).reshape(len(prompts), samples)

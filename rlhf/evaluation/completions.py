@@ -20,7 +20,7 @@ from rlhf.models.settings import base_settings, stage_settings
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.policies.completion import Completion, as_completion
 from rlhf.policies.sample import sample
-from rlhf.workflow import BASE, StageContext, policies_of
+from rlhf.workflow import policies_of
 
 
 def load(project: ProjectConfig, folder: Path | None, stage: str | None = None) -> tuple[PreTrainedModel, Codec]:
@@ -51,17 +51,21 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
     return sys.maxsize if limit is None else limit - max_new_tokens
 
 
-def check_prompts(context: StageContext, prompts: Sequence[Prompt]) -> None:
+def check_prompts(project: ProjectConfig, prompts: Sequence[Prompt], base: Path | None) -> None:
     """Hold, before anything trains, that the chat templates of all policies take the prompts.
 
     A training row that a template refuses is dropped; prompts are compared on, so that none is left out here.
 
+    Args:
+        project: The project.
+        prompts: Those to compare policies on.
+        base: Folder of the stage that made the base model, where one did.
+
     Raises:
         UserError: A template refuses some; the message names the first.
     """
-    project = context.project
     own = [name for name in policies_of(project) if project.stage(name).model is not None]
-    tokenizers = [load_tokenizer(base_settings(project), context.parents.get(BASE))]
+    tokenizers = [load_tokenizer(base_settings(project), base)]
     tokenizers += [load_tokenizer(stage_settings(project, name)) for name in own]
     for codec in map(Codec, tokenizers):
         refused = [(prompt, why) for prompt in prompts if (why := _refusal(codec, prompt.prompt)) is not None]

@@ -19,7 +19,7 @@ def prepare(context: StageContext) -> None:
 
     project = context.project
     prompts = evaluation_prompts(project, project.evaluate.prompts)
-    check_prompts(context, prompts)
+    check_prompts(project, prompts, context.parents.get(BASE))
     column = project.evaluate.group_by
     if column is not None and not any(column in prompt.extra for prompt in prompts):
         names = {name for prompt in prompts for name in prompt.extra}

@@ -86,9 +86,9 @@ def measured(project) -> dict:
 def test_a_sound_reward_model_passes_and_the_run_goes_on(asked):
     project, answer = asked(sound)
     assert answer is None
-    found = measured(project)
-    assert found["passed"]
-    model = found["models"]["reward"]
+    result = measured(project)
+    assert result["passed"]
+    model = result["models"]["reward"]
     assert model["accuracy_ci"][0] > model["length_baseline"]
     assert model["accuracy"] > 0.85
     assert model["reasons"] == model["advice"] == []
@@ -134,7 +134,7 @@ def test_what_was_measured_is_complete(asked):
     for side in ("chosen", "rejected", "policy"):
         assert sum(scores[side]["counts"]) == scores[side]["n"]
     assert scores["chosen"]["mean"] > scores["rejected"]["mean"]
-    assert sum(one["n"] for one in model["calibration"]) == model["n"] == sum(one["n"] for one in model["by_length"])
+    assert sum(bin["n"] for bin in model["calibration"]) == model["n"] == sum(bin["n"] for bin in model["by_length"])
     assert 0 <= model["ece"] <= 1
     lines = [json.loads(line) for line in (project.run_dir / "gate/pairs.jsonl").read_text().splitlines()]
     margins = [line["margins"]["reward"] for line in lines]
@@ -151,7 +151,7 @@ def test_a_shut_gate_ends_the_command_with_code_3_and_warn_goes_on(asked, capsys
     warned = load_project(project.path, ["gate=warn"])
     plans = runner.run(warned, **SILENT)
     assert "warning: the gate is shut" in capsys.readouterr().err
-    assert [one.stage for one in plans if one.reason] == ["ppo", "evaluate"], "the gate itself is not asked again"
+    assert [plan.stage for plan in plans if plan.reason] == ["ppo", "evaluate"], "the gate itself is not asked again"
     report = build_report(project.run_dir)
     assert report["stages"]["gate"]["passed"] is False
 
@@ -174,7 +174,7 @@ def test_without_held_out_pairs_it_is_said_before_anything_trains(tmp_path, tiny
 
 def test_a_project_whose_reward_is_a_function_has_no_gate(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama, stages={"ppo": STAGES["ppo"]})
-    assert [one.stage for one in runner.plan(project)] == ["ppo", "evaluate"]
+    assert [plan.stage for plan in runner.plan(project)] == ["ppo", "evaluate"]
 
 
 def test_a_gate_that_was_asked_about_another_model_does_not_open(asked):
@@ -184,7 +184,7 @@ def test_a_gate_that_was_asked_about_another_model_does_not_open(asked):
         other = load_project(project.path, [change])
         with pytest.raises(UserError, match="whose answer is out of date"):
             runner.plan(other, only=["ppo"], force=["ppo"])
-    assert [one.stage for one in runner.plan(project, only=["ppo"], force=["ppo"]) if one.reason] == ["ppo"]
+    assert [plan.stage for plan in runner.plan(project, only=["ppo"], force=["ppo"]) if plan.reason] == ["ppo"]
     with pytest.raises(UserError, match="whose answer is out of date"):
         runner.plan(project, only=["reward", "ppo"], force=["reward"])
 
