@@ -26,7 +26,7 @@ from rlhf.report.sentences import statements
 from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_table
 
 _UNDESCRIBED = {"policy": "A policy", "reward": "A reward model", "classifier": "A text classifier"}
-"""What a stage does that has not recorded it."""
+"""What is said of a stage that recorded no method."""
 _PRIVATE = ("endpoint", "api_key_env")
 """Fields of a judge behind an endpoint that give away its place in somebody's network."""
 _FINGERPRINT = ("hub", "file", "folder", "sha256", "revision")
@@ -187,11 +187,11 @@ def _loading_notes(subject: Subject) -> Iterator[str]:
         )
     if subject.verified:
         yield (
-            "Before it was published, this folder was loaded in this way and gave the outputs that were recorded when "
-            "it was trained."
+            "Before publication, this folder was loaded in this way, and gave the outputs that were recorded in "
+            "training."
         )
     else:
-        yield "Training recorded no outputs to compare with (sharded weights): this folder was loaded, not compared."
+        yield "Training recorded no outputs to compare with (sharded weights): this folder was loaded and not compared."
 
 
 def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
@@ -279,8 +279,8 @@ def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in report["comparisons"] if row["policy"] == subject.stage]
     if subject.kind == "reward":
         yield (
-            "Scores order replies to one prompt; their scale means nothing, and far from the training data neither "
-            "does the order."
+            "Scores order replies to the same prompt. Their scale means nothing, and far from the training data their "
+            "order means nothing either."
         )
     elif rows:
         yield "The verdicts hold for prompts like the held-out ones, and for the judges named; a judge is not a person."

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -16,6 +17,7 @@ from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.stage import run_stage
 from rlhf.publish import hub
 from rlhf.rewards.model import RewardModel
+from rlhf.workflow import stage_of
 from tests.support.damage import copied, edit_tensors, other_head, record_of, without_head, zero_head
 
 ADAPTER = "adapter_model.safetensors"
@@ -118,6 +120,9 @@ def test_in_the_published_adapter(trained, tmp_path, tiny_llama, what, monkeypat
     spoil, message = SPOILT[what]
     project = copied(trained, tmp_path, tiny_llama, "sft", "reward")
     assert hub.build_folder(project.run_dir, "reward", tmp_path / "good").verified
+    card = ModelCard.load(tmp_path / "good" / "README.md")
+    assert card.data.tags == ["rlhf", "trl", "reward-model", "lora"]
+    assert f"{stage_of('reward').method}: " in card.text
     copy = hub._copy_adapter
 
     def spoiling(source, folder):
