@@ -22,6 +22,8 @@ from rlhf.workflow import is_base, kind_of
 _STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow", "alarm": "red"}
 _HEADER = ("Comparison", "Judge", "Difference [95%]", "Win rate [95%]", "Verdict")
 """What fits a terminal of 80 columns; the page has the rest."""
+_WIDTHS = {"Comparison": len("SFT vs Base"), "Judge": len("reward")}
+"""Least widths of the columns whose text is folded."""
 _TOLD = ("shut gate", "tracked", "gate", "reward model")
 """Statements that say what the table does not."""
 _SAID = ("doubted", "longer")
@@ -50,7 +52,9 @@ def terminal_report(report: Report) -> RenderableType:
             name = heading in ("Comparison", "Judge")
             left = name or heading == "Verdict"
             justify: Literal["left", "right"] = "left" if left else "right"
-            table.add_column(heading, justify=justify, no_wrap=not name, overflow="fold", min_width=len(heading))
+            table.add_column(
+                heading, justify=justify, no_wrap=not name, overflow="fold", min_width=_WIDTHS.get(heading)
+            )
         for row in rows:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         parts += [table, Text()]
@@ -58,9 +62,10 @@ def terminal_report(report: Report) -> RenderableType:
         names = Names.of(report)
         own = schema.reward_models(report)  # these have a line below
         parts += [Text(f"{names.label(name)}: {line}") for name, line in tables.stage_lines(report) if name not in own]
+    below = Table.grid(padding=(0, 1))
     for line in lines(report):
-        parts.append(Text(f"{line.mark} ", style=f"bold {line.style}") + Text(line.text))
-    return Group(*parts)
+        below.add_row(Text(line.mark, style=f"bold {line.style}"), Text(line.text))
+    return Group(*parts, below)
 
 
 def comparison_rows(report: Report) -> list[tuple[str, ...]]:
