@@ -110,8 +110,8 @@ def chat(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a stage in the terminal."""
+    from rlhf.pipeline.execute import quiet_environment, quiet_libraries
     from rlhf.pipeline.runs import find_run, pick_stage
-    from rlhf.pipeline.stage import quiet_environment, quiet_libraries
 
     folder = pick_stage(*find_run(run))
     quiet_environment()
@@ -133,9 +133,9 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the folder, show it, push nothing.")] = False,
 ) -> None:
     """Push a stage's adapter, or its merged weights, with a model card."""
+    from rlhf.pipeline.execute import quiet_environment, quiet_libraries
     from rlhf.pipeline.folder import project_of
     from rlhf.pipeline.runs import find_run, pick_stage
-    from rlhf.pipeline.stage import quiet_environment, quiet_libraries
 
     run_dir, stage = find_run(run)
     folder = pick_stage(run_dir, stage, policies_only=False)

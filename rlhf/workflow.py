@@ -56,7 +56,9 @@ class Stage:
     data: str | None = None
     """The set of `data:` it trains on."""
     reads: tuple[str, ...] = ()
-    """Sets it reads without training on them."""
+    """Sets it reads without training on them, to look at policies."""
+    ignores: tuple[str, ...] = ()
+    """Fields of `evaluate:` that it does not use, if it looks at policies."""
     own_half: bool = False
     """Whether it trains on one half of its set, and all other stages of that set on the other."""
     follows: tuple[str, ...] = ()

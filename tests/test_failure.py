@@ -11,7 +11,8 @@ import torch
 
 from rlhf.errors import Defect, UserError
 from rlhf.failure import explained
-from rlhf.pipeline.stage import attempt, guarded, run_stage
+from rlhf.pipeline.execute import attempt, run_stage
+from rlhf.pipeline.stage import guarded
 from tests.support.projects import make_project
 
 

@@ -7,6 +7,7 @@ file but could be a hub id is taken for one: `org/name`, optionally with `:subse
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import itertools
@@ -72,8 +73,9 @@ def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
             digest.update(_sha256(file))
         whole = digest.hexdigest() if path.is_dir() else _sha256(path).hex()
         content = {"folder" if path.is_dir() else "file": path.name, "sha256": whole}
-    options: dict[str, Any] = {"format": None, "weight": 1.0, "limit": None, "columns": {}, "split": None}
-    return {**{key: value for key in options if (value := getattr(source, key)) != options[key]}, **content}
+    default = SourceConfig(source.source)
+    options = [field.name for field in dataclasses.fields(source) if field.name not in ("source", "streaming")]
+    return {**{key: value for key in options if (value := getattr(source, key)) != getattr(default, key)}, **content}
 
 
 def locate(source: str, base: Path) -> Path | None:

@@ -24,7 +24,7 @@ from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
-from rlhf.pipeline import contract
+from rlhf.pipeline import identity
 
 OWNER = "project.json"
 IDENTITY = "identity.json"
@@ -281,7 +281,7 @@ def interrupted(project: ProjectConfig, name: str) -> dict[str, Any] | None:
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first keys in which two beginnings differ; of one that is not known, that it is not."""
-    return ", ".join(contract.changes(before, now)[:4]) if before else f"the form of {IDENTITY}"
+    return ", ".join(identity.changes(before, now)[:4]) if before else f"the form of {IDENTITY}"
 
 
 def other_versions(before: dict[str, str], now: dict[str, str]) -> str:

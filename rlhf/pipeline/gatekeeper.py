@@ -7,7 +7,7 @@ import sys
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import GateClosed
-from rlhf.pipeline import contract
+from rlhf.pipeline import identity
 from rlhf.workflow import gates_of, ungated_models
 
 
@@ -23,7 +23,7 @@ def hold(project: ProjectConfig, name: str) -> None:
         _say(f"{name}: nothing shows that {model} is a reward model: there are no data.preferences to judge it by")
     for gate in gates_of(project, name):
         record = read_manifest(project.run_dir / gate)
-        if record is None or not contract.is_current(record, project, gate):
+        if record is None or not identity.is_current(record, project, gate):
             _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {gate}")
             continue
         if record["metrics"]["passed"]:

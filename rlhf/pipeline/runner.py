@@ -9,7 +9,6 @@ import ast
 import contextlib
 import functools
 import inspect
-import json
 import multiprocessing
 import os
 import signal
@@ -18,34 +17,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.artifacts.manifest import read_manifest, versions
 from rlhf.config.project import ProjectConfig
 from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
-from rlhf.errors import UserError, unknown_name
-from rlhf.pipeline import contract, folder, gatekeeper
-from rlhf.pipeline.stage import guarded, join_stage, prepare_stage, quiet_environment, run_stage
-from rlhf.workflow import gates_of, is_stage, kind_of, parents_of, planned, stage_of, stages
+from rlhf.errors import UserError
+from rlhf.pipeline import folder, gatekeeper
+from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
+from rlhf.pipeline.plan import Plan, plan
+from rlhf.pipeline.stage import guarded
+from rlhf.workflow import kind_of, planned, stage_of, stages
 
 _PATIENCE = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do with one stage."""
-
-    stage: str
-    reason: str | None
-    """Why it runs; None where it is done."""
-    note: str = ""
-    """What else is to be known of a stage that is done."""
 
 
 class StageFailed(Exception):
@@ -62,104 +51,6 @@ class StageFailed(Exception):
         memory = "; was there memory enough?" if code == -signal.SIGKILL else ""
         super().__init__(f"stage {stage} {how}{memory}")
         self.stage, self.code, self.said = stage, code, said
-
-
-def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] = ()) -> list[Plan]:
-    """Which stages run, in order, and why.
-
-    Args:
-        project: The project.
-        only: Stages to consider; all if empty.
-        force: Stages to run again although they are done.
-
-    Raises:
-        UserError: A stage is not one of the project's, or needs one that is neither done nor asked for.
-    """
-    stages = planned(project)
-    for name in (*only, *force):
-        if name not in stages and is_stage(name) and (absent := stage_of(name).absent) is not None:
-            raise UserError(f"{project.path}: no stage {name!r}: {absent(project)}")
-        if name not in stages:
-            raise UserError(f"{project.path}: no stage {name!r}; {unknown_name(name, stages)}")
-    plans: list[Plan] = []
-    running: set[str] = set()
-    for name in stages:
-        if only and name not in only:
-            continue
-        reason = _why(project, name, running, name in force)
-        missing = [
-            parent for parent in (*parents_of(project, name), *gates_of(project, name))
-            if parent not in running and read_manifest(project.run_dir / parent) is None
-        ]  # fmt: skip
-        if later := [parent for parent in missing if parent in stages[stages.index(name) :]]:
-            raise UserError(f"{name} needs {', '.join(later)}, which comes after it: rlhf run --only can run it first")
-        if missing:
-            raise UserError(
-                f"{name} needs {', '.join(missing)}, not done yet: rlhf run without --only runs all in order"
-                + (", and stops at a shut gate (--gate warn goes on)" if _gated(project, missing) else "")
-            )
-        if reason is not None:
-            _hold_answered(project, name, running)
-            running.add(name)
-        plans.append(Plan(name, reason, _note(project, name) if reason is None else ""))
-    return plans
-
-
-def _gated(project: ProjectConfig, names: Sequence[str]) -> bool:
-    return any(gates_of(project, name) for name in names)
-
-
-def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None:
-    """Hold that a stage's gate, where it is not asked in this run, was asked about the models as they are now.
-
-    Raises:
-        UserError: It was not, and the run is to stop at a shut gate.
-    """
-    for guard in gates_of(project, name):
-        if guard in running or project.gate == "warn":
-            continue
-        if (why := _why(project, guard, running, forced=False)) is not None:
-            raise UserError(f"{name} needs {guard}, whose answer is out of date ({why}): add {guard} to --only")
-
-
-def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> str | None:
-    """Why a stage has to run, or None."""
-    record = read_manifest(project.run_dir / name)
-    upstream = [parent for parent in parents_of(project, name) if parent in running]
-    if record is None:
-        return "not done yet" + ("" if upstream else _changed_since_it_began(project, name))
-    if forced:
-        return "forced"
-    if upstream:
-        return f"{upstream[0]} runs again"
-    if contract.is_current(record, project, name):
-        return None
-    return f"changed: {', '.join(contract.changes(record['identity'], _identity(project, name))[:4])}"
-
-
-def _changed_since_it_began(project: ProjectConfig, name: str) -> str:
-    """Why a stage that was interrupted will not go on, where it will not."""
-    before = folder.interrupted(project, name)
-    if before is None:
-        return ""
-    now = contract.beginning(_identity(project, name))
-    before = {key: before[key] for key in before if key in now}
-    return f"; begins anew, changed since it was interrupted: {folder.changed(before, now)}" if before != now else ""
-
-
-def _identity(project: ProjectConfig, name: str) -> dict[str, Any]:
-    """A stage's identity as a record holds it."""
-    return json.loads(json.dumps(contract.identity(project, name), default=str))
-
-
-def _note(project: ProjectConfig, name: str) -> str:
-    """Versions of the libraries that a finished stage was made with, where they are others now.
-
-    They do not make it stale: an upgrade is no reason to train for days again unasked.
-    """
-    manifest = read_manifest(project.run_dir / name)
-    others = folder.other_versions(manifest["versions"], versions()) if manifest else ""
-    return f" (made with {others}; --force {name} makes it again)" if others else ""
 
 
 def run(

@@ -43,7 +43,7 @@ def find_run(spec: str, output_dir: str | Path = "runs") -> tuple[Path, str | No
 
 
 def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = True) -> Path:
-    """The folder of a finished stage whose files are as its contract says.
+    """The folder of a finished stage whose files are as its manifest says.
 
     Args:
         run_dir: A run's folder.

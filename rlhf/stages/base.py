@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf.config.project import ProjectConfig
 from rlhf.workflow import Metrics, Stage, StageContext
 
@@ -18,6 +20,19 @@ def absent(project: ProjectConfig) -> str | None:
     return None if project.model.scratch else "model: is loaded and not made: it has no scratch:"
 
 
+def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
+    """What its tokenizer comes from: a folder, or the sets that one is trained on."""
+    from rlhf.artifacts.manifest import artifact_hash
+    from rlhf.data.prepare import fingerprints
+
+    tokenizer = (project.model.scratch or {}).get("tokenizer")
+    if isinstance(tokenizer, str):
+        folder = project.resolve(tokenizer)
+        return {"vocabulary": artifact_hash(folder)} if folder.is_dir() else {}
+    roles = [role for role in ("demonstrations", "preferences") if getattr(project.data, role) is not None]
+    return {"data": {role: fingerprints(project, role) for role in roles}}
+
+
 STAGE = Stage(
     name="base",
     order=0,
@@ -26,4 +41,5 @@ STAGE = Stage(
     run=run,
     method="Random weights, a starting point",
     absent=absent,
+    identity=identity,
 )

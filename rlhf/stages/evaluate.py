@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
@@ -90,6 +91,16 @@ def absent(project: ProjectConfig) -> str | None:
     return None
 
 
+def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
+    """The contents of what no policy may lose; how it is read stands among the settings."""
+    from rlhf.config.project import SourceConfig
+    from rlhf.data.sources import fingerprint
+
+    sets = project.evaluate.retain.items()
+    sources = {name: SourceConfig(source=retained.source, split=retained.split) for name, retained in sets}
+    return {"retain": {name: fingerprint(source, project.path.parent) for name, source in sources.items()}}
+
+
 def rewards(project: ProjectConfig, name: str) -> dict[str, float]:
     """Everything under `rewards:` judges."""
     return dict.fromkeys(project.rewards, 1.0)
@@ -106,4 +117,5 @@ STAGE = Stage(
     compares=True,
     rewards=rewards,
     absent=absent,
+    identity=identity,
 )

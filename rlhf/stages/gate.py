@@ -64,6 +64,7 @@ STAGE = Stage(
     run=run,
     prepare=prepare,
     reads=("preferences", "prompts"),
+    ignores=("enabled", "group_by", "retain", "prompts", "samples"),
     gates="ppo",
     absent=absent,
 )

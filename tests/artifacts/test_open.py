@@ -16,7 +16,7 @@ from rlhf.models import probe
 from rlhf.models.adapters import attach, lora_config
 from rlhf.models.load import load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.execute import run_stage
 from tests.support.damage import edit_json
 from tests.support.projects import make_project
 from tests.support.runs import SEQUENCES, add_stage, perturb

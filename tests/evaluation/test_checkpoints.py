@@ -13,8 +13,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation import checkpoints
 from rlhf.evaluation.checkpoints import TRACKED, tracking_prompts
 from rlhf.models import probe
-from rlhf.pipeline import contract
-from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.pipeline import identity
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.report.build import write_report
 from rlhf.training import candidates
 from rlhf.training.candidates import Candidates
@@ -270,8 +270,8 @@ def test_a_checkpoint_judge_belongs_to_a_policy(tmp_path, tiny_llama):
 
 def test_another_judge_or_choice_makes_the_stage_stale(tmp_path, tiny_llama):
     identities = [
-        contract.identity(planted(tmp_path, tiny_llama, **changes), "ppo")
+        identity.identity(planted(tmp_path, tiny_llama, **changes), "ppo")
         for changes in ({}, {"select": "best"}, {"checkpoint_judge": None})
     ]
-    assert contract.changes(identities[0], identities[1]) == ["checkpoint_judge.select"]
-    assert contract.changes(identities[0], identities[2]) == ["checkpoint_judge"]
+    assert identity.changes(identities[0], identities[1]) == ["checkpoint_judge.select"]
+    assert identity.changes(identities[0], identities[2]) == ["checkpoint_judge"]

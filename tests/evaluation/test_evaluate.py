@@ -10,8 +10,8 @@ from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.evaluation.judges import CachedScores
 from rlhf.models.scratch import train_tokenizer
+from rlhf.pipeline.execute import run_stage
 from rlhf.pipeline.folder import own_folder
-from rlhf.pipeline.stage import run_stage
 from rlhf.report.build import build_report
 from rlhf.stages.evaluate import prepare
 from rlhf.workflow import StageContext

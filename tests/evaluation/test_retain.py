@@ -14,9 +14,9 @@ from rlhf.evaluation.retain import measure, read_retained
 from rlhf.models.load import load_policy, source_of
 from rlhf.models.settings import base_settings
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.pipeline import contract
+from rlhf.pipeline import identity
+from rlhf.pipeline.execute import run_stage
 from rlhf.pipeline.folder import own_folder
-from rlhf.pipeline.stage import run_stage
 from rlhf.stages.evaluate import prepare
 from rlhf.workflow import StageContext
 from tests.support.projects import pairs, write_project, write_rows
@@ -103,9 +103,9 @@ def test_the_evaluate_stage_measures_it_of_every_policy(project, tiny_llama):
         [("general", {"base", "sft"})] * 12 + [("sums", {"base", "sft"})] * 5
     )
     assert lines[15]["values"]["sft"] is None, "the judge had no score"
-    before = contract.identity(project, "evaluate")
+    before = identity.identity(project, "evaluate")
     write_rows(project.path.parent / "texts.jsonl", [{"text": "another text"}])
-    assert contract.changes(before, contract.identity(project, "evaluate")) == ["retain.general.sha256"]
+    assert identity.changes(before, identity.identity(project, "evaluate")) == ["retain.general.sha256"]
 
 
 @pytest.mark.parametrize(

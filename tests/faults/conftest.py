@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.execute import run_stage
 from tests.support.damage import STAGES
 from tests.support.projects import make_project, pairs
 

@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.load import Source, load_policy, source_of
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
 from tests.support.damage import copied, edit_json, edit_tensors, record_of, swap_tokens
 from tests.support.models import strengthened

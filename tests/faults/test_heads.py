@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.load import load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.execute import run_stage
 from rlhf.publish import hub
 from rlhf.rewards.model import RewardModel
 from rlhf.workflow import stage_of

@@ -19,7 +19,7 @@ from rlhf.models.heads import score_head
 from rlhf.models.load import load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.objectives.kl import k1
-from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.policies.completion import Completion
 from rlhf.policies.kl import sequence_kl
 from rlhf.report.build import build_report

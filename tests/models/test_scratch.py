@@ -6,7 +6,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import source_of
 from rlhf.models.scratch import build
 from rlhf.models.settings import base_settings
-from rlhf.pipeline.stage import prepare_stage
+from rlhf.pipeline.execute import prepare_stage
 from rlhf.workflow import StageContext, ancestors_of
 from tests.support.projects import make_project
 

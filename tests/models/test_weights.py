@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import check_weights, load_policy, load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.models.weights import check_numbers
-from rlhf.pipeline.stage import prepare_stage
+from rlhf.pipeline.execute import prepare_stage
 from tests.support.families import FAMILIES, causal
 from tests.support.projects import make_project
 

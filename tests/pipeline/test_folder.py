@@ -15,7 +15,7 @@ import pytest
 
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import contract, folder, runner, stage
+from rlhf.pipeline import folder, identity, runner, stage
 from tests.support.projects import make_project
 
 RUN = """
@@ -225,7 +225,7 @@ def test_an_upgrade_lets_a_stage_go_on_and_is_recorded(partial, capsys):
 
 def test_a_plan_says_what_keeps_an_interrupted_stage_from_going_on(project):
     directory = folder.partial_dir(project, "sft")
-    folder.claim(directory, contract.beginning(contract.identity(project, "sft"), 1), NOW)
+    folder.claim(directory, identity.beginning(identity.identity(project, "sft"), 1), NOW)
     (directory / "metrics.jsonl").touch()
     assert runner.plan(project, only=["sft"])[0].reason == "not done yet"
     changed = load_project(project.path, ["stages.sft.learning_rate=0.5"])

@@ -12,8 +12,9 @@ from rlhf.errors import GateClosed, UserError
 from rlhf.evaluation.pairs import held_out_pairs
 from rlhf.evaluation.reward_model import score_pairs
 from rlhf.pipeline import runner
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.pipeline.gatekeeper import hold
-from rlhf.pipeline.stage import launch, prepare_stage, run_stage
+from rlhf.pipeline.stage import launch
 from rlhf.report.build import build_report
 from rlhf.rewards.model import RewardModel
 from tests.support.projects import make_project, write_project

@@ -7,7 +7,7 @@ import pytest
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import contract, runner
+from rlhf.pipeline import identity, runner
 from rlhf.workflow import half_for, parents_of, planned
 from tests.support.projects import make_project, write_project
 
@@ -60,8 +60,8 @@ def test_without_such_a_stage_everything_trains_on_everything(tmp_path, tiny_lla
     project = make_project(tmp_path, tiny_llama)
     assert half_for(project, "reward") is None
     with_gold = load_project(project.path, ["stages.gold_reward.max_steps=2"])
-    before, after = (contract.identity(one, "reward") for one in (project, with_gold))
-    assert contract.changes(before, after) == ["half"], "half of the pairs is another set"
+    before, after = (identity.identity(one, "reward") for one in (project, with_gold))
+    assert identity.changes(before, after) == ["half"], "half of the pairs is another set"
 
 
 def test_its_name_is_taken(tmp_path, tiny_llama):

@@ -15,7 +15,7 @@ from rlhf.artifacts.manifest import artifact_hash, verify
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.pipeline import contract, folder, runner
+from rlhf.pipeline import folder, identity, runner
 from tests.support.projects import make_project, pairs, write_project, write_rows
 
 SILENT = {"say": lambda line: None}
@@ -191,7 +191,7 @@ def test_bad_data_for_a_later_stage_stops_the_run_before_anything_trains(tmp_pat
 def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path, tiny_llama, monkeypatch):
     from transformers import Trainer
 
-    from rlhf.pipeline.stage import run_stage
+    from rlhf.pipeline.execute import run_stage
 
     options = {
         "max_steps": 6,
@@ -259,17 +259,17 @@ def test_an_edited_template_makes_stale(tmp_path, tiny_llama):
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     model = {"name_or_path": str(tiny_llama), "chat_template": str(template)}
     project = make_project(tmp_path, tiny_llama, model=model)
-    before = contract.identity(project, "sft")
+    before = identity.identity(project, "sft")
     template.write_text("{% for m in messages %}> {{ m['content'] }}{% endfor %}")
-    assert contract.changes(before, contract.identity(project, "sft")) == ["chat_template"]
+    assert identity.changes(before, identity.identity(project, "sft")) == ["chat_template"]
 
 
 def test_an_edited_reward_makes_stale_and_is_named(tmp_path, tiny_llama):
     project = make_project(tmp_path, tiny_llama)
-    before = contract.identity(project, "evaluate")
+    before = identity.identity(project, "evaluate")
     judge = tmp_path / "judge.py"
     judge.write_text(judge.read_text().replace("float(len", "-float(len"))
-    assert contract.changes(before, contract.identity(project, "evaluate")) == ["rewards.long.files.judge.py"]
+    assert identity.changes(before, identity.identity(project, "evaluate")) == ["rewards.long.files.judge.py"]
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, tiny_llama):

@@ -14,9 +14,9 @@ from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import own_part
-from rlhf.pipeline import contract
+from rlhf.pipeline import identity
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.pipeline.folder import own_folder
-from rlhf.pipeline.stage import prepare_stage, run_stage
 from rlhf.policies.causal_lm import CausalLMPolicy, prompt_rows
 from rlhf.ppo.rollout import score
 from rlhf.ppo.trainer import PPOTrainer
@@ -206,7 +206,7 @@ def test_several_rewards_by_name_and_weight(tmp_path, tiny_llama):
     row = lines(made.run_dir / "ppo/metrics.jsonl")[0]
     assert {"reward/short", "reward/vowels"} <= row.keys()
     assert "reward/unused" not in row
-    assert contract.identity(made, "ppo")["rewards"].keys() == {"short", "vowels"}
+    assert identity.identity(made, "ppo")["rewards"].keys() == {"short", "vowels"}
 
 
 @pytest.mark.parametrize(

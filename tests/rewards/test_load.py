@@ -5,7 +5,6 @@ import pytest
 from rlhf.artifacts.hashing import digest
 from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
-from rlhf.pipeline import contract
 from rlhf.rewards.load import load_reward, load_rewards
 from rlhf.rewards.model import RewardModel
 from tests.support.models import save_classifier
@@ -74,7 +73,7 @@ def test_a_label_reaches_the_model(project, tiny_bert, tmp_path):
 def test_what_decides_a_judge_makes_the_evaluation_stale(tmp_path, tiny_llama, models):
     def identity(reward):
         project = make_project(tmp_path, tiny_llama, rewards={"judge": reward})
-        return digest(contract.identity(project, "evaluate"))
+        return digest(identity.identity(project, "evaluate"))
 
     single = {"model": models[0]}
     function = {"function": "rlhf.rewards.regex:regex", "arguments": {"pattern": "a"}}

@@ -12,7 +12,7 @@ from transformers import Trainer
 from rlhf.artifacts.manifest import artifact_hash
 from rlhf.config.load import load_project
 from rlhf.models.device import process_state
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.execute import run_stage
 from tests.support.projects import write_project
 
 STAGES = ("sft", "reward", "dpo")

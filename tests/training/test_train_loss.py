@@ -9,7 +9,7 @@ from transformers import Trainer
 from rlhf.artifacts.open import open_model
 from rlhf.config.project import ModelConfig
 from rlhf.models.adapters import attach, lora_config
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.execute import run_stage
 from rlhf.training.save import write_model
 from rlhf.training.starting_point import StartingPoint
 from rlhf.training.train_loss import mean_train_loss

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from rlhf.errors import UserError
-from rlhf.pipeline.stage import attempt, prepare_stage
+from rlhf.pipeline.execute import attempt, prepare_stage
 from rlhf.training import starting_point
 from tests.support.projects import make_project, write_project
 from tests.test_cli import refused, rlhf

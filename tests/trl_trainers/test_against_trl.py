@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from rlhf.pipeline.stage import run_stage
+from rlhf.pipeline.execute import run_stage
 from tests.support.projects import chats, make_project, pairs
 
 ROWS = 8

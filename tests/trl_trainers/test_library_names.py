@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TextStreamer, TrainerCallback, Trainin
 from rlhf.config import trainer_fields
 from rlhf.config.versions import TESTED
 from rlhf.errors import UserError
-from rlhf.pipeline.stage import attempt, prepare_stage
+from rlhf.pipeline.execute import attempt, prepare_stage
 from rlhf.trl_trainers.library_names import LibraryName, _names_in, all_names, check_library_names
 from rlhf.workflow import stages
 from tests.support.projects import make_project, pairs

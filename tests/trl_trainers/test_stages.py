@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rlhf.data.splits import side
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.rewards.model import RewardModel
 from rlhf.training import run
 from rlhf.training.run import last_good_checkpoint

@@ -1,0 +1,181 @@
+"""Run one stage in this process: verify its parents, run it in a folder beside its place, record it, move it there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+from rlhf.artifacts.hashing import digest
+from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
+from rlhf.config.project import ProjectConfig, StageId
+from rlhf.failure import explained_stage
+from rlhf.pipeline import folder, identity
+from rlhf.trl_trainers.library_names import check_library_names
+from rlhf.workflow import StageContext, ancestors_of, parents_of, stage_of
+
+_RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
+"""What a stage returns among its metrics that the manifest has a field for."""
+
+
+def run_stage(project: ProjectConfig, name: str) -> None:
+    """Run a stage to its end; an interrupted one of the same identity goes on where it stopped.
+
+    Every process of a distributed launch calls this; the main one writes.
+
+    Raises:
+        UserError: A parent is missing or changed, or the stage refuses its input.
+    """
+    parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
+    for directory in parents.values():
+        verify(directory)
+    decides = identity.identity(project, name)
+    directory = folder.partial_dir(project, name)
+    main = int(os.environ.get("RANK", "0")) == 0
+    if main:
+        folder.own_folder(project)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        worked = folder.claim(directory, identity.beginning(decides, processes), versions())
+    _wait(project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None)
+    quiet_libraries()
+    context = StageContext(project, name, directory, parents)
+    start = time.perf_counter()
+    metrics = stage_of(name).run(context)
+    _wait()
+    if main:
+        record = _record(context, decides, dict(metrics), time.perf_counter() - start)
+        record["earlier_versions"] = worked[:-1]
+        write_manifest(directory, record)
+        folder.move_into_place(directory, project.run_dir / name)
+
+
+def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = ()) -> None:
+    """Read, check and tokenise a stage's data, where the stage will find it, and try whether its trainer can be made.
+
+    Its parents may be missing.
+
+    Args:
+        project: The project.
+        name: The stage.
+        running: Stages about to run: what stands in their place now is not what this one will start from.
+
+    Raises:
+        UserError: The data or the settings are wrong.
+    """
+    stage = stage_of(name)
+    if stage.prepare is None:
+        return
+    quiet_libraries()
+    directory = folder.partial_dir(project, name)
+    directory.mkdir(parents=True, exist_ok=True)
+    parents = {
+        parent: done
+        for parent in (*parents_of(project, name), *ancestors_of(project, name))
+        if parent not in running and read_manifest(done := project.run_dir / parent) is not None
+    }
+    context = StageContext(project, name, directory, parents)
+    try:
+        ready = stage.prepare(context)
+        if stage.trial is not None:
+            stage.trial(context, ready)
+    finally:
+        folder.remove_if_empty(directory)
+
+
+def _record(context: StageContext, decides: dict[str, Any], metrics: dict[str, Any], seconds: float) -> Manifest:
+    """The manifest of a finished stage."""
+    project, directory = context.project, context.directory
+    for name in ("ledger.json", "dropped.jsonl", "findings.json"):
+        if (directory / "data" / name).is_file():
+            shutil.copy(directory / "data" / name, directory / name)
+    recorded: Any = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
+    trained = project.has_stage(context.name)
+    options = dataclasses.asdict(context.settings) if trained else {}
+    trainer = options.pop("trainer", {})
+    options.pop("model", None)
+    model = dataclasses.asdict(project.stage_model(context.name) if trained else project.model)
+    return {
+        "stage": context.name,
+        "kind": context.stage.name,
+        "repetition": StageId.parse(context.name).repetition,
+        "order": context.stage.order,
+        "label": context.stage.label,
+        "leaves": context.stage.leaves,
+        "method": context.stage.method,
+        "trainer_config": list(context.stage.trainer),
+        "hash": digest(decides),
+        "artifact": artifact_hash(directory),
+        "identity": decides,
+        "config": {"trainer": trainer, "model": model, "evaluate": decides.get("evaluate"), "stage": options},
+        "seed": project.stage_seed(context.name),
+        "versions": versions(),
+        "git_sha": git_sha(project.path.parent),
+        "parents": decides["parents"],
+        "data": decides.get("data", {}),
+        **recorded,
+        "metrics": metrics,
+        "wall_time_s": round(seconds, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _wait(patience: float | None = None) -> None:
+    """A barrier where there are several processes, which wait for each other so many seconds from the first on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from rlhf.models.device import process_state
+
+        process_state(patience).wait_for_everyone()
+
+
+def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
+    """Run or prepare a stage; whatever a library raises becomes a line, with its traceback in the run's folder.
+
+    A run of which no stage has begun leaves no folder: then the file is among the temporary ones.
+
+    Raises:
+        UserError: The stage refuses its input, or a library cannot do what the settings ask for.
+        Defect: Our own code raised something.
+    """
+    begun = function is run_stage and stage_of(name).leaves != "base"
+    with explained_stage(project, name, project.run_dir if begun else None):
+        check_library_names()
+        function(project, name)
+
+
+def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
+    """A stage as part of a run, with which it ends.
+
+    Args:
+        stage: `run_stage`, or `prepare_stage`.
+        project: The project.
+        name: The stage.
+        key: Of the run that holds the folder.
+    """
+    with folder.joined(project.run_dir, key):
+        attempt(stage, project, name)
+
+
+def quiet_environment() -> None:
+    """No telemetry, no chatter: set before the libraries are imported."""
+    for name, value in {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def quiet_libraries() -> None:
+    """No bar for loading weights, which takes a moment, and no notes about the libraries' next versions."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
