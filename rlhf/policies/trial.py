@@ -66,13 +66,13 @@ def _refused(name: str | None, kind: Any, reason: str) -> UserError:
     return UserError(f"{name}: {kind.__name__} cannot be sampled: {reason}; a policy needs another architecture")
 
 
-def check_replies(project: ProjectConfig, model: Any) -> None:
-    """Hold that the policies of a run can reply, where any of them will have to, before the first is trained.
+def check_can_sample(project: ProjectConfig, model: Any) -> None:
+    """Check that the policies of a run can be sampled, where any of them will be, before the first is trained.
 
     Raises:
-        UserError: They cannot.
+        UserError: They cannot be sampled.
     """
-    if _will_reply(project):
+    if _will_sample(project):
         batching_of(model)
 
 
@@ -80,14 +80,14 @@ def check_architecture(project: ProjectConfig, config: PretrainedConfig) -> None
     """The same as far as a config tells, while data is prepared and nothing is loaded.
 
     Raises:
-        UserError: Models of this kind cannot reply.
+        UserError: Models of this kind cannot be sampled.
     """
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if _will_reply(project) and kind is not None and not keeps_tokens(kind):
+    if _will_sample(project) and kind is not None and not keeps_tokens(kind):
         raise _refused(config.name_or_path, kind, _NO_CACHE)
 
 
-def _will_reply(project: ProjectConfig) -> bool:
+def _will_sample(project: ProjectConfig) -> bool:
     return project.evaluate.enabled or any(stage_of(name).online for name in project.stages)
 
 

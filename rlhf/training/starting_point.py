@@ -16,7 +16,7 @@ from rlhf.models.load import Source, check_weights, context_length, is_encoder, 
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings
 from rlhf.models.weights import check_numbers
-from rlhf.policies.trial import check_architecture, check_replies
+from rlhf.policies.trial import check_architecture, check_can_sample
 from rlhf.workflow import StageContext, ancestors_of, parent_of
 
 
@@ -120,5 +120,5 @@ def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedMo
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
     model = start.opened.policy(placed=False)
-    check_replies(context.project, model)
+    check_can_sample(context.project, model)
     return model
