@@ -268,7 +268,7 @@ def test_a_command_that_does_not_exist_is_found():
         "rlhf run recipes/hh.yaml stages.dpo.betta=1": UserError,
         "rlhf run recipes/hh.yaml --only sfd": AssertionError,
         "make everything": AssertionError,
-        "accelerate launch recipes/kto.py --config FILE": AssertionError,
+        "accelerate launch recipes/orpo.py --config FILE": AssertionError,
         "accelerate launch recipes/dpo.py --config FILE --betta 1": UserError,
     }
     with pytest.raises(Exception, match="No such option: --gates"):  # typer's click is its own
