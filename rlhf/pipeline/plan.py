@@ -77,11 +77,11 @@ def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None
     Raises:
         UserError: It was not, and the run is to stop at a shut gate.
     """
-    for guard in gates_of(project, name):
-        if guard in running or project.gate == "warn":
+    for gate in gates_of(project, name):
+        if gate in running or project.gate == "warn":
             continue
-        if (why := _why(project, guard, running, forced=False)) is not None:
-            raise UserError(f"{name} needs {guard}, whose answer is out of date ({why}): add {guard} to --only")
+        if (why := _why(project, gate, running, forced=False)) is not None:
+            raise UserError(f"{name} needs {gate}, whose answer is out of date ({why}): add {gate} to --only")
 
 
 def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> str | None:
