@@ -81,8 +81,8 @@ def _check_judges(project: ProjectConfig) -> None:
                 )
             continue
         if not stage_of(name).checkpoint_judge:
-            able = " and ".join(other for other, declared in stages().items() if declared.checkpoint_judge)
-            raise UserError(f"{where}.checkpoint_judge: checkpoints are scored of {able}")
+            able = ", ".join(other for other, declared in stages().items() if declared.checkpoint_judge)
+            raise UserError(f"{where}.checkpoint_judge: a judge scores checkpoints of {able}")
         if judge in project.stages and stage_of(judge).own_half:
             continue  # a reward model trained on the other half of the preferences
         if judge not in project.rewards:

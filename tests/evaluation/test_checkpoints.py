@@ -264,7 +264,7 @@ def test_a_checkpoint_judge_must_be_another(tmp_path, tiny_llama, ppo, message):
 
 def test_a_checkpoint_judge_belongs_to_a_policy(tmp_path, tiny_llama):
     path = write_project(tmp_path, tiny_llama, stages={"sft": {"checkpoint_judge": "long"}})
-    with pytest.raises(UserError, match="checkpoints are scored of dpo and ppo"):
+    with pytest.raises(UserError, match="a judge scores checkpoints of dpo, "):
         load_project(path)
 
 
