@@ -1,1 +1,1 @@
-"""Evidence: sampled replies become paired comparisons with intervals, and a report of the whole run."""
+"""Measures policies and reward models: paired comparisons with intervals, the gate, over-optimisation, regressions."""

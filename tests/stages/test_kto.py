@@ -13,7 +13,7 @@ from rlhf.data.records import Feedback, Preference, Unusable
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.pipeline import runner
-from rlhf.pipeline.stage import prepare_stage, run_stage
+from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.prefix_sharing import fold
 from rlhf.prefix_sharing.cost_model import Cost
 from rlhf.publish import hub
