@@ -200,7 +200,7 @@ def planned(project: ProjectConfig) -> list[str]:
 
 
 def _check_parents(project: ProjectConfig) -> None:
-    """Hold that no stage starts from itself by way of others.
+    """Check that no stage starts from itself by way of others.
 
     Raises:
         UserError: One does.

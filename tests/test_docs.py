@@ -206,7 +206,7 @@ def commands_of(text: str) -> list[str]:
 
 
 def check_command(line: str) -> None:
-    """Hold that a command line is one that there is."""
+    """Check that a command line is one that there is."""
     words = [word for word in shlex.split(line, comments=True) if word != "…"]
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

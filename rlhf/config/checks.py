@@ -20,7 +20,7 @@ _SHORTEST_ANSWER = 16
 
 
 def check(project: ProjectConfig) -> None:
-    """Hold a project's names, shares and the model's origin.
+    """Check a project's names, shares and the model's origin.
 
     Raises:
         UserError: One is wrong.
@@ -67,7 +67,7 @@ def _file_in_the_way(folder: Path) -> Path | None:
 
 
 def _check_judges(project: ProjectConfig) -> None:
-    """Hold that a stage's checkpoint judge is there, scores single completions, and is not what the stage maximises.
+    """Check that a stage's checkpoint judge is there, scores single completions, and is not what the stage maximises.
 
     Raises:
         UserError: It is not.

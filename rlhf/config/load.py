@@ -1,7 +1,8 @@
 """One YAML file is a project: YAML, then overrides, become dataclasses; an unknown key is an error.
 
 Nothing heavy is imported here: the command line and the orchestrator read configs without torch. The fields a stage
-takes are those of its trainer's config class; their names are read from the installed package's source (`schema`).
+takes are those of its trainer's config class; their names are read from the installed package's source
+(`trainer_fields`).
 """
 
 from __future__ import annotations

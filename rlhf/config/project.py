@@ -16,7 +16,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 def _within(interval: str | Interval) -> AfterValidator:
-    """Hold that a number lies in an interval."""
+    """Check that a number lies in an interval."""
     interval = Interval.of(interval) if isinstance(interval, str) else interval
 
     def validate(value: float) -> float:

@@ -52,7 +52,7 @@ def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
 
 
 def check_prompts(project: ProjectConfig, prompts: Sequence[Prompt], base: Path | None) -> None:
-    """Hold, before anything trains, that the chat templates of all policies take the prompts.
+    """Check, before anything trains, that the chat templates of all policies take the prompts.
 
     A training row that a template refuses is dropped; prompts are compared on, so that none is left out here.
 

@@ -33,7 +33,7 @@ class Roles(nn.Module):
         critic: The critic's backbone, where the policy is no PeftModel.
         reference: The reference, where the policy is no PeftModel.
         reward_head: Linear layer of the reward model, where its adapter is on the policy's base.
-        critic_scores: Whether the critic starts as the reward model.
+        critic_from_reward: Whether the critic starts as the reward model.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Roles(nn.Module):
         critic: nn.Module | None = None,
         reference: PreTrainedModel | None = None,
         reward_head: nn.Linear | None = None,
-        critic_scores: bool = False,
+        critic_from_reward: bool = False,
     ) -> None:
         super().__init__()
         self.policy: Any = policy
         self.value_head, self.critic = value_head, critic
         self.reference_model, self.reward_head = reference, reward_head
-        self.critic_scores = critic_scores
+        self.critic_from_reward = critic_from_reward
         for frozen in (reference, reward_head):
             if frozen is not None:
                 frozen.requires_grad_(False)

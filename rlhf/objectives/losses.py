@@ -48,7 +48,8 @@ def policy_loss(
         mask_BT: Bool, [B, T].
         cliprange: ε.
         denominator: What the sums are divided by; the number of tokens if not given.
-        weights_BT: Truncated importance weights w where another engine sampled, [B, T].
+        weights_BT: Truncated importance weights w, [B, T], where sampling and training compute different
+            log-probabilities: another engine, or weights below float32.
 
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017), eq. 7; the weights: Yao et al., "Your
     Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025).

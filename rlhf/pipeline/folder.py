@@ -64,7 +64,7 @@ class Hold:
 
 
 def own_folder(project: ProjectConfig) -> None:
-    """Make the run's folder, or hold that it is this project's.
+    """Make the run's folder, or check that it is this project's.
 
     Raises:
         UserError: It belongs to another config, or holds something that is no run.
@@ -77,7 +77,7 @@ def own_folder(project: ProjectConfig) -> None:
 
 @contextlib.contextmanager
 def locked(project: ProjectConfig) -> Iterator[Hold]:
-    """Hold a run's folder alone, made if need be; the lock goes with the process, however that ends.
+    """Lock a run's folder, made if need be, for this run alone; the lock goes with the process, however that ends.
 
     Nothing of an earlier run is written to before the lock is held.
 
@@ -177,7 +177,7 @@ def _end_with_run(lock: Path) -> None:
 
 
 def _check_owner(project: ProjectConfig) -> None:
-    """Hold that a run's folder, where it is there, is this project's.
+    """Check that a run's folder, where it is there, is this project's.
 
     Raises:
         UserError: It belongs to another config, or holds something that is no run.

@@ -11,7 +11,7 @@ from rlhf.pipeline import identity
 from rlhf.workflow import gates_of, ungated_models
 
 
-def hold(project: ProjectConfig, name: str) -> None:
+def require_passed(project: ProjectConfig, name: str) -> None:
     """Stop before a stage whose gate is shut; with `gate: warn` say so and go on.
 
     A stage launched by itself, whose gate has not been asked about the models as they are now, is told so.

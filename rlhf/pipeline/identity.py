@@ -15,7 +15,7 @@ from rlhf.artifacts.manifest import PACKAGES, Manifest, artifact_hash, read_mani
 from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
 from rlhf.rewards.function import function_fingerprint
-from rlhf.training.defaults import said
+from rlhf.training.defaults import non_default_fields
 from rlhf.workflow import half_for, kind_of, parent_of, parents_of, rewards_of, stage_of
 
 NOT_DECIDING = {
@@ -135,7 +135,7 @@ def base_fingerprint(model: ModelConfig, project: ProjectConfig) -> dict[str, An
 
 def _checkpoint_judge(project: ProjectConfig, name: str, judge: str) -> dict[str, Any]:
     """What decides which checkpoint is kept: the judge, the prompts, and the checkpoints that there are."""
-    trainer = said(kind_of(name), project.stage(name).trainer)
+    trainer = non_default_fields(kind_of(name), project.stage(name).trainer)
     return {
         "judge": _reward(project.rewards[judge], project) if judge in project.rewards else judge,
         "select": project.stage(name).select,
@@ -179,7 +179,9 @@ def _unhandled(config: Any, handled: tuple[str, ...]) -> dict[str, Any]:
 def _learning_fields(name: str, trainer: dict[str, Any]) -> dict[str, Any]:
     """What decides what is learned: a default that the YAML writes out is nothing new."""
     apart = tuple(TRAINER_NOT_DECIDING)
-    return {key: value for key, value in said(kind_of(name), trainer).items() if not key.startswith(apart)}
+    return {
+        key: value for key, value in non_default_fields(kind_of(name), trainer).items() if not key.startswith(apart)
+    }
 
 
 def beginning(parts: dict[str, Any], processes: int | None = None) -> dict[str, Any]:

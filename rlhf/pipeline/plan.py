@@ -61,7 +61,7 @@ def plan(project: ProjectConfig, only: Sequence[str] = (), force: Sequence[str] 
                 + (", and stops at a shut gate (--gate warn goes on)" if _gated(project, missing) else "")
             )
         if reason is not None:
-            _hold_answered(project, name, running)
+            _check_gate_current(project, name, running)
             running.add(name)
         plans.append(Plan(name, reason, _note(project, name) if reason is None else ""))
     return plans
@@ -71,8 +71,8 @@ def _gated(project: ProjectConfig, names: Sequence[str]) -> bool:
     return any(gates_of(project, name) for name in names)
 
 
-def _hold_answered(project: ProjectConfig, name: str, running: set[str]) -> None:
-    """Hold that a stage's gate, where it is not asked in this run, was asked about the models as they are now.
+def _check_gate_current(project: ProjectConfig, name: str, running: set[str]) -> None:
+    """Check that a stage's gate, where it is not asked in this run, was asked about the models as they are now.
 
     Raises:
         UserError: It was not, and the run is to stop at a shut gate.

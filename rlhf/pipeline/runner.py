@@ -112,7 +112,7 @@ def _run(
     for one in plans:
         if one.reason is None or _makes_base(one.stage):
             continue
-        gatekeeper.hold(project, one.stage)
+        gatekeeper.require_passed(project, one.stage)
         say(f"running {one.stage}")
         begun = time.perf_counter()
         if accelerate_config is not None and stage_of(one.stage).data is not None:

@@ -66,7 +66,7 @@ def _run_alone(project: ProjectConfig, name: str) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         attempt(run_stage, project, name)
         return
-    gatekeeper.hold(project, name)
+    gatekeeper.require_passed(project, name)
     with folder.locked(project) as hold:
         hold.note_overrides()
         try:

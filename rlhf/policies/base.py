@@ -42,9 +42,9 @@ class RolesPolicy(nn.Module):
         return self.roles.has_critic
 
     @property
-    def critic_scores(self) -> bool:
+    def critic_from_reward(self) -> bool:
         """Whether the critic starts as the run's own reward model."""
-        return self.roles.critic_scores
+        return self.roles.critic_from_reward
 
     def log_probs(self, packed: Any, entropies: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log π of each action and its entropy; see `Policy.log_probs`."""

@@ -116,12 +116,12 @@ class CausalLMPolicy(RolesPolicy):
         return int(self.tokenizer.pad_token_id)
 
     @property
-    def exact(self) -> bool:
+    def exact_log_probs(self) -> bool:
         """Whether the sampler's log-probabilities can stand for a forward pass's."""
-        return self.sampler.exact
+        return self.sampler.exact_log_probs
 
     @property
-    def suspect(self) -> str:
+    def mismatch_hint(self) -> str:
         """What may be at fault where log-probabilities differ that must be equal."""
         cause = "it computes other numbers where replies share a row (set fold: false)"
         if self.unfolded is not None:
@@ -190,18 +190,18 @@ class CausalLMPolicy(RolesPolicy):
         """The critic's value before each token and after the last, [B, T + 1]."""
         with self.roles.critic_backbone() as backbone:
             hidden = last_hidden(backbone, packed)
-        states = hidden.flatten(0, 1)[packed.states_BS.flatten()]
-        return self.roles.value(states).view(packed.states_BS.shape)
+        states = hidden.flatten(0, 1)[packed.states_BU.flatten()]
+        return self.roles.value(states).view(packed.states_BU.shape)
 
     @torch.no_grad()
     def scores(self, packed: Folded) -> torch.Tensor:
         """The reward adapter's score of each sequence, read at its last token, [B]."""
         with self.roles.reward_backbone() as backbone:
             hidden = last_hidden(backbone, packed)
-        return self.roles.score(hidden.flatten(0, 1)[packed.states_BS[:, -1]])
+        return self.roles.score(hidden.flatten(0, 1)[packed.states_BU[:, -1]])
 
     def check_scores(self, folder: Path, stored: Mapping[str, Any] | None) -> None:
-        """Hold that the reward adapter on the policy's base scores as the reward model did when it was saved.
+        """Check that the reward adapter on the policy's base scores as the reward model did when it was saved.
 
         Args:
             folder: The reward stage's.

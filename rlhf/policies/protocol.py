@@ -7,7 +7,8 @@ Online training (`rlhf.ppo`) asks of a policy what stands here and knows nothing
 A kind of policy is one file of this folder. It has a class of inputs, a class of packed sequences, and a subclass of
 `rlhf.policies.base.RolesPolicy`, which has those of the methods below that all kinds share.
 
-Axes: B sequences (completions of all inputs, in order), T actions of the longest. An input has S completions each.
+Axes: B sequences (completions of all inputs, in order), T actions of the longest, U = T + 1 states: before each
+action and after the last. An input has S completions each.
 """
 
 from __future__ import annotations
@@ -68,8 +69,11 @@ class Policy(Protocol[AnyInput, AnyPacked]):
     # what it is
 
     @property
-    def exact(self) -> bool:
-        """Whether `sample` gives the log-probabilities of `log_probs`; another engine's are close, not equal."""
+    def exact_log_probs(self) -> bool:
+        """Whether `sample` gives the log-probabilities of `log_probs`.
+
+        Those of another engine, or of weights below float32, are close and not equal.
+        """
         ...
 
     @property
@@ -78,7 +82,7 @@ class Policy(Protocol[AnyInput, AnyPacked]):
         ...
 
     @property
-    def critic_scores(self) -> bool:
+    def critic_from_reward(self) -> bool:
         """Whether the critic starts as the run's own reward model, in units of its scores."""
         ...
 
@@ -88,7 +92,7 @@ class Policy(Protocol[AnyInput, AnyPacked]):
         ...
 
     @property
-    def suspect(self) -> str:
+    def mismatch_hint(self) -> str:
         """What may be at fault where log-probabilities differ that must be equal, and what helps: part of a message."""
         ...
 

@@ -48,8 +48,11 @@ class Sampler(Protocol):
     """Whatever turns prompts into completions."""
 
     @property
-    def exact(self) -> bool:
-        """Whether its log-probabilities are those of the trained model; another engine's are close, not equal."""
+    def exact_log_probs(self) -> bool:
+        """Whether its log-probabilities are those of training's forward pass.
+
+        Those of another engine, or of weights below float32, are close and not equal.
+        """
         ...
 
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
@@ -281,7 +284,7 @@ class PolicySampler:
     batching: Batching = Batching.MIXED
 
     @property
-    def exact(self) -> bool:
+    def exact_log_probs(self) -> bool:
         """True in float32: below, what is written token by token rounds otherwise than what is read at once."""
         kind = self.roles.device.type
         return self.roles.base.dtype == torch.float32 and not torch.is_autocast_enabled(kind)

@@ -44,7 +44,7 @@ class VllmSampler:
         UserError: vLLM is not installed, there is no GPU, or the adapter's rank is above those it has.
     """
 
-    exact = False
+    exact_log_probs = False
 
     def __init__(
         self,

@@ -172,7 +172,7 @@ class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, Tr
         return self.num_ppo_epochs * self.num_mini_batches
 
 
-def whole_rollouts(args: PPOConfig, prompts: int) -> None:
+def round_to_rollouts(args: PPOConfig, prompts: int) -> None:
     """Bring the numbers of steps to whole rollouts, in place."""
     steps, completions = args.steps_per_rollout, args.completions_per_process * args.world_size
     episodes = args.total_episodes or args.num_train_epochs * prompts * args.samples_per_prompt
@@ -192,7 +192,7 @@ def whole_rollouts(args: PPOConfig, prompts: int) -> None:
 _UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_end", "label_smoothing_factor")
 
 
-def unfit(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
+def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
     """Settings that mean nothing here, or that several roles on one base cannot have."""
     problems = [f"{name}: online training has no use for it" for name in _UNUSED if getattr(args, name)]
     if args.eval_strategy != "no":

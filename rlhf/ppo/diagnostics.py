@@ -50,8 +50,8 @@ def rollout_metrics(*, collected: Collected, names: Sequence[str], kl_coef: floa
         metrics["value/mean"] = _mean(reduce, rollout.values_BT, mask_BT)
     metrics["objective/kl_coef"] = kl_coef
     if rollout.samples > 1:
-        alike_P = alike(scores_B.view(-1, rollout.samples))
-        metrics["objective/alike"] = _mean(reduce, alike_P.float(), torch.ones_like(alike_P))
+        equal_P = equal_score_groups(scores_B.view(-1, rollout.samples))
+        metrics["objective/alike"] = _mean(reduce, equal_P.float(), torch.ones_like(equal_P))
     if rollout.weights_BT is not None:
         metrics["sampler/gap"] = _mean(reduce, (rollout.log_probs_BT - sampled.log_probs_BT).abs(), sampled.written_BT)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -74,7 +74,7 @@ def sequence_kl(collected: Collected) -> torch.Tensor:
     return (k1(collected.rollout.log_probs_BT, collected.reference_BT) * collected.sampled.written_BT).sum(1)
 
 
-def readable(*, collected: Collected, names: Sequence[str], count: int) -> list[dict[str, Any]]:
+def sample_rows(*, collected: Collected, names: Sequence[str], count: int) -> list[dict[str, Any]]:
     """The first completions with their scores, for reading.
 
     Args:
@@ -101,7 +101,7 @@ def _number(score: float) -> float | None:
     return None if math.isnan(score) else score
 
 
-def alike(scores_PS: torch.Tensor) -> torch.Tensor:
+def equal_score_groups(scores_PS: torch.Tensor) -> torch.Tensor:
     """Which groups of completions have only one score, [P]: an estimator that compares them learns nothing there.
 
     Args:
@@ -111,18 +111,18 @@ def alike(scores_PS: torch.Tensor) -> torch.Tensor:
     return ~(highest.amax(1) > lowest.amin(1))
 
 
-ROUNDING, GROSS = 2e-3, 2e-2
+ROUNDING, MAX_DISTANCE = 2e-3, 2e-2
 """Distance, nats a token, between log-probabilities that should be the same: above the first there is a warning, above
 the second the run ends. Float32 leaves 1e-5; a wrong mask, 0.1 and more."""
 
 
-def disagreement(what: str, distance: float, suspect: str) -> str | None:
+def disagreement(what: str, distance: float, mismatch_hint: str) -> str | None:
     """What it means that log-probabilities differ that should be the same.
 
     Args:
         what: Which.
         distance: How far apart they are, nats a token.
-        suspect: What may be at fault (`Policy.suspect`).
+        mismatch_hint: What may be at fault (`Policy.mismatch_hint`).
 
     Returns:
         A sentence with the number, or None where it is rounding.
@@ -130,7 +130,7 @@ def disagreement(what: str, distance: float, suspect: str) -> str | None:
     if not distance > ROUNDING:
         return None
     return (
-        f"{what} by {distance:.2g} nats a token, where it must be 0: either {suspect}, or its adapter changes it "
+        f"{what} by {distance:.2g} nats a token, where it must be 0: either {mismatch_hint}, or its adapter changes it "
         "before it is trained"
     )
 

@@ -4,7 +4,8 @@
 `objectives/`. Everything random in it follows from the project's seed and the rollout's number, and nothing from what
 ran before: a resumed run sees the prompts and the completions that an uninterrupted run sees.
 
-Axes: B = P · S completions, S of each of P inputs, in order; T actions (tokens) of the longest; K rewards.
+Axes: B = P · S completions, S of each of P inputs, in order; T actions (tokens) of the longest;
+U = T + 1 states, before each action and after the last; K rewards.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Groups = Sequence[Sequence[Completion]]
 
 
 @dataclass(frozen=True)
-class Minibatch:
+class MicroBatch:
     """Sequences of a rollout, as one forward pass takes them; arrays [B, T] stop at their own longest completion."""
 
     packed: Packed
@@ -43,9 +44,9 @@ class Minibatch:
     tokens: float
     """Actions that take part in the whole optimizer step, on all processes: the denominator of every mean."""
 
-    def to(self, device: torch.device) -> Minibatch:
+    def to(self, device: torch.device) -> MicroBatch:
         """The same on a device."""
-        return Minibatch(
+        return MicroBatch(
             **{name: value.to(device) if hasattr(value, "to") else value for name, value in vars(self).items()}
         )
 
@@ -69,10 +70,11 @@ class Rollout:
     values_BT: torch.Tensor | None = None
     """The critic's values when they were sampled; None without a critic."""
     weights_BT: torch.Tensor | None = None
-    """Truncated importance weights, where another engine sampled."""
+    """Truncated importance weights, where sampling and training compute different log-probabilities: another engine
+    sampled, or weights are below float32. Else None."""
 
     def __post_init__(self) -> None:
-        """Hold the shapes.
+        """Check shapes and types.
 
         Raises:
             ValueError: An array has another shape than the completions, or another type than it must.
@@ -95,7 +97,7 @@ class Rollout:
         """Completions of an input."""
         return len(self.completions[0])
 
-    def minibatch(self, rows: Sequence[int], tokens: float, policy: Policy[Any, Any]) -> Minibatch:
+    def micro_batch(self, rows: Sequence[int], tokens: float, policy: Policy[Any, Any]) -> MicroBatch:
         """Some sequences; neighbours of the same input are packed together.
 
         Args:
@@ -119,7 +121,7 @@ class Rollout:
             for name, value in vars(self).items()
             if name.endswith("_BT") and value is not None
         }
-        return Minibatch(packed=packed, **{"values_BT": None, "weights_BT": None, **chosen}, tokens=tokens)
+        return MicroBatch(packed=packed, **{"values_BT": None, "weights_BT": None, **chosen}, tokens=tokens)
 
     def by_length(self, inputs: Sequence[int], policy: Policy[Any, Any]) -> list[int]:
         """The rows of these inputs, groups together, shortest first, so that neighbours pad little."""
@@ -146,10 +148,11 @@ class Measured(NamedTuple):
 
     reference_BT: torch.Tensor
     """log π_ref, nats."""
-    values_BS: torch.Tensor | None
-    """The critic's value before each action and after the last, [B, T + 1]; None without a critic."""
+    values_BU: torch.Tensor | None
+    """The critic's value before each action and after the last, [B, U]; None without a critic."""
     policy_BT: torch.Tensor | None
-    """log π by a forward pass, where the sampler's numbers are another engine's."""
+    """log π by a forward pass, where the sampler's differ from it (another engine, or weights below float32); else
+    None."""
 
 
 class Collected(NamedTuple):
@@ -214,16 +217,16 @@ def collect(
         rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False, reduce=reduce)
     # 5. Estimate advantages and returns (objectives/advantages.py, each estimator with its source).
     advantages_BT, returns_BT = estimate(
-        args=args, rewards_BT=rewards_BT, values_BS=measured.values_BS, mask_BT=mask_BT, cut_B=sampled.cut_B,
+        args=args, rewards_BT=rewards_BT, values_BU=measured.values_BU, mask_BT=mask_BT, cut_B=sampled.cut_B,
         reduce=reduce,
     )  # fmt: skip
-    # 6. Weigh tokens that another engine sampled by the truncated π_trainer/π_sampler (Yao et al., 2025).
+    # 6. Weigh tokens by the truncated π_trainer/π_sampler where the two differ (Yao et al., 2025).
     weights_BT = None
     if measured.policy_BT is not None:
         weights_BT = (log_probs_BT - sampled.log_probs_BT).exp().clamp(max=args.max_importance_weight)
     rollout = Rollout(
         inputs=inputs, completions=groups, mask_BT=mask_BT, log_probs_BT=log_probs_BT, advantages_BT=advantages_BT,
-        returns_BT=returns_BT, values_BT=None if measured.values_BS is None else measured.values_BS[:, :-1],
+        returns_BT=returns_BT, values_BT=None if measured.values_BU is None else measured.values_BU[:, :-1],
         weights_BT=weights_BT,
     )  # fmt: skip
     return Collected(rollout, completions, sampled, scores_BK, scores_B, measured.reference_BT, paid_B)
@@ -262,7 +265,9 @@ def score(
 
 @torch.no_grad()
 def measure(*, policy: Policy[Any, Any], inputs: Sequence[Input], groups: Groups, batch_size: int) -> Measured:
-    """Step 3: completions under the reference and the critic, and under the policy where another engine sampled.
+    """Step 3: completions under the reference and the critic, and under the policy where its sampler is not exact.
+
+    It is not where another engine samples, or where weights are below float32.
 
     Args:
         policy: The roles.
@@ -274,20 +279,20 @@ def measure(*, policy: Policy[Any, Any], inputs: Sequence[Input], groups: Groups
     longest = max(len(completion.ids) for group in groups for completion in group)
     count = len(inputs) * samples
     reference_BT = torch.zeros(count, longest)
-    values_BS = torch.zeros(count, longest + 1) if policy.has_critic else None
-    policy_BT = None if policy.exact else torch.zeros(count, longest)
+    values_BU = torch.zeros(count, longest + 1) if policy.has_critic else None
+    policy_BT = None if policy.exact_log_probs else torch.zeros(count, longest)
     sizes = [policy.size(row, group) for row, group in zip(inputs, groups, strict=True)]
     for chosen in like_sizes(sizes, max(1, batch_size // samples)):
         rows = torch.tensor([p * samples + s for p in chosen for s in range(samples)])
         packed = policy.pack([inputs[p] for p in chosen], [groups[p] for p in chosen]).to(policy.device)
         width = packed.mask_BT.shape[1]
         reference_BT[rows, :width] = policy.reference_log_probs(packed).cpu()
-        if values_BS is not None:
-            values_BS[rows, : width + 1] = policy.values(packed).cpu()
-            values_BS[rows, width:] = values_BS[rows, width : width + 1]  # after the last, to the end of the row
+        if values_BU is not None:
+            values_BU[rows, : width + 1] = policy.values(packed).cpu()
+            values_BU[rows, width:] = values_BU[rows, width : width + 1]  # after the last, to the end of the row
         if policy_BT is not None:
             policy_BT[rows, :width] = policy.log_probs(packed)[0].cpu()
-    return Measured(reference_BT, values_BS, policy_BT)
+    return Measured(reference_BT, values_BU, policy_BT)
 
 
 def token_rewards(
@@ -332,7 +337,7 @@ def estimate(
     *,
     args: PPOConfig,
     rewards_BT: torch.Tensor,
-    values_BS: torch.Tensor | None,
+    values_BU: torch.Tensor | None,
     mask_BT: torch.Tensor,
     cut_B: torch.Tensor,
     reduce: Reduce,
@@ -342,14 +347,14 @@ def estimate(
     Args:
         args: The estimator, γ, λ, and whether advantages are whitened.
         rewards_BT: Of each action.
-        values_BS: The critic's values before each action and after the last, [B, T + 1]; None without a critic.
+        values_BU: The critic's values before each action and after the last, [B, U]; None without a critic.
         mask_BT: Bool, true at the actions that take part.
         cut_B: Bool: the completion ended at the limit. Its value after the last action counts where settings say so.
         reduce: Sums a tensor over all processes.
     """
     values_BT = last_B = None
-    if values_BS is not None:
-        values_BT, last_B = values_BS[:, :-1], values_BS[:, -1] * (cut_B & args.bootstraps)
+    if values_BU is not None:
+        values_BT, last_B = values_BU[:, :-1], values_BU[:, -1] * (cut_B & args.bootstraps)
     advantages_BT, returns_BT = args.estimator.function(
         rewards_BT=rewards_BT, values_BT=values_BT, mask_BT=mask_BT, gamma=args.gamma, lam=args.lam,
         last_values_B=last_B, group_size=args.samples_per_prompt,

@@ -23,18 +23,18 @@ from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Policy
-from rlhf.ppo.config import PPOConfig, whole_rollouts
+from rlhf.ppo.config import PPOConfig, round_to_rollouts
 from rlhf.ppo.diagnostics import (
-    GROSS,
+    MAX_DISTANCE,
     disagreement,
     hacking_signs,
-    readable,
     reference_distance,
     rollout_metrics,
+    sample_rows,
 )
-from rlhf.ppo.rollout import Minibatch, Rollout, collect, prompt_numbers, score
+from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
-from rlhf.rewards.load import OWN
+from rlhf.rewards.load import OWN_REWARD
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
 """Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
@@ -54,6 +54,7 @@ class PPOTrainer(Trainer):
         prompts: What the policy acts on.
         rewards: What is maximised.
         samples_file: Where some completions of each rollout are written.
+        stage: The stage's name, for messages.
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
@@ -69,14 +70,16 @@ class PPOTrainer(Trainer):
         prompts: Sequence[Input],
         rewards: Rewards,
         samples_file: Path | None = None,
+        stage: str = "ppo",
         **kwargs: Any,
     ) -> None:
         self.policy, self.prompts, self.rewards, self.samples_file = policy, prompts, rewards, samples_file
+        self.stage = stage
         args._n_gpu = min(1, args.n_gpu)  # several GPUs are several processes: DataParallel cannot part a rollout
-        whole_rollouts(args, len(prompts))
+        round_to_rollouts(args, len(prompts))
         super().__init__(model=policy, args=args, train_dataset=prompts, **kwargs)  # type: ignore[arg-type]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("stages.ppo: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
+            raise UserError(f"stages.{stage}: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
         self.loss_is_scaled_for_ga = True  # every mean has the denominator of the whole optimizer step
         self.kl_coef = args.kl_coef
         self.history: list[dict[str, float]] = []
@@ -92,12 +95,12 @@ class PPOTrainer(Trainer):
         """The micro-batches of one rollout."""
         return _RolloutLoader(self)
 
-    def collect(self, number: int) -> Rollout:
+    def collect_rollout(self, number: int) -> Rollout:
         """Rollout `number` with the policy as it is now."""
         args, world, rank = self.args, self.args.world_size, self.args.process_index
         self._rollout, self._stopped = number, False
         with torch.no_grad(), self.accelerator.autocast():
-            self._settle_rewards()
+            self._fit_reward_scale()
             count = args.prompts_per_process * world
             numbers = prompt_numbers(rollout=number, count=count, prompts=len(self.prompts), seed=args.seed)
             places = range(rank, count, world)
@@ -114,21 +117,21 @@ class PPOTrainer(Trainer):
             metrics = rollout_metrics(collected=collected, names=names, kl_coef=self.kl_coef, reduce=self._reduce)
             if number == 0:
                 distance = reference_distance(collected=collected, reduce=self._reduce)
-                self._hold("before its first step the policy is off its reference", distance)
-        self._after(number, metrics, readable(collected=collected, names=names, count=args.log_completions))
+                self._check_agreement("before its first step the policy is off its reference", distance)
+        self._finish_rollout(number, metrics, sample_rows(collected=collected, names=names, count=args.log_completions))
         return collected.rollout
 
-    def _settle_rewards(self) -> None:
-        """Before the first rollout: bring each reward to mean 0 and std 1 on completions of the starting policy.
+    def _fit_reward_scale(self) -> None:
+        """Before the first rollout, bring each reward to mean 0 and std 1 on completions of the starting policy.
 
         A critic that was a reward model follows, so that its values are in the same units.
         """
         if self._rollout > 0 or len(self.rewards.mean_K):
             return
         if self.args.normalize_samples:
-            self.rewards.settle(self._reference_scores())
-        if self.policy.critic_scores and OWN in self.rewards.parts:
-            self.policy.scale_values(*self.rewards.scale_of(OWN))
+            self.rewards.fit_scale(self._reference_scores())
+        if self.policy.critic_from_reward and OWN_REWARD in self.rewards.parts:
+            self.policy.scale_values(*self.rewards.scale_of(OWN_REWARD))
 
     def _reference_scores(self) -> torch.Tensor:
         """Scores of completions of the starting policy by each reward, [B, K]."""
@@ -147,7 +150,7 @@ class PPOTrainer(Trainer):
         place = torch.arange(count).view(-1, world).T.flatten()
         return every[place < args.normalize_samples]
 
-    def _after(self, number: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
+    def _finish_rollout(self, number: int, metrics: dict[str, float], samples: list[dict[str, Any]]) -> None:
         """Log a rollout, look for signs of trouble, adapt the KL coefficient."""
         episodes = self.args.completions_per_process * self.args.world_size
         for name, value in {**metrics, "episodes": float(episodes * (number + 1))}.items():
@@ -197,19 +200,19 @@ class PPOTrainer(Trainer):
     def _warn_once(self, kind: str, message: str) -> None:
         """Warn on the main process, once for each kind."""
         if self.is_world_process_zero() and kind not in self._warned:
-            print(f"ppo: {message}", file=sys.stderr)
+            print(f"{self.stage}: {message}", file=sys.stderr)
         self._warned = sorted({*self._warned, kind})
 
-    def _hold(self, what: str, distance: float) -> None:
-        """Hold that two ways to the same log-probabilities agree: warn of a small difference, raise for a large one."""
-        message = disagreement(what, distance, self.policy.suspect)
-        if message and distance > GROSS:
-            raise UserError(f"stages.ppo: {message}")
+    def _check_agreement(self, what: str, distance: float) -> None:
+        """Check that two ways to the same log-probabilities agree; warn of a small difference, refuse a large one."""
+        message = disagreement(what, distance, self.policy.mismatch_hint)
+        if message and distance > MAX_DISTANCE:
+            raise UserError(f"stages.{self.stage}: {message}")
         if message:
             self._warn_once("distance", message)
 
     def _diverged(self, what: str) -> UserError:
-        return UserError(f"stages.ppo: {what} is not finite: the run has diverged; lower learning_rate")
+        return UserError(f"stages.{self.stage}: {what} is not finite: the run has diverged; lower learning_rate")
 
     # optimisation
 
@@ -236,7 +239,7 @@ class PPOTrainer(Trainer):
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {**inputs, "minibatch": inputs["minibatch"].to(self.args.device)}
+        return {**inputs, "micro_batch": inputs["micro_batch"].to(self.args.device)}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a micro-batch, role after role; nothing once the rollout's steps were stopped.
@@ -269,7 +272,7 @@ class PPOTrainer(Trainer):
         DDP averages gradients over processes; as the denominator is global already, the loss is multiplied by their
         number.
         """
-        batch, role = inputs["minibatch"], inputs["role"]
+        batch, role = inputs["micro_batch"], inputs["role"]
         outputs = model(role, batch.packed, self.args.entropy_coef > 0)
         loss, parts = (self._policy_loss if role == "policy" else self._value_loss)(batch, *outputs)
         for name, part in parts.items():
@@ -278,7 +281,7 @@ class PPOTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _policy_loss(
-        self, batch: Minibatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
+        self, batch: MicroBatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         terms = policy_loss(
             log_probs_BT, batch.log_probs_BT, batch.advantages_BT, batch.mask_BT, self.args.cliprange, batch.tokens,
@@ -290,7 +293,7 @@ class PPOTrainer(Trainer):
         return loss, {f"policy/{name}": value for name, value in terms._asdict().items()}
 
     def _value_loss(
-        self, batch: Minibatch, values_BT: torch.Tensor, _: None
+        self, batch: MicroBatch, values_BT: torch.Tensor, _: None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert batch.values_BT is not None
         terms = value_loss(
@@ -305,14 +308,16 @@ class PPOTrainer(Trainer):
         metrics = dict(zip(names, sums, strict=True))
         step = self.state.global_step + 1
         ratio, moved = metrics.get("policy/ratio", 1.0), metrics.get("policy/approxkl", 0.0)
-        if self.policy.exact and self.state.global_step % self.args.steps_per_rollout == 0:
-            self._hold("at a rollout's first step the policy is off what it sampled with", math.sqrt(2 * moved))
+        if self.policy.exact_log_probs and self.state.global_step % self.args.steps_per_rollout == 0:
+            self._check_agreement(
+                "at a rollout's first step the policy is off what it sampled with", math.sqrt(2 * moved)
+            )
         skipped = ratio > self.args.max_ratio
         if skipped:
             cast(nn.Module, self.model).zero_grad(set_to_none=True)
             if self.is_world_process_zero():
                 print(
-                    f"ppo: step {step} skipped: the mean probability ratio is {ratio:.1f} (max_ratio "
+                    f"{self.stage}: step {step} skipped: the mean probability ratio is {ratio:.1f} (max_ratio "
                     f"{self.args.max_ratio})",
                     file=sys.stderr,
                 )
@@ -383,16 +388,16 @@ class _RolloutLoader:
         """The Trainer's epoch is the number of the rollout."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[dict[str, Minibatch]]:
+    def __iter__(self) -> Iterator[dict[str, MicroBatch]]:
         trainer, args = self.trainer, self.trainer.args
-        rollout = trainer.collect(self.epoch)
+        rollout = trainer.collect_rollout(self.epoch)
         count = len(rollout.inputs)
-        for passing in range(args.num_ppo_epochs):
-            seed = row_seed(args.seed, "minibatches", self.epoch, passing)
+        for pass_index in range(args.num_ppo_epochs):
+            seed = row_seed(args.seed, "minibatches", self.epoch, pass_index)
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
             for begin in range(0, count, count // args.num_mini_batches):
                 rows = rollout.by_length(order[begin : begin + count // args.num_mini_batches], trainer.policy)
                 tokens = trainer._reduce(rollout.mask_BT[rows].sum().double()).item()
                 for first in range(0, len(rows), args.per_device_train_batch_size):
                     chosen = rows[first : first + args.per_device_train_batch_size]
-                    yield {"minibatch": rollout.minibatch(chosen, tokens, trainer.policy)}
+                    yield {"micro_batch": rollout.micro_batch(chosen, tokens, trainer.policy)}

@@ -321,7 +321,7 @@ def _run(backbone: Any, plain: Any, rows: _Rows, batches: list[list[_Item]]) -> 
         for row, item in enumerate(items):
             for member in item.members:
                 begin, shared, length = rows.starts[member], len(item.prompt), len(rows.ids[member])
-                own = folded.states_BS[sequence, : length - shared + 1]
+                own = folded.states_BU[sequence, : length - shared + 1]
                 where[member, begin : begin + shared] = torch.arange(shared) + row * width + offset
                 where[member, begin + shared : begin + length] = own[1:] + offset
                 where[member, begin + length :] = own[-1] + offset

@@ -33,7 +33,7 @@ def completion_log_probs(
         log π and H, both [B, T] in nats, 0 at masked positions; H is None if not asked for.
     """
     mask_BT = folded.mask_BT
-    tokens_K = folded.ids_RL.flatten()[folded.states_BS[:, 1:][mask_BT]]
+    tokens_K = folded.ids_RL.flatten()[folded.states_BU[:, 1:][mask_BT]]
     logits_KV = completion_logits(model, folded) / temperature
     log_norm_K = logits_KV.logsumexp(-1)
     log_probs_K = logits_KV.gather(1, tokens_K[:, None]).squeeze(1) - log_norm_K
@@ -48,7 +48,7 @@ def completion_log_probs(
 
 def completion_logits(model: Any, folded: Folded) -> torch.Tensor:
     """Logits before each token of the completions, in the order of the mask's true positions: [K, V], float32."""
-    index_K = folded.states_BS[:, :-1][folded.mask_BT]
+    index_K = folded.states_BU[:, :-1][folded.mask_BT]
     with head_at(model, index_K) as selection:
         logits = model(**model_inputs(model, folded)).logits.flatten(0, -2)
     return (logits if selection.made else logits[index_K]).float()

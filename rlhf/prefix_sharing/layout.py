@@ -32,8 +32,8 @@ class Folded:
     """Position of each token in its own sequence."""
     segments_RL: torch.Tensor
     """0 in the prompt, k in the k-th completion of the row that has tokens, −1 in the padding."""
-    states_BS: torch.Tensor
-    """Where sequence b's hidden states stand in the flattened rows, S = T + 1: before each token of its completion, and
+    states_BU: torch.Tensor
+    """Where sequence b's hidden states stand in the flattened rows, U = T + 1: before each token of its completion, and
     after the last (repeated to the end of the row)."""
     mask_BT: torch.Tensor
     """Bool, true at the tokens of a completion."""

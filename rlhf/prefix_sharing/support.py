@@ -168,7 +168,7 @@ def _packed(backbone: Any, prompt: list[int], completions: list[list[int]]) -> t
     states = backbone(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[0]
     ends = list(itertools.accumulate(map(len, rows)))
     longest = max(map(len, completions))
-    own = [  # as `Folded.states_BS` has them: from the prompt's last token, the last one repeated
+    own = [  # as `Folded.states_BU` has them: from the prompt's last token, the last one repeated
         min(end - len(completion) - 1 + step, end - 1)
         for end, completion in zip(ends, completions, strict=True) for step in range(longest + 1)
     ]  # fmt: skip
@@ -181,7 +181,7 @@ def _folded(backbone: Any, prompt: list[int], completions: list[list[int]], wide
     inputs = folded.inputs(backbone.config._attn_implementation, weight.dtype)
     if widest == 0:
         del inputs["position_ids"]  # it must be told the positions that it would count by itself
-    return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BS.flatten()].float()
+    return backbone(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)[folded.states_BU.flatten()].float()
 
 
 def _windows(config: PretrainedConfig) -> dict[str, int]:

@@ -102,7 +102,7 @@ class Rewards:
         """The weights, in the order of the parts."""
         return torch.tensor([self.weights[name] for name in self.parts], dtype=torch.float64)
 
-    def settle(self, scores_BK: torch.Tensor) -> None:
+    def fit_scale(self, scores_BK: torch.Tensor) -> None:
         """Take mean and standard deviation from completions of the starting policy."""
         self.mean_K, self.std_K = normalisation(scores_BK)
 

@@ -14,7 +14,7 @@ from rlhf.rewards.function import load_function
 from rlhf.rewards.model import RewardModel
 from rlhf.workflow import scorers
 
-OWN = "reward"
+OWN_REWARD = "reward"
 """Name of the run's own reward model: that of the stage that trains it."""
 
 ANSWERS = "judges"

@@ -11,7 +11,7 @@ from rlhf.workflow import BASE, Metrics, Stage, StageContext, is_base, policies_
 
 
 def prepare(context: StageContext) -> None:
-    """Hold, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
+    """Check, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.completions import check_prompts
     from rlhf.evaluation.judges import try_functions
@@ -92,7 +92,7 @@ def absent(project: ProjectConfig) -> str | None:
 
 
 def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
-    """The contents of what no policy may lose; how it is read stands among the settings."""
+    """The contents of the retained sets; how they are read stands among the settings."""
     from rlhf.config.project import SourceConfig
     from rlhf.data.sources import fingerprint
 

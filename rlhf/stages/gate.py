@@ -9,7 +9,7 @@ from rlhf.workflow import Metrics, Stage, StageContext, gated_models, parent_of
 
 
 def prepare(context: StageContext) -> None:
-    """Hold, before anything trains, that there will be pairs and prompts to judge by."""
+    """Check, before anything trains, that there will be pairs and prompts to judge by."""
     from rlhf.data.ledger import Ledger
     from rlhf.data.prepare import evaluation_prompts, iter_records
     from rlhf.evaluation.pairs import no_pairs

@@ -130,7 +130,7 @@ def trainer_class() -> Any:
         group_size = 2
 
         def separable(self) -> bool:
-            """No: each row's loss depends on the KL estimate of its batch."""
+            """False: each row's loss depends on the KL estimate of its batch."""
             return False
 
     return KTOTrainer

@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 def prepare(context: StageContext) -> Ready:
-    """Read and tokenise the prompts, and hold that there is something to maximise."""
+    """Read and tokenise the prompts, and check that there is something to maximise."""
     from rlhf.data.records import Encoded, Unusable
     from rlhf.data.tokenize import Codec
     from rlhf.models.load import check_policy
-    from rlhf.ppo.config import unfit
+    from rlhf.ppo.config import unsupported_settings
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
     check_policy(start.source, start.encoder)
     args: Any = arguments(context, start)
-    if problems := [*args.check(), *unfit(args, start.config.adapter)]:
-        raise UserError(f"stages.ppo.{problems[0]}")
+    if problems := [*args.check(), *unsupported_settings(args, start.config.adapter)]:
+        raise UserError(f"stages.{context.name}.{problems[0]}")
     _check_rewards(context.project, context.name)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
     room = None if args.max_length is None else args.max_length - args.max_new_tokens
     if room is not None and room < 1:
         raise UserError(
-            f"stages.ppo.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {args.max_length} "
-            "tokens"
+            f"stages.{context.name}.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within "
+            f"{args.max_length} tokens"
         )
     codec = Codec(start.tokenizer, args.max_length)
 
@@ -53,7 +53,7 @@ def prepare(context: StageContext) -> Ready:
 
 
 def trial(context: StageContext, ready: Ready) -> None:
-    """Make a trainer once for nothing: transformers' own, since `check` knows all that ours adds."""
+    """Build a trainer once as a dry run: transformers' own, since `check` knows all that ours adds."""
     from peft import TaskType
     from transformers import Trainer
 
@@ -71,7 +71,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.policies.causal_lm import CausalLMPolicy, prompt_rows
     from rlhf.ppo.diagnostics import last_rollout
     from rlhf.ppo.trainer import PPOTrainer
-    from rlhf.rewards.load import OWN
+    from rlhf.rewards.load import OWN_REWARD
     from rlhf.training.candidates import choose, drop, keep_candidates
     from rlhf.training.roles import build_roles, load_maximised
     from rlhf.training.run import run_training
@@ -83,13 +83,13 @@ def run(context: StageContext) -> Metrics:
     fold = context.settings.fold
     policy = CausalLMPolicy(roles, start.tokenizer, args, fold=fold)
     if roles.reward_head is not None:
-        folder = context.parents[OWN]
+        folder = context.parents[OWN_REWARD]
         policy.check_scores(folder, open_stage(folder).manifest.get("probe"))
     if fold and policy.unfolded is not None and process_state().is_main_process:
         print(f"ppo: each reply has its prompt to itself: {policy.unfolded}", file=sys.stderr)
     samples_file = context.directory / "rollouts.jsonl"
     prompts = prompt_rows(ready.data.train, Codec(start.tokenizer))
-    trainer = PPOTrainer(policy, args, prompts, load_maximised(context, roles), samples_file)
+    trainer = PPOTrainer(policy, args, prompts, load_maximised(context, roles), samples_file, context.name)
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, roles.policy, context.directory, trainer)
     metrics = run_training(trainer, context, [samples_file])
@@ -102,20 +102,20 @@ def run(context: StageContext) -> Metrics:
 
 
 def _check_rewards(project: ProjectConfig, stage: str) -> None:
-    """Hold, before anything trains, that the rewards are there; the run's own model may still be to come."""
-    from rlhf.rewards.load import OWN, load_rewards
+    """Check, before anything trains, that the rewards are there; the run's own model may still be to come."""
+    from rlhf.rewards.load import OWN_REWARD, load_rewards
 
     weights = rewards_of(project, stage)
     if not weights:
         raise UserError(
-            f"{project.path}: stages.ppo has nothing to maximise: add a reward stage, or a function to rewards:"
+            f"{project.path}: stages.{stage} has nothing to maximise: add a reward stage, or a function to rewards:"
         )
     for name, weight in weights.items():
         if not isinstance(weight, int | float) or isinstance(weight, bool):
-            raise UserError(f"stages.ppo.rewards.{name}: expected a weight, not {weight!r}")
-    if OWN in weights and OWN not in project.stages:
-        raise UserError(f"stages.ppo.rewards: there is no {OWN!r} stage in {project.path}")
-    load_rewards(project, names=[name for name in weights if name != OWN])
+            raise UserError(f"stages.{stage}.rewards.{name}: expected a weight, not {weight!r}")
+    if OWN_REWARD in weights and OWN_REWARD not in project.stages:
+        raise UserError(f"stages.{stage}.rewards: there is no {OWN_REWARD!r} stage in {project.path}")
+    load_rewards(project, names=[name for name in weights if name != OWN_REWARD])
 
 
 def rewards(project: ProjectConfig, name: str) -> dict[str, float]:

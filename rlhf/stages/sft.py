@@ -34,7 +34,7 @@ def prepare(context: StageContext) -> Ready:
 
 
 def trial(context: StageContext, ready: Ready) -> None:
-    """Make the trainer once for nothing."""
+    """Build the trainer once as a dry run."""
     from peft import TaskType
 
     from rlhf.training.trial import try_trainer

@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 _OF_THE_MACHINE = ("bf16", "dataloader_pin_memory")
 
 
-def said(stage: str, trainer: dict[str, Any]) -> dict[str, Any]:
+def non_default_fields(stage: str, trainer: dict[str, Any]) -> dict[str, Any]:
     """The fields of a stage's YAML that say something else than silence would.
 
     Args:

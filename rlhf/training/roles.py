@@ -20,7 +20,7 @@ from rlhf.models.load import model_config
 from rlhf.models.roles import CRITIC, REWARD, Roles
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.rewards.compose import Rewards
-from rlhf.rewards.load import OWN, load_rewards
+from rlhf.rewards.load import OWN_REWARD, load_rewards
 from rlhf.training.starting_point import StartingPoint, adapted, starting_policy
 from rlhf.workflow import StageContext, rewards_of
 
@@ -47,8 +47,10 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
         UserError: A model cannot be loaded, or is not what its stage left.
     """
     base = starting_policy(context, start)
-    maximised = OWN in rewards_of(context.project, context.name)
-    folder = context.parents.get(OWN) if maximised else None  # another reward's critic must not start as this one
+    maximised = OWN_REWARD in rewards_of(context.project, context.name)
+    folder = (
+        context.parents.get(OWN_REWARD) if maximised else None
+    )  # another reward's critic must not start as this one
     set_seed(args.seed)
     policy = adapted(base, start, TaskType.CAUSAL_LM, args)
     if start.config.adapter is None:
@@ -65,7 +67,9 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
             _copy_head(part.head, value_head)
         else:
             policy.add_adapter(CRITIC, lora_config(start.config.adapter, TaskType.CAUSAL_LM, joined=False))
-    return Roles(policy, value_head, reward_head=part.head if part is not None else None, critic_scores=from_reward)
+    return Roles(
+        policy, value_head, reward_head=part.head if part is not None else None, critic_from_reward=from_reward
+    )
 
 
 def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
@@ -123,7 +127,7 @@ def _separate_roles(
     else:
         critic = scorer.base_model
         _copy_head(score_head(scorer), value_head)
-    return Roles(base, value_head, critic.requires_grad_(True), reference, critic_scores=scorer is not None)
+    return Roles(base, value_head, critic.requires_grad_(True), reference, critic_from_reward=scorer is not None)
 
 
 def _like_the_policy(folder: Path, start: StartingPoint) -> PreTrainedModel | None:
@@ -154,9 +158,11 @@ def _copy_head(source: nn.Linear, target: nn.Linear) -> None:
 def load_maximised(context: StageContext, roles: Roles) -> Rewards:
     """What is maximised; the run's own reward model from the policy's base where it is there."""
     weights = rewards_of(context.project, context.name)
-    adapter = OWN in weights and roles.reward_head is not None
-    loaded = load_rewards(context.project, context.parents, [name for name in weights if name != OWN or not adapter])
-    if OWN in weights and not adapter:
+    adapter = OWN_REWARD in weights and roles.reward_head is not None
+    loaded = load_rewards(
+        context.project, context.parents, [name for name in weights if name != OWN_REWARD or not adapter]
+    )
+    if OWN_REWARD in weights and not adapter:
         print("ppo: the reward model is a model of its own: it does not fit on the policy's base", file=sys.stderr)
     return Rewards(
         {name: loaded.get(name) for name in weights}, {name: float(weight) for name, weight in weights.items()}

@@ -102,7 +102,7 @@ NAMES = (
     LibraryName("transformers:Trainer.create_optimizer", _OVERRIDDEN, "self model"),
     LibraryName("transformers:Trainer.get_train_dataloader", _OVERRIDDEN, "self"),
     LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
-    LibraryName("transformers:Trainer._prepare_inputs", "a minibatch moves to the device", "self inputs"),
+    LibraryName("transformers:Trainer._prepare_inputs", "a micro-batch moves to the device", "self inputs"),
     LibraryName("transformers:Trainer._save", _CHECKPOINT, "self output_dir state_dict"),
     LibraryName("transformers:Trainer._load_from_checkpoint", _CHECKPOINT, "self resume_from_checkpoint model"),
     LibraryName("transformers:Trainer.loss_is_scaled_for_ga", "PPO's means have the whole step's denominator"),

@@ -13,7 +13,7 @@ from rlhf.evaluation.pairs import held_out_pairs
 from rlhf.evaluation.reward_model import score_pairs
 from rlhf.pipeline import runner
 from rlhf.pipeline.execute import prepare_stage, run_stage
-from rlhf.pipeline.gatekeeper import hold
+from rlhf.pipeline.gatekeeper import require_passed
 from rlhf.pipeline.stage import launch
 from rlhf.report.build import build_report
 from rlhf.rewards.model import RewardModel
@@ -196,7 +196,7 @@ def test_a_reward_model_without_pairs_to_judge_it_by_is_named(asked, tmp_path, t
     rewards = {"other": {"model": str(project.run_dir / "reward")}}
     stages = {"ppo": STAGES["ppo"]}
     without = make_project(tmp_path, tiny_llama, rows(sound, 20), stages=stages, data=data, rewards=rewards)
-    hold(without, "ppo")
+    require_passed(without, "ppo")
     assert "nothing shows that other is a reward model" in capsys.readouterr().err
 
 

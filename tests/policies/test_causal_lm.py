@@ -36,7 +36,7 @@ def policy(request, tiny_tokenizer):
 class Given:
     """A sampler whose numbers are another engine's, or not."""
 
-    exact = False
+    exact_log_probs = False
 
 
 @torch.no_grad()
@@ -53,8 +53,8 @@ def test_each_row_is_its_sequence_alone(policy, monkeypatch, batch_size):
     for row, (prompt, ids) in enumerate(PAIRS):
         begin, end = len(prompt) - 1, len(ids)
         values = roles.value_head(hidden(roles, CRITIC, prompt + ids)).squeeze(-1)[begin:]
-        torch.testing.assert_close(measured.values_BS[row, : end + 1], values, atol=1e-5, rtol=1e-5)
-        assert (measured.values_BS[row, end:] == measured.values_BS[row, end]).all()
+        torch.testing.assert_close(measured.values_BU[row, : end + 1], values, atol=1e-5, rtol=1e-5)
+        assert (measured.values_BU[row, end:] == measured.values_BU[row, end]).all()
         roles.policy.set_adapter("default")
         with torch.no_grad():
             own = roles.policy(torch.tensor([prompt + ids])).logits[0, begin:-1]
@@ -64,7 +64,7 @@ def test_each_row_is_its_sequence_alone(policy, monkeypatch, batch_size):
             expected = (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).squeeze(1)
             torch.testing.assert_close(array[row, :end], expected, atol=1e-5, rtol=1e-5)
             assert (array[row, end:] == 0).all()
-    monkeypatch.setattr(Given, "exact", True)
+    monkeypatch.setattr(Given, "exact_log_probs", True)
     assert measure(policy=policy, inputs=ROWS, groups=COMPLETIONS, batch_size=batch_size).policy_BT is None
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.ppo.diagnostics import alike, disagreement, hacking_signs
+from rlhf.ppo.diagnostics import disagreement, equal_score_groups, hacking_signs
 
 
 def history(before, after, each=5):
@@ -44,7 +44,7 @@ def test_too_few_rollouts_say_nothing():
 def test_groups_with_one_score():
     out = math.nan
     scores = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [3.0, out, 3.0], [out, out, out], [1.0, out, 2.0]])
-    assert alike(scores).tolist() == [True, False, True, True, False]
+    assert equal_score_groups(scores).tolist() == [True, False, True, True, False]
 
 
 def test_a_gap_that_is_rounding_is_no_disagreement():

@@ -52,16 +52,16 @@ def test_wrong_shapes_are_refused(fields, message):
 
 
 @pytest.mark.parametrize("widest", [None, 0])
-def test_a_minibatch_is_some_rows_of_the_whole(widest):
+def test_a_micro_batch_is_some_rows_of_the_whole(widest):
     whole = rollout(values_BT=torch.arange(18.0).view(6, 3) + 300)
     chosen = [5, 0, 1, 4]
-    part = whole.minibatch(chosen, 7.0, Packer(widest))
+    part = whole.micro_batch(chosen, 7.0, Packer(widest))
     assert part.tokens == 7
     assert part.weights_BT is None
     for name in ("mask_BT", "log_probs_BT", "advantages_BT", "returns_BT", "values_BT"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[chosen, :2]), name
     assert torch.equal(part.packed.mask_BT, MASK[chosen, :2])
-    tokens = part.packed.ids_RL.flatten()[part.packed.states_BS]
+    tokens = part.packed.ids_RL.flatten()[part.packed.states_BU]
     assert tokens.tolist() == [[13, 29, 29], [10, 20, 21], [10, 22, 22], [13, 28, 28]]
     assert len(part.packed.ids_RL) == (4 if widest == 0 else 3)  # 0 and 1 share a prompt and stand together
 
@@ -69,13 +69,13 @@ def test_a_minibatch_is_some_rows_of_the_whole(widest):
 def test_a_completion_without_a_score_keeps_its_tokens_and_loses_its_mask():
     mask = MASK.clone()
     mask[2] = False
-    part = rollout(mask_BT=mask).minibatch([2, 3], 2.0, Packer())
+    part = rollout(mask_BT=mask).micro_batch([2, 3], 2.0, Packer())
     assert part.mask_BT.tolist() == [[False] * 3, [True, True, False]]
     assert part.packed.mask_BT.tolist() == [[True] * 3, [True, True, False]]
 
 
-def test_a_minibatch_moves_as_a_whole():
-    part = rollout().minibatch([0, 1], 3.0, Packer()).to(torch.device("meta"))
+def test_a_micro_batch_moves_as_a_whole():
+    part = rollout().micro_batch([0, 1], 3.0, Packer()).to(torch.device("meta"))
     arrays = [getattr(part, field.name) for field in dataclasses.fields(part) if field.name.endswith("_BT")]
     assert {array.device.type for array in arrays if array is not None} == {"meta"}
     assert part.packed.ids_RL.device.type == "meta"

@@ -41,7 +41,7 @@ class PackedLabels:
 class LabelPolicy(RolesPolicy):
     """A classifier that chooses one label: all that a kind of policy has to say."""
 
-    exact, suspect = True, "the classifier is at fault"
+    exact_log_probs, mismatch_hint = True, "the classifier is at fault"
 
     @torch.no_grad()
     def sample(self, inputs, seeds):

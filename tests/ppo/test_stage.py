@@ -149,7 +149,7 @@ def test_the_reward_adapter_scores_like_the_reward_model(project, trained):
     ready = ppo.prepare(context)
     roles = build_roles(context, ready.start, ready.args, ready.args.critic_start)
     assert roles.reward_head is not None
-    assert roles.critic_scores
+    assert roles.critic_from_reward
     rows = prompt_rows(ready.data.train, Codec(ready.start.tokenizer))[:4]
     policy = CausalLMPolicy(roles, ready.start.tokenizer, ready.args)
     rewards = load_maximised(context, roles)
@@ -256,7 +256,7 @@ def test_a_critic_does_not_start_as_a_reward_that_is_not_maximised(project):
     ready = ppo.prepare(context)
     roles = build_roles(context, ready.start, ready.args, ready.args.critic_start)
     assert roles.reward_head is None
-    assert not roles.critic_scores
+    assert not roles.critic_from_reward
     assert not roles.value_head.weight.any()
 
 

@@ -29,7 +29,7 @@ def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
 def gradients(trainer: PPOTrainer, batch) -> tuple[float, dict[str, torch.Tensor]]:
     trainer.model.zero_grad()
     trainer.optimizer = trainer.create_optimizer()
-    loss = trainer.training_step(trainer.model, {"minibatch": batch})
+    loss = trainer.training_step(trainer.model, {"micro_batch": batch})
     named = trainer.policy.roles.named_parameters()
     return loss.item(), {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 
@@ -48,8 +48,8 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
         for name, parameter in trainer.policy.roles.named_parameters():
             if "lora_B.default" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    rollout = trainer.collect(1)
-    batch = rollout.minibatch(rollout.by_length(range(8 // rollout.samples), trainer.policy), 1.0, trainer.policy)
+    rollout = trainer.collect_rollout(1)
+    batch = rollout.micro_batch(rollout.by_length(range(8 // rollout.samples), trainer.policy), 1.0, trainer.policy)
     with torch.no_grad():
         now, _ = trainer.model("policy", batch.packed)
     ratio = (now - batch.log_probs_BT).exp()[batch.mask_BT]
@@ -61,8 +61,8 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
 @pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"entropy_coef": 0.1}])
 def test_padding_further_changes_nothing(tmp_path, tiny_llama, options):
     trainer = make_trainer(tmp_path, tiny_llama, **options)
-    rollout = trainer.collect(0)
-    batch = rollout.minibatch(range(8), 17.0, trainer.policy)
+    rollout = trainer.collect_rollout(0)
+    batch = rollout.micro_batch(range(8), 17.0, trainer.policy)
     wider = lay_out([*batch_prompts(rollout), [5] * 40], [*batch_completions(rollout), [[7] * 20]], pad=3)
     junk = {}
     for name, value in vars(batch).items():
@@ -159,7 +159,7 @@ def test_a_completion_without_a_score_takes_no_part(tmp_path, tiny_llama):
         return [None if value in (2, 5) else 1.0 * value for value in number]
 
     trainer = make_trainer(tmp_path, tiny_llama, function=picky)
-    rollout = trainer.collect(0)
+    rollout = trainer.collect_rollout(0)
     assert (~rollout.mask_BT.any(1)).sum() == 2
     assert (rollout.advantages_BT[~rollout.mask_BT] == 0).all()
     assert trainer._metrics["response/scored_share"] == [0.75]
@@ -183,7 +183,7 @@ def test_rewards_that_are_all_alike_are_told(tmp_path, tiny_llama, capsys, advan
     make_trainer(tmp_path, tiny_llama, function=by_prompt, **options).train()
     assert capsys.readouterr().err.count("all replies to a prompt have the same score") == told
     trainer = make_trainer(tmp_path, tiny_llama, **options)
-    trainer.collect(0)
+    trainer.collect_rollout(0)
     assert trainer._metrics["objective/alike"] == [0.0]
     assert "the same score" not in capsys.readouterr().err
 
@@ -247,8 +247,8 @@ def test_the_critic_has_a_learning_rate_of_its_own(tmp_path, tiny_llama):
 @pytest.mark.parametrize("adapter", [True, False])
 def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, adapter):
     trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter))
-    rollout = trainer.collect(0)
-    batch = rollout.minibatch(range(8), 17.0, trainer.policy)
+    rollout = trainer.collect_rollout(0)
+    batch = rollout.micro_batch(range(8), 17.0, trainer.policy)
     plain = gradients(trainer, batch)
     trainer.model.train()
     trainer.model.gradient_checkpointing_enable()
@@ -285,7 +285,7 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
     ours = PolicySampler(roles, [0], 1, 8)
 
     class Other:
-        exact = False
+        exact_log_probs = False
 
         def __call__(self, prompts, seeds):
             return [
@@ -294,11 +294,11 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
             ]  # fmt: skip
 
     trainer = make_trainer(tmp_path, tiny_llama, roles, sampler=Other(), max_importance_weight=2.0)
-    rollout = trainer.collect(0)
+    rollout = trainer.collect_rollout(0)
     mask = rollout.mask_BT
     wanted = torch.tensor([1.0, 1.6487, 2.0]).repeat(3)[: mask.shape[1]].expand(mask.shape)
     assert rollout.weights_BT[mask] == pytest.approx(wanted[mask], abs=1e-4)
-    batch = rollout.minibatch(range(8), 1.0, trainer.policy)
+    batch = rollout.micro_batch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
         now, _ = trainer.model("policy", batch.packed)
     assert now[mask] == pytest.approx(rollout.log_probs_BT[mask], abs=1e-5)
@@ -308,7 +308,7 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
 class Shifted:
     """A sampler whose log-probabilities are off."""
 
-    exact = True
+    exact_log_probs = True
 
     def __init__(self, sampler, shift):
         self.sampler, self.shift = sampler, shift
@@ -324,11 +324,11 @@ def test_a_policy_that_is_not_its_reference_at_the_start_is_told(tmp_path, tiny_
     roles = make_roles(tiny_llama)
     ours = PolicySampler(roles, [0], 1, 8)
     with pytest.raises(UserError, match=r"0\.5 nats a token.*LlamaForCausalLM.*fold: false"):
-        make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, 0.5)).collect(0)
+        make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, 0.5)).collect_rollout(0)
     assert "ppo: " not in capsys.readouterr().err
-    make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, -0.01)).collect(0)
+    make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, -0.01)).collect_rollout(0)
     assert "off its reference by 0.01 nats a token" in capsys.readouterr().err
-    make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, 0.5)).collect(1)  # it may have moved
+    make_trainer(tmp_path, tiny_llama, roles, sampler=Shifted(ours, 0.5)).collect_rollout(1)  # it may have moved
 
 
 @pytest.mark.parametrize("options", [{}, {"num_mini_batches": 2, "per_device_train_batch_size": 4}])
@@ -374,7 +374,7 @@ def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     trainer = make_trainer(tmp_path, tiny_llama, Roles(policy), advantage="reinforce")
-    batch = trainer.collect(1).minibatch(range(8), 1.0, trainer.policy)
+    batch = trainer.collect_rollout(1).micro_batch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
         now, _ = trainer.model("policy", batch.packed)
     assert now[batch.mask_BT] == pytest.approx(batch.log_probs_BT[batch.mask_BT], abs=1e-5)
@@ -382,10 +382,10 @@ def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
 
 def test_below_float32_sampling_and_training_are_told_apart(tmp_path, tiny_llama):
     trainer = make_trainer(tmp_path, tiny_llama, bf16=True)
-    rollout = trainer.collect(0)
+    rollout = trainer.collect_rollout(0)
     assert rollout.weights_BT is not None
     assert trainer._metrics["sampler/gap"][0] > 0
-    assert make_trainer(tmp_path, tiny_llama).collect(0).weights_BT is None
+    assert make_trainer(tmp_path, tiny_llama).collect_rollout(0).weights_BT is None
 
 
 def test_a_step_too_far_is_said(tmp_path, tiny_llama, capsys):

@@ -46,9 +46,9 @@ def test_as_many_replies_a_row_as_fit(widest, rows):
     assert len(folded.ids_RL) == rows
     tokens = folded.ids_RL.flatten()
     assert [
-        tokens[states[1:]][mask].tolist() for states, mask in zip(folded.states_BS, folded.mask_BT, strict=True)
+        tokens[states[1:]][mask].tolist() for states, mask in zip(folded.states_BU, folded.mask_BT, strict=True)
     ] == replies[0]
-    assert all(tokens[states[0]] == 4 for states in folded.states_BS)
+    assert all(tokens[states[0]] == 4 for states in folded.states_BU)
 
 
 @pytest.mark.parametrize("widest", [None, 0])
@@ -58,7 +58,7 @@ def test_a_fold_is_each_sequence_by_itself(model, widest):
     assert folded.shares is (widest is None)
     with torch.no_grad():
         log_probs, entropies = completion_log_probs(model, folded, 1.0, entropies=True)
-        states = last_hidden(model.base_model, folded).flatten(0, 1)[folded.states_BS]
+        states = last_hidden(model.base_model, folded).flatten(0, 1)[folded.states_BU]
         for row, (prompt, reply) in enumerate(each_alone()):
             expected, hidden = plainly(model, prompt, reply)
             end = len(reply)
@@ -186,7 +186,7 @@ def test_layout_by_hand():
     assert folded.ids_RL.tolist() == [[5, 6, 10, 11, 12], [7, 13, 14, 1, 1]]
     assert folded.positions_RL.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
     assert folded.segments_RL.tolist() == [[0, 0, 1, 1, 2], [0, 1, 2, -1, -1]]
-    assert folded.states_BS.tolist() == [[1, 2, 3], [1, 4, 4], [5, 6, 6], [5, 7, 7]]
+    assert folded.states_BU.tolist() == [[1, 2, 3], [1, 4, 4], [5, 6, 6], [5, 7, 7]]
     assert folded.mask_BT.tolist() == [[True, True], [True, False], [True, False], [True, False]]
 
 

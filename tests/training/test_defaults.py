@@ -5,7 +5,7 @@ import trl
 
 from rlhf.config import trainer_fields
 from rlhf.ppo.config import PPOConfig
-from rlhf.training.defaults import DEFAULTS, said
+from rlhf.training.defaults import DEFAULTS, non_default_fields
 from rlhf.workflow import stage_of
 
 KINDS = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig, "ppo": PPOConfig}
@@ -31,5 +31,5 @@ def test_defaults_read_from_source_are_those_of_the_class(stage):
     ],
 )
 def test_a_default_written_out_says_nothing(stage, trainer, left):
-    assert said(stage, trainer) == left
+    assert non_default_fields(stage, trainer) == left
     assert stage_of("ppo").defaults["lr_scheduler_type"] != DEFAULTS["lr_scheduler_type"]
