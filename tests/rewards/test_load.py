@@ -5,6 +5,7 @@ import pytest
 from rlhf.artifacts.hashing import digest
 from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
+from rlhf.pipeline import identity
 from rlhf.rewards.load import load_reward, load_rewards
 from rlhf.rewards.model import RewardModel
 from tests.support.models import save_classifier
@@ -71,7 +72,7 @@ def test_a_label_reaches_the_model(project, tiny_bert, tmp_path):
 
 
 def test_what_decides_a_judge_makes_the_evaluation_stale(tmp_path, tiny_llama, models):
-    def identity(reward):
+    def hash_with(reward):
         project = make_project(tmp_path, tiny_llama, rewards={"judge": reward})
         return digest(identity.identity(project, "evaluate"))
 
@@ -81,5 +82,5 @@ def test_what_decides_a_judge_makes_the_evaluation_stale(tmp_path, tiny_llama, m
         function, {**function, "arguments": {"pattern": "b"}}, single, {**single, "label": 0}, {**single, "label": 1},
         {"model": models}, {"model": models[::-1]}, {"model": models, "std_weight": 0.5},
     ]  # fmt: skip
-    assert len({identity(reward) for reward in several}) == len(several)
-    assert identity(function) == identity(dict(function))
+    assert len({hash_with(reward) for reward in several}) == len(several)
+    assert hash_with(function) == hash_with(dict(function))

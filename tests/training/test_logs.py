@@ -4,7 +4,8 @@ from datetime import timedelta
 from transformers import TrainerState
 
 from rlhf.models import device
-from rlhf.pipeline import stage
+from rlhf.pipeline import execute
+from rlhf.pipeline.stage import guarded
 from rlhf.training import logs
 
 
@@ -49,8 +50,8 @@ def test_processes_wait_for_each_other_as_long_as_the_stage_says(monkeypatch):
 
     monkeypatch.setattr(device, "PartialState", FakeState)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    stage._wait(7200)
-    stage._wait()
+    execute._wait(7200)
+    execute._wait()
     assert given == [timedelta(hours=2), None]
 
 
@@ -58,5 +59,5 @@ def test_an_interrupt_is_one_line(capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert stage.guarded(interrupted) == 130
+    assert guarded(interrupted) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
