@@ -48,8 +48,8 @@ class Stage:
     """Writes the artefact and returns its metrics."""
     prepare: Callable[[StageContext], Any] | None = None
     """Reads, checks and tokenises its data, and trains nothing."""
-    trial: Callable[[StageContext, Any], None] | None = None
-    """Takes what `prepare` returned too, and makes the trainer without training."""
+    dry_run: Callable[[StageContext, Any], None] | None = None
+    """Takes what `prepare` returned too, and builds the trainer without training."""
     method: str = ""
     """What it does, as a model card says it."""
 
@@ -96,12 +96,12 @@ class Stage:
         return self.rewards is not None and self.data is not None
 
     @property
-    def writes(self) -> bool:
+    def can_generate(self) -> bool:
         """Whether its artefact writes completions."""
         return self.leaves in ("policy", "base")
 
     @property
-    def model(self) -> bool:
+    def leaves_model(self) -> bool:
         """Whether its artefact is a model."""
         return self.leaves in ("policy", "scorer", "base")
 

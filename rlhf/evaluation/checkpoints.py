@@ -27,7 +27,7 @@ from rlhf.models.device import process_state, sharded
 from rlhf.policies.completion import as_completion
 from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction, columns_of
-from rlhf.rewards.compose import normalisation, normalise, score_matrix, weighted_sum
+from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards
 from rlhf.workflow import StageContext, rewards_of
 
@@ -73,7 +73,7 @@ class CheckpointJudge:
                 f"{stage}.checkpoint_judge: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are "
                 "needed; hold out more (holdout), or leave out data.prompts"
             )
-        if _side(context) == "train" and process_state().is_main_process:
+        if _prompts_side(context) == "train" and process_state().is_main_process:
             how = "chosen by" if self.settings.select == "best" else "scored on"
             print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts "
                   "the held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
@@ -97,7 +97,7 @@ class CheckpointJudge:
         return {
             "checkpoint_judge": self.settings.checkpoint_judge,
             "tracked": points,
-            "tracked_on": _side(self.context),
+            "tracked_on": _prompts_side(self.context),
             "selected_step": steps[peak(scores) - 1] if self.settings.select == "best" else steps[-1],
             "overoptimised": warning(points, scores),
         }
@@ -165,11 +165,10 @@ class _Proxy:
         """A number per completion, [P, S]; the first call is of the starting policy's."""
         scores_BK = score_matrix([scores.ravel().tolist() for scores in scores_KPS])
         self.reference = self.reference or normalisation(scores_BK)
-        scaled_BK = normalise(scores_BK, *self.reference)
-        return weighted_sum(scaled_BK, self.weights_K, scaled_BK.nanmean(0)).numpy().reshape(scores_KPS[0].shape)
+        return combined(scores_BK, self.weights_K, *self.reference).numpy().reshape(scores_KPS[0].shape)
 
 
-def _side(context: StageContext) -> Side:
+def _prompts_side(context: StageContext) -> Side:
     """Whether checkpoints complete held-out prompts; without `data.prompts` the comparison has these."""
     project = context.project
     return "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
@@ -183,7 +182,7 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     """
     project = context.project
     role = source_set(project, str(context.stage.data))
-    wanted = _side(context)
+    wanted = _prompts_side(context)
     compared = {content_key(prompt.prompt) for prompt in evaluation_prompts(project, project.evaluate.prompts)}
     chosen: dict[bytes, tuple[Text, dict[str, Any]]] = {}
     for record, side in iter_records(project, role):

@@ -185,9 +185,9 @@ def compare(rows: Sequence[Row], policy: str, baseline: str, judge: str) -> Comp
         difference_ci=[2 * end - 1 for end in rate_ci] if rate_ci and judged.of_pairs else mean_interval(difference_P),
         win_rate=finite_mean(wins_P),
         win_rate_ci=rate_ci,
-        win_rate_length_controlled=_known(controlled),
+        win_rate_length_controlled=_none_if_nan(controlled),
         win_rate_length_controlled_ci=None if math.isnan(controlled_ci[0]) else list(controlled_ci),
-        p_value=_known(paired_p_value(difference_P)),
+        p_value=_none_if_nan(paired_p_value(difference_P)),
         p_adjusted=None,
         n_comparisons=0,
         kl=finite_mean(mean_per_prompt(completion_values(rows, policy, "kl"))),
@@ -233,7 +233,7 @@ def decide(
     decisions = []
     for verdict, p in zip(alone, adjusted, strict=True):
         corrected = verdict != "no difference" and not p < ALPHA
-        decisions.append(Decision("no difference" if corrected else verdict, _known(p), counted, corrected))
+        decisions.append(Decision("no difference" if corrected else verdict, _none_if_nan(p), counted, corrected))
     return decisions
 
 
@@ -305,5 +305,5 @@ def compare_groups(
     return correct(comparisons)
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)

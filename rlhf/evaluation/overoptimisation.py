@@ -79,7 +79,7 @@ def peak(judge_P: Sequence[Floats]) -> int:
     return max(range(1, len(judge_P)), key=lambda index: (float(np.mean(judge_P[index])), -index))
 
 
-def course(judge_P: Sequence[Floats]) -> Course:
+def judge_trend(judge_P: Sequence[Floats]) -> Course:
     """How the checkpoint judge's score went in the course of training.
 
     It turned down if the interval of the paired difference over prompts, last checkpoint less the peak, lies below
@@ -102,14 +102,14 @@ def course(judge_P: Sequence[Floats]) -> Course:
 
 
 def warning(points: Sequence[Point], judge_P: Sequence[Floats]) -> str | None:
-    """The `course` of a run in words where it is a reason to worry, else None.
+    """The `judge_trend` of a run in words where it is a reason to worry, else None.
 
     Args:
         points: The start and the checkpoints, in order.
         judge_P: Scores of each by the checkpoint judge, one value a prompt of `scored_everywhere`.
     """
     start, at_peak, at_end = points[0], points[peak(judge_P)], points[-1]
-    match course(judge_P):
+    match judge_trend(judge_P):
         case "unknown":
             return (
                 f"the checkpoint judge scores {len(judge_P[0])} prompts at every checkpoint: too few to choose by, the "

@@ -36,7 +36,7 @@ def held_out_pairs(project: ProjectConfig) -> Pairs:
         if side == "train":
             train.append(_longer(record))
             continue
-        heapq.heappush(kept, (-_place(record), number, record))
+        heapq.heappush(kept, (-_order_by_content(record), number, record))
         if len(kept) > PAIRS:
             heapq.heappop(kept)
     if not kept:
@@ -82,6 +82,6 @@ def _longer(record: Preference) -> int:
     return len(completion_text(record.chosen)) - len(completion_text(record.rejected))
 
 
-def _place(record: Preference) -> int:
+def _order_by_content(record: Preference) -> int:
     """A number that follows from the content alone."""
     return int.from_bytes(content_key(record.prompt, record.chosen), "big")

@@ -69,13 +69,13 @@ class Spread(NamedTuple):
     def p_value(self, mean: float) -> float:
         """The alpha whose interval ends at zero; not below 2^(1 - prompts), what sign flips over prompts can show."""
 
-        def beyond(log_alpha: float) -> float:
+        def excess(log_alpha: float) -> float:
             return self.half_width(math.exp(log_alpha)) - abs(mean)
 
         if not mean:
             return 1.0
         least = max(2.0 ** (1 - self.prompts), 1e-30)
-        return least if beyond(math.log(least)) <= 0 else math.exp(optimize.brentq(beyond, math.log(least), 0.0))
+        return least if excess(math.log(least)) <= 0 else math.exp(optimize.brentq(excess, math.log(least), 0.0))
 
 
 def summarise_seeds(comparisons: Sequence[Comparison]) -> SeedSummary:

@@ -81,8 +81,8 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
     context = StageContext(project, name, directory, parents)
     try:
         ready = stage.prepare(context)
-        if stage.trial is not None:
-            stage.trial(context, ready)
+        if stage.dry_run is not None:
+            stage.dry_run(context, ready)
     finally:
         folder.remove_if_empty(directory)
 
@@ -135,14 +135,14 @@ def _wait(patience: float | None = None) -> None:
 def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
     """Run or prepare a stage; whatever a library raises becomes a line, with its traceback in the run's folder.
 
-    A run of which no stage has begun leaves no folder: then the file is among the temporary ones.
+    A run of which no stage has in_run_folder leaves no folder: then the file is among the temporary ones.
 
     Raises:
         UserError: The stage refuses its input, or a library cannot do what the settings ask for.
         Defect: Our own code raised something.
     """
-    begun = function is run_stage and stage_of(name).leaves != "base"
-    with explained_stage(project, name, project.run_dir if begun else None):
+    in_run_folder = function is run_stage and stage_of(name).leaves != "base"
+    with explained_stage(project, name, project.run_dir if in_run_folder else None):
         check_library_names()
         function(project, name)
 

@@ -37,7 +37,7 @@ _LINGER = 15.0
 
 
 @dataclass(frozen=True)
-class Hold:
+class RunLock:
     """A run's folder, held alone."""
 
     project: ProjectConfig
@@ -76,7 +76,7 @@ def own_folder(project: ProjectConfig) -> None:
 
 
 @contextlib.contextmanager
-def locked(project: ProjectConfig) -> Iterator[Hold]:
+def locked(project: ProjectConfig) -> Iterator[RunLock]:
     """Lock a run's folder, made if need be, for this run alone; the lock goes with the process, however that ends.
 
     Nothing of an earlier run is written to before the lock is held.
@@ -95,14 +95,14 @@ def locked(project: ProjectConfig) -> Iterator[Hold]:
         raise UserError(f"{run_dir}: {error.strerror}; give another output_dir:") from None
     with lock, working:
         _take(lock, working, run_dir)
-        hold = Hold(project, uuid.uuid4().hex, made, not (run_dir / OWNER).is_file())
+        held = RunLock(project, uuid.uuid4().hex, made, not (run_dir / OWNER).is_file())
         own_folder(project)
         lock.truncate(0)
-        lock.write(hold.key)
+        lock.write(held.key)
         lock.flush()
         fcntl.flock(working, fcntl.LOCK_UN)
         try:
-            yield hold
+            yield held
         finally:  # whoever joined ends once the lock is free; then the caller may say that the run has ended
             lock.close()
             _within(_LINGER, lambda: _try(working))
@@ -189,7 +189,9 @@ def _check_owner(project: ProjectConfig) -> None:
             raise UserError(
                 f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
             )
-    elif folder.exists() and (not folder.is_dir() or any(one.name not in (LOCK, WORKING) for one in folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or any(child.name not in (LOCK, WORKING) for child in folder.iterdir())
+    ):
         raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
 
 
@@ -268,7 +270,7 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
                 break
     if worked and worked[-1] != versions:
         _say(f"{_stage_of(directory)}: goes on with what was begun with {other_versions(worked[-1], versions)}")
-    worked = [*(one for one in worked if one != versions), versions]
+    worked = [*(earlier for earlier in worked if earlier != versions), versions]
     write_json(directory / IDENTITY, {"beginning": beginning, "versions": worked})
     return worked
 

@@ -28,11 +28,11 @@ def require_passed(project: ProjectConfig, name: str) -> None:
             continue
         if record["metrics"]["passed"]:
             continue
-        shut = {model: found for model, found in record["metrics"]["models"].items() if not found["passed"]}
+        shut = {model: decision for model, decision in record["metrics"]["models"].items() if not decision["passed"]}
         lines = [f"the gate is shut: {name} would maximise a reward model that is not shown to be one"]
-        for model, found in shut.items():
-            lines += [f"  {model}: {reason}" for reason in found["reasons"]]
-            lines += [f"  look at: {advice}" for advice in found["advice"]]
+        for model, decision in shut.items():
+            lines += [f"  {model}: {reason}" for reason in decision["reasons"]]
+            lines += [f"  look at: {advice}" for advice in decision["advice"]]
         if project.gate == "warn":
             _say("\n".join(["warning: " + lines[0], *lines[1:]]))
             continue

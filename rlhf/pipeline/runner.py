@@ -76,23 +76,23 @@ def run(
         StageFailed: A stage failed; it has said why.
         GateClosed: A reward model is not shown to be one.
     """
-    with folder.locked(project) as hold:
+    with folder.locked(project) as run_lock:
         try:
             plans = plan(project, only, force)
-            _check_data(project, plans, hold.key, say)
+            _check_data(project, plans, run_lock.key, say)
         except (UserError, StageFailed):
-            hold.withdraw()
+            run_lock.withdraw()
             raise
-        hold.note_overrides()
-        _run(project, plans, hold.key, accelerate_config, say)
+        run_lock.note_overrides()
+        _run(project, plans, run_lock.key, accelerate_config, say)
     return plans
 
 
 def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callable[[str], None]) -> None:
     """Read, check and tokenise the data of the stages that are to run."""
-    todo = [one for one in plans if one.reason]
-    for one in plans:
-        say(f"{one.stage}: {one.reason or 'done'}{one.note}")
+    todo = [stage_plan for stage_plan in plans if stage_plan.reason]
+    for stage_plan in plans:
+        say(f"{stage_plan.stage}: {stage_plan.reason or 'done'}{stage_plan.note}")
     if not todo:
         return
     server = _fork_server()
@@ -100,29 +100,31 @@ def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callab
         _start(server, run_stage, project, todo[0].stage, key)
         todo = todo[1:]
     say("checking data")
-    prepare = functools.partial(prepare_stage, running=frozenset(one.stage for one in todo))
-    for one in todo:
-        _start(server, prepare, project, one.stage, key)
+    prepare = functools.partial(prepare_stage, running=frozenset(stage_plan.stage for stage_plan in todo))
+    for stage_plan in todo:
+        _start(server, prepare, project, stage_plan.stage, key)
 
 
 def _run(
     project: ProjectConfig, plans: list[Plan], key: str, accelerate_config: Path | None, say: Callable[[str], None]
 ) -> None:
     """Run the stages that are to run."""
-    for one in plans:
-        if one.reason is None or _makes_base(one.stage):
+    for stage_plan in plans:
+        if stage_plan.reason is None or _makes_base(stage_plan.stage):
             continue
-        gatekeeper.require_passed(project, one.stage)
-        say(f"running {one.stage}")
-        begun = time.perf_counter()
-        if accelerate_config is not None and stage_of(one.stage).data is not None:
-            _accelerate(project, one.stage, key, accelerate_config)
+        gatekeeper.require_passed(project, stage_plan.stage)
+        say(f"running {stage_plan.stage}")
+        started = time.perf_counter()
+        if accelerate_config is not None and stage_of(stage_plan.stage).data is not None:
+            _accelerate(project, stage_plan.stage, key, accelerate_config)
         else:
-            _start(_fork_server(), run_stage, project, one.stage, key)
-        if folder.partial_dir(project, one.stage).exists():
-            raise UserError(f"{one.stage}: its process ended before the stage was done, and says that all is well; "
-                            "does a reward of yours call os._exit?")  # fmt: skip
-        say(f"{one.stage} done in {time.perf_counter() - begun:.0f} s")
+            _start(_fork_server(), run_stage, project, stage_plan.stage, key)
+        if folder.partial_dir(project, stage_plan.stage).exists():
+            raise UserError(
+                f"{stage_plan.stage}: its process ended before the stage was done, and says that all is well; "
+                "does a reward of yours call os._exit?"
+            )
+        say(f"{stage_plan.stage} done in {time.perf_counter() - started:.0f} s")
 
 
 class Checked(NamedTuple):
@@ -149,13 +151,13 @@ def check(project: ProjectConfig) -> dict[str, Checked]:
     server = _fork_server()
     checked = {}
     with tempfile.TemporaryDirectory() as scratch:
-        trial = replace(project, output_dir=scratch)
-        with folder.locked(trial) as hold:
-            for name in planned(trial):
+        scratch_project = replace(project, output_dir=scratch)
+        with folder.locked(scratch_project) as run_lock:
+            for name in planned(scratch_project):
                 if name != kind_of(name):
                     continue
-                _start(server, run_stage if _makes_base(name) else prepare_stage, trial, name, hold.key)
-                prepared = folder.partial_dir(trial, name) / "data"
+                _start(server, run_stage if _makes_base(name) else prepare_stage, scratch_project, name, run_lock.key)
+                prepared = folder.partial_dir(scratch_project, name) / "data"
                 if prepared.is_dir():
                     checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
     return checked

@@ -33,9 +33,9 @@ def find_run(spec: str, output_dir: str | Path = "runs") -> tuple[Path, str | No
     if whole is not None:
         return whole
     head, colon, stage = spec.rpartition(":")
-    found = _locate(head, Path(output_dir)) if colon and head else None
-    if found is not None:
-        return found[0], stage or None
+    located = _locate(head, Path(output_dir)) if colon and head else None
+    if located is not None:
+        return located[0], stage or None
     name = head if colon and head else spec
     if Path(name).is_dir():
         raise UserError(f"{name}: is a folder, but no run: it holds no finished stage")
@@ -54,7 +54,7 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
         UserError: There is no such stage, it is not finished, or its files changed since.
     """
     finished = finished_stages(run_dir)
-    fitting = [name for name in finished if stage_of(name).writes or not policies_only]
+    fitting = [name for name in finished if stage_of(name).can_generate or not policies_only]
     if stage is None:
         policies = [name for name in fitting if stage_of(name).leaves == "policy" and name == kind_of(name)]
         if not policies:
@@ -76,7 +76,7 @@ def finished_stages(run_dir: Path) -> list[str]:
 
 
 def _is_model(stage: str) -> bool:
-    return stage_of(stage).model
+    return stage_of(stage).leaves_model
 
 
 def _locate(spec: str, output_dir: Path) -> tuple[Path, str | None] | None:

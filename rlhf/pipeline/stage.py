@@ -67,13 +67,13 @@ def _run_alone(project: ProjectConfig, name: str) -> None:
         attempt(run_stage, project, name)
         return
     gatekeeper.require_passed(project, name)
-    with folder.locked(project) as hold:
-        hold.note_overrides()
+    with folder.locked(project) as run_lock:
+        run_lock.note_overrides()
         try:
             attempt(run_stage, project, name)
         except UserError:
             if not folder.partial_dir(project, name).exists():  # refused before it began
-                hold.withdraw()
+                run_lock.withdraw()
             raise
 
 

@@ -1,7 +1,7 @@
 """Causal language models as policies: the input is a prompt, an action is a token.
 
-How they sample stands beside this file: `sampler` (transformers, with its `cache`), `vllm`, and `trial`, which tries
-how a model can be sampled. Completions of a prompt share its computation where the model allows it
+How they sample stands beside this file: `sampler` (transformers, with its `cache`), `vllm`, and `sampling_check`, which
+tries how a model can be sampled. Completions of a prompt share its computation where the model allows it
 (`rlhf.prefix_sharing`).
 """
 
@@ -27,13 +27,13 @@ from rlhf.policies.base import RolesPolicy, like_sizes
 from rlhf.policies.completion import Completion, decoded
 from rlhf.policies.sample import stop_ids
 from rlhf.policies.sampler import PolicySampler, Sampler
+from rlhf.policies.sampling_check import batching_of
 from rlhf.policies.settings import SamplingSettings
-from rlhf.policies.trial import batching_of
 from rlhf.policies.vllm import VllmSampler
 from rlhf.prefix_sharing.forward import last_hidden
 from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import Folded, lay_out
-from rlhf.prefix_sharing.support import trial, why_not, widest
+from rlhf.prefix_sharing.support import folding_check, why_not, widest
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class CausalLMPolicy(RolesPolicy):
         super().__init__(roles)
         self.tokenizer, self.settings = tokenizer, settings
         self._given_sampler = sampler
-        self.unfolded = "fold is off" if not fold else why_not(roles.base) or trial(roles.base.base_model)
+        self.unfolded = "fold is off" if not fold else why_not(roles.base) or folding_check(roles.base.base_model)
         """Why each completion has its prompt to itself; None where they share it."""
         self._widest = widest(roles.base)
 

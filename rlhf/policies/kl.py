@@ -11,7 +11,7 @@ from rlhf.objectives.kl import token_kl
 from rlhf.policies.completion import Completion
 from rlhf.prefix_sharing.head import completion_logits
 from rlhf.prefix_sharing.layout import lay_out
-from rlhf.prefix_sharing.support import trial, why_not, widest
+from rlhf.prefix_sharing.support import folding_check, why_not, widest
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def sequence_kl(
     results = []
     device = next(policy.parameters()).device
     both = (policy, reference)
-    apart = any(why_not(model) or trial(model.base_model) for model in both)
+    apart = any(why_not(model) or folding_check(model.base_model) for model in both)
     most = 0 if apart else min((limit for model in both if (limit := widest(model)) is not None), default=None)
     for prompt, row in zip(prompts, completions, strict=True):
         folded = lay_out([prompt], [[completion.ids for completion in row]], pad=0, widest=most).to(device)

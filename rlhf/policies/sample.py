@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.policies.completion import Completion, decoded, row_seed
 from rlhf.policies.sampler import TransformersSampler
-from rlhf.policies.trial import batching_of
+from rlhf.policies.sampling_check import batching_of
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -34,7 +34,7 @@ _DROP_SHARE = 0.125
 
 
 class Batching(Enum):
-    """Which rows a model can be sampled with at once; see `trial.batching_of`."""
+    """Which rows a model can be sampled with at once; see `sampling_check.batching_of`."""
 
     MIXED = "prompts of different lengths"
     """Shorter prompts have padding before them, which a mask hides."""

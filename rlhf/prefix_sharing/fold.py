@@ -156,7 +156,7 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     backbone = result.backbone
     if is_folded(whole):
         raise ValueError(f"{type(whole).__name__} is folded already")
-    result.reason = _prompt_learning(model) or support.why_not(backbone, longest=0) or _trial(backbone)
+    result.reason = _prompt_learning(model) or support.why_not(backbone, longest=0) or _folding_check(backbone)
     if result.reason is not None:
         result.say(result.reason)
         return result
@@ -194,8 +194,8 @@ def _prompt_learning(model: nn.Module) -> str | None:
     return None
 
 
-def _trial(backbone: nn.Module) -> str | None:
-    return support.trial(backbone) if can_be_tried(backbone) else None
+def _folding_check(backbone: nn.Module) -> str | None:
+    return support.folding_check(backbone) if can_be_tried(backbone) else None
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -30,7 +30,7 @@ _WINDOW = re.compile(
 
 _PROMPT, _COMPLETIONS = [13, 29, 5, 17], [[23, 41, 3], [7, 31]]
 _TIMES = 6
-"""The tokens that `trial` reads, modulo the vocabulary, and how often they are repeated at most."""
+"""The tokens that `folding_check` reads, modulo the vocabulary, and how often they are repeated at most."""
 
 
 def why_not(model: PreTrainedModel, longest: int | None = None) -> str | None:
@@ -113,7 +113,7 @@ def is_noisy(backbone: Any, forward: Callable[..., Any]) -> bool:
     return not torch.equal(first, second)
 
 
-def trial(backbone: Any) -> str | None:
+def folding_check(backbone: Any) -> str | None:
     """Why a backbone cannot share prompts, found by trying: two short sequences by themselves and as one row.
 
     What settings do not tell shows here: positions that the model makes by itself, states beside attention, a mask that
@@ -122,7 +122,7 @@ def trial(backbone: Any) -> str | None:
     return _tried(backbone, _folded) or _tried(backbone, _folded, _times(backbone.config.get_text_config()))
 
 
-def packing_trial(backbone: Any) -> str | None:
+def packing_check(backbone: Any) -> str | None:
     """Why a backbone cannot take several sequences in a row whose positions restart: they would see one another."""
     return _tried(backbone, _packed)
 
@@ -154,7 +154,7 @@ def _tried(backbone: Any, run: Callable[..., torch.Tensor], times: int = 1) -> s
 
 
 def _times(config: PretrainedConfig) -> int:
-    """How often over the tokens of a trial stand within the model's positions and windows."""
+    """How often over the tokens of a check stand within the model's positions and windows."""
     limits = [getattr(config, "max_position_embeddings", None), *_windows(config).values()]
     columns = len(_PROMPT) + sum(map(len, _COMPLETIONS))
     return max(1, min([_TIMES, *(limit // columns for limit in limits if limit)]))

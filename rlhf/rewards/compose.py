@@ -84,6 +84,33 @@ def weighted_sum(scores_BK: torch.Tensor, weights_K: torch.Tensor, fallback_K: t
     return torch.where(missing_BK.all(1), math.nan, total_B)
 
 
+def combined(
+    scores_BK: torch.Tensor,
+    weights_K: torch.Tensor,
+    mean_K: torch.Tensor,
+    std_K: torch.Tensor,
+    reduce: Reduce = lambda tensor: tensor,
+) -> torch.Tensor:
+    """What is maximised: `normalise`, then `weighted_sum` with each reward's mean over the batch for missing scores.
+
+    Args:
+        scores_BK: Scores of B completions by K rewards; NaN means no score.
+        weights_K: Weights.
+        mean_K: Means from `normalisation`; empty: scores are taken as they are.
+        std_K: Standard deviations from `normalisation`.
+        reduce: Sums a tensor over all processes.
+
+    Returns:
+        float64 of shape B; NaN for a completion that no reward could score.
+    """
+    if len(mean_K):
+        scores_BK = normalise(scores_BK, mean_K, std_K)
+    known_BK = ~scores_BK.isnan()
+    sums = reduce(torch.stack([known_BK.double().sum(0), scores_BK.nansum(0)]))
+    fallback_K = torch.where(sums[0] > 0, sums[1] / sums[0].clamp(min=1), math.nan)
+    return weighted_sum(scores_BK, weights_K, fallback_K)
+
+
 @dataclass
 class Rewards:
     """What is maximised: named parts and their weights.
@@ -116,9 +143,4 @@ class Rewards:
 
     def total(self, scores_BK: torch.Tensor, reduce: Reduce) -> torch.Tensor:
         """One score a completion, [B]; NaN where no part has one."""
-        if len(self.mean_K):
-            scores_BK = normalise(scores_BK, self.mean_K, self.std_K)
-        known_BK = ~scores_BK.isnan()
-        sums = reduce(torch.stack([known_BK.double().sum(0), scores_BK.nansum(0)]))
-        fallback_K = torch.where(sums[0] > 0, sums[1] / sums[0].clamp(min=1), math.nan)
-        return weighted_sum(scores_BK, self.weights_K, fallback_K)
+        return combined(scores_BK, self.weights_K, self.mean_K, self.std_K, reduce)

@@ -42,7 +42,7 @@ def try_with_reference(ready: Ready, kind: Any) -> None:
     """Make a trainer of this kind once without training, its reference not computed ahead."""
     from peft import TaskType
 
-    from rlhf.training.trial import try_trainer, weightless
+    from rlhf.training.dry_run import try_trainer, weightless
     from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
     ready.args.precompute_ref_log_probs = False

@@ -24,7 +24,7 @@ def prepare(context: StageContext) -> Ready:
     return Ready(start, args, data)
 
 
-def trial(context: StageContext, ready: Ready) -> None:
+def dry_run(context: StageContext, ready: Ready) -> None:
     """Make the trainer once without training."""
     from rlhf.trl_trainers.dpo import DPOTrainer
 
@@ -46,7 +46,7 @@ STAGE = Stage(
     leaves="policy",
     run=run,
     prepare=prepare,
-    trial=trial,
+    dry_run=dry_run,
     method="Direct preference optimisation",
     data="preferences",
     follows=("sft",),

@@ -136,7 +136,7 @@ def trainer_class() -> Any:
     return KTOTrainer
 
 
-def trial(context: StageContext, ready: Ready) -> None:
+def dry_run(context: StageContext, ready: Ready) -> None:
     """Make the trainer once without training."""
     try_with_reference(ready, trainer_class())
 
@@ -154,7 +154,7 @@ STAGE = Stage(
     leaves="policy",
     run=run,
     prepare=prepare,
-    trial=trial,
+    dry_run=dry_run,
     method="Kahneman-Tversky optimisation",
     data="feedback",
     follows=("sft",),

@@ -52,12 +52,12 @@ def prepare(context: StageContext) -> Ready:
     return Ready(start, args, prepared_data(context, start, encode, {"room": room}, keep_columns=True))
 
 
-def trial(context: StageContext, ready: Ready) -> None:
+def dry_run(context: StageContext, ready: Ready) -> None:
     """Build a trainer once as a dry run: transformers' own, since `check` knows all that ours adds."""
     from peft import TaskType
     from transformers import Trainer
 
-    from rlhf.training.trial import try_trainer
+    from rlhf.training.dry_run import try_trainer
 
     try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(Trainer, model))
 
@@ -147,7 +147,7 @@ STAGE = Stage(
     leaves="policy",
     run=run,
     prepare=prepare,
-    trial=trial,
+    dry_run=dry_run,
     method="Reinforcement learning (PPO)",
     data="rollouts",
     follows=("sft",),

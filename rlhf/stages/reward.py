@@ -25,11 +25,11 @@ def prepare(context: StageContext) -> Ready:
     return Ready(start, args, prepared_data(context, start, codec.scored_pair, settings, ahead=ahead))
 
 
-def trial(context: StageContext, ready: Ready) -> None:
+def dry_run(context: StageContext, ready: Ready) -> None:
     """Build the trainer once as a dry run."""
     from peft import TaskType
 
-    from rlhf.training.trial import try_trainer
+    from rlhf.training.dry_run import try_trainer
     from rlhf.trl_trainers.reward import RewardTrainer
     from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
@@ -84,7 +84,7 @@ STAGE = Stage(
     leaves="scorer",
     run=run,
     prepare=prepare,
-    trial=trial,
+    dry_run=dry_run,
     method="A reward model, trained on preference pairs",
     data="preferences",
     follows=("sft",),

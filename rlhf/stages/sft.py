@@ -33,11 +33,11 @@ def prepare(context: StageContext) -> Ready:
     return Ready(start, args, data)
 
 
-def trial(context: StageContext, ready: Ready) -> None:
+def dry_run(context: StageContext, ready: Ready) -> None:
     """Build the trainer once as a dry run."""
     from peft import TaskType
 
-    from rlhf.training.trial import try_trainer
+    from rlhf.training.dry_run import try_trainer
     from rlhf.trl_trainers.sft import SFTTrainer
     from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
@@ -51,7 +51,7 @@ def run(context: StageContext) -> Metrics:
     """Train a causal model to imitate, or an encoder to classify."""
     from peft import TaskType
 
-    from rlhf.prefix_sharing.support import packing_trial
+    from rlhf.prefix_sharing.support import packing_check
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
     from rlhf.training.starting_point import adapted, starting_policy
@@ -63,7 +63,7 @@ def run(context: StageContext) -> Metrics:
         trainer = _classifier(ready, _new_classifier(ready))
     else:
         policy = starting_policy(context, ready.start)
-        if (ready.args.packing or ready.args.padding_free) and (reason := packing_trial(policy.base_model)):
+        if (ready.args.packing or ready.args.padding_free) and (reason := packing_check(policy.base_model)):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
         model = adapted(policy, ready.start, TaskType.CAUSAL_LM, ready.args)
         trainer = ready.trainer(SFTTrainer, model, speedups=speedups_of(context))
@@ -106,7 +106,7 @@ STAGE = Stage(
     leaves="policy",
     run=run,
     prepare=prepare,
-    trial=trial,
+    dry_run=dry_run,
     method="Supervised fine-tuning on demonstrations",
     data="demonstrations",
     trainer=(*TRL_CONFIG, "trl.trainer.sft_config:SFTConfig"),

@@ -16,7 +16,7 @@ from rlhf.models.load import Source, check_weights, context_length, is_encoder, 
 from rlhf.models.settings import stage_settings
 from rlhf.models.tokenizer import check_settings
 from rlhf.models.weights import check_numbers
-from rlhf.policies.trial import check_architecture, check_can_sample
+from rlhf.policies.sampling_check import check_architecture, check_can_sample
 from rlhf.workflow import StageContext, ancestors_of, parent_of
 
 

@@ -115,7 +115,7 @@ NAMES = (
       for name in ("lengths", "effective_batch_size", "dp_size", "grad_accum", "seed", "epoch", "rank", "drop_last",
                    "num_full_batches", "remainder")),
     LibraryName("transformers.trainer_utils:get_last_checkpoint", "an interrupted stage goes on from it", "folder"),
-    LibraryName("transformers.integrations.liger:apply_liger_kernel", "a trial applies what training will apply",
+    LibraryName("transformers.integrations.liger:apply_liger_kernel", "a dry run applies what training will apply",
                 "model kernel_config"),
     LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "weights that are sharded are not looked at",
                 ""),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf.evaluation.overoptimisation import as_rows, course, peak, point, scored_everywhere, warning
+from rlhf.evaluation.overoptimisation import as_rows, judge_trend, peak, point, scored_everywhere, warning
 
 PROMPTS = np.arange(20.0)
 
@@ -38,8 +38,8 @@ def test_the_peak_is_the_best_checkpoint_and_never_the_start():
 )
 def test_how_the_score_went(levels, expected):
     points, judge_P = run(*levels)
-    assert course(judge_P) == expected
-    assert course([scores[:5] for scores in judge_P]) == "unknown"
+    assert judge_trend(judge_P) == expected
+    assert judge_trend([scores[:5] for scores in judge_P]) == "unknown"
     assert (warning(points, judge_P) is None) == (expected == "held")
 
 
@@ -54,7 +54,7 @@ def test_noise_is_called_over_optimisation_in_few_runs():
     draw = np.random.default_rng(0)
     called = 0
     for _ in range(100):
-        called += course([draw.normal(size=64) for _ in range(11)]) == "turned down"
+        called += judge_trend([draw.normal(size=64) for _ in range(11)]) == "turned down"
     assert called <= 5
 
 
@@ -75,7 +75,7 @@ def test_what_has_no_score_is_null_and_not_a_number_that_is_none():
         None,
         None,
     )
-    assert course([empty, empty]) == "unknown"
+    assert judge_trend([empty, empty]) == "unknown"
     assert "scores 0 prompts" in warning([empty_point, empty_point], [empty, empty])
 
 

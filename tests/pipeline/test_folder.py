@@ -22,10 +22,10 @@ RUN = """
 import subprocess, sys
 from rlhf.config.load import load_project
 from rlhf.pipeline import folder
-with folder.locked(load_project(sys.argv[1])) as hold:
+with folder.locked(load_project(sys.argv[1])) as run_lock:
     stage = "import sys, time; from pathlib import Path; from rlhf.pipeline import folder\\n" \\
         "with folder.joined(Path(sys.argv[1]), sys.argv[2]): print(1, flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", stage, str(hold.project.run_dir), hold.key]
+    command = [sys.executable, "-c", stage, str(run_lock.project.run_dir), run_lock.key]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE)
     worker.stdout.readline()
     print(worker.pid, flush=True)
@@ -56,8 +56,8 @@ def wait_for(state: str, pid: int) -> None:
 
 
 def test_a_refused_run_leaves_the_first_ones_overrides(project):
-    with folder.locked(load_project(project.path, ["seed=1"])) as hold:
-        hold.note_overrides()
+    with folder.locked(load_project(project.path, ["seed=1"])) as run_lock:
+        run_lock.note_overrides()
         with pytest.raises(UserError, match="another run is at work here"):
             runner.run(load_project(project.path, ["seed=2"]), say=lambda line: None)
     assert folder.project_of(project.run_dir).seed == 1
@@ -73,8 +73,8 @@ def test_a_damaged_record_of_the_project_is_named(project, content):
 
 
 def test_a_run_that_never_began_leaves_an_earlier_ones_overrides(project):
-    with folder.locked(load_project(project.path, ["seed=1"])) as hold:
-        hold.note_overrides()
+    with folder.locked(load_project(project.path, ["seed=1"])) as run_lock:
+        run_lock.note_overrides()
     with pytest.raises(UserError, match="no stage 'nothing'"):
         runner.run(load_project(project.path, ["seed=2"]), only=["nothing"], say=lambda line: None)
     assert folder.project_of(project.run_dir).seed == 1
@@ -136,9 +136,13 @@ def test_as_long_as_a_process_of_a_stage_lives_no_run_begins(project, monkeypatc
 
 
 def test_a_process_that_comes_after_its_run_is_refused(project):
-    with folder.locked(project) as hold:
+    with folder.locked(project) as run_lock:
         pass
-    with folder.locked(project), pytest.raises(UserError, match="has ended"), folder.joined(project.run_dir, hold.key):
+    with (
+        folder.locked(project),
+        pytest.raises(UserError, match="has ended"),
+        folder.joined(project.run_dir, run_lock.key),
+    ):
         pass
     assert json.loads((project.run_dir / folder.OWNER).read_text())["name"] == "tiny"
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.integrations.neftune import activate_neftune
 
-from rlhf.prefix_sharing.support import dropout, is_noisy, noise_settings, packing_trial, trial, why_not, widest
+from rlhf.prefix_sharing.support import dropout, folding_check, is_noisy, noise_settings, packing_check, why_not, widest
 from tests.support.architectures import built
 from tests.support.families import FAMILIES, causal
 from tests.support.models import strengthened, strong
@@ -90,7 +90,7 @@ def test_a_window_of_any_name(name, setting):
     assert f"at most 16 tokens ({setting})" in why_not(model)
     assert why_not(model, longest=16) is None
     assert f"({setting})" in why_not(model, longest=17)
-    assert trial(model.base_model) is None  # within the window all is well
+    assert folding_check(model.base_model) is None  # within the window all is well
     assert widest(model) == (None if name == "mistral" else 16)
 
 
@@ -110,7 +110,7 @@ def test_a_trial_finds_a_window_without_a_name():
     model = strengthened(built("gpt_neo", window_size=24), 4.0)
     model.config.window_size = 0
     assert why_not(model) is None
-    assert "states change by" in trial(model.base_model)
+    assert "states change by" in folding_check(model.base_model)
 
 
 def test_a_rotation_that_depends_on_length_is_plain_up_to_its_limit():
@@ -195,8 +195,8 @@ def test_noise_that_only_the_config_names():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trial_passes_whom_settings_pass(family):
     backbone = causal(family).base_model
-    assert trial(backbone) is None
-    assert packing_trial(backbone) is None
+    assert folding_check(backbone) is None
+    assert packing_check(backbone) is None
     assert backbone.training
 
 
@@ -205,18 +205,19 @@ def test_a_trial_finds_positions_of_the_models_own(tiny_gpt2):
     backbone = strong(tiny_gpt2).base_model
     plain = backbone.forward
     backbone.forward = lambda *args, position_ids=None, **kwargs: plain(*args, **kwargs)
-    assert "states change by" in trial(backbone)
-    assert "states change by" in packing_trial(backbone)
+    assert "states change by" in folding_check(backbone)
+    assert "states change by" in packing_check(backbone)
 
 
 def test_states_that_run_through_a_row_cannot_be_packed():
     config = MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4)
     model = strengthened(AutoModelForCausalLM.from_config(config))
-    assert packing_trial(model.base_model) is not None
+    assert packing_check(model.base_model) is not None
 
 
 def test_a_trial_finds_what_raises():
     backbone = AutoModelForCausalLM.from_config(
         BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)
     ).base_model
-    assert "does not take several sequences in a row" in trial(backbone) or "states change" in trial(backbone)
+    reason = folding_check(backbone)
+    assert "does not take several sequences in a row" in reason or "states change" in reason

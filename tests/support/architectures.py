@@ -20,11 +20,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rlhf.errors import UserError
 from rlhf.policies.sampler import Batching, TransformersSampler
-from rlhf.policies.trial import batching_of
+from rlhf.policies.sampling_check import batching_of
 from rlhf.prefix_sharing.fold import fold
 from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import lay_out
-from rlhf.prefix_sharing.support import trial, why_not, widest
+from rlhf.prefix_sharing.support import folding_check, why_not, widest
 from tests.support.models import strengthened
 
 NAMES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -246,7 +246,7 @@ def _shares(model: Any) -> str:
                 gap = (model(input_ids=pairs, use_cache=False).logits - expected).abs().max()
         assert gap < TOLERANCE * expected.abs().max(), f"{type(model).__name__} is {gap:.2g} off where it is folded"
         reasons.append(folded.reason or next(iter(folded.said), None))
-    reason = why_not(model) or trial(model.base_model)
+    reason = why_not(model) or folding_check(model.base_model)
     if reason is None:
         lay = [lay_out(PROMPTS[:3], [[[9, 8, 7], [20] * 12, [4, 5]]] * 3, PAD, most) for most in (widest(model), 0)]
         ours, theirs = (completion_log_probs(model, folded, 1.0)[0] for folded in lay)

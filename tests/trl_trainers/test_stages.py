@@ -98,7 +98,7 @@ def test_a_stage_that_cannot_fold_says_so_once(tmp_path, tiny_bert, tiny_llama, 
 
 
 def test_packing_where_sequences_would_mix(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.setattr("rlhf.prefix_sharing.support.packing_trial", lambda backbone: "states that run through")
+    monkeypatch.setattr("rlhf.prefix_sharing.support.packing_check", lambda backbone: "states that run through")
     project = make_project(tmp_path, tiny_llama, stages={"sft": {"packing": True, "max_steps": 1}})
     with pytest.raises(UserError, match=r"stages.sft.packing: .* would see one another: states that run through"):
         run_stage(project, "sft")

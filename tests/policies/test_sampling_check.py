@@ -3,7 +3,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.policies.sampler import Batching
-from rlhf.policies.trial import batching_of
+from rlhf.policies.sampling_check import batching_of
 from tests.support.architectures import built
 from tests.support.models import strengthened
 
