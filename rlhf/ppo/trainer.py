@@ -23,15 +23,8 @@ from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Policy
+from rlhf.ppo import diagnostics
 from rlhf.ppo.config import PPOConfig, round_to_rollouts
-from rlhf.ppo.diagnostics import (
-    MAX_DISTANCE,
-    disagreement,
-    hacking_signs,
-    reference_distance,
-    rollout_metrics,
-    sample_rows,
-)
 from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN_REWARD
@@ -114,11 +107,15 @@ class PPOTrainer(Trainer):
                 reduce=self._reduce,
             )  # fmt: skip
             names = list(self.rewards.parts)
-            metrics = rollout_metrics(collected=collected, names=names, kl_coef=self.kl_coef, reduce=self._reduce)
+            metrics = diagnostics.rollout_metrics(
+                collected=collected, names=names, kl_coef=self.kl_coef, reduce=self._reduce
+            )
             if number == 0:
-                distance = reference_distance(collected=collected, reduce=self._reduce)
+                distance = diagnostics.reference_distance(collected=collected, reduce=self._reduce)
                 self._check_agreement("before its first step the policy is off its reference", distance)
-        self._finish_rollout(number, metrics, sample_rows(collected=collected, names=names, count=args.log_completions))
+        self._finish_rollout(
+            number, metrics, diagnostics.sample_rows(collected=collected, names=names, count=args.log_completions)
+        )
         return collected.rollout
 
     def _fit_reward_scale(self) -> None:
@@ -194,7 +191,7 @@ class PPOTrainer(Trainer):
             )
         if metrics["response/scored_share"] < 0.5:
             self._warn_once("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")
-        if signs := hacking_signs(self.history):
+        if signs := diagnostics.hacking_signs(self.history):
             self._warn_once("hacking", signs)
 
     def _warn_once(self, kind: str, message: str) -> None:
@@ -205,8 +202,8 @@ class PPOTrainer(Trainer):
 
     def _check_agreement(self, what: str, distance: float) -> None:
         """Check that two ways to the same log-probabilities agree; warn of a small difference, refuse a large one."""
-        message = disagreement(what, distance, self.policy.mismatch_hint)
-        if message and distance > MAX_DISTANCE:
+        message = diagnostics.disagreement(what, distance, self.policy.mismatch_hint)
+        if message and distance > diagnostics.MAX_DISTANCE:
             raise UserError(f"stages.{self.stage}: {message}")
         if message:
             self._warn_once("distance", message)
