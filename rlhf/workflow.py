@@ -207,13 +207,12 @@ def _check_parents(project: ProjectConfig) -> None:
     """
     for name in project.stages:
         chain = [name]
-        while (parent := parent_of(project, chain[-1])) in project.stages and parent not in chain:
-            chain.append(str(parent))
+        while (parent := parent_of(project, chain[-1])) and project.has_stage(parent) and parent not in chain:
+            chain.append(parent)
         if parent in chain:
-            circle = " from ".join([*chain[chain.index(str(parent)) :], str(parent)])
-            raise UserError(
-                f"{project.path}: stages.{parent}.parent: a circle: {circle}; let one of them start from {BASE}"
-            )
+            circle = " from ".join([*chain[chain.index(parent) :], parent])
+            key = f"stages.{kind_of(parent)}.parent"
+            raise UserError(f"{project.path}: {key}: a circle: {circle}; let one of them start from {BASE}")
 
 
 def parent_of(project: ProjectConfig, name: str) -> str | None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig, StageId
 from rlhf.config.ranges import shown
 from rlhf.errors import UserError, unknown_name
-from rlhf.workflow import BASE, stage_of, stages
+from rlhf.workflow import BASE, scorers, stage_of, stages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAMED = "must be letters, digits, '.', '_' or '-', at most 100 (it names a folder)"
@@ -58,6 +58,8 @@ def check(project: ProjectConfig) -> None:
         if stage.parent is not None and stage.parent not in others:
             hint = unknown_name(stage.parent, others)
             raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
+        if stage.parent in scorers() and stage_of(name).leaves == "policy":
+            raise UserError(f"{where}: stages.{name}.parent: {stage.parent!r} is a reward model and writes no replies")
     _check_judges(project)
 
 

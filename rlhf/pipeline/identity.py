@@ -7,10 +7,11 @@ settings one by one, as that of a reward does, `_unhandled` adds those that it d
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import rlhf
-from rlhf.artifacts.hashing import digest, sha256_file
+from rlhf.artifacts.hashing import sha256_file
 from rlhf.artifacts.manifest import PACKAGES, Manifest, artifact_hash, read_manifest
 from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
@@ -196,8 +197,13 @@ def beginning(parts: dict[str, Any], processes: int | None = None) -> dict[str, 
 
 
 def is_current(manifest: Manifest, project: ProjectConfig, name: str) -> bool:
-    """Whether what a finished stage came from is what it would come from now."""
-    return digest(identity(project, name)) == manifest["hash"]
+    """Whether what a finished stage came from is what it would come from now; 1 and 1.0 are the same."""
+    return as_recorded(identity(project, name)) == manifest["identity"]
+
+
+def as_recorded(parts: dict[str, Any]) -> dict[str, Any]:
+    """An identity as a manifest holds it."""
+    return json.loads(json.dumps(parts, default=str))
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

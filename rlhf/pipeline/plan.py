@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +112,7 @@ def _changed_since_it_began(project: ProjectConfig, name: str) -> str:
 
 def _identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     """A stage's identity as a record holds it."""
-    return json.loads(json.dumps(identity.identity(project, name), default=str))
+    return identity.as_recorded(identity.identity(project, name))
 
 
 def _note(project: ProjectConfig, name: str) -> str:

@@ -40,6 +40,12 @@ class LibraryName:
 
     def problem(self) -> str | None:
         """What has moved, or None where the name is as expected."""
+        try:
+            return self._moved()
+        except (ImportError, RuntimeError) as error:  # the latter of a library that imports its modules when asked
+            return f"{self.path.replace(':', '.')} cannot be imported: {error.__cause__ or error}"
+
+    def _moved(self) -> str | None:
         module, _, name = self.path.partition(":")
         try:
             owner: Any = importlib.import_module(module)

@@ -109,6 +109,7 @@ def test_overrides_come_last(path):
         ("stages.dpo.beta=true", "stages.dpo.beta: expected float, not True"),
         ("stages.dpo.output_dir=x", "stages.dpo: unknown key 'output_dir'; the stage writes to"),
         ("stages.dpo.parent=sfd", "no stage 'sfd'; did you mean 'sft'?"),
+        ("stages={reward: {}, dpo: {parent: reward}}", "stages.dpo.parent: 'reward' is a reward model"),
         ("evaluate.max_new_tokens=0", "evaluate.max_new_tokens: must be at least 1, not 0"),
         ("evaluate.temperature=-1", "evaluate.temperature: must be at least 0, not -1"),
         ("seed=-1", "seed: must be at least 0, not -1"),

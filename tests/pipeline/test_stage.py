@@ -68,6 +68,8 @@ def test_help_lists_every_option(stage, capsys):
     [
         ({"sft.parent": "dpo"}, "sft from dpo from sft"),
         ({"dpo.parent": "ppo", "ppo.parent": "dpo"}, "dpo from ppo from dpo"),
+        ({"dpo.parent": "ppo", "ppo.parent": "dpo@1", "dpo.seeds": "2"}, "ppo from dpo@1 from ppo"),
+        ({"dpo.parent": "dpo@1", "dpo.seeds": "2"}, "dpo@1 from dpo@1"),
     ],
 )
 def test_parents_in_a_circle_are_called_one(tmp_path, tiny_llama, parents, circle):

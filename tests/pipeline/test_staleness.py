@@ -14,7 +14,7 @@ from rlhf.config import project as schema
 from rlhf.config.load import load_project
 from rlhf.config.trainer_fields import class_defaults, trained_stages, trainer_fields
 from rlhf.errors import UserError
-from rlhf.pipeline.identity import NOT_DECIDING, TRAINER_NOT_DECIDING, identity
+from rlhf.pipeline.identity import NOT_DECIDING, TRAINER_NOT_DECIDING, as_recorded, identity
 from rlhf.pipeline.plan import _why as why
 from rlhf.workflow import planned
 from tests.support.projects import pairs, write_project, write_rows
@@ -170,3 +170,12 @@ def test_a_run_of_another_version_is_said_to_be_one(project, monkeypatch):
     record = {"identity": {"package": "0.0.9"}, "hash": "x", "versions": {}}
     monkeypatch.setattr("rlhf.pipeline.plan.read_manifest", lambda folder: record)
     assert why(project, "sft", set(), forced=False) == f"made by rlhf 0.0.9, and this is {rlhf.__version__}"
+
+
+@pytest.mark.parametrize(("weight", "reason"), [(1, None), (1.0, None), (2, "changed: trainer.rewards.plain")])
+def test_a_whole_number_is_the_same_with_and_without_its_point(project, monkeypatch, weight, reason):
+    record = {"identity": as_recorded(identity(project, "ppo")), "hash": "x", "versions": {}}
+    monkeypatch.setattr("rlhf.pipeline.plan.read_manifest", lambda folder: record)
+    rewards = {"plain": weight, "reward": 1.0}
+    now = changed(project, ("stages", "ppo", "trainer"), {**project.stages["ppo"].trainer, "rewards": rewards})
+    assert why(now, "ppo", set(), forced=False) == reason

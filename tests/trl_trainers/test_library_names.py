@@ -4,7 +4,9 @@ import ast
 import importlib
 import inspect
 import re
+import sys
 import textwrap
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +157,19 @@ def test_what_has_moved_is_named(name, problem):
         check_library_names([name])
     for part in (f"trl {trl.__version__}: ", f"pip install trl=={TESTED['trl']}"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, ImportError])
+def test_a_name_that_cannot_be_imported_has_moved(monkeypatch, raised):
+    """A library that imports its modules when they are asked for may only fail then."""
+
+    class Lazy(types.ModuleType):
+        def __getattr__(self, name):
+            raise raised("it failed") from ImportError("cannot import 'KTOConfig'")
+
+    monkeypatch.setitem(sys.modules, "trl.lazy", Lazy("trl.lazy"))
+    with pytest.raises(UserError, match=r"trl\.lazy\.KTOTrainer\.log cannot be imported: cannot import 'KTOConfig'"):
+        check_library_names([LibraryName("trl.lazy:KTOTrainer.log", "")])
 
 
 def test_a_moved_signature_ends_a_run_before_anything_is_read(tmp_path, tiny_llama, monkeypatch):
