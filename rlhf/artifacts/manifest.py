@@ -15,7 +15,7 @@ import rlhf
 from rlhf.artifacts.hashing import digest, sha256_file
 from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.errors import UserError
-from rlhf.workflow import Leaves
+from rlhf.workflow import Leaves, stages
 
 MANIFEST = "stage.json"
 """The file that says a stage is finished."""
@@ -31,6 +31,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "t
 _REQUIRED: dict[str, type] = {
     "stage": str, "artifact": str, "hash": str, "identity": dict, "parents": dict, "versions": dict, "metrics": dict,
 }  # fmt: skip
+
+_OPTIONAL: dict[str, type] = {"kind": str, "repetition": int, "order": int, "label": str, "method": str, "leaves": str}
 
 _verified: dict[Path, int] = {}
 """Folders that this process has verified, with the time at which their manifest was written, in nanoseconds."""
@@ -51,8 +53,8 @@ class Lineage(TypedDict):
 class Manifest(TypedDict):
     """The fields of stage.json. Fields that are not listed here are kept as they stand.
 
-    `read_manifest` gives a stage of an earlier version the `kind`, `repetition`, `method`, `leaves` and
-    `trainer_config` that it did not record.
+    `read_manifest` gives a stage of an earlier version the `kind`, `repetition`, `order`, `label`, `method`, `leaves`
+    and `trainer_config` that it did not record.
     """
 
     stage: str
@@ -126,15 +128,21 @@ def read_manifest(folder: Path) -> Manifest | None:
                     f"it; {remedy}"
                 )
             raise UserError(f"{path}: has no {name!r}, or one of another type; {remedy}")
+    for name, kind in _OPTIONAL.items():
+        if name in fields and not isinstance(fields[name], kind):
+            raise UserError(f"{path}: {name!r} is of another type; {remedy}")
     return cast(Manifest, {**_description(folder, fields), **fields})
 
 
 def _description(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage says of itself, as far as that follows from the rest of its manifest and from its model's config."""
+    """What a stage says of itself, as declared; else as far as it follows from the rest and its model's config."""
     kind, _, repetition = fields["stage"].partition("@")
+    named = {"kind": kind, "repetition": int(repetition) if repetition.isdigit() else 0}
+    if (stage := stages().get(kind)) is None:
+        return {**named, "method": "", "leaves": _leaves(folder, fields), "trainer_config": []}
     return {
-        "kind": kind, "repetition": int(repetition) if repetition.isdigit() else 0, "method": "",
-        "leaves": _leaves(folder, fields), "trainer_config": [],
+        **named, "order": stage.order, "label": stage.label, "method": stage.method, "leaves": stage.leaves,
+        "trainer_config": list(stage.trainer),
     }  # fmt: skip
 
 

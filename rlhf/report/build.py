@@ -191,6 +191,13 @@ def _evaluation(manifest: Manifest, prompts: int, stages: Sequence[str]) -> Eval
 
 
 def _stage(folder: Path, manifest: Manifest) -> StageReport:
+    metrics = manifest["metrics"]
+    ungated = manifest.get("leaves") == "verdict" and "gates" not in metrics
+    if ungated or any("checkpoint_judge" not in point for point in metrics.get("tracked", [])):
+        raise UserError(
+            f"{folder}: an earlier version of rlhf wrote this stage, and this one cannot report it; run it again: "
+            f"rlhf run YAML --force {manifest['stage']}"
+        )
     return cast(StageReport, {**manifest["metrics"], **_ledger(folder), **_findings(folder)})
 
 

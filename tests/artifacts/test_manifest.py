@@ -9,6 +9,7 @@ import rlhf
 from rlhf.artifacts.manifest import MANIFEST, artifact_hash, read_manifest, verify, write_manifest
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import guarded
+from rlhf.workflow import stage_of
 from tests.support.manifests import finish, manifest
 
 
@@ -102,6 +103,13 @@ def test_a_missing_field_and_one_of_another_type_are_named(tmp_path, field, valu
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize(("field", "value"), [("leaves", 7), ("order", "x"), ("label", None), ("repetition", "1")])
+def test_a_described_stage_has_its_types(tmp_path, field, value):
+    write_manifest(tmp_path, {**manifest("sft"), field: value})
+    with pytest.raises(UserError, match=rf"stage\.json: '{field}' is of another type; delete .* to run"):
+        read_manifest(tmp_path)
+
+
 def test_an_empty_object_is_one_line_and_exit_code_2(tmp_path, capsys):
     (tmp_path / MANIFEST).write_text("{}")
     assert guarded(lambda: verify(tmp_path)) == 2
@@ -120,6 +128,17 @@ def test_further_fields_are_kept(tmp_path):
     written = finish(tmp_path, notes={"of": "the user's"})
     assert read_manifest(tmp_path).items() >= written.items()
     assert written["notes"] == {"of": "the user's"}
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo@1", "reward", "gate", "evaluate"])
+def test_a_known_stage_of_an_earlier_version_is_described_as_declared(tmp_path, name):
+    fields = manifest(name)
+    for key in ("kind", "repetition", "order", "label", "method", "leaves", "trainer_config"):
+        fields.pop(key, None)
+    write_manifest(tmp_path, fields)
+    read, stage = read_manifest(tmp_path), stage_of(name)
+    described = [read[key] for key in ("order", "label", "method", "leaves", "trainer_config")]
+    assert described == [stage.order, stage.label, stage.method, stage.leaves, list(stage.trainer)]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,17 @@ def test_what_is_missing_or_broken_is_named(tmp_path, run_maker):
         build_report(run)
 
 
+@pytest.mark.parametrize(
+    ("stage", "metrics"),
+    [("gate", {"passed": True, "models": {}}), ("ppo", {"tracked": [{"step": 1, "gold": 0.5, "gold_ci": [0.4, 0.6]}]})],
+)
+def test_a_stage_of_an_earlier_version_is_not_reported_without_its_warnings(run_maker, stage, metrics):
+    run = run_maker()
+    manifests.finish(run / stage, metrics=metrics)
+    with pytest.raises(UserError, match=f"{stage}: an earlier version of rlhf .* --force {stage}"):
+        build_report(run)
+
+
 def test_a_report_is_written_whole_or_not_at_all(run_maker, monkeypatch):
     run = run_maker()
     write_report(run)
