@@ -200,7 +200,10 @@ def _start(
     server: Any, function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str
 ) -> None:
     process = server.Process(target=_child, args=(function, project, name, key), name=name)
-    process.start()
+    try:
+        process.start()
+    except (EOFError, ConnectionError):  # the server was ended before it could fork, as a rule by the system
+        raise StageFailed(name, -signal.SIGKILL) from None
     try:
         process.join()
     except BaseException:

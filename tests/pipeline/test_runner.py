@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,16 @@ def test_check_trains_nothing(tmp_path, tiny_llama):
     assert checked["dpo"].ledger.read == 40
     assert checked["dpo"].findings.get("length").n == 40
     assert not project.run_dir.exists()
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionRefusedError])
+def test_a_fork_server_that_was_killed_is_named_and_no_abort(error):
+    """Typer takes an EOFError for the end of a user's input, and ends with `Aborted.` and 1."""
+
+    class Process:
+        def start(self):
+            raise error
+
+    server = types.SimpleNamespace(Process=lambda **options: Process())
+    with pytest.raises(runner.StageFailed, match="stage sft was ended by signal 9; was there memory enough"):
+        runner._start(server, None, None, "sft", "")
