@@ -136,7 +136,7 @@ def histogram(scores: Distribution, sets: Sequence[tuple[SetName, str]]) -> Diag
 def tracked(points: Sequence[Point], selected: int | None, judge: str | None = None) -> list[Diagram]:
     """The checkpoint judge's score, and what was maximised, over how far each checkpoint is from the stage's start.
 
-    The axis is the square root of the KL (Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization"), in which
+    The axis is the square root of the KL (Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization"), in which
     the rise is about straight. Two diagrams, since the two are not in the same units.
 
     Args:

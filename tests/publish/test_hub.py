@@ -357,6 +357,12 @@ def test_a_judge_that_learned_with_the_policy_is_called_partial(made, tmp_path):
     assert "`reward` learned from the same preferences" in limits(data=same)
     assert "learned from the same preferences" not in limits(data=same, identity={"half": 1})
     assert "trained to score high with `reward`" in limits(parents={"reward": "abc"})
+    config = subject.manifests["dpo"]["config"]
+    scored = {"parents": {"reward": "abc"}, "config": {**config, "stage": {"checkpoint_judge": "reward"}}}
+    assert "`reward`" not in limits(**scored)
+    scored["config"]["stage"]["select"] = "best"
+    assert "`reward` chose among the policy's checkpoints" in limits(**scored)
+    assert "trained to score high" not in limits(**scored)
 
 
 def test_the_address_of_a_judge_stays_at_home(run, tmp_path):
