@@ -285,7 +285,7 @@ def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
     elif rows:
         yield "The verdicts hold for prompts like the held-out ones, and for the judges named; a judge is not a person."
         for judge in sorted({row["judge"] for row in rows} & subject.manifests.keys()):
-            settings = subject.manifest["config"]["stage"]
+            settings = subject.manifest["config"].get("stage") or {}
             if judge == settings.get("checkpoint_judge"):
                 if settings.get("select") == "best":
                     yield f"`{judge}` chose among the policy's checkpoints: as a judge of it, that model is partial."
