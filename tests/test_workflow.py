@@ -51,7 +51,7 @@ def test_every_stage_declares_what_others_read():
         assert bool(stage.trainer) == (stage.absent is None), (
             f"{stage.name} stands under stages:, or says when it is not"
         )
-        assert stage.method or not stage.model, f"{stage.name} leaves a model, whose card says how it was made"
+        assert stage.method or not stage.leaves_model, f"{stage.name} leaves a model, whose card says how it was made"
         for name in (*stage.follows, *stage.uses, *([stage.gates] if stage.gates else [])):
             assert stage_of(name)
 
