@@ -15,7 +15,7 @@ from rlhf.artifacts.hashing import sha256_file
 from rlhf.artifacts.manifest import PACKAGES, Manifest, artifact_hash, read_manifest
 from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
-from rlhf.rewards.function import function_fingerprint
+from rlhf.rewards.function import argument_files, function_fingerprint
 from rlhf.training.defaults import non_default_fields
 from rlhf.workflow import half_for, kind_of, parent_of, parents_of, rewards_of, stage_of
 
@@ -153,6 +153,8 @@ def _reward(reward: RewardConfig, project: ProjectConfig) -> dict[str, Any]:
         packages = parts.pop("packages", {})
         parts["packages"] = {key: packages[key] for key in packages if key not in ("rlhf", *PACKAGES)}
         parts["arguments"] = reward.arguments
+        if files := argument_files(reward.arguments, project):
+            parts["argument_files"] = files
     elif reward.endpoint is not None:
         own = ("endpoint", "judge_model", "criteria", "max_tokens")
         parts = {key: getattr(reward, key) for key in own}

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf.artifacts.hashing import sha256_file
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
@@ -34,7 +35,7 @@ def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any
         spec: Where it is.
         project: The project, whose folder resolves paths.
         arguments: Arguments to call it with, besides prompts, completions and the data's columns. A column of the same
-            name does not replace them.
+            name does not replace them. A parameter annotated `Path` gets a path that the project's folder resolves.
 
     Raises:
         UserError: The file, module or function does not exist, importing it fails, or it does not take these arguments.
@@ -48,6 +49,7 @@ def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"rewards: {target} has no function {name!r}; {unknown_name(name, known)}")
     bound = _bound(function, spec, dict(arguments or {}))
+    bound |= {key: project.resolve(str(bound[key])) for key in _paths(function) if bound.get(key) is not None}
     scored = functools.partial(_checked, function, spec, bound)
     if target.startswith(BUILT_IN):
         scored([], [])  # a broken pattern or a missing package shows now, not after an hour of training
@@ -77,6 +79,22 @@ def _bound(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -
     if spec.startswith(BUILT_IN):
         return {**options, **arguments}
     return arguments
+
+
+def _paths(function: Callable[..., Any]) -> list[str]:
+    """The parameters that are annotated `Path`."""
+    kinds = (Path, Path | None, "Path", "Path | None")
+    return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.annotation in kinds]
+
+
+def argument_files(arguments: Mapping[str, Any], project: ProjectConfig) -> dict[str, str]:
+    """SHA-256 of each file that an argument names, by the argument's name."""
+    hashes = {}
+    for name, value in arguments.items():
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # a text that cannot be a path
+            if isinstance(value, str) and (path := project.resolve(value)).is_file():
+                hashes[name] = sha256_file(path)
+    return hashes
 
 
 def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import signal
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.rewards.function import function_fingerprint, load_function
+from rlhf.rewards.function import argument_files, function_fingerprint, load_function
 from tests.support.projects import make_project
 
 
@@ -173,3 +173,28 @@ def test_arguments_that_do_not_fit_are_refused_when_it_is_loaded(project, spec, 
 def test_a_column_named_as_an_option_of_a_built_in_is_no_option(project):
     plain = load_function("rlhf.rewards.length:length", project)
     assert plain(["p"], ["one two"], target=["ten"], unit=["km"]) == [2.0]
+
+
+def test_a_path_among_the_arguments_is_resolved_by_the_projects_folder(project, tmp_path):
+    (tmp_path / "costs.csv").write_text(",a,b\na,0,3\nb,1,0\n")
+    (tmp_path / "reader.py").write_text(
+        "from pathlib import Path\n"
+        "def size(prompts, completions, file: Path, more: Path | None = None, plain: str = 'costs.csv', **columns):\n"
+        "    assert more is None and plain == 'costs.csv'\n"
+        "    return [len(file.read_text()) for c in completions]\n"
+    )
+    assert load_function("reader.py:size", project, {"file": "costs.csv"})(["p"], ["a"]) == [17]
+    costs = load_function("rlhf.rewards.cost_matrix:cost_matrix", project, {"matrix": "costs.csv"})
+    assert costs(["p"], ["b"], label=["a"], matrix=["x"]) == [-3]
+    with pytest.raises(UserError, match=r"cost_matrix: nowhere\.csv: no such file"):
+        load_function("rlhf.rewards.cost_matrix:cost_matrix", project, {"matrix": "nowhere.csv"})
+
+
+def test_files_among_the_arguments_count_by_their_content(project, tmp_path):
+    arguments = {"matrix": "costs.csv", "factor": 3, "pattern": "~nobody\0" + "a" * 5000, "folder": "."}
+    assert argument_files(arguments, project) == {}
+    (tmp_path / "costs.csv").write_text("a")
+    before = argument_files(arguments, project)
+    (tmp_path / "costs.csv").write_text("b")
+    assert list(before) == ["matrix"]
+    assert argument_files(arguments, project) != before

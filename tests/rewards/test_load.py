@@ -84,3 +84,13 @@ def test_what_decides_a_judge_makes_the_evaluation_stale(tmp_path, tiny_llama, m
     ]  # fmt: skip
     assert len({hash_with(reward) for reward in several}) == len(several)
     assert hash_with(function) == hash_with(dict(function))
+
+
+def test_an_edited_cost_matrix_makes_the_evaluation_stale(tmp_path, tiny_llama):
+    costs = {"function": "rlhf.rewards.cost_matrix:cost_matrix", "arguments": {"matrix": "costs.csv"}}
+    hashes = []
+    for cost in (1, 2):
+        (tmp_path / "costs.csv").write_text(f",a,b\na,0,{cost}\nb,1,0\n")
+        project = make_project(tmp_path, tiny_llama, rewards={"costs": costs})
+        hashes.append(digest(identity.identity(project, "evaluate")))
+    assert hashes[0] != hashes[1]
