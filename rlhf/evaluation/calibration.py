@@ -1,30 +1,35 @@
-"""Whether a reward model is as right as it is sure, and where. Pure functions on the margins of held-out pairs.
+"""Whether a model is as right as it is sure, and where. Pure functions.
 
 A margin is the score of the chosen completion minus that of the rejected one; under the Bradley-Terry model the chosen
-completion has the probability sigmoid(margin). Axis: N pairs. A margin that is not finite is left out.
+completion has the probability sigmoid(margin). Axis: N pairs, or answers. A value that is not finite is left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from rlhf.evaluation.stats import Floats, wilson_interval, wins
 
+Integers = NDArray[np.intp]
+
 
 class CalibrationBin(TypedDict):
-    """The pairs of which a model is about equally sure."""
+    """The pairs, or answers, of which a model is about equally sure."""
 
     low: float
     """Confidence at which the bin begins, included."""
     high: float
     """Where it ends: excluded, but for the last."""
     confidence: float
-    """Mean probability of the completion that the model prefers."""
+    """Mean probability that the model gives to what it prefers."""
     accuracy: float
-    """Share of the pairs in which that is the chosen one; a tie counts half."""
+    """Share in which that is right; of pairs a tie counts half."""
     ci: list[float]
     """95% Wilson interval of the accuracy."""
     n: int
@@ -69,6 +74,36 @@ def calibration_curve(margins_N: Floats, bins: int = 10) -> list[CalibrationBin]
     confidence_N, correct_N = expit(np.abs(margins_N)), wins(margins_N)
     edges = 0.5 + 0.5 * np.arange(bins + 1) / bins
     place_N = np.clip(np.searchsorted(edges, confidence_N, side="right") - 1, 0, bins - 1)
+    return _curve(confidence_N, correct_N, place_N, edges)
+
+
+def equal_mass_curve(confidence_N: Floats, correct_N: Floats, bins: int = 10) -> list[CalibrationBin]:
+    """Confidence of a classifier against its accuracy, in bins of about equal numbers of answers.
+
+    A trained classifier is nearly always nearly sure, so that of bins of equal width most are empty and one holds
+    nearly all: equal numbers, as in Nguyen & O'Connor 2015, "Posterior Calibration and Exploratory Analysis for Natural
+    Language Processing Models". Bins begin at quantiles; equal confidences stay together, so that there may be fewer.
+
+    Args:
+        confidence_N: Probability that the classifier gave to its own answer.
+        correct_N: 1 where that answer is right, else 0.
+        bins: Most bins.
+
+    Returns:
+        The bins, least sure first.
+
+    Raises:
+        ValueError: `bins` is below 1.
+    """
+    confidence_N, correct_N = (np.asarray(values, dtype=np.float64) for values in (confidence_N, correct_N))
+    known_N = np.isfinite(confidence_N) & np.isfinite(correct_N)
+    confidence_N, correct_N = confidence_N[known_N], correct_N[known_N]
+    place_N, edges = _equal_mass(confidence_N, bins)
+    return _curve(confidence_N, correct_N, place_N, edges)
+
+
+def _curve(confidence_N: Floats, correct_N: Floats, place_N: Integers, edges: Floats) -> list[CalibrationBin]:
+    """The bins that hold something; bin b lies between edges b and b + 1."""
     curve = []
     for place in np.unique(place_N):
         inside_N = place_N == place
@@ -85,20 +120,34 @@ def calibration_curve(margins_N: Floats, bins: int = 10) -> list[CalibrationBin]
     return curve
 
 
-def expected_calibration_error(margins_N: Floats, bins: int = 10) -> float | None:
+def _equal_mass(values_N: Floats, bins: int) -> tuple[Integers, Floats]:
+    """The bin of each value, of about equal numbers, and where the bins begin and the last ends.
+
+    Begins are values that occur, so no bin is empty; equal values stay together, so there may be fewer than asked.
+
+    Raises:
+        ValueError: `bins` is below 1.
+    """
+    if bins < 1:
+        raise ValueError(f"{bins} buckets")
+    if not len(values_N):
+        return np.zeros(0, np.intp), np.zeros(0)
+    starts = np.unique(np.quantile(values_N, np.arange(bins) / bins, method="higher"))
+    return np.searchsorted(starts, values_N, side="right") - 1, np.append(starts, values_N.max())
+
+
+def expected_calibration_error(curve: Sequence[CalibrationBin]) -> float | None:
     """Mean distance of accuracy from confidence: ECE = sum over bins of n_b / N |accuracy_b - confidence_b|.
 
-    Guo et al. 2017, equation 3, on the bins of `calibration_curve`. Chance alone makes it positive: a perfectly
-    calibrated model has about sqrt(bins / N) / 3 on N pairs.
+    Guo et al. 2017, equation 3, on the bins of `calibration_curve` or `equal_mass_curve`. Chance alone makes it
+    positive: a perfectly calibrated model has about sqrt(bins / N) / 3 on N pairs.
 
     Args:
-        margins_N: Score of chosen minus score of rejected.
-        bins: Number of bins.
+        curve: The bins.
 
     Returns:
-        Between 0 and 1; None where there is no pair.
+        Between 0 and 1; None where there is no bin.
     """
-    curve = calibration_curve(margins_N, bins)
     if not curve:
         return None
     return sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / sum(b["n"] for b in curve)
@@ -121,20 +170,12 @@ def accuracy_by_length(margins_N: Floats, length_difference_N: Floats, buckets: 
     Raises:
         ValueError: `buckets` is below 1.
     """
-    if buckets < 1:
-        raise ValueError(f"{buckets} buckets")
     margins_N, length_N = (np.asarray(values, dtype=np.float64) for values in (margins_N, length_difference_N))
     known_N = np.isfinite(margins_N) & np.isfinite(length_N)
     correct_N, length_N = wins(margins_N[known_N]), length_N[known_N]
-    if not len(length_N):
-        return []
-    # Starts are values that occur, so no bucket is empty; the last quantile, the maximum, starts none.
-    shares = np.arange(buckets) / buckets
-    starts = np.unique(np.quantile(length_N, shares, method="higher"))
-    place_N = np.searchsorted(starts, length_N, side="right") - 1
-    ends = [*starts[1:], length_N.max()]
+    place_N, edges = _equal_mass(length_N, buckets)
     filled = []
-    for place, (low, high) in enumerate(zip(starts, ends, strict=True)):
+    for place, (low, high) in enumerate(pairwise(edges)):
         inside_N = place_N == place
         right, n = float(correct_N[inside_N].sum()), int(inside_N.sum())
         filled.append(

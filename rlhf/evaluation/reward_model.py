@@ -155,6 +155,7 @@ def examine(scores_M2: Floats, pairs: Pairs) -> PairMeasures:
         pairs: The pairs.
     """
     margins_M = margins(scores_M2)
+    curve = calibration_curve(margins_M)
     prompts = [canonical(prompt) for prompt in pairs.prompts]
     differ_M = pairs.length_M != 0
     longer_M = _right((margins_M * np.sign(pairs.length_M))[differ_M])
@@ -163,8 +164,8 @@ def examine(scores_M2: Floats, pairs: Pairs) -> PairMeasures:
         n_effective=effective_pairs(_right(margins_M), prompts),
         unscored=int((~np.isfinite(scores_M2)).sum()),
         prefers_longer=float(longer_M.mean()) if differ_M.any() else None,
-        ece=expected_calibration_error(margins_M),
-        calibration=calibration_curve(margins_M),
+        ece=expected_calibration_error(curve),
+        calibration=curve,
         by_length=accuracy_by_length(margins_M, pairs.length_M),
         **pair_accuracy(scores_M2, pairs),
     )

@@ -68,7 +68,7 @@ def bootstrap_ci(
     result = scipy_stats.bootstrap(
         (values_N,),
         statistic,
-        confidence_level=_expanded_level(level, count),
+        confidence_level=expanded_level(level, count),
         n_resamples=resamples,
         batch=max(1, _BATCH_VALUES // count),
         vectorized=True,
@@ -78,7 +78,7 @@ def bootstrap_ci(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _expanded_level(level: float, count: int) -> float:
+def expanded_level(level: float, count: int) -> float:
     """The level at which a percentile interval of `count` values is as wide as Student's at `level`."""
     spread = scipy_stats.t.ppf((1 + level) / 2, count - 1) * math.sqrt(count / (count - 1))
     return float(1 - 2 * scipy_stats.norm.sf(spread))
@@ -309,7 +309,7 @@ def length_controlled_win_rate(
         return rate, (math.nan, math.nan)
     drawn_RP = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
     fits_R2 = _logistic_fits(drawn_RP @ total_PU, drawn_RP @ won_PU, x_U, np.repeat(fit_12, resamples, axis=0))
-    tail = (1 - _expanded_level(level, count)) / 2
+    tail = (1 - expanded_level(level, count)) / 2
     low, high = np.quantile(special.expit(fits_R2[:, 0]), [tail, 1 - tail])
     return rate, (float(low), float(high))
 

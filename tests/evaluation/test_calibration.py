@@ -6,7 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rlhf.evaluation.calibration import accuracy_by_length, calibration_curve, expected_calibration_error
+from rlhf.evaluation.calibration import (
+    accuracy_by_length,
+    calibration_curve,
+    equal_mass_curve,
+    expected_calibration_error,
+)
 from rlhf.evaluation.stats import wilson_interval
 
 
@@ -24,14 +29,14 @@ def test_curve_by_hand():
     assert (second["low"], second["high"], second["n"]) == (pytest.approx(0.8), pytest.approx(0.9), 2)
     assert (second["confidence"], second["accuracy"]) == (pytest.approx(0.88), 1.0)
     # 2/4 * |0.5 - 0.62| + 2/4 * |1 - 0.88|
-    assert expected_calibration_error(margins, bins=5) == pytest.approx(0.12)
+    assert expected_calibration_error(calibration_curve(margins, bins=5)) == pytest.approx(0.12)
 
 
 def test_errors_of_bins_do_not_cancel():
     """Too sure in one bin, too unsure in the other: right on the whole, and still not calibrated."""
     margins = np.array([_margin(0.6)] * 10 + [_margin(0.8)] * 6 + [-_margin(0.8)] * 4)
-    assert expected_calibration_error(margins, bins=2) == pytest.approx((0.4 + 0.2) / 2)
-    assert expected_calibration_error(margins, bins=1) == pytest.approx(0.1)
+    assert expected_calibration_error(calibration_curve(margins, bins=2)) == pytest.approx((0.4 + 0.2) / 2)
+    assert expected_calibration_error(calibration_curve(margins, bins=1)) == pytest.approx(0.1)
 
 
 def test_both_ends_are_in_a_bin():
@@ -44,7 +49,7 @@ def test_both_ends_are_in_a_bin():
 
 def test_nothing_to_calibrate():
     assert calibration_curve(np.array([])) == []
-    assert expected_calibration_error(np.array([math.nan])) is None
+    assert expected_calibration_error(calibration_curve(np.array([math.nan]))) is None
     with pytest.raises(ValueError, match="bins"):
         calibration_curve(np.array([1.0]), bins=0)
 
@@ -53,9 +58,9 @@ def test_a_calibrated_model_has_a_small_error_and_scale_shows():
     draw = np.random.default_rng(0)
     sure_N = draw.normal(0, 1.5, 20_000)
     margins_N = np.where(draw.random(20_000) < 1 / (1 + np.exp(-sure_N)), sure_N, -sure_N)
-    assert expected_calibration_error(margins_N) < 0.015
-    assert expected_calibration_error(3 * margins_N) > 0.1  # too sure, at the same accuracy
-    assert expected_calibration_error(margins_N / 5) > 0.1  # not sure enough
+    assert expected_calibration_error(calibration_curve(margins_N)) < 0.015
+    assert expected_calibration_error(calibration_curve(3 * margins_N)) > 0.1  # too sure, at the same accuracy
+    assert expected_calibration_error(calibration_curve(margins_N / 5)) > 0.1  # not sure enough
 
 
 def test_chance_alone_makes_an_error_of_the_size_the_docstring_says():
@@ -63,9 +68,8 @@ def test_chance_alone_makes_an_error_of_the_size_the_docstring_says():
     errors = []
     for _ in range(200):
         sure_N = draw.normal(0, 1.5, 400)
-        errors.append(
-            expected_calibration_error(np.where(draw.random(400) < 1 / (1 + np.exp(-sure_N)), sure_N, -sure_N))
-        )
+        margins_N = np.where(draw.random(400) < 1 / (1 + np.exp(-sure_N)), sure_N, -sure_N)
+        errors.append(expected_calibration_error(calibration_curve(margins_N)))
     assert np.mean(errors) == pytest.approx(math.sqrt(10 / 400) / 3, rel=0.2)
 
 
@@ -104,3 +108,28 @@ def test_a_model_that_only_likes_length_is_found_out():
     lengths = np.random.default_rng(3).normal(0, 10, 400)
     filled = accuracy_by_length(np.sign(lengths), lengths)
     assert [bucket["accuracy"] for bucket in filled[:1] + filled[-1:]] == [0.0, 1.0]
+
+
+def test_bins_of_equal_numbers_by_hand():
+    confidence = np.array([0.9, 0.3, 0.5, 0.95, 0.99, 0.9, math.nan])
+    correct = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    low, middle, high = equal_mass_curve(confidence, correct, bins=3)
+    assert [(b["low"], b["high"], b["n"]) for b in (low, middle, high)] == [
+        (0.3, 0.9, 2),
+        (0.9, 0.95, 2),
+        (0.95, 0.99, 2),
+    ]
+    assert [b["accuracy"] for b in (low, middle, high)] == [0.5, 0.5, 0.5]
+    assert [b["confidence"] for b in (low, middle, high)] == pytest.approx([0.4, 0.9, 0.97])
+    # (0.1 + 0.4 + 0.47) / 3
+    assert expected_calibration_error([low, middle, high]) == pytest.approx(0.97 / 3)
+
+
+def test_equal_confidences_share_a_bin_whatever_their_order():
+    """Cut by rank, the error of answers that are all equally sure would depend on their order."""
+    correct = np.array([1.0, 1.0, 0.0, 0.0])
+    (only,) = equal_mass_curve(np.full(4, 0.8), correct, bins=2)
+    assert (only["n"], only["accuracy"]) == (4, 0.5)
+    assert equal_mass_curve(np.array([]), np.array([])) == []
+    with pytest.raises(ValueError, match="buckets"):
+        equal_mass_curve(np.full(4, 0.8), correct, bins=0)
