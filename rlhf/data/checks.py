@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.findings import Finding
 from rlhf.data.ledger import DUPLICATE, IDENTICAL, NO_FAULT, Ledger
-from rlhf.data.records import Demonstration, Feedback, Labelled, Record, Text
+from rlhf.data.records import Demonstration, Feedback, Labelled, Record, Spanned, Text
 from rlhf.data.splits import canonical, completions
 from rlhf.errors import UserError
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 _FEW = 10
 """Fewer training rows than this are reported."""
-_GAP = 1000
-"""Class numbers up to this may be unused."""
 
 
 def check_left(role: str, ledger: Ledger, holdout: float) -> None:
@@ -58,24 +55,6 @@ def too_few(ledger: Ledger, holdout: float) -> list[Finding]:
         Finding("few", ledger.trained if ledger.trained < _FEW else 0, ledger.read, few),
         Finding("none_held_out", ledger.trained if alone else 0, ledger.read, none),
     ]
-
-
-def check_classes(classes: Collection[int]) -> None:
-    """Check that there are several classes, numbered so that a model can have an output for each.
-
-    Args:
-        classes: The classes of the rows to train on, each once.
-
-    Raises:
-        UserError: There is only one class, or a class number far exceeds the number of classes.
-    """
-    if len(classes) < 2:
-        raise UserError(f"every row of data.demonstrations has label {min(classes)}: there is nothing to tell apart")
-    if max(classes) > max(_GAP, 10 * len(classes)):
-        raise UserError(
-            f"data.demonstrations has {len(classes)} classes, and labels up to {max(classes)}: number the classes from "
-            "0 on"
-        )
 
 
 def none_held_out(role: str, rows: int, holdout: float) -> str:
@@ -142,11 +121,20 @@ def fault(record: Record) -> str | None:
     * `empty side`: a completion without text, or without a message from the assistant.
     * `identical`: both completions are the same apart from surrounding white space.
     * `empty prompt`: nothing to reply to (a demonstration in plain text may lack a prompt, one in messages may not).
-    * `empty text`: nothing to classify.
+    * `empty text`: nothing to classify, or nothing to answer a question from.
+    * `empty question`: no question about a text.
+    * `no label`: no class, where there must be one.
     * `broken Unicode`: half a surrogate pair, which neither tokenizers nor UTF-8 files can represent.
     """
     if isinstance(record, Labelled):
-        return _broken([record.text, record.extra]) or (None if record.text.strip() else "empty text")
+        if not record.text.strip():
+            return "empty text"
+        unlabelled = not all(label.strip() for label in record.labels) or not (record.labels or record.multi)
+        return "no label" if unlabelled else _broken([record.text, record.labels, record.extra])
+    if isinstance(record, Spanned):
+        if not record.context.strip():
+            return "empty text"
+        return _broken([record.prompt, record.extra]) if record.question.strip() else "empty question"
     sides = completions(record)
     if any(map(_is_empty, sides)):
         return "empty side"
@@ -160,12 +148,15 @@ def fault(record: Record) -> str | None:
 def row_key(record: Record) -> bytes:
     """A 16-byte digest, equal for records with the same prompt, completions and label apart from outer white space."""
     parts = [type(record).__name__]
-    if isinstance(record, Labelled):
-        parts += [record.text.strip(), str(record.label)]
-    else:
-        parts += [canonical(text) for text in (record.prompt, *completions(record))]
-    if isinstance(record, Feedback):
-        parts.append(str(record.label))
+    match record:
+        case Labelled():
+            parts += [canonical(record.text), *sorted(record.labels)]
+        case Spanned():
+            parts += [canonical(record.prompt), *map(str, record.answers)]
+        case Feedback():
+            parts += [canonical(record.prompt), canonical(record.completion), str(record.label)]
+        case _:
+            parts += [canonical(text) for text in (record.prompt, *completions(record))]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from rlhf.data.findings import Finding, Findings, ordered
 from rlhf.data.index import HELD_OUT, ROW, TRAINED, Index, Match
-from rlhf.data.records import Demonstration, Labelled, Preference, Record, Text
-from rlhf.data.splits import canonical, completions
+from rlhf.data.records import Demonstration, Image, Labelled, Preference, Record, Text
+from rlhf.data.splits import canonical, completions, contexts
 
 _EXAMPLES = 3
 _OWN_SHARE = 0.8
@@ -74,7 +74,7 @@ class Inspector:
     def read(self, record: Record) -> None:
         """Inspect a row that has text on every side, whatever becomes of it later."""
         self.rows += 1
-        texts = [record.text] if isinstance(record, Labelled) else [contents(side) for side in completions(record)]
+        texts = [_prompt(record)] if isinstance(record, Labelled) else [contents(side) for side in completions(record)]
         if isinstance(record, Preference):
             self._lengths["length"].add(len(texts[0].strip()), len(texts[1].strip()))
         if marker := next(filter(None, map(_MARKERS.search, texts)), None):
@@ -91,7 +91,7 @@ class Inspector:
         self.kept += 1
         row = self.index.row(record.origin)
         prompt = _prompt(record)
-        prompt_key = _digest("prompt", _canonical_prompt(record))
+        prompt_key = _digest("prompt", canonical(_asked(record)))
         kind = 0
         if self.index.add(prompt_key):
             kind = TRAINED if side == "train" else HELD_OUT
@@ -113,7 +113,7 @@ class Inspector:
         """Remember a prompt of `data.prompts`, which nothing may train on."""
         from rlhf.data.near import shingles
 
-        if self.index.add(_digest("prompt", _canonical_prompt(record))):
+        if self.index.add(_digest("prompt", canonical(_asked(record)))):
             self.held_out += 1
             self.index.text(self.index.row(record.origin), HELD_OUT, shingles(_prompt(record)))
 
@@ -218,7 +218,9 @@ class _Lengths:
 
 
 def contents(text: Text) -> str:
-    """A text without its roles: the contents of its messages, a line each."""
+    """A text without its roles: the contents of its messages, a line each. An image has no text."""
+    if isinstance(text, Image):
+        return ""
     return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
@@ -249,11 +251,12 @@ def _script(letter: str) -> str | None:
 
 
 def _prompt(record: Record) -> str:
-    return contents(record.text if isinstance(record, Labelled) else record.prompt)
+    return contents(_asked(record))
 
 
-def _canonical_prompt(record: Record) -> str:
-    return canonical(record.text if isinstance(record, Labelled) else record.prompt)
+def _asked(record: Record) -> Text:
+    """The prompt of a record; of questions about a text this text, which they share."""
+    return record.prompt if isinstance(record, Demonstration) else contexts(record)[0]
 
 
 def _digest(*parts: str) -> bytes:

@@ -37,7 +37,7 @@ from rlhf.data.ledger import (
 )
 from rlhf.data.records import Encoded, Prompt, Record, Text, Unusable, as_role
 from rlhf.data.sources import fingerprint, read_rows
-from rlhf.data.splits import Side, content_key, contexts, copies, half_of, side
+from rlhf.data.splits import Side, content_key, contexts, copies, half_of, own_prompt, side
 from rlhf.data.stream import progress, worked_ahead
 from rlhf.errors import UserError
 
@@ -48,7 +48,7 @@ _SIDES: tuple[Side, Side] = ("train", "eval")
 _KEY_FILE = "prepared.json"
 _INDEX_FILE = "index.partial"
 _FILES = (LEDGER_FILE, DROPPED_FILE, FINDINGS_FILE)
-_LAYOUT = 3
+_LAYOUT = 4
 """Version of the layout of a prepared folder; folders of other versions are prepared again."""
 _REPEATED, _REPEATED_SHARE = 1_000_000, 100
 """Weights may repeat rows this often in total, or this often per row read on average, whichever is more."""
@@ -206,7 +206,7 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
     chosen: list[tuple[int, int, Prompt]] = []  # a heap whose smallest entry is the largest hash: the next to go
     with Index() as seen:
         for number, (record, where) in enumerate(iter_records(project, role, ledger)):
-            digest = content_key(contexts(record)[0])
+            digest = content_key(own_prompt(record))
             if where == "train" or not seen.add(digest):
                 continue
             prompt = as_role(record, "prompts")
@@ -296,20 +296,27 @@ def _records(
     for source in dataset(project, role).sources:
         layout = None
         for row, origin in read_rows(source, project.path.parent):
-            ledger.read += 1
             ledger.leave_out(row, origin)
             layout = layout or find(source.format, row, origin)
             try:
-                record = as_role(layout.parse(row, origin), role)
-                reason = fault(record)
-                if inspector is not None and reason in (None, IDENTICAL):
-                    inspector.read(record)
-                if reason is not None:
-                    raise Unusable(reason)
+                parsed = layout.records(row, origin)
             except Unusable as error:
+                ledger.read += 1
                 ledger.drop(error.reason, origin, row)
                 continue
-            yield record, row, source.weight
+            ledger.read += len(parsed)
+            for one in parsed:
+                try:
+                    record = as_role(one, role)
+                    reason = fault(record)
+                    if inspector is not None and reason in (None, IDENTICAL):
+                        inspector.read(record)
+                    if reason is not None:
+                        raise Unusable(reason)
+                except Unusable as error:
+                    ledger.drop(error.reason, origin, row)
+                    continue
+                yield record, row, source.weight
 
 
 def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector | None) -> bool:
@@ -317,7 +324,8 @@ def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector
     if project.data.prompts is None:
         return False
     for record, _, _ in _records(project, "prompts", Ledger("prompts")):
-        index.add(_held_out_key(contexts(record)[0]))
+        for prompt in contexts(record):
+            index.add(_held_out_key(prompt))
         if inspector is not None:
             inspector.hold_out(record)
     return True

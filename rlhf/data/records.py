@@ -18,6 +18,13 @@ Message = dict[str, str]
 Text = str | list[Message]
 """Plain text, or a conversation."""
 
+
+class Image(str):
+    """A text that names an image: the path of a file, or a data URI (`data:image/png;base64,…`)."""
+
+    __slots__ = ()
+
+
 ROLES = ("demonstrations", "preferences", "feedback", "prompts", "rollouts")
 """What a set can be used for: the keys of `data:` in a project."""
 
@@ -69,19 +76,39 @@ class Prompt:
     prompt: Text
     extra: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
+    context: str = ""
+    """The text that the prompt asks about, where it asks about one: prompts about it are all held out, or none is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text and its class, for an encoder."""
+    """A text or an image and the names of its classes: one, or with `multi` any number of them at once."""
 
     text: str
-    label: int
+    labels: tuple[str, ...]
+    multi: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
 
 
-Record = Demonstration | Preference | Feedback | Prompt | Labelled
+@dataclass(frozen=True, slots=True)
+class Spanned:
+    """A question about a text and where the text answers it."""
+
+    context: str
+    question: str
+    answers: tuple[tuple[int, int], ...]
+    """Spans of characters of the context, each [start, end): answers that are equally right. None: no answer."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """Question and context as one text."""
+        return f"{self.question}\n\n{self.context}"
+
+
+Record = Demonstration | Preference | Feedback | Prompt | Labelled | Spanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +143,11 @@ def demonstration_of(messages: list[Message], extra: dict[str, Any], origin: str
 def as_role(record: Record, role: str) -> Record:
     """A record as a role reads it.
 
-    Demonstrations take a demonstration, a preference (its chosen side), feedback labelled true, and labelled text;
-    preferences take preferences; feedback takes feedback and preferences, which are two judgements each; prompts take
-    the prompt of anything.
+    Demonstrations take a demonstration, a preference (its chosen side), feedback labelled true, labelled text, and
+    answers in a text; preferences take preferences; feedback takes feedback and preferences, which are two judgements
+    each; prompts take the prompt of anything. What the record knows about the right completion goes to the extra
+    columns of a prompt: `label` (a name, or a list of several), `question`, `context` and `answers` (as in SQuAD), or
+    `reference`, the completion of a demonstration in plain text.
 
     Raises:
         Unusable: Feedback labelled false, as a demonstration.
@@ -133,7 +162,7 @@ def as_role(record: Record, role: str) -> Record:
 
 def _as_demonstration(record: Record) -> Record:
     match record:
-        case Demonstration() | Labelled():
+        case Demonstration() | Labelled() | Spanned():
             return record
         case Preference():
             return Demonstration(record.prompt, record.chosen, record.extra, record.origin)
@@ -158,9 +187,21 @@ def _as_feedback(record: Record) -> Record:
 
 
 def _as_prompt(record: Record) -> Record:
-    if isinstance(record, Prompt):
-        return record
-    return Prompt(record.text if isinstance(record, Labelled) else record.prompt, record.extra, record.origin)
+    match record:
+        case Prompt():
+            return record
+        case Labelled():
+            label = list(record.labels) if record.multi else record.labels[0]
+            return Prompt(record.text, {**record.extra, "label": label}, record.origin)
+        case Spanned():
+            texts = [record.context[start:end] for start, end in record.answers]
+            answers = {"text": texts, "answer_start": [start for start, _ in record.answers]}
+            columns = {"question": record.question, "context": record.context, "answers": answers}
+            return Prompt(record.prompt, {**record.extra, **columns}, record.origin, record.context)
+        case Demonstration(completion=str(completion)):
+            return Prompt(record.prompt, {"reference": completion, **record.extra}, record.origin)
+        case _:
+            return Prompt(record.prompt, record.extra, record.origin)
 
 
 def _refusal(record: Record, role: str) -> UserError:
@@ -169,7 +210,8 @@ def _refusal(record: Record, role: str) -> UserError:
         Feedback: ("binary feedback (one reply and its label, nothing to compare it with)",
                    "feedback, demonstrations (the rows labelled true) or prompts"),
         Prompt: ("a prompt without a reply", "prompts"),
-        Labelled: ("a labelled text", "demonstrations (of an encoder) or prompts"),
+        Labelled: ("a labelled text or image", "demonstrations (of a classifier) or prompts"),
+        Spanned: ("a question about a text", "demonstrations (of a model that marks the answer) or prompts"),
     }[type(record)]  # fmt: skip
     return UserError(f"{record.origin}: data.{role} got {what}; it can serve as {instead}")
 

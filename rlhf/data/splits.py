@@ -12,7 +12,8 @@ import json
 import math
 from typing import Literal
 
-from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Record, Text
+from rlhf.data.images import image_bytes
+from rlhf.data.records import Demonstration, Feedback, Image, Labelled, Preference, Prompt, Record, Spanned, Text
 
 Side = Literal["train", "eval"]
 
@@ -20,8 +21,11 @@ Side = Literal["train", "eval"]
 def canonical(text: Text) -> str:
     """A form in which texts can be compared: roles and contents, without white space around them.
 
-    Plain text counts as one user turn, so that a prompt is the same in a plain and in a conversational set.
+    Plain text counts as one user turn, so that a prompt is the same in a plain and in a conversational set. Of an image
+    it is a digest of its bytes, wherever these are.
     """
+    if isinstance(text, Image):
+        return f"image {hashlib.blake2b(image_bytes(text), digest_size=16).hexdigest()}"
     messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
     return json.dumps([[message["role"], message["content"].strip()] for message in messages])
 
@@ -62,17 +66,25 @@ def copies(key: bytes, weight: float, seed: int) -> int:
 def contexts(record: Record) -> list[Text]:
     """The prompts of a record: its own, and the conversation so far before each later turn of the assistant.
 
-    For a text without a prompt it is the text itself, which then tells such rows apart.
+    The first one decides the record's side of the split. Of a question about a text it is this text, so that all
+    questions about it are on one side.
     """
-    if isinstance(record, Labelled):
-        return [record.text]
-    if isinstance(record, Demonstration) and not record.prompt:
-        return [record.completion]
-    prompts: list[Text] = [record.prompt]
+    prompts: list[Text] = [own_prompt(record)]
+    if isinstance(record, Spanned | Prompt) and record.context:
+        return [record.context, *prompts]
     if isinstance(record, Demonstration) and isinstance(record.completion, list) and isinstance(record.prompt, list):
         later = [index for index, message in enumerate(record.completion) if message["role"] == "assistant"][1:]
         prompts.extend(record.prompt + record.completion[:index] for index in later)
     return prompts
+
+
+def own_prompt(record: Record) -> Text:
+    """The prompt of a record; for a text without a prompt the text itself, which then tells such rows apart."""
+    if isinstance(record, Labelled):
+        return record.text
+    if isinstance(record, Demonstration) and not record.prompt:
+        return record.completion
+    return record.prompt
 
 
 def completions(record: Record) -> list[Text]:

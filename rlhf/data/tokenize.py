@@ -10,7 +10,18 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rlhf.data.prefix import common_prefix_length
-from rlhf.data.records import Demonstration, Encoded, Labelled, Message, Preference, Record, Text, Unusable
+from rlhf.data.records import (
+    Demonstration,
+    Encoded,
+    Image,
+    Labelled,
+    Message,
+    Preference,
+    Record,
+    Spanned,
+    Text,
+    Unusable,
+)
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,15 +113,17 @@ class Codec:
             ids = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
             self._ready = dict(zip(texts, ids, strict=True))
 
-    def demonstration(self, record: Demonstration | Labelled) -> Encoded:
+    def demonstration(self, record: Demonstration | Labelled | Spanned) -> Encoded:
         """`input_ids` and `labels`, with loss on the assistant's turns only, each including its end token.
 
         Raises:
             Unusable: There is no token to learn from, or none is left within the limit.
-            UserError: It is a labelled text, which is for encoders.
+            UserError: It is a labelled text or a question about a text, which are for encoders.
         """
         if isinstance(record, Labelled):
             raise UserError(f"{record.origin}: `text` and `label` train an encoder; to imitate the text: format: text")
+        if isinstance(record, Spanned):
+            raise UserError(f"{record.origin}: a question about a text and the place of its answer train an encoder")
         ids, start = self.sequence(record.prompt, record.completion)
         labels = [IGNORED] * start + ids[start:]
         if isinstance(record.completion, list):
@@ -170,20 +183,25 @@ class Codec:
             raise Unusable("identical as tokens")
         return Encoded({"chosen_ids": sides[0], "rejected_ids": sides[1]})
 
-    def labelled(self, record: Labelled | Demonstration) -> Encoded:
-        """`input_ids` and the class in `labels`, as a sequence classifier reads them.
+    def labelled(self, record: Labelled | Demonstration | Spanned) -> Encoded:
+        """`input_ids` of a text and the names of its classes in `classes`, for a sequence classifier.
 
         Raises:
-            UserError: It is a demonstration, which an encoder cannot imitate.
+            UserError: It is another kind of record, or an image.
         """
         if not isinstance(record, Labelled):
             if "label" in record.extra:
                 label = f"here it is {str(record.extra['label'])[:40]!r}"
-                raise UserError(f"{record.origin}: an encoder takes a class's number in `label` (or neg, pos); {label}")
-            raise UserError(f"{record.origin}: an encoder learns from `text` and `label`, not from replies")
+                raise UserError(
+                    f"{record.origin}: a classifier takes the name or number of a class in `label`; {label}"
+                )
+            what = "a question about a text" if isinstance(record, Spanned) else "a reply"
+            raise UserError(f"{record.origin}: a classifier of texts learns from `text` and `label`, not from {what}")
+        if isinstance(record.text, Image):
+            raise UserError(f"{record.origin}: this is an image, and the model reads text")
         ids = self._ids(record.text)
         kept, length = self._window(len(ids), 0)
-        return Encoded({"input_ids": ids[kept], "labels": record.label}, truncated=len(ids[kept]) < length)
+        return Encoded({"input_ids": ids[kept], "classes": list(record.labels)}, truncated=len(ids[kept]) < length)
 
     def _whole(self, prompt: Text, completion: Text) -> list[int]:
         """Token ids of prompt and completion, with the EOS if there is to be one."""

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
 from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
-from rlhf.data.records import Text
-from rlhf.data.splits import Side, content_key, contexts
+from rlhf.data.records import Prompt, Text, as_role
+from rlhf.data.splits import Side, content_key
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS
@@ -186,9 +186,10 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     compared = {content_key(prompt.prompt) for prompt in evaluation_prompts(project, project.evaluate.prompts)}
     chosen: dict[bytes, tuple[Text, dict[str, Any]]] = {}
     for record, side in iter_records(project, role):
-        prompt = contexts(record)[0]
-        if side == wanted and content_key(prompt) not in compared:
-            chosen.setdefault(content_key(prompt), (prompt, record.extra))
+        prompt = as_role(record, "prompts")
+        assert isinstance(prompt, Prompt)
+        if side == wanted and (key := content_key(prompt.prompt)) not in compared:
+            chosen.setdefault(key, (prompt.prompt, prompt.extra))
         if len(chosen) > 4 * PROMPTS:
             chosen = dict(sorted(chosen.items())[:PROMPTS])
     chosen = dict(sorted(chosen.items())[:PROMPTS])

@@ -59,15 +59,15 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> RetainedSe
     source = SourceConfig(
         source=config.source, format=config.format, split=config.split, columns=config.columns, limit=config.limit
     )
+    role = "demonstrations" if config.judge is None else "prompts"
     layout, records = None, []
     for row, origin in read_rows(source, project.path.parent):
         layout = layout or find(source.format, row, origin)
         try:
-            record = as_role(layout.parse(row, origin), "demonstrations" if config.judge is None else "prompts")
+            read = [as_role(record, role) for record in layout.records(row, origin)]
         except Unusable:
             continue
-        if fault(record) is None:
-            records.append(record)
+        records += [record for record in read if fault(record) is None]
     if not records:
         raise UserError(f"{where}: no row of {config.source} can be used")
     return RetainedSet(name, config.judge, tuple(records))  # type: ignore[arg-type]  # as_role gives these two

@@ -124,6 +124,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
 def _texts(project: ProjectConfig) -> Iterator[str]:
     """The texts of the training side of the project's sets: what a tokenizer may see."""
     from rlhf.data.prepare import iter_records
+    from rlhf.data.records import Image
 
     for role in ("demonstrations", "preferences"):
         if getattr(project.data, role) is None:
@@ -133,4 +134,6 @@ def _texts(project: ProjectConfig) -> Iterator[str]:
                 continue
             for part in ("prompt", "completion", "chosen", "text"):
                 value = getattr(record, part, "")
+                if isinstance(value, Image):
+                    continue
                 yield from [value] if isinstance(value, str) else (message["content"] for message in value)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.demonstrations`: replies for a causal model, `text` and `label` for an encoder."""
-    from rlhf.data.checks import check_classes
+    from dataclasses import replace
+
+    from rlhf.data.classes import class_names
     from rlhf.data.tokenize import Codec
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
@@ -27,9 +29,17 @@ def prepare(context: StageContext) -> Ready:
     settings = {"max_length": args.max_length, "keep": codec.keep}
     data = prepared_data(context, start, encode, settings, ahead=codec.ahead)
     if start.encoder:
-        learned = {*data.train.unique("labels")}
-        check_classes(learned)
-        check_classes(learned | {*data.eval.unique("labels")})  # the head has outputs for those held out, too
+        sides = (data.train, data.eval)
+        learned, held_out = ({name for row in rows["classes"] for name in row} for rows in sides)
+        class_names(learned)
+        outputs = {name: n for n, name in enumerate(class_names(learned | held_out))}  # also for those held out
+        if any(len(row) != 1 for rows in sides for row in rows["classes"]):
+            raise UserError("data.demonstrations: a row has several labels, or none, as a list; give each row one")
+        train, held = (
+            rows.remove_columns("classes").add_column("labels", [outputs[row[0]] for row in rows["classes"]])
+            for rows in sides
+        )
+        data = replace(data, train=train, eval=held)
     return Ready(start, args, data)
 
 

@@ -2,10 +2,10 @@ import pytest
 
 from rlhf.config.load import load_project
 from rlhf.config.project import LimitsConfig
-from rlhf.data.checks import check_classes, check_limits, fault, row_key
+from rlhf.data.checks import check_limits, fault, row_key
 from rlhf.data.findings import Finding, Findings
 from rlhf.data.ledger import Ledger
-from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt
+from rlhf.data.records import Demonstration, Feedback, Image, Labelled, Preference, Prompt, Spanned
 from rlhf.errors import UserError
 
 USER = {"role": "user", "content": "hi"}
@@ -40,8 +40,17 @@ def reply(content):
         (Feedback("", "c", True), "empty prompt"),
         (Prompt("p"), None),
         (Prompt([]), "empty prompt"),
-        (Labelled("t", 0), None),
-        (Labelled(" ", 0), "empty text"),
+        (Labelled("t", ("a",)), None),
+        (Labelled("t", (), multi=True), None),
+        (Labelled(" ", ("a",)), "empty text"),
+        (Labelled("t", ()), "no label"),
+        (Labelled("t", (" ",)), "no label"),
+        (Labelled("t", ("\ud800",)), "broken Unicode"),
+        (Labelled(Image("a.png"), ("a",)), None),
+        (Spanned("c", "q", ()), None),
+        (Spanned(" ", "q", ()), "empty text"),
+        (Spanned("c", " ", ()), "empty question"),
+        (Spanned("c\ud800", "q", ()), "broken Unicode"),
     ],
 )
 def test_fault(record, reason):
@@ -57,8 +66,12 @@ def test_rows_are_the_same_by_what_is_learned_from_them():
         Prompt("p"),
         Feedback("p", "a", True),
         Feedback("p", "a", False),
-        Labelled("p", 0),
-        Labelled("p", 1),
+        Labelled("p", ("0",)),
+        Labelled("p", ("1",)),
+        Labelled("p", ("0", "1"), multi=True),
+        Spanned("p", "q", ()),
+        Spanned("p", "r", ()),
+        Spanned("p", "q", ((0, 1),)),
     ]
     keys = {row_key(record) for record in different}
     assert len(keys) == len(different)
@@ -116,15 +129,6 @@ def test_each_limit_is_held(key, limit, says):
 def test_all_limits_that_are_exceeded_are_named():
     with pytest.raises(UserError, match=r"limits.dropped allows 0%; .*limits.leaked allows 0%$"):
         check_limits(LimitsConfig(dropped=0, leaked=0), "preferences", *flawed())
-
-
-def test_classes_are_several_and_numbered():
-    check_classes({0, 1})
-    check_classes({0, 77, 999})
-    with pytest.raises(UserError, match=r"every row of data.demonstrations has label 1: there is nothing to tell"):
-        check_classes({1})
-    with pytest.raises(UserError, match="has 2 classes, and labels up to 1000000000: number the classes"):
-        check_classes({0, 10**9})
 
 
 def test_limits_are_keys_of_the_data(tmp_path):

@@ -10,7 +10,17 @@ from rlhf.data.index import Index
 from rlhf.data.inspector import Inspector, contents, letters
 from rlhf.data.ledger import Ledger
 from rlhf.data.prepare import load_prepared, prepare
-from rlhf.data.records import Demonstration, Encoded, Feedback, Labelled, Preference, Prompt
+from rlhf.data.records import (
+    Demonstration,
+    Encoded,
+    Feedback,
+    Image,
+    Labelled,
+    Preference,
+    Prompt,
+    Spanned,
+    as_role,
+)
 
 
 def inspect(*records, sides=None, name="preferences", held_out=()):
@@ -228,11 +238,30 @@ def test_leaks_are_held_out_prompts_nearly_trained_on(kind):
 
 
 def test_sets_of_other_kinds_are_looked_at_too():
-    for record in (Labelled("a text</s>", 1), Feedback("p", "</s>", True), Prompt("a prompt")):
+    for record in (Labelled("a text</s>", ("1",)), Feedback("p", "</s>", True), Prompt("a prompt")):
         findings = inspect(record, name="demonstrations")
         assert findings.get("length") is None
         assert findings.get("markers").count == (not isinstance(record, Prompt))
     assert contents([*talk("a"), *talk("b", "assistant")]) == "a\nb"
+
+
+def test_images_have_no_text_to_look_at(tmp_path):
+    paths = [tmp_path / f"{name} <s>&amp;" for name in ("a", "b")]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    findings = inspect(*(Labelled(Image(str(path)), ("a",)) for path in paths), name="demonstrations")
+    assert not any(entry.count for entry in findings.entries)
+
+
+@pytest.mark.parametrize("as_prompts", [False, True])
+def test_questions_about_one_text_do_not_nearly_repeat_one_another(as_prompts):
+    def about(text):
+        records = [Spanned(text, question, ()) for question in ("Who?", "When?", "Where?")]
+        return [as_role(record, "prompts") for record in records] if as_prompts else records
+
+    text = "The night train to Vienna leaves at ten and arrives on the next morning"
+    assert inspect(*about(text), name="prompts").get("near_duplicates").count == 0
+    assert inspect(*about(text), *about(text + " at seven"), name="prompts").get("near_duplicates").count == 1
 
 
 def encode(record):

@@ -1,6 +1,17 @@
 import pytest
 
-from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt, Unusable, as_role, demonstration_of
+from rlhf.data.records import (
+    Demonstration,
+    Feedback,
+    Image,
+    Labelled,
+    Preference,
+    Prompt,
+    Spanned,
+    Unusable,
+    as_role,
+    demonstration_of,
+)
 from rlhf.errors import UserError
 
 EXTRA, ORIGIN = {"score": 3}, "f.jsonl:7"
@@ -12,8 +23,8 @@ def test_demonstrations_take_what_holds_a_good_reply():
     assert as_role(demonstration, "demonstrations") is demonstration
     assert as_role(Preference("p", "c", "r", EXTRA, ORIGIN), "demonstrations") == demonstration
     assert as_role(Feedback("p", "c", True, EXTRA, ORIGIN), "demonstrations") == demonstration
-    labelled = Labelled("t", 1)
-    assert as_role(labelled, "demonstrations") is labelled
+    for record in (Labelled("t", ("good",)), Spanned("It is blue.", "Colour?", ((6, 10),))):
+        assert as_role(record, "demonstrations") is record
     with pytest.raises(Unusable, match="negative feedback"):
         as_role(Feedback("p", "c", False), "demonstrations")
     with pytest.raises(UserError, match=r"^f.jsonl:7: data.demonstrations got a prompt .* serve as prompts"):
@@ -26,7 +37,8 @@ def test_demonstrations_take_what_holds_a_good_reply():
         (Feedback("p", "c", True, {}, ORIGIN), "binary feedback"),
         (Demonstration("p", "c", {}, ORIGIN), "a demonstration"),
         (Prompt("p", {}, ORIGIN), "a prompt"),
-        (Labelled("t", 0, {}, ORIGIN), "a labelled text"),
+        (Labelled("t", ("good",), False, {}, ORIGIN), "a labelled text or image"),
+        (Spanned("c", "q", (), {}, ORIGIN), "a question about a text"),
     ],
 )
 def test_preferences_take_pairs_only_and_say_what_the_row_is_good_for(record, what):
@@ -45,13 +57,40 @@ def test_feedback_takes_single_judgements_and_pairs():
 
 def test_prompts_take_anything_and_keep_the_other_columns():
     for record in (
-        Demonstration("p", "c", EXTRA, ORIGIN),
+        Demonstration([USER], [REPLY], EXTRA, ORIGIN),
+        Preference([USER], [REPLY], [], EXTRA, ORIGIN),
+        Feedback([USER], [REPLY], False, EXTRA, ORIGIN),
+        Prompt([USER], EXTRA, ORIGIN),
+    ):
+        assert as_role(record, "prompts") == as_role(record, "rollouts") == Prompt([USER], EXTRA, ORIGIN)
+    for record in (
         Preference("p", "c", "r", EXTRA, ORIGIN),
         Feedback("p", "c", False, EXTRA, ORIGIN),
         Prompt("p", EXTRA, ORIGIN),
-        Labelled("p", 1, EXTRA, ORIGIN),
     ):
         assert as_role(record, "prompts") == Prompt("p", EXTRA, ORIGIN)
+
+
+def test_a_prompt_says_what_is_right_in_its_columns():
+    plain = as_role(Demonstration("p", "c", EXTRA, ORIGIN), "prompts")
+    assert plain == Prompt("p", {"reference": "c", "score": 3}, ORIGIN)
+    own = as_role(Demonstration("p", "c", {"reference": "r"}), "prompts")
+    assert own.extra == {"reference": "r"}
+    one = as_role(Labelled("p", ("good",), False, EXTRA, ORIGIN), "prompts")
+    assert one == Prompt("p", {"score": 3, "label": "good"}, ORIGIN)
+    image = as_role(Labelled(Image("a.png"), (), True), "prompts")
+    assert image == Prompt("a.png", {"label": []})
+    assert isinstance(image.prompt, Image)
+    assert as_role(Labelled("p", ("a", "b"), True), "prompts").extra == {"label": ["a", "b"]}
+
+
+def test_a_question_about_a_text_as_a_prompt_has_the_columns_of_squad():
+    record = Spanned("It is blue.", "Colour?", ((6, 10), (0, 11)), EXTRA, ORIGIN)
+    answers = {"text": ["blue", "It is blue."], "answer_start": [6, 0]}
+    columns = {"score": 3, "question": "Colour?", "context": "It is blue.", "answers": answers}
+    assert as_role(record, "prompts") == Prompt("Colour?\n\nIt is blue.", columns, ORIGIN, "It is blue.")
+    without = as_role(Spanned("It is blue.", "Size?", ()), "prompts")
+    assert without.extra["answers"] == {"text": [], "answer_start": []}
 
 
 def test_unknown_role():

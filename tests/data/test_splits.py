@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt
-from rlhf.data.splits import canonical, completions, contexts, copies, side
+from rlhf.data.records import Demonstration, Feedback, Image, Labelled, Preference, Prompt, Spanned, as_role
+from rlhf.data.splits import canonical, completions, content_key, contexts, copies, own_prompt, side
 
 PROMPTS = [f"prompt {index}" for index in range(5000)]
 
@@ -68,11 +68,30 @@ def test_contexts_are_all_prompts_a_record_replies_to():
     record = Demonstration([user], [reply, again, reply])
     assert contexts(record) == [[user], [user, reply, again]]
     assert contexts(Demonstration("p", "c")) == ["p"]
-    assert contexts(Labelled("t", 1)) == contexts(Demonstration("", "t")) == ["t"]
+    assert contexts(Labelled("t", ("a",))) == contexts(Demonstration("", "t")) == ["t"]
     assert contexts(Preference([user, reply, again], [reply], [])) == [[user, reply, again]]
+
+
+def test_questions_about_a_text_are_on_its_side_as_records_and_as_prompts():
+    record = Spanned("It is blue.", "Colour?", ((6, 10),))
+    assert own_prompt(record) == "Colour?\n\nIt is blue."
+    assert contexts(record) == contexts(as_role(record, "prompts")) == ["It is blue.", "Colour?\n\nIt is blue."]
+    assert own_prompt(as_role(record, "prompts")) == own_prompt(record)
+
+
+def test_images_are_equal_by_their_bytes(tmp_path):
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    for path in (first, second):
+        path.write_bytes(b"bytes of an image")
+    uri = Image("data:image/png;base64,Ynl0ZXMgb2YgYW4gaW1hZ2U=")
+    keys = {content_key(ref) for ref in (Image(str(first)), Image(str(second)), uri)}
+    assert len(keys) == 1
+    assert {side(ref, 0.5, 3) for ref in (Image(str(first)), uri)} == {side(Image(str(second)), 0.5, 3)}
+    second.write_bytes(b"other bytes")
+    assert content_key(Image(str(second))) not in keys | {content_key(str(second))}
 
 
 def test_completions():
     assert completions(Preference("p", "a", "b")) == ["a", "b"]
     assert completions(Feedback("p", "a", True)) == completions(Demonstration("p", "a")) == ["a"]
-    assert completions(Prompt("p")) == completions(Labelled("t", 1)) == []
+    assert completions(Prompt("p")) == completions(Labelled("t", ("a",))) == completions(Spanned("c", "q", ())) == []

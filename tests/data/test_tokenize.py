@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.data.records import Demonstration, Labelled, Preference, Unusable
+from rlhf.data.records import Demonstration, Image, Labelled, Preference, Spanned, Unusable
 from rlhf.data.tokenize import IGNORED, PLAIN_TEMPLATE, Codec
 from rlhf.errors import UserError
 
@@ -191,11 +191,28 @@ def test_an_encoder_frames_the_text_itself(tiny_bert):
     assert chosen[0] == tokenizer.cls_token_id
     assert chosen[-1] == tokenizer.sep_token_id
     assert chosen.count(tokenizer.sep_token_id) == 1
-    assert encoder.labelled(Labelled("lamp", 1)).columns["labels"] == 1
-    with pytest.raises(UserError, match="an encoder learns from `text` and `label`"):
-        encoder.labelled(Demonstration("a", "b"))
-    with pytest.raises(UserError, match=r"takes a class's number in `label` .*; here it is 'joy'"):
-        encoder.labelled(Demonstration("", "b", {"label": "joy"}))
+
+
+def test_a_classifier_gets_a_text_and_the_names_of_its_classes(tiny_bert):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    encoder = Codec(tokenizer, max_length=20, encoder=True)
+    assert encoder.labelled(Labelled("lamp", ("off",))).columns == {
+        "input_ids": tokenizer("lamp")["input_ids"],
+        "classes": ["off"],
+    }
+    assert encoder.labelled(Labelled("lamp", (), multi=True)).columns["classes"] == []
+    assert encoder.labelled(Labelled("lamp " * 30, ("on", "dim"), multi=True)).truncated
+    for record, message in (
+        (Demonstration("a", "b"), "a classifier of texts learns from `text` and `label`, not from a reply"),
+        (Demonstration("", "b", {"label": 0.5}), "the name or number of a class in `label`; here it is '0.5'"),
+        (Spanned("a", "b", ()), "not from a question about a text"),
+        (Labelled(Image("lamp.png"), ("on",)), "an image"),
+    ):
+        with pytest.raises(UserError, match=message):
+            encoder.labelled(record)
+    for record in (Labelled("lamp", ("off",)), Spanned("a", "b", ())):
+        with pytest.raises(UserError, match="train an encoder"):
+            encoder.demonstration(record)
 
 
 def test_what_follows_a_reply(tiny_tokenizer):

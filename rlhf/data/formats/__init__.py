@@ -1,8 +1,8 @@
 """The known layouts of a row, one file each: adding a format means adding a file.
 
 A format module defines `NAME`; `COLUMNS`, the columns it needs, for messages; `matches(row)`, whether the first row of
-a source has this layout; and `parse(row, origin)`, which turns a row into a record. If its rows would also match
-simpler formats, it names these in `BEFORE`. Modules whose names start with an underscore are helpers.
+a source has this layout; and `parse(row, origin)`, which turns a row into a record, or into a list of them. If its rows
+would also match simpler formats, it names these in `BEFORE`. Modules whose names start with an underscore are helpers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ class Format:
     """Formats that match these rows too and are tried later."""
     matches: Callable[[dict[str, Any]], bool]
     """Whether a row's columns and their types fit this layout."""
-    parse: Callable[[dict[str, Any], str], Record]
-    """Turns a row and its origin into a record; raises Unusable if nothing can be learned from it, UserError if it is
-    malformed."""
+    parse: Callable[[dict[str, Any], str], Record | list[Record]]
+    """Turns a row and its origin into a record, or into several; raises Unusable if nothing can be learned from it,
+    UserError if it is malformed."""
+
+    def records(self, row: dict[str, Any], origin: str) -> list[Record]:
+        """The records of a row; raises what `parse` does."""
+        parsed = self.parse(row, origin)
+        return parsed if isinstance(parsed, list) else [parsed]
 
 
 @functools.cache

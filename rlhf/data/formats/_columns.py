@@ -10,8 +10,6 @@ from rlhf.data.records import Message, Text, Unusable
 from rlhf.errors import UserError
 
 _TRUE, _FALSE = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
-_CLASSES = {"neg": 0, "negative": 0, "pos": 1, "positive": 1}
-"""Class names whose order is obvious."""
 
 
 def is_text(value: Any) -> bool:
@@ -138,18 +136,47 @@ def integer(row: dict[str, Any], column: str, origin: str) -> int:
     raise wrong_type(number, column, origin, "a whole number")
 
 
-def class_number(label: Any) -> int | None:
-    """The number of a class, counted from 0; None if the label is not one.
+def is_label(value: Any) -> bool:
+    """Whether a value names a class (text or a whole number), or is a list of such values."""
+    return all(map(_is_class, value)) if isinstance(value, list) else _is_class(value)
 
-    A label may also be text (`1`, `1.0`) or a name (`neg`, `pos`).
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
+
+
+def labels(row: dict[str, Any], column: str, origin: str) -> tuple[tuple[str, ...], bool]:
+    """A column of classes, by name: a name or a number, or a list of these.
+
+    Args:
+        row: The row.
+        column: The column.
+        origin: The row's place, for messages.
+
+    Returns:
+        The names of the classes, each once, and whether they were a list; a number's name is the number (`1`, also
+        where it is written 1.0, as data frames do).
+
+    Raises:
+        Unusable: There is no label.
+        UserError: It is something else.
     """
+    content = value(row, column, origin)
+    several = isinstance(content, list)
+    if not several and (content is None or content == ""):
+        raise Unusable("no label")
+    if not is_label(content):
+        raise wrong_type(content, column, origin, "the name or number of a class, or a list of these")
+    return tuple(dict.fromkeys(map(_class_name, content if several else [content]))), several
+
+
+def _class_name(label: str | int | float) -> str:
+    if isinstance(label, bool):
+        return str(label).lower()
     if isinstance(label, str):
-        word = label.strip().lower()
-        if word in _CLASSES:
-            return _CLASSES[word]
-        label = float(word) if re.fullmatch(r"[0-9]{1,15}(\.0*)?", word) else None
-    whole = isinstance(label, int) or (isinstance(label, float) and label.is_integer())
-    return int(label) if whole and label >= 0 else None
+        word = label.strip()
+        return word.partition(".")[0] if re.fullmatch(r"[0-9]{1,15}\.0*", word) else word
+    return str(int(label))
 
 
 def rest(row: dict[str, Any], *used: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def reply(content):
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 Q, A, B = user("Sky?"), reply("Blue."), reply("Green.")
-A_CLASS = "column 'label' must be the number of a class, from 0 on (or neg and pos)"
+A_CLASS = "column 'label' must be the name or number of a class, or a list of these"
 HH = "\n\nHuman: Sky?\n\nAssistant: {}"
 
 CASES = [
@@ -78,13 +78,20 @@ CASES = [
     ("prompt_only", {"prompt": "Sky?", "answer": "blue"}, Prompt("Sky?", {"answer": "blue"})),
     ("prompt_only", {"prompt": [SYSTEM, Q]}, Prompt([SYSTEM, Q])),
     ("text", {"text": "Once."}, Demonstration("", "Once.")),
-    ("text", {"text": "Once.", "label": "poem"}, Demonstration("", "Once.", {"label": "poem"})),
-    ("labelled", {"text": "Good.", "label": 1}, Labelled("Good.", 1)),
-    ("labelled", {"text": "Bad.", "label": "0"}, Labelled("Bad.", 0)),
-    ("labelled", {"text": "Good.", "label": "1.0"}, Labelled("Good.", 1)),
-    ("labelled", {"text": "Good.", "label": 2.0}, Labelled("Good.", 2)),
-    ("labelled", {"text": "Good.", "label": "Pos"}, Labelled("Good.", 1)),
-    ("labelled", {"text": "Bad.", "label": "negative"}, Labelled("Bad.", 0)),
+    ("text", {"text": "Once.", "label": 0.5}, Demonstration("", "Once.", {"label": 0.5})),
+    ("labelled", {"text": "Good.", "label": 1}, Labelled("Good.", ("1",))),
+    ("labelled", {"text": "Bad.", "label": "0"}, Labelled("Bad.", ("0",))),
+    ("labelled", {"text": "Good.", "label": "1.0"}, Labelled("Good.", ("1",))),
+    ("labelled", {"text": "Good.", "label": 2.0}, Labelled("Good.", ("2",))),
+    ("labelled", {"text": "Bad.", "label": -1}, Labelled("Bad.", ("-1",))),
+    ("labelled", {"text": "Good.", "label": True}, Labelled("Good.", ("true",))),
+    (
+        "labelled",
+        {"text": "Card?", "label": " card_arrival", "n": 1},
+        Labelled("Card?", ("card_arrival",), False, {"n": 1}),
+    ),
+    ("labelled", {"text": "Both.", "label": ["b", 1.0, "b"]}, Labelled("Both.", ("b", "1"), True)),
+    ("labelled", {"text": "None.", "label": []}, Labelled("None.", (), True)),
     ("hh", {"chosen": HH.format("Blue."), "rejected": HH.format("Green.")}, Preference([Q], [A], [B])),
     ("hh", {"chosen": HH.format("Blue."), "rejected": HH.format("")}, Preference([Q], [A], [reply("")])),
     (
@@ -221,9 +228,9 @@ def test_any_two_formats_that_match_one_row_have_an_order():
             "column 'label' must be true or false, not text ('good')",
         ),
         ("kto", {"prompt": "p", "completion": "c", "label": None}, "column 'label' must be true or false, not null"),
-        ("labelled", {"text": "t", "label": "good"}, f"{A_CLASS}, not text ('good')"),
         ("labelled", {"text": "t", "label": 0.5}, f"{A_CLASS}, not 0.5"),
-        ("labelled", {"text": "t", "label": -1}, f"{A_CLASS}, not -1"),
+        ("labelled", {"text": "t", "label": ["a", None]}, f"{A_CLASS}, not a list"),
+        ("labelled", {"text": "t", "label": {}}, f"{A_CLASS}, not an object"),
         (
             "llmbar",
             {"input": "i", "output_1": "a", "output_2": "b", "label": 3},
@@ -262,6 +269,8 @@ def test_a_wrong_row_is_an_error_that_names_place_and_column(name, row, message)
         ("hh", {"chosen": HH.format("a"), "rejected": "just text"}, "not a Human/Assistant transcript"),
         ("hh", {"chosen": HH.format("a"), "rejected": ""}, "empty side"),
         ("hh", {"chosen": HH.format("a"), "rejected": None}, "empty side"),
+        ("labelled", {"text": "t", "label": None}, "no label"),
+        ("labelled", {"text": "t", "label": ""}, "no label"),
         ("messages", {"messages": [A, Q]}, "starts with the assistant"),
         ("messages", {"messages": [Q, {**reply(""), "tool_calls": [1]}]}, "calls a tool"),
         ("preference", {"chosen": [Q, A, Q, A], "rejected": [Q, B, Q, A]}, "a side is not one assistant reply"),
