@@ -44,3 +44,8 @@ def reason(error: BaseException) -> str:
     message = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     message = f"{type(error).__name__} {message}" if isinstance(error, KeyError) else message
     return message if len(message) <= _LONGEST else message[:_LONGEST] + " …"
+
+
+def not_installed(package: str, extra: str) -> UserError:
+    """What to raise where an optional package is missing: the package, and the extra of this one that brings it."""
+    return UserError(f"the package {package} is not installed: pip install {package} (or rlhf-pipeline[{extra}])")

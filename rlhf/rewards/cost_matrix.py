@@ -139,7 +139,7 @@ class CostMatrix:
             probabilities_BC: Probabilities of B inputs by C classes.
             names: The classes, by number.
 
-        Source: Elkan (2001), section 1.1.
+        Source: Elkan (2001), section 1.
         """
         answers = self.answers_for(names)
         return [answers[best] for best in self.expected_costs(probabilities_BC, names).argmin(1)]

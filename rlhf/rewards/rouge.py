@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf.data.records import Text
-from rlhf.errors import UserError, unknown_name
+from rlhf.errors import UserError, not_installed, unknown_name
 from rlhf.rewards.text import completion_text, references
 
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -40,7 +40,7 @@ def rouge(
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise UserError("the package rouge-score is not installed: pip install rouge-score") from None
+        raise not_installed("rouge-score", "rouge") from None
     scorer = RougeScorer([kind])
     return [
         None if reference is None else float(scorer.score(reference, completion_text(completion))[kind].fmeasure)

@@ -30,5 +30,5 @@ def test_what_is_wrong_is_said(monkeypatch):
         rouge([], [], kind="rougel")
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(UserError, match="pip install rouge-score"):
+    with pytest.raises(UserError, match=r"pip install rouge-score \(or rlhf-pipeline\[rouge\]\)"):
         rouge([], [])
