@@ -13,6 +13,7 @@ ORDER = [
     {"data", "models", "prefix_sharing"},
     {"artifacts"},
     {"policies", "rewards"},
+    {"envs"},
     {"evaluation"},
     {"report"},
     {"training", "publish"},
