@@ -23,6 +23,8 @@ class SampledCompletion(TypedDict):
     """KL to the policy's reference, nats a completion; null without a reference."""
     scores: dict[str, float | None]
     """By judge; null where a judge gives none."""
+    log_prob: NotRequired[float | None]
+    """Log-probability of the completion, the sum over its actions, nats; missing in samples of earlier versions."""
 
 
 class Row(TypedDict):

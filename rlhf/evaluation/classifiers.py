@@ -1,0 +1,304 @@
+"""Answers of policies that name classes -> what the report says of them: measures of all rows, confusions, flips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from rlhf.evaluation.calibration import CalibrationBin, equal_mass_curve, expected_calibration_error
+from rlhf.evaluation.classification import (
+    ClassMeasures,
+    Confusion,
+    Names,
+    brier_scores,
+    class_measures,
+    class_names,
+    compare_macro_f1,
+    confusion_counts,
+    confusions,
+    correct,
+    flips,
+    macro_f1,
+)
+from rlhf.evaluation.compare import Comparison, compare, comparison_pairs
+from rlhf.evaluation.samples import Row, SampledCompletion
+from rlhf.evaluation.stats import Floats, finite_mean, mean_interval, wilson_interval
+
+LABEL = "label"
+"""The column that holds the right class, or the list of those that are right together."""
+SEPARATOR = ", "
+"""Between the classes of an answer that names several."""
+MACRO_F1 = "macro F1"
+NEGATIVE_BRIER = "negative Brier score"
+MEASURES = (MACRO_F1, NEGATIVE_BRIER)
+"""What is compared beside the judges' scores, more being better; each is the `judge` of its comparisons."""
+GRID = 20
+"""Most classes whose confusions are shown as a grid."""
+_SHOWN = 12
+"""Rows shown of those that were repaired, and of those that were broken."""
+
+
+class Grid(TypedDict):
+    """How often each class was taken for each."""
+
+    labels: list[str]
+    counts: list[list[int]]
+    """A list for each right class, of the numbers by chosen class."""
+
+
+class Classifier(TypedDict):
+    """How right and how sure one policy is; an entry of `classification.policies` in report.json."""
+
+    policy: str
+    n: int
+    """Rows with a right class and an answer."""
+    accuracy: float
+    """Share of answers that are right; of several classes at once, all of them."""
+    accuracy_ci: list[float]
+    """Its 95% Wilson interval."""
+    macro_f1: float | None
+    confidence: float | None
+    """Mean probability of the answer; above the accuracy, the policy is too sure."""
+    brier: float | None
+    """Mean squared distance of that probability from whether the answer is right, less being better."""
+    brier_ci: list[float] | None
+    ece: float | None
+    """Mean distance of accuracy from confidence over `calibration`."""
+    calibration: list[CalibrationBin]
+    """Bins of about equal numbers of answers; empty where no probability is known."""
+    classes: list[ClassMeasures]
+    grid: Grid | None
+    """Null where there are more than `GRID` classes, or several can be right at once."""
+    confusions: list[Confusion]
+    """The most frequent mistakes; empty where several classes can be right at once."""
+
+
+class Flip(TypedDict):
+    """A row on which exactly one of two policies is right."""
+
+    index: int
+    """Line of samples.jsonl, from 0."""
+    prompt: Any
+    right: str
+    baseline: str
+    """What the baseline answered."""
+    policy: str
+    """What the policy answered."""
+
+
+class FlipReport(TypedDict):
+    """The rows that a policy repaired and broke beside a baseline; an entry of `classification.flips`."""
+
+    policy: str
+    baseline: str
+    n: int
+    """Rows with a right class and both answers."""
+    repaired: int
+    """Wrong before, right now."""
+    broken: int
+    """Right before, wrong now."""
+    p_value: float
+    """McNemar's exact test of as many repaired as broken, two-sided, not corrected for other comparisons."""
+    repaired_rows: list[Flip]
+    """The first of them."""
+    broken_rows: list[Flip]
+
+
+class Classification(TypedDict):
+    """What follows from the answers of policies that name classes; `classification` in report.json."""
+
+    policies: list[Classifier]
+    flips: list[FlipReport]
+
+
+class _Answers(NamedTuple):
+    """The rows on which all named policies answered and the right classes are known."""
+
+    rows: list[Row]
+    right: list[Names]
+    chosen: list[list[Names]]
+    """By policy."""
+    confidence: list[Floats]
+    """By policy; NaN where unknown."""
+
+
+def classification(rows: Sequence[Row], policies: Sequence[str], parents: Mapping[str, str]) -> Classification | None:
+    """How right and how sure each policy is, and the rows that flipped; None where no row has a right class.
+
+    Args:
+        rows: Lines of samples.jsonl; of several answers to a prompt the first counts.
+        policies: Those that name classes.
+        parents: Policy -> the policy it was trained from.
+    """
+    each = [(policy, _answers(rows, policy)) for policy in policies]
+    known = [(policy, answers) for policy, answers in each if answers.rows]
+    if not known:
+        return None
+    pairs = comparison_pairs([policy for policy, _ in known], parents)
+    return Classification(
+        policies=[_classifier(policy, answers) for policy, answers in known],
+        flips=[_flips(rows, policy, baseline) for policy, baseline in pairs],
+    )
+
+
+def compare_classifiers(rows: Sequence[Row], policies: Sequence[str], parents: Mapping[str, str]) -> list[Comparison]:
+    """Every policy against its parent and the base by `MEASURES`, as comparisons that are yet to be corrected.
+
+    Macro F1 is of all rows (`classification.compare_macro_f1`) and has no win rate; the Brier score is a mean over rows
+    like any judge's, with its sign turned, so that more is better.
+
+    Args:
+        rows: Lines of samples.jsonl.
+        policies: Those that name classes.
+        parents: Policy -> the policy it was trained from.
+    """
+    comparisons = []
+    for policy, baseline in comparison_pairs(policies, parents):
+        answers = _answers(rows, policy, baseline)
+        if not answers.rows:
+            continue
+        comparisons.append(_by_macro_f1(len(rows), answers, policy, baseline))
+        scored = list(_scored(answers, policy, baseline))
+        if any(sample["scores"][NEGATIVE_BRIER] is not None for row in scored for sample in row["replies"][policy]):
+            comparisons.append(compare(scored, policy, baseline, NEGATIVE_BRIER))
+    return comparisons
+
+
+def _answers(rows: Sequence[Row], *policies: str) -> _Answers:
+    known = [
+        row
+        for row in rows
+        if row["columns"].get(LABEL) is not None and all(row["replies"].get(policy) for policy in policies)
+    ]
+    several = any(isinstance(row["columns"][LABEL], list) for row in known)
+
+    def said(sample: SampledCompletion) -> Names:
+        return _names(sample["text"].split(SEPARATOR) if several else [sample["text"]])
+
+    right = [_right(row["columns"][LABEL]) for row in known]
+    chosen = [[said(row["replies"][policy][0]) for row in known] for policy in policies]
+    confidence = [np.array([_confidence(row["replies"][policy][0]) for row in known]) for policy in policies]
+    return _Answers(known, right, chosen, confidence)
+
+
+def _right(value: Any) -> Names:
+    return _names(value if isinstance(value, list) else [value])
+
+
+def _names(names: Sequence[Any]) -> Names:
+    return frozenset(str(name).strip() for name in names if str(name).strip())
+
+
+def _confidence(sample: SampledCompletion) -> float:
+    """Probability of an answer; NaN where it is unknown."""
+    log_prob = sample.get("log_prob")
+    return math.nan if log_prob is None else math.exp(min(0.0, log_prob))
+
+
+def _classifier(policy: str, answers: _Answers) -> Classifier:
+    right, (chosen,), (confidence_N,) = answers.right, answers.chosen, answers.confidence
+    correct_N = correct(right, chosen)
+    single = all(len(names) == 1 for names in right)
+    names = class_names([*right, *chosen])
+    brier_N = brier_scores(confidence_N, correct_N)
+    curve = equal_mass_curve(confidence_N, correct_N)
+    f1 = macro_f1(right, chosen)
+    return Classifier(
+        policy=policy,
+        n=len(right),
+        accuracy=float(correct_N.mean()),
+        accuracy_ci=list(wilson_interval(float(correct_N.sum()), len(correct_N))),
+        macro_f1=None if math.isnan(f1) else f1,
+        confidence=finite_mean(confidence_N),
+        brier=finite_mean(brier_N),
+        brier_ci=mean_interval(brier_N),
+        ece=expected_calibration_error(curve),
+        calibration=curve,
+        classes=class_measures(right, chosen),
+        grid=Grid(labels=names, counts=confusion_counts(right, chosen, names))
+        if single and len(names) <= GRID
+        else None,
+        confusions=confusions(right, chosen) if single else [],
+    )
+
+
+def _flips(rows: Sequence[Row], policy: str, baseline: str) -> FlipReport:
+    answers = _answers(rows, policy, baseline)
+    found = flips(answers.right, *answers.chosen)
+
+    def shown(places: Sequence[int]) -> list[Flip]:
+        return [_flip(answers, place, policy, baseline) for place in places[:_SHOWN]]
+
+    return FlipReport(
+        policy=policy,
+        baseline=baseline,
+        n=len(answers.rows),
+        repaired=len(found.repaired),
+        broken=len(found.broken),
+        p_value=found.p_value,
+        repaired_rows=shown(found.repaired),
+        broken_rows=shown(found.broken),
+    )
+
+
+def _flip(answers: _Answers, place: int, policy: str, baseline: str) -> Flip:
+    row, column = answers.rows[place], answers.rows[place]["columns"][LABEL]
+    return Flip(
+        index=row["index"],
+        prompt=row["prompt"],
+        right=SEPARATOR.join(map(str, column)) if isinstance(column, list) else str(column),
+        baseline=row["replies"][baseline][0]["text"],
+        policy=row["replies"][policy][0]["text"],
+    )
+
+
+def _by_macro_f1(rows: int, answers: _Answers, policy: str, baseline: str) -> Comparison:
+    ours, theirs = answers.chosen
+    found = compare_macro_f1(answers.right, ours, theirs)
+    known = not math.isnan(found.difference)
+    return Comparison(
+        policy=policy,
+        baseline=baseline,
+        judge=MACRO_F1,
+        policy_mean=found.policy if known else None,
+        baseline_mean=found.baseline if known else None,
+        mean_difference=found.difference if known else None,
+        difference_ci=None if math.isnan(found.difference_ci[0]) else list(found.difference_ci),
+        win_rate=None,
+        win_rate_ci=None,
+        win_rate_length_controlled=None,
+        win_rate_length_controlled_ci=None,
+        p_value=found.p_value if known else None,
+        p_adjusted=None,
+        n_comparisons=0,
+        kl=None,
+        mean_length=None,
+        baseline_mean_length=None,
+        n=len(answers.rows),
+        left_out=rows - len(answers.rows),
+        verdict="no difference",
+        corrected=False,
+        doubted=False,
+    )
+
+
+def _scored(answers: _Answers, *policies: str) -> Iterator[Row]:
+    """The rows with the negative Brier score as their only score."""
+    scores = [
+        -brier_scores(confidence_N, correct(answers.right, chosen))
+        for confidence_N, chosen in zip(answers.confidence, answers.chosen, strict=True)
+    ]
+    for place, row in enumerate(answers.rows):
+        replies = {
+            policy: [
+                {
+                    **row["replies"][policy][0],
+                    "scores": {NEGATIVE_BRIER: None if math.isnan(score_N[place]) else float(score_N[place])},
+                }
+            ]
+            for policy, score_N in zip(policies, scores, strict=True)
+        }
+        yield Row(index=row["index"], prompt="", columns={}, replies=replies)  # type: ignore[typeddict-item]
