@@ -147,8 +147,9 @@ def classification(rows: Sequence[Row], policies: Sequence[str], parents: Mappin
 def compare_classifiers(rows: Sequence[Row], policies: Sequence[str], parents: Mapping[str, str]) -> list[Comparison]:
     """Every policy against its parent and the base by `MEASURES`, as comparisons that are yet to be corrected.
 
-    Macro F1 is of all rows (`classification.compare_macro_f1`) and has no win rate; the Brier score is a mean over rows
-    like any judge's, with its sign turned, so that more is better.
+    Macro F1 is of all rows (`classification.compare_macro_f1`). The Brier score is a mean over rows like any judge's,
+    with its sign turned, so that more is better. Neither has a win rate: nothing is won by the surer of two right
+    answers.
 
     Args:
         rows: Lines of samples.jsonl.
@@ -163,7 +164,10 @@ def compare_classifiers(rows: Sequence[Row], policies: Sequence[str], parents: M
         comparisons.append(_by_macro_f1(len(rows), answers, policy, baseline))
         scored = list(_scored(answers, policy, baseline))
         if any(sample["scores"][NEGATIVE_BRIER] is not None for row in scored for sample in row["replies"][policy]):
-            comparisons.append(compare(scored, policy, baseline, NEGATIVE_BRIER))
+            brier = compare(scored, policy, baseline, NEGATIVE_BRIER)
+            brier["win_rate"] = brier["win_rate_ci"] = None
+            brier["win_rate_length_controlled"] = brier["win_rate_length_controlled_ci"] = None
+            comparisons.append(brier)
     return comparisons
 
 

@@ -17,8 +17,11 @@ import rlhf
 from rlhf.artifacts.manifest import Manifest, read_manifests
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
+from rlhf.evaluation.attributed import ATTRIBUTIONS, Attribution
+from rlhf.evaluation.classifiers import MEASURES, classification, compare_classifiers
 from rlhf.evaluation.compare import compare_groups, compare_policies
 from rlhf.evaluation.regressions import RETAINED, RetainedRow, compare_retained
+from rlhf.evaluation.robustness import PERTURBED, PerturbedRow, robustness
 from rlhf.evaluation.samples import Row
 from rlhf.evaluation.seeds import over_seeds
 from rlhf.evaluation.summary import summarise
@@ -68,6 +71,9 @@ def build_report(run_dir: str | Path) -> Report:
         seeds=[],
         groups=[],
         retained=[],
+        classification=None,
+        robustness=None,
+        attributions=[],
         comparing={},
         policies=[],
         evaluation=None,
@@ -96,20 +102,30 @@ def _compares(manifest: Manifest) -> bool:
 
 
 def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
-    """Add what follows from the completions, and from the sets of `evaluate.retain`, in a stage's folder."""
+    """Add what follows from the completions, and from what else was measured, in a stage's folder."""
     rows = cast(list[Row], read_jsonl(folder / "samples.jsonl"))
-    retained = cast(list[RetainedRow], read_jsonl(folder / RETAINED) if (folder / RETAINED).is_file() else [])
+    retained, perturbed, attributions = (
+        read_jsonl(folder / name) if (folder / name).is_file() else [] for name in (RETAINED, PERTURBED, ATTRIBUTIONS)
+    )
     evaluation = _evaluation(manifest, len(rows), list(report["stages"]))
     policies, judges, parents = evaluation["policies"], evaluation["judges"], evaluation["parents"]
     report["evaluation"] = evaluation
     report["samples"] = _shown(rows)
     report["comparing"] = manifest["metrics"].get("comparing") or {}
-    report["comparisons"], report["seeds"] = over_seeds(compare_policies(rows, policies, judges, parents))
+    labelling = [name for name in policies if evaluation["kinds"].get(name) == "label"]
+    by_measure = compare_classifiers(rows, labelling, parents)
+    evaluation["measures"] = [name for name in MEASURES if any(row["judge"] == name for row in by_measure)]
+    compared = compare_policies(rows, policies, judges, parents)
+    report["comparisons"], report["seeds"] = over_seeds([*compared, *by_measure])
+    report["classification"] = classification(rows, labelling, parents)
     column = evaluation["group_by"]
     if column is not None:
         first = [name for name in policies if name == kind_of(name)]  # of several seeds
         report["groups"] = compare_groups(rows, first, judges, parents, lambda row: row["columns"].get(column))
-    report["retained"] = compare_retained(retained, policies, parents)
+    report["retained"] = compare_retained(cast(list[RetainedRow], retained), policies, parents)
+    scoring = [judge for judge in judges if judge not in report["comparing"]]
+    report["robustness"] = robustness(rows, cast(list[PerturbedRow], perturbed), policies, scoring, parents)
+    report["attributions"] = cast(list[Attribution], attributions)
     references = evaluation["references"]
     report["policies"] = [summarise(rows, name, judges, references.get(name)) for name in policies]
     doubts = unproven(report)
@@ -182,6 +198,8 @@ def _evaluation(manifest: Manifest, prompts: int, stages: Sequence[str]) -> Eval
         max_new_tokens=config.get("max_new_tokens"),
         policies=metrics["policies"],
         judges=sorted(metrics["judges"], key=lambda judge: (judge in place, -place.get(judge, 0))),
+        measures=[],
+        kinds=metrics.get("kinds") or {},
         prompts=prompts,
         prompts_cut=metrics.get("prompts_cut"),
         group_by=metrics.get("group_by"),

@@ -89,22 +89,37 @@ class Axes(NamedTuple):
         return Mark(*self.place(x, y), self.place(x, low)[1], self.place(x, high)[1], text, chosen)
 
 
-def reliability(curve: Sequence[CalibrationBin]) -> Diagram:
-    """How often a reward model is right, over how sure it is (`calibration.calibration_curve`)."""
-    axes = Axes(0.5, 1.0, 0.0, 1.0)
+def reliability(
+    curve: Sequence[CalibrationBin],
+    least: float = 0.5,
+    title: str = "Calibration",
+    x_label: str = "confidence in the preferred reply",
+    y_label: str = "pairs ranked right [95%]",
+    counted: str = "pairs",
+) -> Diagram:
+    """How often a model is right, over how sure it is.
+
+    Args:
+        curve: As `calibration.calibration_curve` or `equal_mass_curve` gives.
+        least: The least sure that a model can be: of two sides one half.
+        title: Above the diagram.
+        x_label: What the model is sure of.
+        y_label: How often that is right.
+        counted: What is counted.
+    """
+    axes = Axes(least, 1.0, 0.0, 1.0)
     marks = [
         axes.mark(
             place["confidence"], place["accuracy"], place["ci"],
             f"{percent(place['confidence'])} sure, right in {percent(place['accuracy'], place['ci'])} of "
-            f"{place['n']:,} pairs",
+            f"{place['n']:,} {counted}",
         )
         for place in curve
     ]  # fmt: skip
-    diagonal = Guide(*axes.place(0.5, 0.5), *axes.place(1.0, 1.0), "as sure as right")
+    diagonal = Guide(*axes.place(least, least), *axes.place(1.0, 1.0), "as sure as right")
     line = path([(mark.x, mark.y) for mark in marks])
     return Diagram(
-        "Calibration", "confidence in the preferred reply", "pairs ranked right [95%]", *axes.ticks(percent),
-        series=[Series("", line, marks)], guides=[diagonal],
+        title, x_label, y_label, *axes.ticks(percent), series=[Series("", line, marks)], guides=[diagonal],
     )  # fmt: skip
 
 

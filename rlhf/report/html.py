@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from rlhf.evaluation import formatting
-from rlhf.report import charts, diagrams, schema, sections, sentences, tables
+from rlhf.report import charts, classes, diagrams, schema, sections, sentences, tables
 from rlhf.report.caveats import caveats
 from rlhf.report.names import Names
 from rlhf.report.schema import Report
@@ -34,7 +34,7 @@ def render_html(report: Report, shown: int = 12) -> str:
     names = Names.of(report)
     environment.globals.update(
         formatting=formatting, names=names, sentences=sentences, tables=tables, charts=charts, diagrams=diagrams,
-        tones=sections.TONES,
+        tones=sections.TONES, confidence=sections.confidence, answers_only=schema.answers_only(report),
     )  # fmt: skip
     policies = [entry["policy"] for entry in report["policies"]]
     columns = [name for name in policies if name == kind_of(name)]  # of several seeds the first
@@ -48,6 +48,9 @@ def render_html(report: Report, shown: int = 12) -> str:
         forests=list(sections.forests(report)),
         groups=sections.groups(report),
         quantities=list(sections.quantities(report)),
+        classes=classes.view(report),
+        classifier_table=classes.classifier_table(report),
+        attributions=sections.attributions(report),
         gates=list(sections.gates(report)),
         gate_policies=[gate["policy"] for _, gate in schema.gates(report)],
         tracked=list(sections.tracked(report)),
@@ -69,7 +72,7 @@ def render_markdown(report: Report) -> str:
         loader=jinja2.PackageLoader("rlhf.report"), autoescape=False, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(names=Names.of(report), tables=tables)
+    environment.globals.update(names=Names.of(report), tables=tables, answers_only=schema.answers_only(report))
     group_by = report["evaluation"]["group_by"] if report["evaluation"] else None
     further = [
         ("Over several seeds", tables.seed_table(report).markdown()),
@@ -78,6 +81,8 @@ def render_markdown(report: Report) -> str:
     return environment.get_template("report.md").render(
         report=report, statements=sentences.statements(report), caveats=caveats(report),
         gated=schema.gated_models(report), standfirst=standfirst(report), versions=_versions(report), further=further,
+        classifiers=classes.classifier_table(report).markdown(), views=classes.view(report),
+        attributions=sections.attributions(report),
     )  # fmt: skip
 
 
@@ -86,15 +91,16 @@ def standfirst(report: Report) -> str:
     evaluation = report["evaluation"]
     if not evaluation:
         return "Policies have not been compared yet: `rlhf evaluate` does that."
+    over = "Brackets are 95% intervals over prompts."
+    prompts = f"{formatting.count(evaluation['prompts'], 'prompt')} kept out of training"
+    if schema.answers_only(report):
+        return f"Each policy's likeliest answer to {prompts}. {over}"
     samples = f", {evaluation['samples']} sampled from each policy" if evaluation["samples"] else ""
     temperature = evaluation["temperature"]
     heat = "" if temperature is None else " greedily" if temperature == 0 else f" at temperature {temperature:g}"
     longest = evaluation["max_new_tokens"]
     limit = f", at most {formatting.count(longest, 'token')} each" if longest else ""
-    return (
-        f"Replies to {formatting.count(evaluation['prompts'], 'prompt')} kept out of training{samples}{heat}{limit}. "
-        "Brackets are 95% intervals over prompts."
-    )
+    return f"Replies to {prompts}{samples}{heat}{limit}. {over}"
 
 
 def _origin(report: Report) -> Iterator[str]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from rlhf.evaluation.attributed import Attribution
+from rlhf.evaluation.classifiers import Classification
 from rlhf.evaluation.compare import Comparison, GroupComparison
 from rlhf.evaluation.gate import GateModel
 from rlhf.evaluation.overoptimisation import Point
 from rlhf.evaluation.regressions import Regression
+from rlhf.evaluation.robustness import Robustness
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.evaluation.seeds import SeedSummary
 from rlhf.evaluation.summary import Summary
@@ -154,6 +157,10 @@ class Evaluation(TypedDict):
     """`base` first, then in the order they were trained."""
     judges: list[str]
     """The run's own reward models last: policies may have been trained against them."""
+    measures: list[str]
+    """What `comparisons` has beside the judges: measures of all rows together (`evaluation.classifiers.MEASURES`)."""
+    kinds: dict[str, str]
+    """Policy -> what kind of policy it is; those that are not named write text."""
     prompts: int
     prompts_cut: int | None
     """Prompts that lost their beginning, since with the completion they would not fit the context."""
@@ -225,13 +232,19 @@ class Report(TypedDict):
     stages: dict[str, StageReport]
     """Every finished stage but the comparison, in the order they ran."""
     comparisons: list[Comparison]
-    """Over all prompts."""
+    """Over all prompts, by every judge and measure."""
     seeds: list[SeedSummary]
     """The same of what was trained with several seeds."""
     groups: list[GroupComparison]
     """The comparisons within each group of prompts; the first seed only."""
     retained: list[Regression]
     """Every policy on the sets of `evaluate.retain`."""
+    classification: Classification | None
+    """How right and how sure policies are that answer with a class; null where none does."""
+    robustness: Robustness | None
+    """Policies on the inputs of `evaluate.perturb`; null where there are none."""
+    attributions: list[Attribution]
+    """The tokens that scores rest on, as many rows as `evaluate.attributions`."""
     comparing: dict[str, JudgeReport]
     """What each judge that compares two completions was asked and how it answered."""
     policies: list[Summary]
@@ -260,6 +273,12 @@ def reward_models(report: Report) -> dict[str, StageReport]:
     """The stages that left a reward model."""
     provenance = report["provenance"]
     return {name: stage for name, stage in report["stages"].items() if provenance[name].get("leaves") == "scorer"}
+
+
+def answers_only(report: Report) -> bool:
+    """Whether every policy chooses its answer from what is there, so that lengths and wording say nothing."""
+    kinds = report["evaluation"]["kinds"] if report["evaluation"] else {}
+    return bool(kinds) and set(kinds.values()) <= {"label", "span"}
 
 
 def parents(report: Report) -> Mapping[str, str]:

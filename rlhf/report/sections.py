@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rlhf.evaluation.attributed import Attribution
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.formatting import count, duration, estimate, number, percent
 from rlhf.evaluation.gate import GateModel
@@ -14,7 +16,7 @@ from rlhf.evaluation.summary import Quantity
 from rlhf.report import charts, diagrams, schema, sentences, tables
 from rlhf.report.charts import Estimate
 from rlhf.report.diff import Piece, word_diff
-from rlhf.report.names import Names, shown_verdict
+from rlhf.report.names import Names, capital, shown_verdict
 from rlhf.report.schema import Report, ShownPrompt
 from rlhf.workflow import kind_of
 
@@ -23,35 +25,54 @@ if TYPE_CHECKING:
 
 TONES = {"better": "better", "worse": "worse", "no difference": "same", "doubtful": "same", "alarm": "worse"}
 _SETS: tuple[tuple[SetName, str], ...] = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))
+_STRONGEST = 4
+"""Tokens for and against a score that are told in words."""
 _GROUP_STRIPS = 24
 """Groups in the figure of one judge; all are in report.json."""
 
 
 class Forest(NamedTuple):
-    """What one judge says of all pairs of policies."""
+    """What one judge says of all pairs of policies, or several measures do."""
 
-    judge: str
+    caption: str
     panels: list[charts.StripPanel]
     asked: str
     """What is to be known of a judge that compares; empty for one that scores."""
 
 
 def forests(report: Report) -> Iterator[Forest]:
-    """Differences, and win rates as they are and at equal length, a forest a judge; several seeds in one strip."""
+    """Differences, and win rates as they are and at equal length, a forest a judge; several seeds in one strip.
+
+    The measures of all rows together are one more.
+    """
     for judge in report["evaluation"]["judges"] if report["evaluation"] else []:
-        rows = [
-            row for row in report["comparisons"] if row["judge"] == judge and row["policy"] == kind_of(row["policy"])
-        ]
-        differences = [_difference(row, report) for row in rows]
+        rows = _compared_by(report, judge)
         rates = [rate for row in rows for rate in _rates(row, report)]
         panels = [
-            charts.strip_panel("Mean difference", _unit(report, judge), differences, _signed, zero=0.0),
+            charts.strip_panel("Mean difference", _unit(report, judge), _differences(report, judge), _signed, zero=0.0),
             charts.strip_panel("Win rate", "share of reply pairs won", rates, percent, zero=0.5, tick=percent),
         ]
         drawn = [panel for panel in panels if panel]
         if drawn:
             asked = report["comparing"].get(judge)
-            yield Forest(judge, drawn, _asked(asked) if asked else "")
+            caption = f"Judged by {Names.of(report).judge(judge)}"
+            yield Forest(caption, drawn, _asked(asked) if asked else "")
+    measures = report["evaluation"]["measures"] if report["evaluation"] else []
+    panels = [
+        charts.strip_panel(capital(measure), "left less right", _differences(report, measure), _signed, zero=0.0)
+        for measure in measures
+    ]
+    if measures:
+        yield Forest("Over all rows together", [panel for panel in panels if panel], "")
+
+
+def _compared_by(report: Report, judge: str) -> list[Comparison]:
+    """The comparisons by a judge, or a measure, of each first seed."""
+    return [row for row in report["comparisons"] if row["judge"] == judge and row["policy"] == kind_of(row["policy"])]
+
+
+def _differences(report: Report, judge: str) -> list[Estimate]:
+    return [_difference(row, report) for row in _compared_by(report, judge)]
 
 
 def _difference(row: Comparison, report: Report) -> Estimate:
@@ -64,14 +85,13 @@ def _difference(row: Comparison, report: Report) -> Estimate:
     return Estimate(label, row["mean_difference"], row["difference_ci"], TONES[shown_verdict(row)])
 
 
-def _rates(row: Comparison, report: Report) -> tuple[Estimate, Estimate]:
-    """The win rate of a comparison, and that at equal length."""
+def _rates(row: Comparison, report: Report) -> Iterator[Estimate]:
+    """The win rate of a comparison, and that at equal length where lengths may differ."""
     tone = TONES[shown_verdict(row)]
-    controlled, interval = row["win_rate_length_controlled"], row["win_rate_length_controlled_ci"]
-    return (
-        Estimate(Names.of(report).versus(row), row["win_rate"], row["win_rate_ci"], tone),
-        Estimate("at equal length", controlled, interval, f"{tone} held"),
-    )
+    yield Estimate(Names.of(report).versus(row), row["win_rate"], row["win_rate_ci"], tone)
+    if not schema.answers_only(report):
+        controlled, interval = row["win_rate_length_controlled"], row["win_rate_length_controlled_ci"]
+        yield Estimate("at equal length", controlled, interval, f"{tone} held")
 
 
 def _asked(judge: JudgeReport) -> str:
@@ -107,7 +127,7 @@ def groups(report: Report) -> list[charts.StripPanel]:
 
 
 def quantities(report: Report) -> Iterator[charts.StripPanel]:
-    """What each policy is like: scores by judge, length, endings, KL, variety."""
+    """What each policy is like: scores by judge and KL; of those that write text length, endings, variety."""
     names, policies = Names.of(report), report["policies"]
     labels = [names.label(entry["policy"]) for entry in policies]
     to = [f" to {names.label(entry['kl_reference'])}" if entry["kl_reference"] else "" for entry in policies]
@@ -138,12 +158,14 @@ def quantities(report: Report) -> Iterator[charts.StripPanel]:
         )
         for judge in (policies[0]["scores"] if policies else ())
     ]
-    panels += [
-        charts.strip_panel("Length", "tokens a reply", strips([entry["length"] for entry in policies]), _one_digit),
-        charts.strip_panel(
-            "KL to reference", "nats a reply", strips([entry["kl"] for entry in policies], to), estimate
-        ),
-    ]
+    if schema.answers_only(report):
+        shares = []
+    else:
+        lengths = strips([entry["length"] for entry in policies])
+        panels.append(charts.strip_panel("Length", "tokens a reply", lengths, _one_digit))
+    panels.append(
+        charts.strip_panel("KL to reference", "nats a reply", strips([entry["kl"] for entry in policies], to), estimate)
+    )
     panels += [
         charts.strip_panel(title, unit, strips(values), percent, tick=percent)
         for title, unit, values in shares
@@ -234,6 +256,77 @@ class Column(NamedTuple):
     samples: Sequence[SampledCompletion]
     pieces: list[Piece] | None
     """The first completion against the parent's; None where there is none or they have little in common."""
+
+
+class TokenView(NamedTuple):
+    """A token of a sequence, shaded by its part in the score."""
+
+    text: str
+    tone: str
+    """CSS class: whether it raises or lowers the score."""
+    share: int
+    """Of the strongest part of the sequence, in percent."""
+    title: str
+
+
+class AttributionView(NamedTuple):
+    """One score and the tokens that it rests on."""
+
+    title: str
+    tokens: list[TokenView]
+    strongest: str
+    """The same in words."""
+    table: tables.Table
+
+
+def attributions(report: Report) -> list[AttributionView]:
+    """The scores that were shared out among tokens."""
+    names = Names.of(report)
+    return [_attribution(entry, names) for entry in report["attributions"]]
+
+
+def _attribution(entry: Attribution, names: Names) -> AttributionView:
+    decided = entry["scorer"] == entry["of"]
+    title = (
+        f"Row {entry['index'] + 1}: {names.label(entry['scorer'])} decides for {entry['completion']}, "
+        f"log odds {number(entry['score'], 2)}"
+        if decided
+        else f"Row {entry['index'] + 1}: {names.label(entry['scorer'])} scores {number(entry['score'], 2)} "
+        f"for the reply of {names.label(entry['of'])}"
+    )
+    parts = list(zip(entry["tokens"], entry["leave_one_out"], entry["gradient_times_input"], strict=True))
+    largest = max((abs(without) for _, without, _ in parts), default=0.0) or 1.0
+    tokens = [
+        TokenView(
+            text, "raises" if without > 0 else "lowers", round(100 * abs(without) / largest),
+            f"without it {number(-without, 2, signed=True)}; gradient × input {number(slope, 2, signed=True)}",
+        )
+        for text, without, slope in parts
+    ]  # fmt: skip
+    ordered = sorted(parts, key=lambda part: -part[1])
+    told = [part for part in (*ordered[:_STRONGEST], *ordered[-_STRONGEST:][::-1]) if part[0].strip()]
+    sides = [
+        (
+            word,
+            [f"“{text.strip()}” {number(without, 2, signed=True)}" for text, without, _ in told if sign * without > 0],
+        )
+        for word, sign in (("for it", 1), ("against it", -1))
+    ]
+    strongest = "; ".join(f"most {word}: {', '.join(dict.fromkeys(side))}" for word, side in sides if side)
+    rows = [
+        (text.strip(), number(without, 3, signed=True), number(slope, 3, signed=True))
+        for text, without, slope in sorted(parts, key=lambda part: -abs(part[1]))
+    ]
+    return AttributionView(
+        title, tokens, f"{capital(strongest)}." if strongest else "No token changes the score.",
+        tables.Table(("Token", "Without it, loss of score", "Gradient × input"), rows),
+    )  # fmt: skip
+
+
+def confidence(reply: SampledCompletion) -> str:
+    """How sure a policy was of its answer, where that is known."""
+    log_prob = reply.get("log_prob")
+    return "" if log_prob is None else f"{percent(math.exp(log_prob))} sure"
 
 
 class PromptView(NamedTuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
 
 from rlhf.evaluation.compare import MIN_PROMPTS, Comparison
 from rlhf.evaluation.formatting import count, estimate, number, percent
 from rlhf.evaluation.gate import GateModel
 from rlhf.evaluation.regressions import Regression
+from rlhf.evaluation.robustness import Change, PerturbedComparison
 from rlhf.evaluation.seeds import MIN_SEEDS, SeedSummary
 from rlhf.report import schema
 from rlhf.report.names import Kind, Names, Row, capital, listed, shown_verdict
@@ -51,6 +52,7 @@ def statements(report: Report) -> list[Statement]:
         *_shut_gates(report, names),
         *(statement for statement in tracked if statement),
         *_compared(report, names),
+        *robustness_statements(report, names),
         *retained_statements(report, names),
         *(gate_statement(name, model, names) for name, model in gated.items()),
         *(statement for statement in own if statement and statement.id[1] not in gated),
@@ -103,10 +105,11 @@ def comparison_statement(row: Comparison, names: Names) -> Statement:
     finding = capital(_finding(row, names))
     if not row["n"]:
         return Statement(about, shown_verdict(row), finding, "no prompt has a score on both sides")
-    numbers = (
-        f"{estimate(row['mean_difference'], row['difference_ci'], signed=True)}, "
-        f"wins {percent(row['win_rate'], row['win_rate_ci'])} of pairs"
-    )
+    numbers = f"{estimate(row['mean_difference'], row['difference_ci'], signed=True)}, "
+    if row["win_rate"] is None:
+        numbers += f"{number(row['policy_mean'])} and {number(row['baseline_mean'])}"
+    else:
+        numbers += f"wins {percent(row['win_rate'], row['win_rate_ci'])} of pairs"
     if row["n"] < MIN_PROMPTS:
         numbers += f"; {count(row['n'], 'prompt')} cannot show one"
     return Statement(about, shown_verdict(row), finding, numbers + _correction(row))
@@ -144,10 +147,50 @@ def seed_statement(row: SeedSummary, names: Names) -> Statement:
     if row["std"] is not None:
         low, high = (number(end, 2, signed=True) for end in (row["min"], row["max"]))
         numbers += f", single seeds from {low} to {high} (standard deviation {number(row['std'])})"
-    numbers += f", wins {percent(row['win_rate'])} of pairs"
+    if row["win_rate"] is not None:
+        numbers += f", wins {percent(row['win_rate'])} of pairs"
     if row["n_seeds"] < MIN_SEEDS:
         numbers += f"; {seeds} cannot show one"
     return Statement(about, shown_verdict(row), finding, numbers + _correction(row))
+
+
+def robustness_statements(report: Report, names: Names) -> list[Statement]:
+    """On perturbed inputs, each policy against what it came from: a statement a judge, of all perturbations."""
+    if report["robustness"] is None:
+        return []
+    parents = schema.parents(report)
+    changes = {(row["policy"], row["judge"], row["perturbation"]): row for row in report["robustness"]["changes"]}
+    sides: dict[tuple[str, str], list[PerturbedComparison]] = {}
+    for row in report["robustness"]["comparisons"]:
+        if _first_seed(row) and row["baseline"] == parents.get(row["policy"], BASE):
+            sides.setdefault((row["policy"], row["judge"]), []).append(row)
+    return [_on_perturbed(rows, changes, names) for rows in sides.values()]
+
+
+def _on_perturbed(
+    rows: Sequence[PerturbedComparison], changes: Mapping[tuple[str, str, str], Change], names: Names
+) -> Statement:
+    policy, judge, baseline = rows[0]["policy"], rows[0]["judge"], names.policy(rows[0]["baseline"])
+    verdicts = {row["verdict"] for row in rows}
+    of = f"{names.policy(policy)} and {baseline} on {names.judge(judge)}"
+    if verdicts == {"no difference"}:
+        kind, finding = "no difference", f"on perturbed inputs no difference shown between {of}"
+    else:
+        kind = "worse" if "worse" in verdicts else "better"
+        shown = listed([shown_name(row["perturbation"]) for row in rows if row["verdict"] == kind])
+        finding = f"on inputs with {shown} {names.policy(policy)} is {kind} than {baseline} on {names.judge(judge)}"
+    numbers = []
+    for row in rows:
+        change = changes[policy, judge, row["perturbation"]]
+        against = estimate(row["mean_difference"], row["difference_ci"], signed=True)
+        own = f"its own score {number(change['clean_mean'])} to {number(change['perturbed_mean'])}"
+        numbers.append(f"{shown_name(row['perturbation'])} {against}, {own}")
+    return Statement(("robustness", policy, judge), cast(Kind, kind), capital(finding), "; ".join(numbers))
+
+
+def shown_name(perturbation: str) -> str:
+    """A perturbation in words."""
+    return {"case": "other case", "drop_words": "dropped words"}.get(perturbation, perturbation)
 
 
 def retained_statements(report: Report, names: Names) -> list[Statement]:

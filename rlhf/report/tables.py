@@ -23,7 +23,7 @@ COMPARISON_HEADER = (
 )  # fmt: skip
 _LEFT = {
     "Comparison", "Judge", "Verdict", "Set", "Stage", "Group", "Measure", "Policy", "Reward model", "Gate", "",
-    "What changes", "Dropped",
+    "What changes", "Dropped", "Class", "Taken for", "Input",
 }  # fmt: skip
 """Columns of words; those of numbers are set flush right."""
 
@@ -61,6 +61,12 @@ def comparison_table(report: Report, columns: Sequence[str] = COMPARISON_HEADER)
     ]
     places = [COMPARISON_HEADER.index(heading) for heading in columns]
     return Table(tuple(columns), [tuple(cells[place] for place in places) for cells in rows])
+
+
+def told_columns(report: Report) -> tuple[str, ...]:
+    """The columns of `COMPARISON_HEADER` that say something: none of lengths where no policy writes text."""
+    of_text = ("At equal length [95%]", "Tokens") if schema.answers_only(report) else ()
+    return tuple(heading for heading in COMPARISON_HEADER if heading not in of_text)
 
 
 def page_table(report: Report) -> Table:
@@ -149,6 +155,37 @@ def retained_table(report: Report) -> Table:
     return Table(("Set", "Comparison", "Measure", "Before", "After", "Change [95%]", "p", "n", "Verdict"), rows)
 
 
+def robustness_table(report: Report) -> Table:
+    """What each perturbation costs each policy, and the policy on it against what it came from."""
+    names, parents = Names.of(report), schema.parents(report)
+    measured = report["robustness"] or {"changes": [], "comparisons": []}
+    against = {
+        (row["policy"], row["judge"], row["perturbation"]): row
+        for row in measured["comparisons"]
+        if row["baseline"] == parents.get(row["policy"], BASE)
+    }
+    rows = []
+    for change in measured["changes"]:
+        row = against.get((change["policy"], change["judge"], change["perturbation"]))
+        rows.append(
+            (
+                names.label(change["policy"]),
+                change["judge"],
+                sentences.shown_name(change["perturbation"]),
+                number(change["clean_mean"]),
+                number(change["perturbed_mean"]),
+                estimate(change["mean_difference"], change["difference_ci"], signed=True),
+                f"{change['n']:,}",
+                names.label(row["baseline"]) if row else "–",
+                estimate(row["mean_difference"], row["difference_ci"], signed=True) if row else "–",
+                row["verdict"] if row else "–",
+            )
+        )
+    header = ("Policy", "Judge", "Input", "As it is", "Perturbed", "Change [95%]", "n", "Beside",
+              "Difference [95%]", "Verdict")  # fmt: skip
+    return Table(header, rows)
+
+
 def gate_table(report: Report) -> Table:
     """The reward models beside the length baseline."""
     header = ("Reward model", "Ranked right [95%]", "Length alone [95%]", "Chance", "Prefers the longer",
@@ -212,7 +249,7 @@ def _spread(value: float | None) -> str:
 
 def comparison_table_md(report: Report) -> str:
     """The comparisons as a Markdown table; empty where there are none."""
-    return comparison_table(report).markdown()
+    return comparison_table(report, told_columns(report)).markdown()
 
 
 def policy_table_md(report: Report) -> str:
@@ -220,13 +257,14 @@ def policy_table_md(report: Report) -> str:
     names = Names.of(report)
     judges = list(report["policies"][0]["scores"]) if report["policies"] else []
     judges = [judge for judge in judges if judge not in report["comparing"]]  # these give no scores
-    header = ["Policy", *(f"{judge} [95%]" for judge in judges), "Tokens", "Ended", "KL (nats)"]
+    writes = not schema.answers_only(report)
+    header = ["Policy", *(f"{judge} [95%]" for judge in judges), *(["Tokens", "Ended"] if writes else []), "KL (nats)"]
     rows = [
         [
             names.label(entry["policy"]),
             *(estimate(entry["scores"][judge]["mean"], entry["scores"][judge]["ci"]) for judge in judges),
-            estimate(entry["length"]["mean"], entry["length"]["ci"], digits=1),
-            percent(entry["finished"]["mean"]),
+            *([estimate(entry["length"]["mean"], entry["length"]["ci"], digits=1)] if writes else []),
+            *([percent(entry["finished"]["mean"])] if writes else []),
             number(entry["kl"]["mean"])
             + (f" to {names.label(entry['kl_reference'])}" if entry["kl_reference"] else ""),
         ]

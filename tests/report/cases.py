@@ -56,13 +56,15 @@ def report(**changes: Any) -> Report:
     stages = changes.pop("stages", {})
     evaluation = {
         "samples": 4, "temperature": 1.0, "max_new_tokens": 64, "policies": ["base", "sft", "dpo"],
-        "judges": ["helpful"], "prompts": 200, "prompts_cut": 0, "group_by": None, "parents": {"dpo": "sft"},
+        "judges": ["helpful"], "prompts": 200, "prompts_cut": 0, "measures": [], "kinds": {},
+        "group_by": None, "parents": {"dpo": "sft"},
         "references": {"dpo": "sft"},
     }  # fmt: skip
     fields: dict[str, Any] = {
         "name": "quickstart", "created": "2026-01-01T00:00:00+00:00", "version": "1", "stages": stages,
         "comparisons": [COMPARISON], "seeds": [], "groups": [], "retained": [], "comparing": {}, "policies": [],
         "samples": [], "curves": {},
+        "classification": None, "robustness": None, "attributions": [],
         "provenance": {
             name: {"label": LABELS.get(name, name), "kind": name, "leaves": LEAVES.get(name, "policy")}
             for name in {**LABELS, **stages}

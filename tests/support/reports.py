@@ -282,3 +282,53 @@ JUDGE_REPORT = {
     "both_orders": 1901, "disagree": 456, "first_shown": 301, "position_bias": 0.24, "questions": 3816, "cached": 40,
     "failed": 3, "unreadable": 4, "requests": 3790, "prompt_tokens": 2_101_334, "completion_tokens": 14_002,
 }  # fmt: skip
+
+
+INTENTS = ("card arrival", "lost card", "top up", "transfer", "exchange rate", "refund")
+_ASKED = ("When does my new card get here", "I lost my card on the train", "My top up did not go through",
+          "How long does a transfer take", "What rate do you exchange at", "I want my money back for this")  # fmt: skip
+_ACCURACY = {"sft": 0.68, "ppo": 0.84}
+
+
+def label_rows(prompts: int = 150, classes: int = len(INTENTS), harder: float = 0.0) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl in which two classifiers answer, ppo more often right than sft and too sure."""
+    draw, rows = random.Random(5), []
+    names = [*INTENTS, *(f"intent {number}" for number in range(classes - len(INTENTS)))][:classes]
+    for index in range(prompts):
+        right = draw.randrange(classes)
+        replies, luck = {}, draw.random()
+        for policy, accuracy in _ACCURACY.items():
+            good = luck + draw.gauss(0, 0.15) < accuracy - harder
+            chosen = right if good else (right + draw.choice((1, 1, 2))) % classes
+            sure = min(0.999, max(0.2, draw.gauss(0.75 if policy == "sft" else 0.95, 0.1)))
+            answer = reply(names[chosen], tokens=1, kl=draw.uniform(0, 0.3), right=float(chosen == right))
+            replies[policy] = [{**answer, "log_prob": math.log(sure)}]
+        text = f"{_ASKED[right % len(_ASKED)]} ({index})?"
+        rows.append({"index": index, "prompt": text, "columns": {"label": names[right]}, "replies": replies})
+    return rows
+
+
+def fake_label_run(directory: Path, prompts: int = 150, classes: int = len(INTENTS)) -> Path:
+    """A run of two classifiers with everything that a report can show of them."""
+    fake_run(directory, stages=["sft"])
+    trained = {"rollouts": 40, "scores": 0.8, "scores_first": 0.6, "episodes": 2560}
+    write_json(directory / "ppo" / "stage.json", _stage("ppo", trained, {"sft": "3fa0c1"}, 41.0))
+    metrics = {"policies": ["sft", "ppo"], "judges": ["right"], "parents": {"sft": "base", "ppo": "sft"},
+               "references": {"ppo": "sft"}, "kinds": {"sft": "label", "ppo": "label"}}  # fmt: skip
+    record = _stage("evaluate", metrics, {"sft": "3fa0c1", "ppo": "9e01dd"}, 12.0)
+    record["config"]["evaluate"] = {"prompts": prompts, "samples": 1, "temperature": 0.0, "max_new_tokens": 1}
+    write_json(directory / "evaluate" / "stage.json", record)
+    write_rows(directory / "evaluate" / "samples.jsonl", label_rows(prompts, classes))
+    perturbed = [
+        {**row, "prompt": row["prompt"].upper(), "perturbation": name}
+        for name, harder in (("typos", 0.1), ("case", 0.0), ("drop_words", 0.25))
+        for row in label_rows(prompts, classes, harder)
+    ]
+    write_rows(directory / "evaluate" / "perturbed.jsonl", perturbed)
+    tokens = ["[CLS]", " i", " lost", " my", " card", " on", " the", " tra", "in", " [SEP]"]
+    parts = [0.1, 0.0, 2.1, -0.2, 1.3, 0.02, 0.0, -0.4, -0.3, 0.0]
+    attribution = {"index": 3, "scorer": "ppo", "of": "ppo", "completion": "lost card", "score": 2.31,
+                   "tokens": tokens, "leave_one_out": parts,
+                   "gradient_times_input": [0.8 * part + 0.05 for part in parts]}  # fmt: skip
+    write_rows(directory / "evaluate" / "attributions.jsonl", [attribution, {**attribution, "index": 7}])
+    return directory
