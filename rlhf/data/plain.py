@@ -9,6 +9,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.data.images import as_image
+
 _DEPTH = 64
 """How deeply lists and objects may be nested in a column."""
 
@@ -28,12 +30,13 @@ def plain(value: Any) -> Any:
     """A value in JSON's types.
 
     Dates, times, durations, decimals and UUIDs become text (ISO 8601 where it applies); NaN, which data frames write
-    for a missing value, becomes None.
+    for a missing value, becomes None, and the bytes of an image a data URI.
 
     Returns:
         The value; Opaque if it is or contains something without such a form (bytes, an infinite number, an object).
     """
-    return _plain(value, _DEPTH)
+    image = as_image(value)
+    return _plain(value, _DEPTH) if image is None else image
 
 
 def _plain(value: Any, depth: int) -> Any:

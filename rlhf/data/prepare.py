@@ -12,7 +12,7 @@ import heapq
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,6 +306,7 @@ def _records(
                 continue
             ledger.read += len(parsed)
             for one in parsed:
+                content = row if len(parsed) == 1 else asdict(one)  # not the whole row with each of its records
                 try:
                     record = as_role(one, role)
                     reason = fault(record)
@@ -314,9 +315,9 @@ def _records(
                     if reason is not None:
                         raise Unusable(reason)
                 except Unusable as error:
-                    ledger.drop(error.reason, origin, row)
+                    ledger.drop(error.reason, origin, content)
                     continue
-                yield record, row, source.weight
+                yield record, content, source.weight
 
 
 def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector | None) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from rlhf.errors import UserError
 
 _SPACE = re.compile(r"\s*")
+_OPENING = re.compile(r'\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[')
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[Row, str]]
@@ -39,10 +40,19 @@ def read_jsonl(path: Path, name: str) -> Rows:
 
 
 def read_json(path: Path, name: str) -> Rows:
-    """Rows of a JSON array of objects (origin: the number in the array), or of JSON lines under the name `.json`."""
+    """Rows of a JSON array of objects (origin: the number in the array), or of JSON lines under the name `.json`.
+
+    The array may also be `data` of a single object, as in SQuAD's files.
+    """
     text = _Text(path, name)
     text.skip()
-    return _array(text, name) if text.next in ("[", "") else read_jsonl(path, name)
+    if text.next in ("[", ""):
+        return _array(text, name)
+    whole = _element(text) if _OPENING.match(text.buffer, text.start) else {}
+    text.skip()
+    if whole and not text.next:
+        return ((_object(row, f"{name}#{number}"), f"{name}#{number}") for number, row in enumerate(whole["data"], 1))
+    return read_jsonl(path, name)
 
 
 def read_csv(path: Path, name: str, delimiter: str = ",") -> Rows:

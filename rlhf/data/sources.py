@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder of files, or a dataset on the hub.
+"""Where rows come from: a file, a folder of files, a folder of images by class, or a dataset on the hub.
 
 A relative path is looked up from the current folder, then from the folder of the project's YAML. A name that is not a
 file but could be a hub id is taken for one: `org/name`, optionally with `:subset` and `@revision`
@@ -18,8 +18,10 @@ from typing import Any
 
 from rlhf import network
 from rlhf.config.project import SourceConfig
+from rlhf.data.folders import Classes, classes_in, read_classes, splits_in
 from rlhf.data.plain import plain
 from rlhf.data.readers import Row, Rows, read_file, reader_of
+from rlhf.data.records import Image
 from rlhf.errors import UserError, reason
 
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
@@ -34,29 +36,36 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
         base: Folder in which relative paths are looked up second.
 
     Yields:
-        The row, its values converted to JSON's types (`plain`), and its origin: `file.jsonl:12` (line) or
-        `file.parquet#12` (number of the row).
+        The row, its values converted to JSON's types (`plain`), and its origin: `file.jsonl:12` (line),
+        `file.parquet#12` (number of the row) or `folder/class/12.png`. In the column `image` a path that is relative to
+        the file that names it becomes one that can be opened from here.
 
     Raises:
         UserError: The source is missing, unreachable, empty or malformed; the message names the place.
     """
     path = locate(source.source, base)
+    folder = None
     if path is None:
         rows = _hub_rows(source, base)
+    elif (classes := _classes(source, path)) is not None:
+        rows = read_classes(classes, _name(source) + (f"/{source.split}" if source.split else ""))
     else:
+        folder = path if path.is_dir() else path.parent
         rows = itertools.chain.from_iterable(read_file(file, name) for file, name in _files(source, path))
     for row, origin in itertools.islice(rows, source.limit):
         row = {column: plain(value) for column, value in row.items()}
-        yield _rename(row, source.columns, origin) if source.columns else row, origin
+        row = _rename(row, source.columns, origin) if source.columns else row
+        yield _found_image(row, folder) if folder is not None and "image" in row else row, origin
 
 
 def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
     """What identifies a source's content, without reading a row or using the network.
 
     Returns:
-        For a file `{"file": name, "sha256": …}`; for a folder `{"folder": name, "sha256": …}` over its data files and
-        their names; for a hub dataset `{"hub": id, "split": …, "revision": …}` (revision None: whatever the hub
-        serves). Options that change what is read are added if set: format, weight, limit, columns, split.
+        For a file `{"file": name, "sha256": …}`, without the content of images that it names; for a folder `{"folder":
+        name, "sha256": …}` over its data files, or its images, and their names; for a hub dataset `{"hub": id, "split":
+        …, "revision": …}` (revision None: whatever the hub serves). Options that change what is read are added if set:
+        format, weight, limit, columns, split.
     """
     path = locate(source.source, base)
     content: dict[str, Any]
@@ -66,10 +75,11 @@ def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
         if parts["subset"]:
             content["subset"] = parts["subset"]
     else:
-        files = _files(source, path)
+        classes = _classes(source, path) or {}
+        named = [(file, f"{label}/{file.name}") for label, images in classes.items() for file in images]
         digest = hashlib.sha256()
-        for file, _ in files:
-            digest.update(f"{file.name}\0".encode() if path.is_dir() else b"")
+        for file, name in named or [(file, file.name) for file, _ in _files(source, path)]:
+            digest.update(f"{name}\0".encode() if path.is_dir() else b"")
             digest.update(_sha256(file))
         whole = digest.hexdigest() if path.is_dir() else _sha256(path).hex()
         content = {"folder" if path.is_dir() else "file": path.name, "sha256": whole}
@@ -127,7 +137,9 @@ def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:
     except OSError as error:
         raise UserError(f"{source.source}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if not files:
-        raise UserError(f"{source.source}: no data file in this folder (jsonl, json, csv, tsv, parquet)")
+        raise UserError(
+            f"{source.source}: no data file in this folder (jsonl, json, csv, tsv, parquet), and no folders of images"
+        )
     if source.split is not None:
         chosen = [file for file in files if re.match(re.escape(source.split) + r"(?![A-Za-z0-9])", file.name)]
         if not chosen:
@@ -136,7 +148,48 @@ def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:
         files = chosen
     elif len(splits := sorted({match[0] for file in files if (match := _SPLIT_NAME.match(file.name))})) > 1:
         raise UserError(f"{source.source}: files of several splits ({', '.join(splits)}): name one with split")
-    return [(file, f"{source.source.rstrip('/')}/{file.name}") for file in files]
+    return [(file, f"{_name(source)}/{file.name}") for file in files]
+
+
+def _classes(source: SourceConfig, path: Path) -> Classes | None:
+    """The images of a folder by class; None if the source is no such folder.
+
+    Raises:
+        UserError: It cannot be read, or it is not told which of its splits to read.
+    """
+    if not path.is_dir():
+        return None
+    try:
+        if any(map(_is_data, path.iterdir())):
+            return None
+        splits = splits_in(path)
+        classes = classes_in(path / source.split if source.split in splits else path)
+    except OSError as error:
+        raise UserError(f"{source.source}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    if splits and source.split is None:
+        raise UserError(f"{_name(source)}: folders of images in splits ({', '.join(splits)}): name one with split")
+    if (splits or classes) and source.split is not None and source.split not in splits:
+        found = ", ".join(splits) or "classes, not splits"
+        raise UserError(f"{_name(source)}: no folder of split {source.split!r} (found: {found})")
+    return classes or None
+
+
+def _name(source: SourceConfig) -> str:
+    return source.source.rstrip("/") or "/"
+
+
+def _found_image(row: Row, folder: Path) -> Row:
+    """The row with the path of its image, relative to a folder, as one that can be opened from here."""
+    image = row["image"]
+    if isinstance(image, dict) and image.keys() == {"bytes", "path"}:  # as `datasets` stores an image in a file
+        image = image["path"]
+    if not isinstance(image, str) or isinstance(image, Image) or image.startswith("data:"):
+        return row
+    try:
+        found = bool(image) and (folder / image).is_file()
+    except (OSError, ValueError):  # a text too long for a path, or with a null character
+        found = False
+    return {**row, "image": Image(folder / image)} if found else row
 
 
 def _is_data(file: Path) -> bool:
@@ -181,6 +234,7 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
     unreachable = f"{name!r} is neither a file here nor a reachable hub dataset{_nearest(Path(name), base)}"
     if not network.hub_resolves() and not _is_cached(name):
         raise UserError(unreachable)
+    from datasets import Image as ImageFeature
     from datasets import load_dataset
 
     try:
@@ -193,6 +247,9 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
         raise UserError(f"{source.source}: {' '.join(str(error).split())}") from None
     except Exception as error:  # a script, a file without a builder, a missing package: datasets raises anything
         raise UserError(f"{source.source}: datasets cannot load it: {reason(error)}") from None
+    for column, feature in (getattr(data, "features", None) or {}).items():
+        if isinstance(feature, ImageFeature):
+            data = data.cast_column(column, ImageFeature(decode=False))
     rows = iter(data)
     for number in itertools.count(1):
         try:

@@ -196,7 +196,10 @@ class Codec:
                     f"{record.origin}: a classifier takes the name or number of a class in `label`; {label}"
                 )
             what = "a question about a text" if isinstance(record, Spanned) else "a reply"
-            raise UserError(f"{record.origin}: a classifier of texts learns from `text` and `label`, not from {what}")
+            columns = f" (it has {', '.join(record.extra)}: `columns: {{label: …}}`)" if record.extra else ""
+            raise UserError(
+                f"{record.origin}: a classifier of texts learns from `text` and `label`, not from {what}{columns}"
+            )
         if isinstance(record.text, Image):
             raise UserError(f"{record.origin}: this is an image, and the model reads text")
         ids = self._ids(record.text)

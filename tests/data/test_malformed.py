@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+from base64 import b64decode
 
 import pytest
 
@@ -16,13 +17,19 @@ Q, A, B = (
     {"role": role, "content": content} for role, content in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
 )
 HH, GPT = "\n\nHuman: a\n\nAssistant: ", {"from": "gpt", "value": "b"}
+DOT = {
+    "bytes": b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="),
+    "path": None,
+}
 ROWS = [
     {"prompt": "p", "completion": "c"}, {"messages": [Q, A]}, {"prompt": "p", "chosen": "c", "rejected": "r"},
     {"chosen": [Q, A], "rejected": [Q, B]}, {"chosen": HH + "b", "rejected": HH + "c"}, {"text": "t", "label": 1},
     {"prompt": "p", "completion": "c", "label": True}, {"prompt": "p"}, {"text": "t"},
     {"instruction": "i", "input": "x", "output": "o"}, {"conversations": [{"from": "human", "value": "a"}, GPT]},
     {"prompt": "p", "chosen": [Q, A], "rejected": [Q, B]}, {"input": "i", "output_1": "a", "output_2": "b", "label": 1},
-    {"question": "q", "answer": "#### 3"},
+    {"question": "q", "answer": "#### 3"}, {"source": "s", "target": "t"}, {"image": DOT, "label": 1},
+    {"context": "c", "question": "q", "answers": {"text": ["c"], "answer_start": [0]}},
+    {"userInput": {"text": "we are 4"}, "labels": [{"slot": "people", "valueSpan": {"startIndex": 7, "endIndex": 8}}]},
 ]  # fmt: skip
 FILES = 80
 COLUMNS = [*sorted({column for row in ROWS for column in row}), "n", ""]

@@ -100,6 +100,7 @@ def test_what_else_is_found_in_hh(real, project, tmp_path):
     [
         ("gsm8k/train.jsonl.gz", Demonstration, 7473),
         ("rt_polarity/train.jsonl", Labelled, 8554),
+        ({"source": "banking77/train.csv.gz", "columns": {"label": "category"}}, Labelled, 10003),
         ("llmbar/Natural.json", Preference, 100),
         ("llmbar", Preference, 192),
     ],
@@ -107,8 +108,11 @@ def test_what_else_is_found_in_hh(real, project, tmp_path):
 def test_other_sets(real, project, name, kind, count):
     role = "preferences" if kind is Preference else "demonstrations"
     ledger = Ledger(role)
-    records = [record for record, _ in iter_records(project(**{role: real / name}), role, ledger)]
+    source = {**name, "source": str(real / name["source"])} if isinstance(name, dict) else real / name
+    records = [record for record, _ in iter_records(project(**{role: source}), role, ledger)]
     assert ledger.read == count == len(records) + sum(ledger.dropped.values())
     assert {type(record) for record in records} == {kind}
-    if name.startswith("gsm8k"):
+    if kind is Labelled:
+        assert len({record.labels for record in records}) == (77 if isinstance(name, dict) else 2)
+    if name == "gsm8k/train.jsonl.gz":
         assert all(float(record.extra["answer"]) is not None for record in records)

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from rlhf.data.plain import Opaque
-from rlhf.data.records import Message, Text, Unusable
+from rlhf.data.records import Image, Message, Text, Unusable
 from rlhf.errors import UserError
 
 _TRUE, _FALSE = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0")
@@ -179,9 +179,33 @@ def _class_name(label: str | int | float) -> str:
     return str(int(label))
 
 
+def objects(row: dict[str, Any], column: str, origin: str) -> list[dict[str, Any]]:
+    """A column of a list of objects; null reads as an empty list."""
+    items = value(row, column, origin)
+    if items is not None and not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):
+        raise wrong_type(items, column, origin, "a list of objects")
+    return items or []
+
+
+def span(text: str, start: Any, end: Any, origin: str) -> tuple[int, int]:
+    """The span [start, end) of characters of a text.
+
+    Raises:
+        UserError: It is not in the text, or empty.
+    """
+    numbers = all(isinstance(place, int) and not isinstance(place, bool) for place in (start, end))
+    if not numbers or not 0 <= start < end <= len(text):
+        raise UserError(f"{origin}: characters {start} to {end} are no span of a text of {len(text)} characters")
+    return start, end
+
+
 def rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
-    """The other columns of a row, without those that JSON cannot hold."""
-    return {column: cell for column, cell in row.items() if column not in used and not isinstance(cell, Opaque)}
+    """The other columns of a row, without those that JSON cannot hold and without images that are data."""
+    return {column: cell for column, cell in row.items() if column not in used and not _left_out(cell)}
+
+
+def _left_out(cell: Any) -> bool:
+    return isinstance(cell, Opaque) or (isinstance(cell, Image) and cell.startswith("data:"))
 
 
 def conversation(prompt: str, completion: str) -> tuple[list[Message], list[Message]]:

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.data.formats import find, formats
 from rlhf.data.plain import Opaque
-from rlhf.data.records import Demonstration, Feedback, Labelled, Preference, Prompt, Unusable
+from rlhf.data.records import Demonstration, Feedback, Image, Labelled, Preference, Prompt, Spanned, Unusable
 from rlhf.errors import UserError
 
 
@@ -22,6 +22,17 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 Q, A, B = user("Sky?"), reply("Blue."), reply("Green.")
 A_CLASS = "column 'label' must be the name or number of a class, or a list of these"
 HH = "\n\nHuman: Sky?\n\nAssistant: {}"
+
+DOT = Image(
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+SKY = "The sky is blue."
+
+
+def spans(text, start):
+    """The answers of SQuAD."""
+    return {"text": [text], "answer_start": [start]}
+
 
 CASES = [
     # name, row, what is expected less extra and origin, extra
@@ -92,6 +103,21 @@ CASES = [
     ),
     ("labelled", {"text": "Both.", "label": ["b", 1.0, "b"]}, Labelled("Both.", ("b", "1"), True)),
     ("labelled", {"text": "None.", "label": []}, Labelled("None.", (), True)),
+    ("images", {"image": DOT, "label": 3, "n": 1}, Labelled(DOT, ("3",), False, {"n": 1})),
+    ("images", {"image": str(DOT), "label": ["a", "b"]}, Labelled(DOT, ("a", "b"), True)),
+    (
+        "squad",
+        {"context": SKY, "question": "Colour?", "answers": spans("blue", 11), "id": "7"},
+        Spanned(SKY, "Colour?", ((11, 15),), {"id": "7"}),
+    ),
+    (
+        "squad",
+        {"context": SKY, "question": "Size?", "answers": {"text": [], "answer_start": []}},
+        Spanned(SKY, "Size?", ()),
+    ),
+    ("text_to_text", {"source": "Himmel", "target": "sky", "n": 1}, Demonstration("Himmel", "sky", {"n": 1})),
+    ("text_to_text", {"document": SKY, "summary": "Blue."}, Demonstration(SKY, "Blue.")),
+    ("text_to_text", {"input": SKY, "target": "Blue."}, Demonstration(SKY, "Blue.")),
     ("hh", {"chosen": HH.format("Blue."), "rejected": HH.format("Green.")}, Preference([Q], [A], [B])),
     ("hh", {"chosen": HH.format("Blue."), "rejected": HH.format("")}, Preference([Q], [A], [reply("")])),
     (
@@ -152,7 +178,7 @@ CASES = [
 def test_a_row_is_recognised_and_read(name, row, expected):
     layout = find(None, row, "f.jsonl:3")
     assert layout.name == name
-    record = layout.parse(row, "f.jsonl:3")
+    (record,) = layout.records(row, "f.jsonl:3")
     assert record.origin == "f.jsonl:3"
     fields = [field for field in record.__dataclass_fields__ if field != "origin"]
     assert type(record) is type(expected)
@@ -161,7 +187,7 @@ def test_a_row_is_recognised_and_read(name, row, expected):
 
 
 def test_every_format_has_a_case():
-    assert {name for name, _, _ in CASES} == set(formats())
+    assert {name for name, _, _ in CASES} == set(formats()) - {"restaurant8k"}, "it has a file of its own"
 
 
 def test_a_format_is_asked_before_those_it_names():
@@ -250,6 +276,12 @@ def test_any_two_formats_that_match_one_row_have_an_order():
             "column 'rejected' must be a list of messages, not text ('x')",
         ),
         ("gsm8k", {"question": "q"}, "column 'answer' is missing (found: question)"),
+        (
+            "text_to_text",
+            {"source": "s", "input": "i"},
+            "document and summary, or input and target (found: source, input)",
+        ),
+        ("text_to_text", {"source": "s", "target": 1}, "column 'target' must be text, not 1"),
         ("text", {"text": 1}, "column 'text' must be text, not 1"),
     ],
 )
