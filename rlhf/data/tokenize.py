@@ -1,7 +1,8 @@
 """Records to token ids: one definition of template, masks, EOS and limits for every stage and for generation.
 
 Prompt and completion are tokenised together, as the model will see them, and the completion starts where the sequence
-departs from that of the prompt alone (as in TRL). The EOS is appended to token ids, not to text, and only once.
+departs from that of the prompt alone (as in TRL). The EOS is appended to token ids, not to text, and only once. An
+encoder reads plain prompt and completion as the two segments of a pair, as it was pretrained to.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Codec:
         encoder: Whether this is a BERT-type tokenizer, which frames a text with special tokens and needs no EOS.
         eos: Whether to append EOS to a conversation whose template ends turns with something else (`<end_of_turn>`).
             Not for a reward model from elsewhere, which learned to score what its template gives.
+        segments: Whether an encoder reads plain prompt and completion as two segments, `[CLS] prompt [SEP] completion
+            [SEP]`, where its tokenizer has such a frame. Not for a classifier, which learned from single texts.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Codec:
         keep: str = "keep_start",
         encoder: bool = False,
         eos: bool = True,
+        segments: bool = True,
     ) -> None:
         if not encoder and tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no EOS token, so no reply could end: name one with model.eos_token")
@@ -68,6 +72,7 @@ class Codec:
             raise UserError(f"truncation_mode: expected keep_start or keep_end, not {keep!r}")
         self.tokenizer, self.max_length, self.keep, self.encoder = tokenizer, max_length, keep, encoder
         self._template_ends = not eos and self._ends_by_template()
+        self._segments = encoder and segments and _frames_pairs(tokenizer)
         self._last_prompt: tuple[Text, list[int]] = ("", [])
         self._ready: dict[str, list[int]] = {}
 
@@ -208,6 +213,8 @@ class Codec:
 
     def _whole(self, prompt: Text, completion: Text) -> list[int]:
         """Token ids of prompt and completion, with the EOS if there is to be one."""
+        if self._segments and prompt and isinstance(prompt, str):
+            return list(self.tokenizer(prompt, completion)["input_ids"])
         text = prompt + completion  # type: ignore[operator]  # both text or both messages
         full = self._ids(text)
         if not self.encoder and (isinstance(text, str) or not self._template_ends):
@@ -307,6 +314,11 @@ class Codec:
         for position in range(len(labels)):
             if position not in trained:
                 labels[position] = IGNORED
+
+
+def _frames_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether special tokens stand around and between the two texts of a pair."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
 
 
 def _last(ids: list[int], token: int) -> int:

@@ -28,8 +28,9 @@ class RewardModel:
 
     A single output is the score; of several outputs, the score is the log odds of `label`. Prompt and completion are
     rendered with the model's own template and tokenizer, so a BERT can judge a GPT. A reward model trained here reads
-    an EOS after what its template gives, a model from elsewhere does not. A sequence above the model's limit keeps its
-    end, where the completion is.
+    an EOS after what its template gives, a model from elsewhere does not. An encoder that is a reward model reads plain
+    prompt and completion as two segments, a classifier as one text. A sequence above the model's limit keeps its end,
+    where the completion is.
 
     Args:
         name: A finished reward stage's folder, any folder of a reward model or classifier, or a hub id.
@@ -47,7 +48,8 @@ class RewardModel:
         self.label = label_number(label, opened.label_names, str(name))
         self.model = opened.scorer().eval()
         ours = ends_in_eos(self.tokenizer) or opened.is_stage
-        self.codec = Codec(self.tokenizer, encoder=is_encoder(self.model.config), eos=ours)
+        encoder = is_encoder(self.model.config)
+        self.codec = Codec(self.tokenizer, encoder=encoder, eos=ours, segments=self.label is None)
         self.batch_size = batch_size
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:

@@ -193,6 +193,28 @@ def test_an_encoder_frames_the_text_itself(tiny_bert):
     assert chosen.count(tokenizer.sep_token_id) == 1
 
 
+def test_an_encoder_reads_a_plain_prompt_and_its_completion_as_two_segments(tiny_bert):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    pair, alone = tokenizer("lamp", "off")["input_ids"], tokenizer("off")["input_ids"]
+    assert pair == [*tokenizer("lamp")["input_ids"], *alone[1:]], "so that lamp and off are no word"
+    encoder = Codec(tokenizer, encoder=True)
+    assert encoder.scored_pair(Preference("lamp", "off", "on")).columns["chosen_ids"] == pair
+    assert encoder.sequence("lamp", "off") == (pair, 0)
+    assert encoder.sequence("", "off")[0] == alone
+    assert (
+        Codec(tokenizer, encoder=True, segments=False).sequence("lamp", "off")[0] == tokenizer("lampoff")["input_ids"]
+    )
+
+
+def test_a_tokenizer_without_a_frame_for_two_segments_reads_one_text(tiny_bert):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    single = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.backend_tokenizer.post_processor = single
+    assert Codec(tokenizer, encoder=True).sequence("lamp ", "off")[0] == tokenizer("lamp off")["input_ids"]
+
+
 def test_a_classifier_gets_a_text_and_the_names_of_its_classes(tiny_bert):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     encoder = Codec(tokenizer, max_length=20, encoder=True)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.artifacts.manifest import read_manifests, versions
+from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.publish import hub
@@ -291,10 +292,14 @@ def test_whole_weights_are_published_as_they_are_and_an_adapter_on_them_only_mer
     assert outputs_of(model) == pytest.approx(outputs, abs=1e-5, rel=1e-5)
 
 
-def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path):
+@pytest.mark.parametrize("prompts", ["messages", "text"])
+def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path, prompts):
     run_dir = tmp_path / "runs" / "bert"
     heads, fields = {"sft": 3, "reward": 1}, {"modules_to_save": ["pooler", "classifier"]}  # the base has no pooler
-    outputs = {stage: add_stage(run_dir, stage, tiny_bert, labels=n, adapter=fields) for stage, n in heads.items()}
+    outputs = {
+        stage: add_stage(run_dir, stage, tiny_bert, labels=n, adapter=fields, prompt_format=prompts)
+        for stage, n in heads.items()
+    }
     for stage, labels in heads.items():
         assert hub.build_folder(run_dir, stage, tmp_path / stage).verified
         hub.build_folder(run_dir, stage, tmp_path / f"{stage}-merged", merge=True)
@@ -304,7 +309,13 @@ def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path):
         assert outputs_of(model) == pytest.approx(outputs[stage], abs=1e-5)
         for folder in (stage, f"{stage}-merged"):
             card = (tmp_path / folder / "README.md").read_text()
-            exec(code_of(card, {"path/to/this/folder": tmp_path / folder, f"./{tiny_bert.name}": tiny_bert}), {})
+            names: dict = {}
+            exec(code_of(card, {"path/to/this/folder": tmp_path / folder, f"./{tiny_bert.name}": tiny_bert}), names)
+            if stage == "reward" and prompts == "text":
+                ids = Codec(AutoTokenizer.from_pretrained(tmp_path / folder), encoder=True).sequence(
+                    "A prompt", "A completion"
+                )[0]
+                assert names["inputs"]["input_ids"].tolist() == [ids]
     assert AutoTokenizer.from_pretrained(tmp_path / "sft").pad_token == "[PAD]"
 
 

@@ -17,10 +17,11 @@ def sentiment(tiny_bert, tmp_path_factory):
     return save_classifier(tiny_bert, tmp_path_factory.mktemp("sentiment"), ("negative", "positive"))
 
 
-def logits_of(folder, text):
+def logits_of(folder, *texts):
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(*texts, return_token_type_ids=False, return_tensors="pt")
     with torch.no_grad():
-        return AutoModelForSequenceClassification.from_pretrained(folder)(**tokenizer(text, return_tensors="pt")).logits
+        return AutoModelForSequenceClassification.from_pretrained(folder)(**inputs).logits
 
 
 def test_of_two_labels_the_score_is_the_difference_of_the_logits(sentiment):
@@ -38,7 +39,9 @@ def test_a_classifier_needs_a_label_and_a_reward_model_none(sentiment, tiny_bert
     with pytest.raises(UserError, match=r"has 2 labels; say which is wanted with label: 0 \(negative\), 1"):
         RewardModel(sentiment)
     single = save_classifier(tiny_bert, tmp_path, ("score",))
-    assert RewardModel(single)(["Hello "], ["no"]) == pytest.approx(logits_of(single, "Hello no")[0].tolist(), abs=1e-5)
+    assert RewardModel(single)(["Hello"], ["no"]) == pytest.approx(
+        logits_of(single, "Hello", "no")[0].tolist(), abs=1e-5
+    )
     with pytest.raises(UserError, match="has one label"):
         RewardModel(single, label="score")
 

@@ -165,6 +165,31 @@ def test_a_bert_is_the_reward_model_of_a_llama(tmp_path, tiny_llama, tiny_bert, 
     assert record_of(project, "evaluate")["metrics"]["judges"] == ["reward", "long"]
 
 
+@pytest.mark.parametrize("adapter", [None, {"r": 4}])
+def test_comparisons_of_labels_teach_an_encoder_which_one_is_right(tmp_path, tiny_bert, adapter, monkeypatch):
+    """A text, the label that was preferred and another one; scored, it reads the ids that it was trained with."""
+    right = {"lamp": ("late", "lost"), "kettle": ("lost", "late")}
+    rows = [
+        {"prompt": f"{thing} {number}", "chosen": chosen, "rejected": rejected}
+        for number in range(50)
+        for thing, (chosen, rejected) in right.items()
+    ]
+    stages = {"reward": {"max_steps": 200, "learning_rate": 3e-3, "per_device_train_batch_size": 32}}
+    model = {"name_or_path": str(tiny_bert), "adapter": adapter}
+    project = make_project(tmp_path, tiny_bert, rows, model=model, stages=stages, evaluate=False)
+    trainers, plainly = [], run.run_training
+    monkeypatch.setattr(
+        run, "run_training", lambda trainer, context: trainers.append(trainer) or plainly(trainer, context)
+    )
+    run_stage(project, "reward")
+    assert record_of(project, "reward")["metrics"]["accuracy"] > 0.9
+    judge = RewardModel(project.run_dir / "reward")
+    scored = {tuple(judge.codec.sequence(row["prompt"], row["chosen"])[0]) for row in rows}
+    assert set(map(tuple, trainers[0].train_dataset["chosen_ids"])) < scored, "some rows are held out"
+    late, lost = judge(["lamp 77"] * 2, ["late", "lost"])
+    assert late > lost
+
+
 def test_a_policy_cannot_be_an_encoder(tmp_path, tiny_bert):
     project = make_project(tmp_path, tiny_bert, stages={"dpo": {"max_steps": 1}})
     with pytest.raises(UserError, match="a masked language model cannot write replies"):
