@@ -9,7 +9,7 @@ _BATCH = 1000
 
 
 class ArrowFile:
-    """Writes rows to an Arrow stream, a batch at a time; the first batch determines the types.
+    """Writes rows to an Arrow stream, a batch at a time; the first rows determine the types.
 
     Args:
         path: The file, which appears when `finish` is called.
@@ -24,8 +24,15 @@ class ArrowFile:
     def add(self, columns: dict[str, Any]) -> None:
         """Append a row."""
         self._rows.append(columns)
-        if len(self._rows) >= _BATCH:
+        if len(self._rows) % _BATCH == 0 and (self._schema is not None or not self._undetermined()):
             self.flush()
+
+    def _undetermined(self) -> bool:
+        """Whether a column of the buffered rows has nothing but empty lists, which do not tell their type."""
+        return any(
+            isinstance(value, list) and not any(row[column] for row in self._rows)
+            for column, value in self._rows[0].items()
+        )
 
     def flush(self) -> Any:
         """Write the buffered rows; returns the schema, or None if there has been no row."""

@@ -38,7 +38,7 @@ def read_classes(classes: Classes, name: str) -> Rows:
     for images in itertools.zip_longest(*classes.values()):
         for label, image in zip(classes, images, strict=True):
             if image is not None:
-                yield {"image": Image(image), "label": label}, f"{name}/{label}/{image.name}"
+                yield {"image": Image(image.absolute()), "label": label}, f"{name}/{label}/{image.name}"
 
 
 def _visible(folder: Path) -> list[Path]:

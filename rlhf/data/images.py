@@ -1,6 +1,6 @@
 """Images that records name: the path of a file, or a data URI.
 
-A path is one that can be opened from the current folder; sources resolve those that are relative to their file.
+Sources make paths absolute, so that what was prepared from one folder can be trained on from another.
 """
 
 from __future__ import annotations

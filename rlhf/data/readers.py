@@ -84,7 +84,7 @@ def read_csv(path: Path, name: str, delimiter: str = ",") -> Rows:
 
 
 def read_parquet(path: Path, name: str) -> Rows:
-    """Rows of a Parquet file, a batch at a time. Origin: the number of the row."""
+    """Rows of a Parquet file, a batch at a time; classes that `datasets` numbered by name. Origin: the row's number."""
     import pyarrow
     from pyarrow import parquet
 
@@ -92,16 +92,45 @@ def read_parquet(path: Path, name: str) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             _header(file.schema_arrow.names, name)
+            names = _class_names(file.schema_arrow.metadata)
             for batch in file.iter_batches(batch_size=1024):
                 unpacked += batch.nbytes
                 _hold_ratio(unpacked, path.stat().st_size, name)
                 for row in batch.to_pylist():
                     number += 1
-                    yield row, f"{name}#{number}"
+                    yield with_names(row, names), f"{name}#{number}"
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         # the last two: text that is no UTF-8, a date that Python cannot hold
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name}: not a readable Parquet file (after row {number}): {reason}") from None
+
+
+def with_names(row: Row, names: dict[str, list[str]]) -> Row:
+    """A row with the names of its numbered classes; -1, which `datasets` writes where there is none, becomes null.
+
+    Args:
+        row: The row.
+        names: The names of the classes of a column, in the order of their numbers.
+    """
+    named = {}
+    for column, classes in names.items():
+        number = row.get(column)
+        if isinstance(number, int) and -1 <= number < len(classes):
+            named[column] = classes[number] if number >= 0 else None
+    return {**row, **named}
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names of classes by column, from what `datasets` writes into a Parquet file's schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _header(cells: list[str], origin: str) -> list[str]:

@@ -20,7 +20,7 @@ from rlhf import network
 from rlhf.config.project import SourceConfig
 from rlhf.data.folders import Classes, classes_in, read_classes, splits_in
 from rlhf.data.plain import plain
-from rlhf.data.readers import Row, Rows, read_file, reader_of
+from rlhf.data.readers import Row, Rows, read_file, reader_of, with_names
 from rlhf.data.records import Image
 from rlhf.errors import UserError, reason
 
@@ -38,7 +38,7 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
     Yields:
         The row, its values converted to JSON's types (`plain`), and its origin: `file.jsonl:12` (line),
         `file.parquet#12` (number of the row) or `folder/class/12.png`. In the column `image` a path that is relative to
-        the file that names it becomes one that can be opened from here.
+        the file that names it becomes absolute.
 
     Raises:
         UserError: The source is missing, unreachable, empty or malformed; the message names the place.
@@ -179,7 +179,7 @@ def _name(source: SourceConfig) -> str:
 
 
 def _found_image(row: Row, folder: Path) -> Row:
-    """The row with the path of its image, relative to a folder, as one that can be opened from here."""
+    """The row with the path of its image, relative to a folder, made absolute."""
     image = row["image"]
     if isinstance(image, dict) and image.keys() == {"bytes", "path"}:  # as `datasets` stores an image in a file
         image = image["path"]
@@ -189,7 +189,7 @@ def _found_image(row: Row, folder: Path) -> Row:
         found = bool(image) and (folder / image).is_file()
     except (OSError, ValueError):  # a text too long for a path, or with a null character
         found = False
-    return {**row, "image": Image(folder / image)} if found else row
+    return {**row, "image": Image((folder / image).absolute())} if found else row
 
 
 def _is_data(file: Path) -> bool:
@@ -207,7 +207,7 @@ def _sha256(path: Path) -> bytes:
 
 def _rename(row: Row, columns: dict[str, str], origin: str) -> Row:
     for theirs in columns.values():
-        if theirs not in row:
+        if _cell(row, theirs) is ...:
             raise UserError(f"{origin}: column {theirs!r} is missing (found: {', '.join(map(str, row))})")
     renamed = set(columns.values())
     for ours, theirs in columns.items():
@@ -217,8 +217,16 @@ def _rename(row: Row, columns: dict[str, str], origin: str) -> Row:
                 f"another name (columns: {{{ours}: {theirs}, other_{ours}: {ours}}})"
             )
     return {key: value for key, value in row.items() if key not in renamed} | {
-        ours: row[theirs] for ours, theirs in columns.items()
+        ours: _cell(row, theirs) for ours, theirs in columns.items()
     }
+
+
+def _cell(row: Row, name: str) -> Any:
+    """The column of this name, or what `outer.inner` names within an object; `...` if there is neither."""
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    return _cell(row[outer], inner) if inner and isinstance(row.get(outer), dict) else ...
 
 
 def _hub_parts(source: str, base: Path) -> dict[str, str | None]:
@@ -234,8 +242,8 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
     unreachable = f"{name!r} is neither a file here nor a reachable hub dataset{_nearest(Path(name), base)}"
     if not network.hub_resolves() and not _is_cached(name):
         raise UserError(unreachable)
+    from datasets import ClassLabel, load_dataset
     from datasets import Image as ImageFeature
-    from datasets import load_dataset
 
     try:
         data = load_dataset(
@@ -247,9 +255,11 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
         raise UserError(f"{source.source}: {' '.join(str(error).split())}") from None
     except Exception as error:  # a script, a file without a builder, a missing package: datasets raises anything
         raise UserError(f"{source.source}: datasets cannot load it: {reason(error)}") from None
-    for column, feature in (getattr(data, "features", None) or {}).items():
+    features = getattr(data, "features", None) or {}
+    for column, feature in features.items():
         if isinstance(feature, ImageFeature):
             data = data.cast_column(column, ImageFeature(decode=False))
+    names = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
     rows = iter(data)
     for number in itertools.count(1):
         try:
@@ -260,7 +270,7 @@ def _hub_rows(source: SourceConfig, base: Path) -> Rows:
             raise UserError(f"{source.source}: the connection was lost after row {number - 1}: {error}") from None
         except Exception as error:  # a column that needs a package to be decoded, say
             raise UserError(f"{source.source}: row {number} cannot be read: {reason(error)}") from None
-        yield dict(row), f"{name}/{split}#{number}"
+        yield with_names(dict(row), names), f"{name}/{split}#{number}"
     if number == 1:
         raise UserError(f"{source.source}: no rows in split {split!r}")
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,7 @@ def test_a_path_is_relative_to_the_file_that_names_it(write, tmp_path, project, 
     assert [record.labels for record in records] == [("cat",), ("dog",)]
     assert records[1].extra == {"n": 4}
     assert all(isinstance(record.text, Image) for record in records)
+    assert all(Path(record.text).is_absolute() for record in records), "training may start in another folder"
     assert ledger.dropped == {"no label": 1, "no image": 1}
 
 
@@ -191,6 +193,7 @@ def test_a_folder_by_class(write, tmp_path, project):
     assert sorted((record.labels, image_bytes(record.text)) for record in records) == sorted(
         ((label,), picture(20 * number + index)) for number, label in enumerate("017") for index in range(4)
     )
+    assert all(Path(record.text).is_absolute() for record in records)
     limited = rows_of(tmp_path, source="digits", limit=3)
     assert {row["label"] for row, _ in limited} == {"0", "1", "7"}, "a limit leaves out no class"
 

@@ -426,6 +426,21 @@ def test_feedback_serves_as_demonstrations_but_not_as_preferences(write, project
         list(iter_records(project(preferences=path), "preferences"))
 
 
+def test_rows_without_a_class_may_come_first(write, project, tmp_path):
+    """A column of empty lists does not tell its type yet."""
+    content = [{"text": f"t{index}", "label": ["a"] if index > 2100 else []} for index in range(2200)]
+    made = project(demonstrations=write("a.jsonl", content), holdout=0.0)
+    prepared = prepare(
+        made, "demonstrations", lambda record: Encoded({"classes": list(record.labels)}), tmp_path / "out"
+    )
+    assert prepared.train["classes"][:] == [row["label"] for row in content]
+    none = project(demonstrations=write("b.jsonl", content[:1200]), holdout=0.0)
+    prepared = prepare(
+        none, "demonstrations", lambda record: Encoded({"classes": list(record.labels)}), tmp_path / "none"
+    )
+    assert prepared.train["classes"][:] == [[]] * 1200
+
+
 def test_sources_of_a_mixture_may_have_different_formats(write, project):
     made = project(
         demonstrations=[

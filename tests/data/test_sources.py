@@ -40,6 +40,41 @@ def test_columns_are_renamed(write, tmp_path):
     assert message == "a.jsonl:1: column 'answer' is missing (found: prompt, reply)"
 
 
+def test_a_part_of_an_object_is_a_column_too(write, tmp_path):
+    rows = [{"translation": {"de": "Zug", "en": {"gb": "train"}}, "a.b": 1}]
+    write("a.jsonl", rows)
+    columns = {"source": "translation.de", "target": "translation.en.gb", "n": "a.b"}
+    ((row, _),) = rows_of(tmp_path, source="a.jsonl", columns=columns)
+    assert row == {"translation": rows[0]["translation"], "source": "Zug", "target": "train", "n": 1}
+    for absent in ("translation.fr", "translation.de.x", "translation.", ".de"):
+        assert f"column {absent!r} is missing" in error_of(tmp_path, source="a.jsonl", columns={"source": absent})
+
+
+def test_classes_that_datasets_numbered_have_their_names(tmp_path, monkeypatch):
+    import datasets
+
+    names = ["neg", "pos"]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features)
+    data.to_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr("rlhf.network.hub_resolves", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: data)
+    for source in ("a.parquet", "org/reviews"):
+        assert [row["label"] for row, _ in rows_of(tmp_path, source=source)] == ["pos", "neg", None]
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}']
+)
+def test_what_else_stands_in_a_files_metadata_is_left_alone(tmp_path, metadata):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["a"], "label": [1]}).replace_schema_metadata({b"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert rows_of(tmp_path, source="a.parquet") == [({"text": "a", "label": 1}, "a.parquet#1")]
+
+
 def test_a_renamed_column_replaces_no_other(write, tmp_path):
     write("a.jsonl", [{"instruction": "Add."}, {"instruction": "Translate.", "input": "le train"}])
     message = error_of(tmp_path, source="a.jsonl", columns={"input": "instruction"})
