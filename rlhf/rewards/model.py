@@ -30,7 +30,7 @@ class RewardModel:
     rendered with the model's own template and tokenizer, so a BERT can judge a GPT. A reward model trained here reads
     an EOS after what its template gives, a model from elsewhere does not. An encoder that is a reward model reads plain
     prompt and completion as two segments, a classifier as one text. A sequence above the model's limit keeps its end,
-    where the completion is.
+    where the completion is, and the first token of an encoder, where its head reads.
 
     Args:
         name: A finished reward stage's folder, any folder of a reward model or classifier, or a hub id.
@@ -68,7 +68,7 @@ def score_texts(
     """Scores of completions by a loaded sequence classifier, as `RewardModel` gives them.
 
     Args:
-        model: The classifier. A sequence above its limit keeps its end.
+        model: The classifier. A sequence above its limit keeps its end, and an encoder's its first token.
         codec: Its tokenizer.
         prompts: Prompt of each completion; neighbours with the same prompt are scored together.
         completions: What is scored.
@@ -77,7 +77,9 @@ def score_texts(
     """
     limit = context_length(model.config)
     rows = [codec.sequence(*texts)[0] for texts in zip(prompts, completions, strict=True)]
-    rows = [row[-limit:] if limit else row for row in rows]
+    if limit:
+        first = 1 if codec.encoder else 0
+        rows = [row if len(row) <= limit else [*row[:first], *row[first - limit :]] for row in rows]
     each = itertools.groupby(range(len(rows)), key=lambda row: prompts[row])
     groups = [[rows[row] for row in members] for _, members in each]
     return list(itertools.chain(*score_groups(model, groups, batch_size, label)))

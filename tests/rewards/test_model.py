@@ -46,6 +46,17 @@ def test_a_classifier_needs_a_label_and_a_reward_model_none(sentiment, tiny_bert
         RewardModel(single, label="score")
 
 
+def test_a_text_above_the_limit_keeps_its_end_and_what_an_encoders_head_reads(tiny_bert, tiny_llama, tmp_path):
+    for base in (tiny_bert, tiny_llama):
+        judge = RewardModel(save_classifier(base, tmp_path / base.name, ("score",)))
+        limit = judge.model.config.max_position_embeddings
+        ids, _ = judge.codec.sequence("lamp " * limit, "Hello Ada")
+        kept = [ids[0], *ids[1 - limit :]] if base == tiny_bert else ids[-limit:]
+        with torch.no_grad():
+            wanted = judge.model(input_ids=torch.tensor([kept])).logits[0].tolist()
+        assert judge(["lamp " * limit], ["Hello Ada"]) == pytest.approx(wanted, abs=1e-5)
+
+
 def test_a_classifier_whose_labels_do_not_exclude_one_another(tiny_bert, tmp_path):
     folder = save_classifier(tiny_bert, tmp_path, ("rude", "long"), problem_type="multi_label_classification")
     wanted = logits_of(folder, "Hello no")[0, 0].item()
