@@ -201,9 +201,10 @@ class Codec:
                     f"{record.origin}: a classifier takes the name or number of a class in `label`; {label}"
                 )
             what = "a question about a text" if isinstance(record, Spanned) else "a reply"
-            columns = f" (it has {', '.join(record.extra)}: `columns: {{label: …}}`)" if record.extra else ""
+            other = next(iter(record.extra), None)
+            hint = "" if other is None else f" (if {other!r} is the class: columns: {{label: {other}}})"
             raise UserError(
-                f"{record.origin}: a classifier of texts learns from `text` and `label`, not from {what}{columns}"
+                f"{record.origin}: a classifier of texts learns from `text` and `label`, not from {what}{hint}"
             )
         if isinstance(record.text, Image):
             raise UserError(f"{record.origin}: this is an image, and the model reads text")

@@ -227,7 +227,7 @@ def test_a_classifier_gets_a_text_and_the_names_of_its_classes(tiny_bert):
     for record, message in (
         (Demonstration("a", "b"), "a classifier of texts learns from `text` and `label`, not from a reply"),
         (Demonstration("", "b", {"label": 0.5}), "the name or number of a class in `label`; here it is '0.5'"),
-        (Demonstration("", "b", {"category": "on"}), r"it has category: `columns: {label: …}`"),
+        (Demonstration("", "b", {"category": "on"}), r"if 'category' is the class: columns: {label: category}"),
         (Spanned("a", "b", ()), "not from a question about a text"),
         (Labelled(Image("lamp.png"), ("on",)), "an image"),
     ):
