@@ -1,10 +1,14 @@
-"""The losses of PPO. Pure, float32 inside (float64 stays), each a masked mean whose denominator can be given."""
+"""The losses of PPO and of a reward model. Pure, float32 inside (float64 stays).
+
+Those of PPO are masked means whose denominator can be given.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional
 
 from rlhf.objectives.masking import masked_mean
 
@@ -109,6 +113,23 @@ def entropy_loss(entropies_BT: torch.Tensor, mask_BT: torch.Tensor, denominator:
     Source: Williams & Peng (1991); Schulman et al. (2017), eq. 9.
     """
     return -masked_mean(entropies_BT, mask_BT, denominator)
+
+
+def bradley_terry_loss(chosen_scores_B: torch.Tensor, rejected_scores_B: torch.Tensor) -> torch.Tensor:
+    """−mean log σ(r_chosen − r_rejected): the negative log-likelihood of the comparisons, nats/pair.
+
+    The reward stage's loss, which TRL's RewardTrainer computes by itself; this is for scores that are not a language
+    model's. Only the difference counts, so a reward that is learned with it has no zero of its own.
+
+    Args:
+        chosen_scores_B: r of the preferred sides, [B]; gradients flow to both.
+        rejected_scores_B: r of the other sides, [B].
+
+    Source: Bradley & Terry, "Rank Analysis of Incomplete Block Designs" (1952); Christiano et al., "Deep Reinforcement
+    Learning from Human Preferences" (2017), eq. 1.
+    """
+    kind = torch.float64 if chosen_scores_B.dtype == torch.float64 else torch.float32
+    return -functional.logsigmoid(chosen_scores_B.to(kind) - rejected_scores_B.to(kind)).mean()
 
 
 def _masked_difference(new: torch.Tensor, old: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
+from rlhf.objectives.losses import bradley_terry_loss, entropy_loss, policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -188,3 +188,22 @@ def test_against_a_plain_loop_and_finite_differences(seed):
             flat[index] = kept
             slope = (around[0] - around[1]) / 2e-6
             assert tensor.grad.view(-1)[index].item() == pytest.approx(slope, abs=1e-7)
+
+
+def test_the_bradley_terry_loss_of_hand_numbers():
+    """Odds of 3 to 1 for the chosen side, then against it: log(4/3) and log(4)."""
+    chosen = torch.tensor([math.log(3) + 5, -2.0], requires_grad=True)
+    rejected = torch.tensor([5.0, math.log(3) - 2], requires_grad=True)
+    loss = bradley_terry_loss(chosen, rejected)
+    loss.backward()
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, rel=1e-5)
+    assert chosen.grad.tolist() == pytest.approx([-1 / 8, -3 / 8], rel=1e-5)  # minus the other side's chance, halved
+    assert rejected.grad.tolist() == pytest.approx([1 / 8, 3 / 8], rel=1e-5)
+
+
+def test_the_bradley_terry_loss_has_no_zero_and_no_overflow():
+    chosen, rejected = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0])
+    torch.testing.assert_close(bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected))
+    assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000
+    assert bradley_terry_loss(torch.zeros(1).bfloat16(), torch.zeros(1).bfloat16()).dtype == torch.float32
+    assert bradley_terry_loss(chosen.double(), rejected.double()).dtype == torch.float64

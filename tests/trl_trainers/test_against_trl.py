@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from rlhf.objectives.losses import bradley_terry_loss
 from rlhf.pipeline.execute import run_stage
 from tests.support.projects import chats, make_project, pairs
 
@@ -77,6 +78,23 @@ def test_reward(tmp_path, tiny_llama, rows):
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     assert ours["margin"] == pytest.approx(theirs["margin"], abs=1e-5)
     assert ours["num_tokens"] == theirs["num_tokens"]
+
+
+def test_the_bradley_terry_loss_is_the_reward_trainers(tmp_path, tiny_llama):
+    torch.manual_seed(3)
+    scorer = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1)
+    torch.nn.init.normal_(scorer.score.weight)
+    trainer = RewardTrainer(
+        scorer,
+        RewardConfig(str(tmp_path), **COMMON),
+        train_dataset=Dataset.from_list(pairs(ROWS)),
+        processing_class=AutoTokenizer.from_pretrained(tiny_llama),
+    )
+    loss, outputs = trainer.compute_loss(scorer, next(iter(trainer.get_train_dataloader())), return_outputs=True)
+    chosen_B, rejected_B = outputs.logits.squeeze(-1).chunk(2)
+    assert chosen_B.shape == (ROWS,)
+    assert (chosen_B - rejected_B).abs().max() > 0.01
+    torch.testing.assert_close(bradley_terry_loss(chosen_B, rejected_B), loss)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
