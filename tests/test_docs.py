@@ -26,7 +26,10 @@ from tests.test_imports import ORDER
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(page for room in ("docs", "data", "benchmarks") for page in (ROOT / room).rglob("*.md"))]
+    [
+        *ROOT.glob("*.md"),
+        *(page for room in ("docs", "data", "examples", "benchmarks") for page in (ROOT / room).rglob("*.md")),
+    ]
 )
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -168,7 +171,7 @@ def test_the_rooms_are_those_whose_imports_are_checked():
 def test_every_file_is_in_the_tree():
     """A folder's line stands for its `__init__.py`."""
     named, absent = tree_paths(), []
-    for room in ("rlhf", "recipes", "data", "docs", "benchmarks"):
+    for room in ("rlhf", "recipes", "data", "docs", "examples", "benchmarks"):
         for path in sorted((ROOT / room).rglob("*")):
             name = path.relative_to(ROOT).as_posix()
             if path.is_dir() or "__pycache__" in path.parts or path.name.startswith("."):
@@ -190,7 +193,7 @@ def test_links_within_the_repository_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_in_backticks_exist(page):
     text = page.read_text(encoding="utf-8")
-    rooms = "rlhf|recipes|docs|tests|data"
+    rooms = "rlhf|recipes|docs|tests|data|examples"
     named = set(re.findall(rf"`((?:{rooms})/[\w./-]+)(?::[\w.]+)?`", text))
     folders = (ROOT, page.parent, *([ROOT / "rlhf"] if page == PAGE else []))
     assert not [name for name in named if not any((folder / name).exists() for folder in folders)]
@@ -359,7 +362,7 @@ def test_every_setting_is_documented_and_read():
 def test_no_path_of_a_machine_is_in_any_file():
     own = [re.escape(str(place)) for place in {ROOT, Path.home()} if len(place.parts) > 2]
     somebodys = [rf"/{name}/" for name in ("home", "Users", "root", "work", "tmp")]
-    rooms = [(room, somebodys) for room in ("rlhf", "recipes", "docs", "benchmarks")]
+    rooms = [(room, somebodys) for room in ("rlhf", "recipes", "docs", "examples", "benchmarks")]
     for room, patterns in (*rooms, ("tests", []), (".", [])):
         for path in (ROOT / room).glob("*" if room == "." else "**/*"):
             if not path.is_file() or path.suffix not in (".py", ".md", ".yaml", ".toml", ".txt", ".html", ".css", ""):
