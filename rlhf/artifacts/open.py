@@ -15,25 +15,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, TaskType
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.artifacts.manifest import Manifest, read_manifest, verify_once
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.adapters import without_peft
 from rlhf.models.device import device, move
-from rlhf.models.labels import label_names
+from rlhf.models.labels import Classes, classes_of
 from rlhf.models.load import (
-    Scorer,
+    Loaded,
     Source,
     adapter_config,
+    load_model,
     load_policy,
     load_scorer,
     model_config,
     source_of,
 )
+from rlhf.models.tasks import LABEL, Task, adapter_task, has_new_head, task_of
 from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
 
 Kind = Literal["policy", "reward", "classifier"]
@@ -102,24 +103,42 @@ class OpenedModel:
         return tokenizer
 
     @cached_property
+    def classes(self) -> Classes:
+        """A classifier's classes; one for a reward model, and for a model without such a head."""
+        return classes_of(self.source)
+
+    @property
     def label_names(self) -> list[str]:
-        """Names of a classifier's labels; one for a reward model, and for a model without such a head."""
-        return label_names(self.source)
+        """Names of a classifier's classes, by number."""
+        return self.classes.names
+
+    @cached_property
+    def task(self) -> Task:
+        """What it does as a policy: what its stage trained, else what the settings or the model's files say.
+
+        Raises:
+            UserError: The settings name no kind of policy.
+        """
+        if self.source.adapter is not None:
+            return adapter_task(adapter_config(self.source.adapter))
+        config = model_config(self.source)
+        settled = self.folder is not None and has_new_head(config)
+        return task_of(config, None if settled else self.settings.policy)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model's files have the head of its task: without, it answers nothing yet."""
+        return not self.task.new_head or self.source.adapter is not None or has_new_head(model_config(self.source))
 
     @cached_property
     def kind(self) -> Kind:
         """What the model's files say it is: a `reward` model is a classifier with one output."""
-        if self.source.adapter is not None:
-            classifier = adapter_config(self.source.adapter).get("task_type") == TaskType.SEQ_CLS
-        else:
-            names = model_config(self.source).architectures or [""]
-            classifier = names[0].endswith("ForSequenceClassification")
-        if not classifier:
+        if not (self.has_head and self.task.policy == LABEL.policy):
             return "policy"
         return "reward" if len(self.label_names) == 1 else "classifier"
 
     def policy(self, placed: bool = True) -> PreTrainedModel:
-        """The causal language model, its adapter merged.
+        """The policy, its adapter merged.
 
         Args:
             placed: Whether it is moved to the accelerator, if there is one; a trainer places its model itself.
@@ -128,7 +147,11 @@ class OpenedModel:
             UserError: It cannot be loaded, its files changed, or it is not the model that the stage left.
         """
         self._check_files()
-        return self._checked(load_policy(self.source, self.settings, self.tokenizer), placed)
+        labels = len(self.label_names) if self.task.policy == LABEL.policy else None
+        model = load_policy(self.source, self.settings, self.tokenizer, self.task, labels)
+        if labels is not None:
+            self.classes.name(model)
+        return self._checked(model, placed)
 
     def scorer(self, placed: bool = True) -> PreTrainedModel:
         """The reward model or classifier, its adapter merged.
@@ -143,17 +166,18 @@ class OpenedModel:
         model = load_scorer(self.source, self.settings, self.tokenizer, labels=len(self.label_names)).model
         return self._checked(model, placed)
 
-    def with_new_head(self, labels: int = 1) -> Scorer:
-        """A classifier to train: this model under a head of its own, which is drawn where the files have none.
+    def with_new_head(self, labels: int | None = 1, task: Task = LABEL) -> Loaded:
+        """A model to train: this one under the head of a task, which is drawn where the files have none.
 
         Args:
-            labels: Outputs of the head; 1 for a reward model.
+            labels: Outputs of the head, where the task leaves that open; 1 for a reward model.
+            task: What the head computes.
 
         Raises:
             UserError: It cannot be loaded, or its files changed.
         """
         self._check_files()
-        return load_scorer(self.source, self.settings, self.tokenizer, labels=labels, new_head=True)
+        return load_model(self.source, self.settings, self.tokenizer, task, labels, new_head=True)
 
     def _check_files(self) -> None:
         probe.check_head(Path(self.name))
@@ -187,7 +211,7 @@ def open_stage(folder: Path, settings: ModelConfig | None = None) -> OpenedModel
     if settings is None:
         recorded = manifest.get("config", {}).get("model") or {}
         settings = ModelConfig(name_or_path=str(folder), adapter=None)
-        settings = replace(settings, dtype=recorded.get("dtype") or settings.dtype)
+        settings = replace(settings, dtype=recorded.get("dtype") or settings.dtype, policy=recorded.get("policy"))
     return OpenedModel(settings, folder, manifest)
 
 
@@ -223,10 +247,9 @@ def check_saved(
         UserError: The two differ; both values are named.
     """
     trained_on = next(model.parameters()).device
-    generates = without_peft(model).can_generate()
     move(model, torch.device("cpu"))
     saved = OpenedModel(settings, folder)
     check_tokenizer(saved.tokenizer, recorded, folder)
-    loaded = saved.policy(placed=False) if generates else saved.scorer(placed=False)
+    loaded = saved.policy(placed=False)
     move(loaded, trained_on)
     probe.check(loaded, made, str(folder), _LOST)

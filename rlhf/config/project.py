@@ -50,6 +50,8 @@ class ModelConfig:
     """Train from nothing: `architecture`, `tokenizer` (a folder or `{vocab_size: N}`), that config's own fields."""
     tokenizer: str | None = None
     """Tokenizer, where it is not the model's own."""
+    policy: str | None = None
+    """What kind of policy it becomes, a file of `rlhf.policies`: `causal_lm`, `label`; null takes what the model is."""
     adapter: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"r": 16})
     """Fields of `peft.LoraConfig`; null trains all weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -270,6 +272,9 @@ class StageConfig:
     """The stage (or `base`) to start from, where it is not the usual one."""
     adapter: dict[str, Any] | Literal["inherit"] | None = "inherit"
     """As `model.adapter`, for this stage alone."""
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    """Patterns of parts of the model that are not trained, such as `embeddings` and `encoder.layer.[0-3]`: parts of
+    parameters' names, regular expressions between dots. More forgets less and learns less."""
     checkpoint_judge: str | None = None
     """Name of a judge, not maximised, that scores every checkpoint of a policy."""
     select: Literal["last", "best"] = "last"

@@ -14,18 +14,16 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
 from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
-from rlhf.data.records import Prompt, Text, as_role
+from rlhf.data.records import Prompt, as_role
 from rlhf.data.splits import Side, content_key
-from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS
-from rlhf.evaluation.completions import fitted, sample_completions
+from rlhf.evaluation.completions import complete
 from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state, sharded
 from rlhf.policies.completion import as_completion
-from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards
@@ -68,7 +66,7 @@ class CheckpointJudge:
             raise UserError(f"{stage}.save_strategy: a checkpoint judge scores checkpoints; steps or epoch takes some")
         if sharded():
             raise UserError(f"{stage}.checkpoint_judge: checkpoints of sharded weights are not scored")
-        if (count := len(tracking_prompts(context)[0])) < MIN_PROMPTS:
+        if (count := len(tracking_prompts(context))) < MIN_PROMPTS:
             raise UserError(
                 f"{stage}.checkpoint_judge: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are "
                 "needed; hold out more (holdout), or leave out data.prompts"
@@ -113,9 +111,7 @@ def _score_all(
     judges = load_rewards(project, context.parents, [*weights, judge])
     starting_policy = start.policy(placed=False).eval()
     starting_policy.to(policy.device)  # type: ignore[arg-type]  # wrapped by transformers, `to` is typed as if unbound
-    codec = Codec(start.tokenizer)
-    prompts, columns = tracking_prompts(context)
-    ids, _ = fitted(starting_policy, codec, prompts, project.evaluate.max_new_tokens)
+    prompts = tracking_prompts(context)
     proxy = _Proxy(weights)
     steps = [0, *checkpoints.steps()]
     values: dict[str, list[Floats]] = {"kl": [], "length": [], "checkpoint_judge": [], "proxy": []}
@@ -124,13 +120,12 @@ def _score_all(
         if step:
             checkpoints.restore(step)
             model = without_peft(policy)
-        completions = sample_completions(project, model, codec, ids, SAMPLES, f"{context.name} step {step}")
-        kl_PS = np.zeros((len(ids), len(completions[0])))
-        if step:
-            temperature = project.evaluate.temperature or 1.0
-            kl_PS = np.array(sequence_kl(model, starting_policy, ids, completions, temperature))
+        reference = (lambda: starting_policy) if step else None
+        label = f"{context.name} step {step}"
+        completions, kl, _ = complete(project, start, model, prompts, SAMPLES, label, reference)
+        kl_PS = np.zeros((len(prompts), len(completions[0]))) if kl is None else np.array(kl)
         texts = [[completion.text for completion in row] for row in completions]
-        scores = {name: _scores(judges[name], prompts, texts, columns) for name in judges}
+        scores = {name: _scores(judges[name], prompts, texts) for name in judges}
         values["kl"].append(kl_PS.mean(1))
         lengths = [np.mean([len(completion.ids) for completion in row]) for row in completions]
         values["length"].append(np.array(lengths))
@@ -174,8 +169,8 @@ def _prompts_side(context: StageContext) -> Side:
     return "eval" if project.data.prompts is not None and project.holdout > 0 else "train"
 
 
-def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[Any]]]:
-    """Prompts that checkpoints are chosen by, with the other columns of their rows.
+def tracking_prompts(context: StageContext) -> list[Prompt]:
+    """Prompts that checkpoints are chosen by.
 
     They are not those that the policies are compared on, or the choice would flatter the one chosen: held-out ones
     where `data.prompts` has the others, else prompts that are trained on. Which of many, their content decides.
@@ -184,25 +179,22 @@ def tracking_prompts(context: StageContext) -> tuple[list[Text], dict[str, list[
     role = source_set(project, str(context.stage.data))
     wanted = _prompts_side(context)
     compared = {content_key(prompt.prompt) for prompt in evaluation_prompts(project, project.evaluate.prompts)}
-    chosen: dict[bytes, tuple[Text, dict[str, Any]]] = {}
+    chosen: dict[bytes, Any] = {}
     for record, side in iter_records(project, role):
         prompt = as_role(record, "prompts")
         assert isinstance(prompt, Prompt)
         if side == wanted and (key := content_key(prompt.prompt)) not in compared:
-            chosen.setdefault(key, (prompt.prompt, prompt.extra))
+            chosen.setdefault(key, prompt)
         if len(chosen) > 4 * PROMPTS:
             chosen = dict(sorted(chosen.items())[:PROMPTS])
-    chosen = dict(sorted(chosen.items())[:PROMPTS])
-    prompts = [prompt for prompt, _ in chosen.values()]
-    return prompts, columns_of([extra for _, extra in chosen.values()])
+    return [prompt for _, prompt in sorted(chosen.items())[:PROMPTS]]
 
 
-def _scores(
-    judge: RewardFunction, prompts: Sequence[Text], texts: Sequence[Sequence[str]], columns: dict[str, list[Any]]
-) -> Floats:
+def _scores(judge: RewardFunction, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Floats:
     """Scores of the completions of each prompt, [P, S]; NaN where there is none."""
     samples = len(texts[0])
-    repeated = {name: [value for value in values for _ in range(samples)] for name, values in columns.items()}
-    asked = [prompt for prompt in prompts for _ in range(samples)]
-    completions = [as_completion(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
-    return np.array(judge(asked, completions, **repeated), dtype=float).reshape(len(prompts), samples)
+    columns = columns_of([prompt.extra for prompt in prompts for _ in range(samples)])
+    asked = [prompt.prompt for prompt in prompts for _ in range(samples)]
+    written = [text for row in texts for text in row]
+    completions = [as_completion(prompt, text) for prompt, text in zip(asked, written, strict=True)]
+    return np.array(judge(asked, completions, **columns), dtype=float).reshape(len(prompts), samples)

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
+from rlhf.artifacts.open import OpenedModel
 from rlhf.config.project import ProjectConfig
 from rlhf.data.records import Prompt
-from rlhf.data.tokenize import Codec
-from rlhf.evaluation.completions import fitted, load, sample_completions
+from rlhf.evaluation.completions import complete, open_policy
 from rlhf.evaluation.retain import RetainedSet, measure
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.completion import Completion
-from rlhf.policies.kl import sequence_kl
 from rlhf.rewards import RewardFunction
 from rlhf.workflow import BASE, own_base, parent_of, policies_of
 
@@ -64,33 +62,38 @@ def measure_policy(
         judges: What scores completions of a retained set, by name.
     """
     settings = project.evaluate
-    model, codec = _load(project, folders, name)
-    ids, cut = fitted(model, codec, [prompt.prompt for prompt in prompts], settings.max_new_tokens)
-    sampled = sample_completions(project, model, codec, ids, settings.samples, name)
-    kl: Sequence[Sequence[float | None]] = [[None] * len(row) for row in sampled]
-    if reference is not None:
-        start, _ = _load(project, folders, reference)
-        kl = sequence_kl(model, start, ids, sampled, settings.temperature or 1.0)
-        del start
-    limits = settings.max_new_tokens, settings.batch_size
-    retained = {each.name: measure(each, model, codec, judges, *limits) for each in sets}
+    opened = _open(project, folders, name)
+    model = opened.policy()
+    start = None if reference is None else _open(project, folders, reference)
+    load_start = None if start is None or not start.has_head else start.policy
+    completed = complete(project, opened, model, prompts, settings.samples, name, load_start)
+    kl: Sequence[Sequence[float | None]] = completed.kl or [[None] * len(row) for row in completed.completions]
+    retained = {each.name: measure(each, opened, model, judges, settings) for each in sets}
     del model
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     completions = [
         [_unscored(completion, value) for completion, value in zip(row, values, strict=True)]
-        for row, values in zip(sampled, kl, strict=True)
+        for row, values in zip(completed.completions, kl, strict=True)
     ]
-    return PolicyMeasures(completions, cut, retained)
+    return PolicyMeasures(completions, completed.cut, retained)
+
+
+def answers(project: ProjectConfig, folders: Mapping[str, Path], name: str) -> bool:
+    """Whether a policy can answer: a base model whose task takes a new head cannot, before a stage has trained one."""
+    return _open(project, folders, name).has_head
 
 
 def _unscored(completion: Completion, kl: float | None) -> SampledCompletion:
     text, tokens = completion.text, len(completion.ids)
-    return SampledCompletion(text=text, tokens=tokens, finished=completion.finished, kl=kl, scores={})
+    log_prob = sum(completion.log_probs) if completion.log_probs else None
+    return SampledCompletion(
+        text=text, tokens=tokens, finished=completion.finished, kl=kl, log_prob=log_prob, scores={}
+    )
 
 
-def _load(project: ProjectConfig, folders: Mapping[str, Path], name: str) -> tuple[PreTrainedModel, Codec]:
-    """A policy with its own tokenizer: a finished stage, or a base model."""
+def _open(project: ProjectConfig, folders: Mapping[str, Path], name: str) -> OpenedModel:
+    """A policy: a finished stage, or a base model."""
     stage = next((stage for stage in policies_of(project) if name in (stage, own_base(stage))), None)
-    return load(project, folders.get(name), stage)
+    return open_policy(project, folders.get(name), stage)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from rlhf.config.project import ProjectConfig, RetainConfig, SourceConfig
+from rlhf.artifacts.open import OpenedModel
+from rlhf.config.project import EvaluateConfig, ProjectConfig, RetainConfig, SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
-from rlhf.evaluation.completions import fitted
 from rlhf.evaluation.regressions import Measure, RetainedRow
 from rlhf.models.load import context_length
+from rlhf.models.tasks import CAUSAL_LM
 from rlhf.policies.completion import as_completion
-from rlhf.policies.sample import sample
+from rlhf.policies.kinds import policy_kind
 from rlhf.rewards import RewardFunction, columns_of
 
 
@@ -75,36 +76,40 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> RetainedSe
 
 def measure(
     retained: RetainedSet,
+    opened: OpenedModel,
     model: PreTrainedModel,
-    codec: Codec,
     judges: Mapping[str, RewardFunction],
-    max_new_tokens: int,
-    batch_size: int,
+    settings: EvaluateConfig,
 ) -> list[float | None]:
     """A value per row, more is better: mean log-likelihood (nats/token), or a judge's score of the greedy completion.
 
     Args:
         retained: The set.
+        opened: What the policy is, and its tokenizer.
         model: The policy.
-        codec: Its tokenizer.
         judges: What scores, by name.
-        max_new_tokens: Longest completion, tokens.
-        batch_size: Completions generated at once.
+        settings: Longest completion, and completions generated at once.
 
     Returns:
         None for a row of which nothing is left within the model's context, or that the judge gives no score.
+
+    Raises:
+        UserError: The policy has no log-likelihood of a text, as it writes none.
     """
     if retained.judge is None:
-        limited = Codec(codec.tokenizer, context_length(model.config))
+        if opened.task is not CAUSAL_LM:
+            raise UserError(
+                f"evaluate.retain.{retained.name}: the likelihood of a text is that of a language model, not of a "
+                f"{opened.task.policy} policy: name a judge"
+            )
+        limited = Codec(opened.tokenizer, context_length(model.config))
         return [_log_likelihood(model, limited, record) for record in retained.records]
-    prompts = [record.prompt for record in retained.records]
-    ids, _ = fitted(model, codec, prompts, max_new_tokens)
-    sampled = sample(
-        model, codec.tokenizer, ids, samples=1, max_new_tokens=max_new_tokens, temperature=0.0, batch_size=batch_size,
-        seed=0, label=f"{retained.name}:",
-    )  # fmt: skip
-    completions = [as_completion(prompt, row[0].text) for prompt, row in zip(prompts, sampled, strict=True)]
-    return judges[retained.judge](prompts, completions, **columns_of([record.extra for record in retained.records]))
+    prompts = [record for record in retained.records if isinstance(record, Prompt)]
+    greedy = replace(settings, temperature=0.0)
+    completed = policy_kind(opened).complete(model, prompts, greedy, samples=1, seed=0, label=f"{retained.name}:")
+    asked = [prompt.prompt for prompt in prompts]
+    completions = [as_completion(prompt, row[0].text) for prompt, row in zip(asked, completed.completions, strict=True)]
+    return judges[retained.judge](asked, completions, **columns_of([prompt.extra for prompt in prompts]))
 
 
 @torch.no_grad()

@@ -43,14 +43,14 @@ _NARROWER: dict[str, Any] = {"lora_alpha": float, "rank_pattern": dict[str, int]
 """Types of fields that peft uses with another type than it declares."""
 
 
-def lora_config(fields: dict[str, Any], task: TaskType, joined: bool) -> LoraConfig:
+def lora_config(fields: dict[str, Any], task: TaskType | None, joined: bool) -> LoraConfig:
     """A `peft.LoraConfig` from the `adapter:` section.
 
     Defaults of ours: every linear layer, α = 2r, no dropout.
 
     Args:
         fields: Fields of LoraConfig.
-        task: Causal language model or sequence classifier.
+        task: What the model's head computes, in peft's words.
         joined: Whether the adapter will be joined with a parent's.
 
     Raises:

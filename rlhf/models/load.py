@@ -1,4 +1,4 @@
-"""Loads policies, reward models and classifiers from a hub id, a local folder or a stage's folder.
+"""Loads policies and reward models from a hub id, a local folder or a stage's folder.
 
 A stage's folder holds an adapter on the original base model, or whole weights. An adapter is merged on loading, so that
 the reference of a later stage is exactly this stage's model.
@@ -17,23 +17,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf import network
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
 from rlhf.models.device import sharded
 from rlhf.models.heads import init_score_head
+from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, adapter_task, is_encoder
 from rlhf.models.weights import (
     Misfit,
     check_adapter,
@@ -57,8 +55,8 @@ class Source:
     adapter: Path | None = None
 
 
-class Scorer(NamedTuple):
-    """A sequence classifier."""
+class Loaded(NamedTuple):
+    """A model."""
 
     model: PreTrainedModel
     fresh: tuple[str, ...]
@@ -112,12 +110,6 @@ def model_config(source: Source) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source.base, **_origin(source))
 
 
-def is_encoder(config: PretrainedConfig) -> bool:
-    """Whether a model is an encoder like BERT (bidirectional, trained with masks) and no causal language model."""
-    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not causal
-
-
 def context_length(config: PretrainedConfig) -> int | None:
     """The number of positions of a model, or None where its config names no limit."""
     text = config.get_text_config()
@@ -127,60 +119,66 @@ def context_length(config: PretrainedConfig) -> int | None:
     return length
 
 
-def check_policy(source: Source, encoder: bool) -> None:
-    """Refuse an encoder as a policy.
-
-    Raises:
-        UserError: The model is an encoder.
-    """
-    if encoder:
-        raise UserError(f"{source.base}: a masked language model cannot write replies; a policy needs a causal one")
-
-
-def load_policy(source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load a causal language model, with its adapter merged.
-
-    Raises:
-        UserError: The model cannot be loaded, or is no causal language model.
-    """
-    check_policy(source, is_encoder(model_config(source)))
-    model, misfit = _pretrained(AutoModelForCausalLM, source, config)
-    check_complete(model, misfit, source.base)
-    return _finish(model, source, tokenizer)
-
-
-def load_scorer(
-    source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, labels: int = 1, new_head: bool = False
-) -> Scorer:
-    """Load a sequence classifier: a reward model has one label, a classifier several.
+def load_model(
+    source: Source,
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task = CAUSAL_LM,
+    labels: int | None = None,
+    new_head: bool = False,
+) -> Loaded:
+    """Load a model with the head of a task, its adapter merged.
 
     Args:
         source: Where the weights come from.
         config: Type and attention implementation.
         tokenizer: Its pad token tells the model where a sequence ends.
-        labels: Outputs of the head.
+        task: What the head computes; `LABEL` for a reward model, too, which has one label.
+        labels: Outputs of the head, where the task leaves that open.
         new_head: Whether to make a head where the files have none, as `heads.init_score_head` does.
 
     Raises:
-        UserError: The model cannot be loaded, or has no head of this size and may get none.
+        UserError: The model cannot be loaded, or has no head of this task and size and may get none.
     """
-    model, misfit = _pretrained(AutoModelForSequenceClassification, source, config, num_labels=labels)
-    check_complete(model, misfit, source.base, new_head=True)
-    fresh = new_modules(model, misfit)
+    if task is CAUSAL_LM and is_encoder(model_config(source)):
+        raise UserError(f"{source.base}: a masked language model cannot write replies; that takes a causal one")
+    options = {} if labels is None else {"num_labels": labels}
+    model, misfit = _pretrained(task.model_class, source, config, **options)
+    check_complete(model, misfit, source.base, new_head=task.new_head)
+    fresh = new_modules(model, misfit) if task.new_head else ()
     if fresh and not new_head and not _adapter_has_head(source):
-        raise UserError(f"{source.base}: has no reward head with {labels} output; train one with the reward stage")
+        what = "reward head with 1 output" if labels == 1 else f"head for a {task.policy} policy"
+        raise UserError(f"{source.base}: has no {what}; train one with the {'reward' if labels == 1 else 'sft'} stage")
     if fresh:
         init_score_head(model)
-    return Scorer(_finish(model, source, tokenizer), fresh)
+    return Loaded(_finish(model, source, tokenizer), fresh)
 
 
-def check_weights(source: Source, config: ModelConfig, scorer: bool = False) -> PreTrainedModel | None:
+def load_policy(
+    source: Source,
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task = CAUSAL_LM,
+    labels: int | None = None,
+) -> PreTrainedModel:
+    """Load a policy, whose head must be there; see `load_model`."""
+    return load_model(source, config, tokenizer, task, labels).model
+
+
+def load_scorer(
+    source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, labels: int = 1, new_head: bool = False
+) -> Loaded:
+    """Load a sequence classifier: a reward model has one label; see `load_model`."""
+    return load_model(source, config, tokenizer, LABEL, labels, new_head)
+
+
+def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -> PreTrainedModel | None:
     """Check that a base model's files have the weights that it needs; only the files' headers are read.
 
     Args:
         source: Where the weights come from.
         config: Type and attention implementation.
-        scorer: Whether the model will be a classifier, whose head may be new.
+        task: What its head will compute; the head may be new where the task allows it.
 
     Returns:
         The model on the meta device; None where weights are sharded, as they were checked before the launch.
@@ -190,9 +188,8 @@ def check_weights(source: Source, config: ModelConfig, scorer: bool = False) -> 
     """
     if sharded() or is_deepspeed_zero3_enabled():
         return None
-    kind = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
-    model, misfit = _pretrained(kind, source, config, device_map="meta")
-    check_complete(model, misfit, source.base, new_head=scorer)
+    model, misfit = _pretrained(task.model_class, source, config, device_map="meta")
+    check_complete(model, misfit, source.base, new_head=task.new_head)
     return model
 
 
@@ -233,7 +230,7 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
     if source.adapter is not None:
         with _as_user_error(str(source.adapter)):
             adapter = PeftConfig.from_pretrained(str(source.adapter))
-            if not model.can_generate() and adapter.task_type == TaskType.CAUSAL_LM:
+            if not model.can_generate() and adapter.task_type == CAUSAL_LM.peft:
                 adapter.task_type = None  # a policy's adapter under a classifier's head
             check_files(str(source.adapter))
             adapted = PeftModel.from_pretrained(model, str(source.adapter), config=adapter)
@@ -272,7 +269,7 @@ def _make_room(model: PreTrainedModel, size: int) -> None:
 def _adapter_has_head(source: Source) -> bool:
     if source.adapter is None:
         return False
-    return adapter_config(source.adapter).get("task_type") == "SEQ_CLS"
+    return adapter_task(adapter_config(source.adapter)).new_head
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ file: that is a policy's (`rlhf.policies`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+
+from rlhf.models.freeze import frozen
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""
@@ -34,6 +36,7 @@ class Roles(nn.Module):
         reference: The reference, where the policy is no PeftModel.
         reward_head: Linear layer of the reward model, where its adapter is on the policy's base.
         critic_from_reward: Whether the critic starts as the reward model.
+        freeze: Patterns of parameters that no adapter trains (`models.freeze`).
     """
 
     def __init__(
@@ -44,15 +47,16 @@ class Roles(nn.Module):
         reference: PreTrainedModel | None = None,
         reward_head: nn.Linear | None = None,
         critic_from_reward: bool = False,
+        freeze: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.policy: Any = policy
         self.value_head, self.critic = value_head, critic
         self.reference_model, self.reward_head = reference, reward_head
         self.critic_from_reward = critic_from_reward
-        for frozen in (reference, reward_head):
-            if frozen is not None:
-                frozen.requires_grad_(False)
+        for untrained in (reference, reward_head):
+            if untrained is not None:
+                untrained.requires_grad_(False)
         self.shared = isinstance(policy, PeftModel)
         disable_dropout(self)
         self._adapters: list[nn.Parameter] = []
@@ -62,6 +66,8 @@ class Roles(nn.Module):
                 parameter
                 for name, parameter in policy.named_parameters()
                 if any(f".{adapter}." in f"{name}." for adapter in adapters)
+                and not frozen(name, freeze)
+                and f".modules_to_save.{CRITIC}." not in name  # a copy of the policy's head, which no critic reads
             ]
             self._train()
 

@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.device import check_memory
-from rlhf.models.load import is_encoder
+from rlhf.models.tasks import is_encoder
 from rlhf.models.tokenizer import ADDED_PAD, load_tokenizer, settle_special_tokens
 
 _OWN = ("architecture", "tokenizer")

@@ -1,6 +1,6 @@
 """Advantage estimators behind one signature: how much better each token was than expected.
 
-    estimator(rewards_BT, values_BT, mask_BT, gamma, lam, last_values_B=None, group_size=1)
+    estimator(rewards_BT, values_BT, mask_BT, gamma, lam, last_values_B=None, group_size=1, log_probs_BT=None)
         -> (advantages_BT, returns_BT)
 
     rewards_BT      reward of each token, [B, T]: −β·KL, and the score at the last token
@@ -10,6 +10,7 @@
     gamma, lam      discount, and trace decay of `gae`
     last_values_B   value after the last token of a row that was cut off, 0 of one that finished, [B]; None: all did
     group_size      completions of one prompt; rows i·group_size … (i+1)·group_size − 1 belong to the same prompt
+    log_probs_BT    log π of each action when it was taken, [B, T]; only `exact` reads it
 
 Results are float32, [B, T], 0 where the mask is false. `returns_BT` is what a critic should have predicted.
 
@@ -37,20 +38,24 @@ class Estimator:
     """Whether it reads a critic's values: without, none is trained."""
     min_group: int
     """Fewest completions of a prompt that it can compare; above 1, a group of equal scores teaches it nothing."""
+    every_action: bool = False
+    """Whether it takes every completion that a prompt can have, with its probability, instead of samples."""
 
 
 ESTIMATORS: dict[str, Estimator] = {}
 """By name."""
 
 
-def estimator(*, needs_values: bool = False, min_group: int = 1) -> Callable[[EstimatorFunction], EstimatorFunction]:
+def estimator(
+    *, needs_values: bool = False, min_group: int = 1, every_action: bool = False
+) -> Callable[[EstimatorFunction], EstimatorFunction]:
     """Make a function an advantage estimator under its own name; the arguments are the fields of `Estimator`.
 
     The config layer finds the names by this decorator in the source, without importing torch.
     """
 
     def register(function: EstimatorFunction) -> EstimatorFunction:
-        ESTIMATORS[function.__name__] = Estimator(function, needs_values, min_group)
+        ESTIMATORS[function.__name__] = Estimator(function, needs_values, min_group, every_action)
         return function
 
     return register
@@ -65,6 +70,7 @@ def gae(
     lam: float,
     last_values_B: torch.Tensor | None = None,
     group_size: int = 1,
+    log_probs_BT: torch.Tensor | None = None,
 ) -> Advantages:
     """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}, with δ_t = r_t + γ V_{t+1} − V_t; returns A + V.
 
@@ -102,6 +108,7 @@ def rloo(
     lam: float,
     last_values_B: torch.Tensor | None = None,
     group_size: int = 1,
+    log_probs_BT: torch.Tensor | None = None,
 ) -> Advantages:
     """Leave one out: A_i = R_i − mean of the other completions' R, with R the discounted reward of a whole completion.
 
@@ -125,6 +132,7 @@ def grpo(
     lam: float,
     last_values_B: torch.Tensor | None = None,
     group_size: int = 1,
+    log_probs_BT: torch.Tensor | None = None,
 ) -> Advantages:
     """Group-relative: A_i = (R_i − mean of the group) / (σ of the group + 1e-4), σ over n − 1.
 
@@ -149,6 +157,7 @@ def reinforce(
     lam: float,
     last_values_B: torch.Tensor | None = None,
     group_size: int = 1,
+    log_probs_BT: torch.Tensor | None = None,
 ) -> Advantages:
     """Reward to go: A_t = Σ_{s ≥ t} γ^{s−t} r_s, without a baseline: whitening over the batch is its baseline.
 
@@ -156,6 +165,36 @@ def reinforce(
     """
     advantages, _ = gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma, 1.0)
     return advantages, advantages
+
+
+@estimator(every_action=True)
+def exact(
+    rewards_BT: torch.Tensor,
+    values_BT: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    gamma: float,
+    lam: float,
+    last_values_B: torch.Tensor | None = None,
+    group_size: int = 1,
+    log_probs_BT: torch.Tensor | None = None,
+) -> Advantages:
+    """No sampling: A_a = R_a − Σ_b π(b) R_b over every action b of an input, `group_size` of them.
+
+    With rows weighted by π(a) the policy gradient is that of the expected reward, Σ_a π(a) A_a ∇log π(a), without
+    variance. An action without a reward takes no part, and the others' probabilities are scaled to sum to 1.
+
+    Raises:
+        ValueError: There are no log-probabilities.
+
+    Source: the policy gradient theorem before it is sampled, Sutton et al. (2000), eq. 2; "all-action" gradients:
+    Petit et al., "All-Action Policy Gradient Methods" (2019).
+    """
+    if log_probs_BT is None:
+        raise ValueError("exact needs the log-probability of every action")
+    totals_GS, counted_GS = _totals(rewards_BT, mask_BT, gamma, group_size)
+    chances_GS = log_probs_BT.float().masked_fill(~mask_BT, 0.0).sum(1).exp().view(-1, group_size) * counted_GS
+    expected = (chances_GS * totals_GS).sum(1, keepdim=True) / chances_GS.sum(1, keepdim=True).clamp(min=1e-12)
+    return _spread((totals_GS - expected).masked_fill(~counted_GS, 0.0), totals_GS, mask_BT)
 
 
 def _totals(

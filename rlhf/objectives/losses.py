@@ -52,8 +52,9 @@ def policy_loss(
         mask_BT: Bool, [B, T].
         cliprange: ε.
         denominator: What the sums are divided by; the number of tokens if not given.
-        weights_BT: Truncated importance weights w, [B, T], where sampling and training compute different
-            log-probabilities: another engine, or weights below float32.
+        weights_BT: Weights w, [B, T], with which means over the rows are those over what π_old would have sampled:
+            truncated importance weights where sampling and training compute different log-probabilities (another
+            engine, or weights below float32), or n · π_old where the rows are all n actions of each input.
 
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017), eq. 7; the weights: Yao et al., "Your
     Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025).
@@ -67,9 +68,32 @@ def policy_loss(
     if weights_BT is not None:
         losses = losses * weights_BT.to(ratio.dtype)
     with torch.no_grad():
-        statistics = (ratio, (clipped > plain).float(), log_ratio.square() / 2)
+        weights = torch.ones_like(ratio) if weights_BT is None else weights_BT.to(ratio.dtype)
+        statistics = (weights * ratio, weights * (clipped > plain), weights * log_ratio.square() / 2)
         means = [masked_mean(values, mask_BT, denominator) for values in statistics]
     return PolicyLoss(masked_mean(losses, mask_BT, denominator), *means)
+
+
+def action_weights(
+    log_probs_BT: torch.Tensor, actions: int | None, sampled_log_probs_BT: torch.Tensor | None, cap: float
+) -> torch.Tensor | None:
+    """How much more often a policy takes the actions than they stand in a rollout; None for as often.
+
+    n · π where the rows are all n actions of each input, else the truncated π_trainer/π_sampler.
+
+    Args:
+        log_probs_BT: log π of the actions, [B, T], nats.
+        actions: n, where the rows are all actions of each input; None where they were sampled.
+        sampled_log_probs_BT: The sampler's own log-probabilities, [B, T], where they differ; else None.
+        cap: Largest ratio.
+
+    Source: Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025).
+    """
+    if actions is not None:
+        return log_probs_BT.exp() * actions
+    if sampled_log_probs_BT is None:
+        return None
+    return (log_probs_BT - sampled_log_probs_BT).exp().clamp(max=cap)
 
 
 def value_loss(

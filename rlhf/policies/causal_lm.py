@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.data.records import Text
+from rlhf.config.project import EvaluateConfig
+from rlhf.data.records import Encoded, Prompt, Text, Unusable
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -25,7 +27,9 @@ from rlhf.models.load import context_length
 from rlhf.models.roles import Roles
 from rlhf.policies.base import RolesPolicy, like_sizes
 from rlhf.policies.completion import Completion, decoded
-from rlhf.policies.sample import stop_ids
+from rlhf.policies.kinds import Completed, Encoder, PolicyKind
+from rlhf.policies.kl import sequence_kl
+from rlhf.policies.sample import sample, stop_ids
 from rlhf.policies.sampler import PolicySampler, Sampler
 from rlhf.policies.sampling_check import batching_of
 from rlhf.policies.settings import SamplingSettings
@@ -114,6 +118,11 @@ class CausalLMPolicy(RolesPolicy):
     @property
     def _pad(self) -> int:
         return int(self.tokenizer.pad_token_id)
+
+    @property
+    def notice(self) -> str | None:
+        """Why completions do not share their prompt's computation, where they do not."""
+        return None if self.unfolded is None else f"each reply has its prompt to itself: {self.unfolded}"
 
     @property
     def exact_log_probs(self) -> bool:
@@ -235,3 +244,88 @@ def closed_completion(completion: Completion, ending: Sequence[int], room: int |
         written = (size for size in range(len(ending), 0, -1) if text[-size:] == list(ending[:size]))
         text = text[: -next(written, 1)]
     return replace(completion, ids=[*text[: None if room is None else max(0, room - len(ending))], *ending])
+
+
+class CausalLMKind(PolicyKind):
+    """Language models that go on with a prompt; TRL trains them on demonstrations."""
+
+    answers_once = False
+
+    def demonstrations(self, args: Any) -> Encoder:
+        """Prompt and completion as one sequence, with loss on the completion."""
+        codec = Codec(self.tokenizer, args.max_length, args.truncation_mode)
+        return Encoder(codec.demonstration, {"max_length": args.max_length, "keep": codec.keep}, codec.ahead)
+
+    def prompts(self, args: Any) -> Encoder:
+        """Token ids of each prompt; those that leave no room for a completion are dropped."""
+        limit = None if args is None else args.max_length
+        room = None if limit is None else limit - args.max_new_tokens
+        if room is not None and room < 1:
+            raise UserError(f"max_new_tokens: {args.max_new_tokens} leave no room for a prompt within {limit} tokens")
+        codec = Codec(self.tokenizer, limit)
+
+        def encode(record: Prompt) -> Encoded:
+            ids = codec.prompt(record.prompt)
+            if not ids:
+                raise Unusable("prompt without a token")
+            if room is not None and len(ids) > room:
+                raise Unusable("prompt leaves no room for a reply within max_length")
+            return Encoded({"prompt_ids": ids, "prompt": json.dumps(record.prompt)})
+
+        return Encoder(encode, {"room": room})
+
+    def inputs(self, rows: Iterable[Mapping[str, Any]]) -> Sequence[PromptRow]:
+        """Prompts, with what ends a completion of theirs."""
+        return prompt_rows(rows, Codec(self.tokenizer))
+
+    def policy(self, roles: Roles, settings: SamplingSettings, fold: bool = True) -> CausalLMPolicy:
+        """The policy that online training optimises."""
+        return CausalLMPolicy(roles, self.tokenizer, settings, fold=fold)
+
+    def complete(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        settings: EvaluateConfig,
+        *,
+        samples: int,
+        seed: int,
+        label: str,
+        reference: Callable[[], PreTrainedModel] | None = None,
+    ) -> Completed:
+        """Sample completions; of a prompt that leaves no room for one, the end is kept."""
+        ids, cut = fitted(model, Codec(self.tokenizer), [each.prompt for each in prompts], settings.max_new_tokens)
+        sampled = sample(
+            model, self.tokenizer, ids, samples=samples, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, batch_size=settings.batch_size, seed=seed, label=label,
+        )  # fmt: skip
+        if reference is None:
+            return Completed(sampled, None, cut)
+        return Completed(sampled, sequence_kl(model, reference(), ids, sampled, settings.temperature or 1.0), cut)
+
+
+KIND = CausalLMKind
+
+
+def prompt_room(model: PreTrainedModel, max_new_tokens: int) -> int:
+    """Most tokens of a prompt that leave room for a completion; of a longer prompt the end is kept.
+
+    Raises:
+        UserError: None are left.
+    """
+    limit = context_length(model.config)
+    if limit is not None and limit <= max_new_tokens:
+        raise UserError(f"evaluate.max_new_tokens: {max_new_tokens} leave no room for a prompt in a context of {limit}")
+    return sys.maxsize if limit is None else limit - max_new_tokens
+
+
+def fitted(
+    model: PreTrainedModel, codec: Codec, prompts: Sequence[Text], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of prompts, cut to their end where they leave no room for a completion; and how many were cut."""
+    room = prompt_room(model, max_new_tokens)
+    try:
+        ids = [codec.prompt(prompt) for prompt in prompts]
+    except Unusable as error:
+        raise UserError(f"a prompt to reply to: {error.reason}; take it out, or name others in data.prompts") from None
+    return [row[-room:] for row in ids], sum(len(row) > room for row in ids)

@@ -92,6 +92,14 @@ class Policy(Protocol[AnyInput, AnyPacked]):
         ...
 
     @property
+    def action_count(self) -> int | None:
+        """How many actions a completion is, of which there is one: the choices are so few that all can be tried.
+
+        None for a kind whose completions cannot be listed.
+        """
+        ...
+
+    @property
     def mismatch_hint(self) -> str:
         """What may be at fault where log-probabilities differ that must be equal, and what helps: part of a message."""
         ...
@@ -109,6 +117,10 @@ class Policy(Protocol[AnyInput, AnyPacked]):
         Returns:
             For each input its completions: actions, their log-probabilities, and how they read as text.
         """
+        ...
+
+    def every_action(self, inputs: Sequence[AnyInput]) -> list[list[Completion]]:
+        """For each input every completion there is, `action_count` of them, with its log-probability."""
         ...
 
     def reward_arguments(

@@ -81,8 +81,9 @@ class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, Tr
     """
 
     advantage: str = "gae"
-    """Advantage estimator: a function of rlhf/objectives/advantages.py. For one that reads values a critic is
-    trained."""
+    """Advantage estimator: a function of rlhf/objectives/advantages.py. For one that reads values a critic is trained.
+    `exact` samples nothing: it takes every action of an input with its probability, where they can be listed (the
+    classes of a label policy). Batch sizes and `total_episodes` then count inputs."""
     samples_per_prompt: int = 1
     """Completions of a prompt; the prompt is computed once for all. More compares better and sees fewer prompts in a
     rollout. At least 2 where the estimator compares them; usually 4 to 16 there."""
@@ -170,6 +171,30 @@ class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, Tr
     def steps_per_rollout(self) -> int:
         """Optimizer steps on one rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
+
+
+def take_every_action(args: PPOConfig, count: int | None) -> str | None:
+    """Let each input have all of its actions instead of samples, in place, where the estimator asks for that.
+
+    Args:
+        args: Settings; what counts completions counts inputs before, and all their actions after.
+        count: Actions of an input; None where they cannot be listed.
+
+    Returns:
+        What is wrong, beginning with the field.
+    """
+    if not args.estimator.every_action:
+        return None
+    if count is None:
+        return f"advantage: {args.advantage} needs a policy whose completions can be listed, as the classes of a label"
+    if args.samples_per_prompt != 1:
+        return f"samples_per_prompt: {args.advantage} takes every action once; leave it out"
+    args.samples_per_prompt = count
+    args.per_device_train_batch_size *= count
+    args.per_device_eval_batch_size *= count
+    if args.total_episodes is not None:
+        args.total_episodes *= count
+    return None
 
 
 def round_to_rollouts(args: PPOConfig, prompts: int) -> None:

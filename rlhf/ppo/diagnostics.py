@@ -27,13 +27,13 @@ def rollout_metrics(*, collected: Collected, names: Sequence[str], kl_coef: floa
     """
     rollout, sampled, scores_B = collected.rollout, collected.sampled, collected.scores_B
     scored_B = ~scores_B.isnan()
-    every_B = torch.ones_like(scored_B)
+    every_B, drawn_B = torch.ones_like(scored_B), collected.drawn_B
     _, variance = masked_moments(scores_B, scored_B, reduce)
     metrics = {
-        "objective/kl": _mean(reduce, sequence_kl(collected), every_B),
-        "objective/scores": _mean(reduce, scores_B, scored_B),
+        "objective/kl": _mean(reduce, sequence_kl(collected) * drawn_B, every_B),
+        "objective/scores": _mean(reduce, scores_B * drawn_B, scored_B),
         "objective/scores_std": variance.sqrt().item(),
-        "objective/rlhf_reward": _mean(reduce, collected.paid_B, scored_B),
+        "objective/rlhf_reward": _mean(reduce, collected.paid_B * drawn_B, scored_B),
         "response/length": _mean(reduce, sampled.written_BT.sum(1), every_B),
         "response/eos_share": _mean(reduce, (~sampled.cut_B).float(), every_B),
         "response/scored_share": _mean(reduce, scored_B.float(), every_B),
@@ -41,7 +41,7 @@ def rollout_metrics(*, collected: Collected, names: Sequence[str], kl_coef: floa
     if sampled.entropies_BT is not None:
         metrics["policy/entropy"] = _mean(reduce, sampled.entropies_BT, sampled.written_BT)
     for name, column_B in zip(names, collected.scores_BK.T, strict=True):
-        metrics[f"reward/{name}"] = _mean(reduce, column_B, ~column_B.isnan())
+        metrics[f"reward/{name}"] = _mean(reduce, column_B * drawn_B, ~column_B.isnan())
     if rollout.values_BT is not None:
         mask_BT = rollout.mask_BT
         _, unexplained = masked_moments(rollout.returns_BT - rollout.values_BT, mask_BT, reduce)
@@ -52,7 +52,7 @@ def rollout_metrics(*, collected: Collected, names: Sequence[str], kl_coef: floa
     if rollout.samples > 1:
         equal_P = equal_score_groups(scores_B.view(-1, rollout.samples))
         metrics["objective/alike"] = _mean(reduce, equal_P.float(), torch.ones_like(equal_P))
-    if rollout.weights_BT is not None:
+    if rollout.weights_BT is not None and bool((drawn_B == 1).all()):
         metrics["sampler/gap"] = _mean(reduce, (rollout.log_probs_BT - sampled.log_probs_BT).abs(), sampled.written_BT)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 

@@ -18,6 +18,7 @@ import torch
 
 from rlhf.objectives.advantages import Advantages
 from rlhf.objectives.kl import KL_ESTIMATORS
+from rlhf.objectives.losses import action_weights
 from rlhf.objectives.masking import Reduce, whiten
 from rlhf.policies.base import like_sizes
 from rlhf.policies.completion import Completion, row_seed
@@ -71,7 +72,8 @@ class Rollout:
     """The critic's values when they were sampled; None without a critic."""
     weights_BT: torch.Tensor | None = None
     """Truncated importance weights, where sampling and training compute different log-probabilities: another engine
-    sampled, or weights are below float32. Else None."""
+    sampled, or weights are below float32. Of rows that are every action of an input, n times their probability. Else
+    None."""
 
     def __post_init__(self) -> None:
         """Check shapes and types.
@@ -168,6 +170,9 @@ class Collected(NamedTuple):
     reference_BT: torch.Tensor
     paid_B: torch.Tensor
     """Sum of the rewards of all actions of a completion: its score less the price of its KL."""
+    drawn_B: torch.Tensor
+    """How much a completion counts in a mean over what the policy does: 1 for one that it drew, n times its probability
+    for one of all n that there are."""
 
 
 def collect(
@@ -192,7 +197,9 @@ def collect(
         reduce: Sums a tensor over all processes.
     """
     # 1. Sample, with the temperature and without top-k or top-p (Huang et al., 2023, "The N Implementation Details").
-    groups, size = policy.sample(inputs, seeds), args.per_device_eval_batch_size
+    #    An exact estimator takes every action there is instead, with its probability.
+    every, size = args.estimator.every_action, args.per_device_eval_batch_size
+    groups = policy.every_action(inputs) if every else policy.sample(inputs, seeds)
     completions = [completion for group in groups for completion in group]
     sampled = as_arrays(completions=completions)
     # 2. Score each completion by each reward; normalise, weigh and add (Huang et al., 2024, "N+").
@@ -204,32 +211,27 @@ def collect(
     mask_BT = sampled.written_BT & ~scores_B.isnan()[:, None]
     # 4. Price the KL of each token and pay the score at the last one (Ziegler et al., 2019, section 2.1).
     rewards_BT = token_rewards(
-        scores_B=scores_B,
-        kl_BT=KL_ESTIMATORS[args.kl_estimator](log_probs_BT, measured.reference_BT),
-        mask_BT=mask_BT,
-        kl_coef=kl_coef,
-        cut_B=sampled.cut_B,
-        missing_eos_penalty=args.missing_eos_penalty,
-        bootstrap=args.bootstraps,
-    )
+        scores_B=scores_B, kl_BT=KL_ESTIMATORS[args.kl_estimator](log_probs_BT, measured.reference_BT), mask_BT=mask_BT,
+        kl_coef=kl_coef, cut_B=sampled.cut_B, missing_eos_penalty=args.missing_eos_penalty, bootstrap=args.bootstraps,
+    )  # fmt: skip
     paid_B = rewards_BT.sum(1)
     if args.whiten_rewards:
         rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False, reduce=reduce)
     # 5. Estimate advantages and returns (objectives/advantages.py, each estimator with its source).
     advantages_BT, returns_BT = estimate(
         args=args, rewards_BT=rewards_BT, values_BU=measured.values_BU, mask_BT=mask_BT, cut_B=sampled.cut_B,
-        reduce=reduce,
+        log_probs_BT=log_probs_BT, reduce=reduce,
     )  # fmt: skip
-    # 6. Weigh tokens by the truncated π_trainer/π_sampler where the two differ (Yao et al., 2025).
-    weights_BT = None
-    if measured.policy_BT is not None:
-        weights_BT = (log_probs_BT - sampled.log_probs_BT).exp().clamp(max=args.max_importance_weight)
+    # 6. Weigh actions that the policy would have taken more or less often than they stand here.
+    other_BT = None if measured.policy_BT is None else sampled.log_probs_BT
+    weights_BT = action_weights(log_probs_BT, len(groups[0]) if every else None, other_BT, args.max_importance_weight)
     rollout = Rollout(
         inputs=inputs, completions=groups, mask_BT=mask_BT, log_probs_BT=log_probs_BT, advantages_BT=advantages_BT,
         returns_BT=returns_BT, values_BT=None if measured.values_BU is None else measured.values_BU[:, :-1],
         weights_BT=weights_BT,
     )  # fmt: skip
-    return Collected(rollout, completions, sampled, scores_BK, scores_B, measured.reference_BT, paid_B)
+    drawn_B = weights_BT[:, 0] if every and weights_BT is not None else torch.ones(len(completions))
+    return Collected(rollout, completions, sampled, scores_BK, scores_B, measured.reference_BT, paid_B, drawn_B)
 
 
 def as_arrays(*, completions: Sequence[Completion]) -> Sampled:
@@ -340,6 +342,7 @@ def estimate(
     values_BU: torch.Tensor | None,
     mask_BT: torch.Tensor,
     cut_B: torch.Tensor,
+    log_probs_BT: torch.Tensor,
     reduce: Reduce,
 ) -> Advantages:
     """Step 5: advantages and returns by the estimator that the settings name, [B, T] both.
@@ -350,6 +353,7 @@ def estimate(
         values_BU: The critic's values before each action and after the last, [B, U]; None without a critic.
         mask_BT: Bool, true at the actions that take part.
         cut_B: Bool: the completion ended at the limit. Its value after the last action counts where settings say so.
+        log_probs_BT: log π of the actions, nats.
         reduce: Sums a tensor over all processes.
     """
     values_BT = last_B = None
@@ -357,9 +361,9 @@ def estimate(
         values_BT, last_B = values_BU[:, :-1], values_BU[:, -1] * (cut_B & args.bootstraps)
     advantages_BT, returns_BT = args.estimator.function(
         rewards_BT=rewards_BT, values_BT=values_BT, mask_BT=mask_BT, gamma=args.gamma, lam=args.lam,
-        last_values_B=last_B, group_size=args.samples_per_prompt,
+        last_values_B=last_B, group_size=args.samples_per_prompt, log_probs_BT=log_probs_BT,
     )  # fmt: skip
-    if args.whiten_advantages:
+    if args.whiten_advantages and not args.estimator.every_action:  # rows that were not drawn have another mean
         advantages_BT = whiten(advantages_BT, mask_BT, reduce=reduce)
     return advantages_BT, returns_BT
 

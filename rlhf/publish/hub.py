@@ -29,7 +29,8 @@ from rlhf.artifacts.open import OpenedModel, open_stage
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.labels import adapter_labels
-from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config, is_encoder, model_config
+from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config, model_config
+from rlhf.models.tasks import is_encoder
 from rlhf.models.tokenizer import check_tokenizer
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.report.build import build_report

@@ -16,7 +16,8 @@ from rlhf.artifacts.open import open_model, open_stage
 from rlhf.config.project import ModelConfig
 from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
-from rlhf.models.load import context_length, is_encoder
+from rlhf.models.load import context_length
+from rlhf.models.tasks import is_encoder
 from rlhf.models.tokenizer import ends_in_eos
 from rlhf.prefix_sharing.fold import fold, is_folded
 from rlhf.prefix_sharing.support import why_not

@@ -18,12 +18,11 @@ def policy_arguments(context: StageContext) -> tuple[StartingPoint, Any]:
     Raises:
         UserError: It is no policy, or its checkpoints cannot be judged as the settings ask for.
     """
-    from rlhf.models.load import check_policy
     from rlhf.training.ready import arguments
-    from rlhf.training.starting_point import starting_point
+    from rlhf.training.starting_point import check_writes, starting_point
 
     start = starting_point(context)
-    check_policy(start.source, start.encoder)
+    check_writes(start, context.name)
     args = arguments(context, start)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
@@ -40,18 +39,12 @@ def settle_reference(context: StageContext, start: StartingPoint, args: Any, row
 
 def try_with_reference(ready: Ready, kind: Any) -> None:
     """Make a trainer of this kind once without training, its reference not computed ahead."""
-    from peft import TaskType
-
     from rlhf.training.dry_run import try_trainer, weightless
     from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
     ready.args.precompute_ref_log_probs = False
-    reference = weightless(ready, TaskType.CAUSAL_LM) if ready.start.config.adapter is None else None
-    try_trainer(
-        ready,
-        TaskType.CAUSAL_LM,
-        lambda few, model: few.trainer(kind, model, ref_model=reference, speedups=NO_SPEEDUPS),
-    )
+    reference = weightless(ready) if ready.start.config.adapter is None else None
+    try_trainer(ready, lambda few, model: few.trainer(kind, model, ref_model=reference, speedups=NO_SPEEDUPS))
 
 
 def train_with_reference(context: StageContext, ready: Ready, kind: Any) -> tuple[Metrics, list[dict[str, Any]]]:
@@ -65,7 +58,7 @@ def train_with_reference(context: StageContext, ready: Ready, kind: Any) -> tupl
     Returns:
         The stage's metrics, and the trainer's log.
     """
-    from peft import PeftModel, TaskType
+    from peft import PeftModel
 
     from rlhf.training.candidates import choose, drop, keep_candidates
     from rlhf.training.run import held_out_metrics, run_training
@@ -74,7 +67,7 @@ def train_with_reference(context: StageContext, ready: Ready, kind: Any) -> tupl
     from rlhf.trl_trainers.speedups import speedups_of
 
     start = ready.start
-    model = adapted(starting_policy(context, start), start, TaskType.CAUSAL_LM, ready.args)
+    model = adapted(starting_policy(context, start), start, ready.args)
     # with an adapter the reference is the model without it; with all weights trained, the policy before its first step
     # while that can be stored, else a second copy
     alone = isinstance(model, PeftModel) or ready.args.precompute_ref_log_probs

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.preferences` as a prompt and two completions."""
     from rlhf.data.tokenize import Codec
+    from rlhf.policies.kinds import Encoder
     from rlhf.training.ready import Ready, prepared_data
 
     start, args = policy_arguments(context)
     codec = Codec(start.tokenizer, args.max_length, args.truncation_mode)
-    settings = {"max_length": args.max_length, "keep": codec.keep}
-    data = prepared_data(context, start, codec.pair, settings, ahead=codec.ahead)
+    encoder = Encoder(codec.pair, {"max_length": args.max_length, "keep": codec.keep}, codec.ahead)
+    data = prepared_data(context, start, encoder)
     settle_reference(context, start, args, len(data.train))
     return Ready(start, args, data)
 

@@ -45,7 +45,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.compare import comparison_pairs
     from rlhf.evaluation.judges import CachedScores, prefer, score
-    from rlhf.evaluation.policy import measure_policy, started_from
+    from rlhf.evaluation.policy import answers, measure_policy, started_from
     from rlhf.evaluation.regressions import RETAINED
     from rlhf.evaluation.retain import read_retained, write
     from rlhf.evaluation.samples import Row
@@ -56,6 +56,7 @@ def run(context: StageContext) -> Metrics:
     comparing = load_judges(project)
     references = {name: started_from(project, name) for name in policies_of(project)}
     policies = list(dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references]))
+    policies = [name for name in policies if answers(project, context.parents, name)]
     prompts = evaluation_prompts(project, project.evaluate.prompts)
     rows = [
         Row(index=index, prompt=prompt.prompt, columns=prompt.extra, replies={}) for index, prompt in enumerate(prompts)
@@ -76,7 +77,7 @@ def run(context: StageContext) -> Metrics:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return {
         "policies": policies, "judges": [*judges, *comparing], "parents": references, "references": references,
-        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"][BASE]),
+        "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"][policies[-1]]),
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip

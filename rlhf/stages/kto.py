@@ -30,12 +30,13 @@ _BALANCE = (1.0, 4 / 3)
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the judgements as prompt, completion and label, in the batches that they will stand in."""
     from rlhf.data.tokenize import Codec
+    from rlhf.policies.kinds import Encoder
     from rlhf.training.ready import Ready, prepared_data
 
     start, args = policy_arguments(context)
     codec = Codec(start.tokenizer, args.max_length)
-    settings = {"max_length": args.max_length}
-    data = prepared_data(context, start, functools.partial(encode, codec), settings, ahead=codec.ahead)
+    encoder = Encoder(functools.partial(encode, codec), {"max_length": args.max_length}, codec.ahead)
+    data = prepared_data(context, start, encoder)
     data = replace(
         data,
         train=in_batches(data.train, args.per_device_train_batch_size, args.seed),

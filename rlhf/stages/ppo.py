@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,63 +11,47 @@ from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext, rewards_of
 
 if TYPE_CHECKING:
-    from rlhf.data.records import Encoded, Prompt
     from rlhf.training.ready import Ready
 
 
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and check that there is something to maximise."""
-    from rlhf.data.records import Encoded, Unusable
-    from rlhf.data.tokenize import Codec
-    from rlhf.models.load import check_policy
+    from rlhf.policies.kinds import policy_kind
     from rlhf.ppo.config import unsupported_settings
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
     start = starting_point(context)
-    check_policy(start.source, start.encoder)
+    kind = policy_kind(start.opened)
     args: Any = arguments(context, start)
     if problems := [*args.check(), *unsupported_settings(args, start.config.adapter)]:
         raise UserError(f"stages.{context.name}.{problems[0]}")
     _check_rewards(context.project, context.name)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
-    room = None if args.max_length is None else args.max_length - args.max_new_tokens
-    if room is not None and room < 1:
-        raise UserError(
-            f"stages.{context.name}.max_new_tokens: {args.max_new_tokens} leave no room for a prompt within "
-            f"{args.max_length} tokens"
-        )
-    codec = Codec(start.tokenizer, args.max_length)
-
-    def encode(record: Prompt) -> Encoded:
-        ids = codec.prompt(record.prompt)
-        if not ids:
-            raise Unusable("prompt without a token")
-        if room is not None and len(ids) > room:
-            raise Unusable("prompt leaves no room for a reply within max_length")
-        return Encoded({"prompt_ids": ids, "prompt": json.dumps(record.prompt)})
-
-    return Ready(start, args, prepared_data(context, start, encode, {"room": room}, keep_columns=True))
+    try:
+        encoder = kind.prompts(args)
+    except UserError as error:
+        raise UserError(f"stages.{context.name}.{error}") from None
+    return Ready(start, args, prepared_data(context, start, encoder, keep_columns=True))
 
 
 def dry_run(context: StageContext, ready: Ready) -> None:
     """Build a trainer once as a dry run: transformers' own, since `check` knows all that ours adds."""
-    from peft import TaskType
     from transformers import Trainer
 
     from rlhf.training.dry_run import try_trainer
 
-    try_trainer(ready, TaskType.CAUSAL_LM, lambda few, model: few.trainer(Trainer, model))
+    try_trainer(ready, lambda few, model: few.trainer(Trainer, model))
 
 
 def run(context: StageContext) -> Metrics:
     """Train the parent's policy on its own completions."""
     from rlhf.artifacts.open import open_stage
-    from rlhf.data.tokenize import Codec
     from rlhf.models.device import process_state
     from rlhf.models.roles import POLICY
-    from rlhf.policies.causal_lm import CausalLMPolicy, prompt_rows
+    from rlhf.policies.kinds import policy_kind
+    from rlhf.ppo.config import take_every_action
     from rlhf.ppo.diagnostics import last_rollout
     from rlhf.ppo.trainer import PPOTrainer
     from rlhf.rewards.load import OWN_REWARD
@@ -80,16 +63,19 @@ def run(context: StageContext) -> Metrics:
     ready = prepare(context)
     start, args = ready.start, ready.args
     roles = build_roles(context, start, args, args.critic_start)
-    fold = context.settings.fold
-    policy = CausalLMPolicy(roles, start.tokenizer, args, fold=fold)
+    kind = policy_kind(start.opened)
+    policy: Any = kind.policy(roles, args, context.settings.fold)
     if roles.reward_head is not None:
         folder = context.parents[OWN_REWARD]
         policy.check_scores(folder, open_stage(folder).manifest.get("probe"))
-    if fold and policy.unfolded is not None and process_state().is_main_process:
-        print(f"ppo: each reply has its prompt to itself: {policy.unfolded}", file=sys.stderr)
+    if context.settings.fold and policy.notice is not None and process_state().is_main_process:
+        print(f"{context.name}: {policy.notice}", file=sys.stderr)
+    if (problem := take_every_action(args, policy.action_count)) is not None:
+        raise UserError(f"stages.{context.name}.{problem}")
     samples_file = context.directory / "rollouts.jsonl"
-    prompts = prompt_rows(ready.data.train, Codec(start.tokenizer))
-    trainer = PPOTrainer(policy, args, prompts, load_maximised(context, roles), samples_file, context.name)
+    trainer = PPOTrainer(
+        policy, args, kind.inputs(ready.data.train), load_maximised(context, roles), samples_file, context.name
+    )
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, roles.policy, context.directory, trainer)
     metrics = run_training(trainer, context, [samples_file])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise `data.preferences` as whole sequences."""
     from rlhf.data.tokenize import Codec
+    from rlhf.policies.kinds import Encoder
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
@@ -21,24 +22,21 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, start)
     codec = Codec(start.tokenizer, args.max_length, encoder=start.encoder)
     ahead = functools.partial(codec.ahead, prompts=False)
-    settings = {"max_length": args.max_length}
-    return Ready(start, args, prepared_data(context, start, codec.scored_pair, settings, ahead=ahead))
+    encoder = Encoder(codec.scored_pair, {"max_length": args.max_length}, ahead)
+    return Ready(start, args, prepared_data(context, start, encoder))
 
 
 def dry_run(context: StageContext, ready: Ready) -> None:
     """Build the trainer once as a dry run."""
-    from peft import TaskType
-
     from rlhf.training.dry_run import try_trainer
     from rlhf.trl_trainers.reward import RewardTrainer
     from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
-    try_trainer(ready, TaskType.SEQ_CLS, lambda few, model: few.trainer(RewardTrainer, model, speedups=NO_SPEEDUPS))
+    try_trainer(ready, lambda few, model: few.trainer(RewardTrainer, model, speedups=NO_SPEEDUPS), labels=1)
 
 
 def run(context: StageContext) -> Metrics:
     """Train a reward model, and measure it beside the length baseline on the held-out pairs."""
-    from peft import TaskType
     from transformers import set_seed
 
     from rlhf.training.run import run_training
@@ -51,7 +49,7 @@ def run(context: StageContext) -> Metrics:
     start = ready.start
     set_seed(ready.args.seed)  # the new head is drawn here
     scorer = start.opened.with_new_head()
-    model = adapted(scorer.model, start, TaskType.SEQ_CLS, ready.args, scorer.fresh)
+    model = adapted(scorer.model, start, ready.args, scorer.fresh)
     trainer = ready.trainer(RewardTrainer, model, speedups=speedups_of(context))
     metrics = run_training(trainer, context)
     if ready.eval_rows is not None:

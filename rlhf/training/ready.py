@@ -13,11 +13,11 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from rlhf.config import trainer_fields
-from rlhf.data.prepare import Encode, Prepared, prepare, source_set
-from rlhf.data.records import Record
+from rlhf.data.prepare import Prepared, prepare, source_set
 from rlhf.errors import UserError
 from rlhf.models.device import process_state
 from rlhf.models.tokenizer import tokenizer_record
+from rlhf.policies.kinds import Encoder
 from rlhf.training.defaults import DEFAULTS
 from rlhf.training.starting_point import StartingPoint
 from rlhf.workflow import StageContext, half_for
@@ -82,20 +82,16 @@ def arguments(context: StageContext, start: StartingPoint) -> TrainingArguments:
 def prepared_data(
     context: StageContext,
     start: StartingPoint,
-    encode: Encode,
-    settings: dict[str, Any],
+    encoder: Encoder,
     keep_columns: bool = False,
-    ahead: Callable[[list[Record]], None] | None = None,
 ) -> Prepared:
     """The stage's dataset, tokenised once (by the main process) and kept in its folder.
 
     Args:
         context: The stage.
         start: Its tokenizer is part of what identifies the tokenised data.
-        encode: Record to columns.
-        settings: What else identifies it: limits, kind of columns.
+        encoder: Record to columns.
         keep_columns: Whether rewards will read the row's other columns.
-        ahead: Work on records to come (`Codec.ahead`).
     """
     role = context.stage.data
     assert role is not None
@@ -104,6 +100,7 @@ def prepared_data(
     except UserError as error:
         raise UserError(f"{error}; stages.{context.name} needs it") from None
     half = half_for(context.project, context.name)
-    key = json.dumps([tokenizer_record(start.tokenizer), settings, half], sort_keys=True)
+    key = json.dumps([tokenizer_record(start.tokenizer), encoder.settings, half], sort_keys=True)
+    folder = context.directory / "data"
     with process_state().main_process_first():
-        return prepare(context.project, role, encode, context.directory / "data", keep_columns, key, ahead, half)
+        return prepare(context.project, role, encoder.encode, folder, keep_columns, key, encoder.ahead, half)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
@@ -15,9 +15,11 @@ from rlhf.artifacts.open import open_stage
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import lora_config, own_part
+from rlhf.models.freeze import freeze_parameters
 from rlhf.models.heads import score_head
 from rlhf.models.load import model_config
 from rlhf.models.roles import CRITIC, REWARD, Roles
+from rlhf.models.tasks import CAUSAL_LM
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN_REWARD, load_rewards
@@ -52,7 +54,7 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
         context.parents.get(OWN_REWARD) if maximised else None
     )  # another reward's critic must not start as this one
     set_seed(args.seed)
-    policy = adapted(base, start, TaskType.CAUSAL_LM, args)
+    policy = adapted(base, start, args)
     if start.config.adapter is None:
         return _separate_roles(policy, context, start, critic_from, folder)
     part = reward_part(folder, start) if folder is not None else None
@@ -66,18 +68,19 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
             add_adapter(policy, CRITIC, part.config, part.state)
             _copy_head(part.head, value_head)
         else:
-            policy.add_adapter(CRITIC, lora_config(start.config.adapter, TaskType.CAUSAL_LM, joined=False))
-    return Roles(
-        policy, value_head, reward_head=part.head if part is not None else None, critic_from_reward=from_reward
-    )
+            policy.add_adapter(CRITIC, lora_config(start.config.adapter, start.task.peft, joined=False))
+    head = part.head if part is not None else None
+    return Roles(policy, value_head, reward_head=head, critic_from_reward=from_reward, freeze=start.freeze)
 
 
 def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
     """A reward stage's adapter as it stands on the policy's base, or None where it does not fit there.
 
-    It fits if it is a LoRA adapter on the same base with the same tokenizer, trained from the stage that the policy
-    starts from, under a head that is one linear layer.
+    It fits if the policy is a causal language model, and it is a LoRA adapter on the same base with the same tokenizer,
+    trained from the stage that the policy starts from, under a head that is one linear layer.
     """
+    if start.task is not CAUSAL_LM:
+        return None
     reward = open_stage(folder)
     source = reward.source
     if source.adapter is None or (source.base, source.revision) != (start.source.base, start.source.revision):
@@ -97,7 +100,7 @@ def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
         return None
     layer = nn.Linear(weights[0].shape[1], 1, bias=bool(biases))
     layer.load_state_dict({"weight": weights[0].float(), **({"bias": biases[0].float()} if biases else {})})
-    config.task_type, config.modules_to_save, config.inference_mode = TaskType.CAUSAL_LM, None, False
+    config.task_type, config.modules_to_save, config.inference_mode = start.task.peft, None, False
     return RewardPart(config, state, layer)
 
 
@@ -127,7 +130,8 @@ def _separate_roles(
     else:
         critic = scorer.base_model
         _copy_head(score_head(scorer), value_head)
-    return Roles(base, value_head, critic.requires_grad_(True), reference, critic_from_reward=scorer is not None)
+    freeze_parameters(critic.requires_grad_(True), start.freeze, "the critic")
+    return Roles(base, value_head, critic, reference, critic_from_reward=scorer is not None)
 
 
 def _like_the_policy(folder: Path, start: StartingPoint) -> PreTrainedModel | None:

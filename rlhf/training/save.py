@@ -12,6 +12,8 @@ from rlhf.artifacts.open import check_saved
 from rlhf.data.prepare import Prepared, iter_records
 from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
+from rlhf.models.labels import classes_named
+from rlhf.models.tasks import LABEL
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.ready import Ready
 from rlhf.training.starting_point import StartingPoint
@@ -80,6 +82,8 @@ def write_model(
         sort_modules(folder)
         if start.source.adapter is not None:
             join_adapters(start.source.adapter, folder, folder)
+        if start.task.policy == LABEL.policy and len(model.config.id2label) > 1:
+            classes_named(model).write(folder)
     else:
         model.save_pretrained(folder, state_dict=state)
     mark_eos(start.tokenizer)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peft import TaskType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rlhf.artifacts.open import OpenedModel, open_model, open_stage
 from rlhf.config.project import ModelConfig, ProjectConfig
+from rlhf.errors import UserError
 from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config
-from rlhf.models.load import Source, check_weights, context_length, is_encoder, model_config
+from rlhf.models.freeze import freeze_parameters
+from rlhf.models.load import Source, check_weights, context_length, model_config
 from rlhf.models.settings import stage_settings
+from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, is_encoder
 from rlhf.models.tokenizer import check_settings
 from rlhf.models.weights import check_numbers
 from rlhf.policies.sampling_check import check_architecture, check_can_sample
@@ -26,8 +28,12 @@ class StartingPoint:
 
     opened: OpenedModel
     """Its parent, or a base model: nothing of it is loaded but the tokenizer."""
+    task: Task
+    """What the stage trains it to do."""
     encoder: bool
     context_length: int | None
+    freeze: tuple[str, ...] = ()
+    """Patterns of the parameters that the stage does not train."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -61,20 +67,22 @@ def starting_point(context: StageContext) -> StartingPoint:
     architecture = model_config(source)
     if context.parent is not None and settings is not None:
         check_settings(tokenizer, settings, context.parent)
-    scorer = is_encoder(architecture) or context.stage.leaves == "scorer"
-    if not scorer:
+    task = LABEL if context.stage.leaves == "scorer" else opened.task
+    if task is CAUSAL_LM:
         check_architecture(context.project, architecture)
-    model = check_weights(source, config, scorer)
+    model = check_weights(source, config, task)
     if parent_of(context.project, context.name) is None:  # each base once: its weights are read for it
         check_numbers(source.base)
     if config.adapter is not None:  # refused here, before anything trains
-        task = TaskType.SEQ_CLS if scorer else TaskType.CAUSAL_LM
-        adapter = lora_config(config.adapter, task, joined=_parent_has_adapter(context))
+        adapter = lora_config(config.adapter, task.peft, joined=_parent_has_adapter(context))
         if model is not None:
             check_attachable(model, adapter)
         if source.adapter is not None:
             check_joinable(source.adapter)
-    return StartingPoint(opened, is_encoder(architecture), context_length(architecture))
+    freeze = tuple(context.settings.freeze)
+    if model is not None:
+        freeze_parameters(model, freeze, f"stages.{context.name}.freeze")
+    return StartingPoint(opened, task, is_encoder(architecture), context_length(architecture), freeze)
 
 
 def _tokenizer_settings(project: ProjectConfig, stage: str) -> ModelConfig | None:
@@ -92,25 +100,41 @@ def _parent_has_adapter(context: StageContext) -> bool:
     return parent is not None and project.has_stage(parent) and project.stage_model(parent).adapter is not None
 
 
-def adapted(
-    model: PreTrainedModel, start: StartingPoint, task: TaskType, args: TrainingArguments, whole: Sequence[str] = ()
-) -> Any:
+def adapted(model: PreTrainedModel, start: StartingPoint, args: TrainingArguments, whole: Sequence[str] = ()) -> Any:
     """The model with a fresh adapter, drawn from the seed, or the model itself where all weights are trained.
+
+    What the stage freezes is not trained, in either.
 
     Args:
         model: What is adapted.
         start: Its adapter settings.
-        task: Language model or classifier.
         args: Their seed.
         whole: New modules, which are trained and saved whole: no base model has their weights.
     """
+    result: Any = model
     if start.config.adapter is None:
-        return model.requires_grad_(True)  # merging a parent's adapter leaves its base frozen
-    set_seed(args.seed)
-    config = lora_config(start.config.adapter, task, joined=start.source.adapter is not None)
-    if whole:
-        config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole})
-    return attach(model, config, start.source)
+        model.requires_grad_(True)  # merging a parent's adapter leaves its base frozen
+    else:
+        set_seed(args.seed)
+        config = lora_config(start.config.adapter, start.task.peft, joined=start.source.adapter is not None)
+        if whole:
+            config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole})
+        result = attach(model, config, start.source)
+    freeze_parameters(result, start.freeze)
+    return result
+
+
+def check_writes(start: StartingPoint, stage: str) -> None:
+    """Check that what a stage starts from is a causal language model.
+
+    Raises:
+        UserError: It is another kind of policy.
+    """
+    if start.task is not CAUSAL_LM:
+        raise UserError(
+            f"stages.{stage}: {start.source.base} is a {start.task.policy} policy, and this stage trains causal "
+            "language models; the ppo stage trains every kind"
+        )
 
 
 def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedModel:
@@ -120,5 +144,6 @@ def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedMo
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
     model = start.opened.policy(placed=False)
-    check_can_sample(context.project, model)
+    if start.task is CAUSAL_LM:
+        check_can_sample(context.project, model)
     return model

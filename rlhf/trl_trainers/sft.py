@@ -1,21 +1,24 @@
-"""TRL's SFTTrainer with what saves time, and the metric of an encoder that classifies."""
+"""TRL's SFTTrainer with what saves time, and its settings with those of kinds of policy that are no language models."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 import trl
-from transformers import EvalPrediction
 
 from rlhf.trl_trainers.speedups import FasterTrainer
+
+
+@dataclass
+class SFTSettings(trl.SFTConfig):
+    """TRL's settings, and those of classifiers."""
+
+    class_weights: str | None = None
+    """How much each class weighs in a classifier's loss: `balanced` weighs a class by n / (classes × its rows), so that
+    a rare class counts as much as a frequent one; null weighs each row alike."""
 
 
 class SFTTrainer(FasterTrainer, trl.SFTTrainer):
     """TRL's trainer, whose head runs only where a label is, and which runs rows of like length together."""
 
     token_loss = True
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of rows whose most likely class is their own."""
-    predicted = np.asarray(prediction.predictions).argmax(-1)
-    return {"accuracy": float((predicted == prediction.label_ids).mean())}

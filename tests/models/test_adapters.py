@@ -9,6 +9,7 @@ from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import attach, check_attachable, join_adapters, lora_config
 from rlhf.models.load import check_weights, load_policy, load_scorer, source_of
+from rlhf.models.tasks import CAUSAL_LM, LABEL
 from rlhf.models.tokenizer import load_tokenizer
 
 IDS = torch.tensor([[5, 9, 30, 31, 60, 7], [8, 12, 44, 45, 46, 1]])
@@ -155,5 +156,5 @@ def test_an_adapter_for_what_the_model_lacks_is_refused(tiny_llama, fields, said
 def test_an_adapter_for_what_the_model_has_is_attached(tiny_llama, fields):
     config = ModelConfig(name_or_path=str(tiny_llama), adapter=fields)
     for task in (TaskType.CAUSAL_LM, TaskType.SEQ_CLS):
-        model = check_weights(source_of(config), config, scorer=task == TaskType.SEQ_CLS)
+        model = check_weights(source_of(config), config, LABEL if task == TaskType.SEQ_CLS else CAUSAL_LM)
         check_attachable(model, lora_config(fields, task, joined=False))

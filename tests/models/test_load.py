@@ -10,7 +10,8 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import attach, lora_config
 from rlhf.models.heads import init_score_head, score_head
-from rlhf.models.load import check_weights, context_length, is_encoder, load_policy, load_scorer, source_of
+from rlhf.models.load import check_weights, context_length, load_policy, load_scorer, source_of
+from rlhf.models.tasks import is_encoder
 from rlhf.models.tokenizer import load_tokenizer
 
 IDS = [[5, 9, 30, 31], [8, 12, 44]]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.load import check_weights, load_policy, load_scorer, source_of
+from rlhf.models.tasks import CAUSAL_LM, LABEL
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.models.weights import check_numbers
 from rlhf.pipeline.execute import prepare_stage
@@ -116,7 +117,7 @@ def test_weights_that_are_not_there_are_never_drawn_at_random(tmp_path, tiny_lla
     tokenizer = load_tokenizer(ModelConfig(name_or_path=str(tiny_llama)))
     for load in (
         lambda: check_weights(source_of(config), config),
-        lambda: check_weights(source_of(config), config, scorer=True),
+        lambda: check_weights(source_of(config), config, LABEL),
         lambda: load_policy(source_of(config), config, tokenizer),
         lambda: load_scorer(source_of(config), config, tokenizer, new_head=True),
     ):
@@ -137,7 +138,7 @@ def test_an_untied_model_needs_its_own_head(tmp_path, tiny_llama):
     config = ModelConfig(name_or_path=str(damaged(tmp_path, tiny_llama, settings(tie_word_embeddings=False))))
     with pytest.raises(UserError, match=r"lm_head\.weight"):
         check_weights(source_of(config), config)
-    assert check_weights(source_of(config), config, scorer=True) is not None
+    assert check_weights(source_of(config), config, LABEL) is not None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -155,8 +156,8 @@ def test_weights_are_numbers(tmp_path, tiny_llama, value):
 def test_a_family_saved_is_whole(tmp_path, family):
     causal(family).save_pretrained(tmp_path)
     config = ModelConfig(name_or_path=str(tmp_path))
-    for scorer in (False, True):
-        assert next(check_weights(source_of(config), config, scorer).parameters()).device.type == "meta"
+    for task in (CAUSAL_LM, LABEL):
+        assert next(check_weights(source_of(config), config, task).parameters()).device.type == "meta"
 
 
 def test_what_other_tasks_and_older_versions_leave_is_let_be(tmp_path, tiny_gpt2, tiny_bert):
@@ -173,4 +174,4 @@ def test_what_other_tasks_and_older_versions_leave_is_let_be(tmp_path, tiny_gpt2
     assert check_weights(source_of(config), config) is not None
     check_numbers(config.name_or_path)
     bert = ModelConfig(name_or_path=str(tiny_bert))  # a head for masked tokens, and no pooler
-    assert check_weights(source_of(bert), bert, scorer=True) is not None
+    assert check_weights(source_of(bert), bert, LABEL) is not None

@@ -54,7 +54,10 @@ def test_a_cut_completion_goes_on_and_a_finished_one_ends():
     assert gae(rewards, values, mask, 0.5, 1.0)[1].abs().max() == 0
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+SAMPLED = sorted(name for name, entry in ESTIMATORS.items() if not entry.every_action)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
 @pytest.mark.parametrize("seed", range(5))
 def test_padding_and_companions_change_nothing(name, seed):
     rewards, values, mask, last = ragged(seed)
@@ -77,7 +80,7 @@ def test_padding_and_companions_change_nothing(name, seed):
             torch.testing.assert_close(part[rows, :width], one)
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@pytest.mark.parametrize("name", SAMPLED)
 def test_a_completion_without_a_score_has_no_part(name):
     rewards, values, mask, last = ragged(7)
     mask[3] = False
@@ -168,7 +171,13 @@ def test_one_signature_for_all():
 
 def test_what_each_estimator_needs():
     needs = {name: (entry.needs_values, entry.min_group) for name, entry in ESTIMATORS.items()}
-    assert needs == {"gae": (True, 1), "rloo": (False, 2), "grpo": (False, 2), "reinforce": (False, 1)}
+    assert needs == {
+        "gae": (True, 1),
+        "rloo": (False, 2),
+        "grpo": (False, 2),
+        "reinforce": (False, 1),
+        "exact": (False, 1),
+    }
 
 
 def test_an_estimator_is_known_by_its_decorator_alone(monkeypatch):
@@ -181,3 +190,26 @@ def test_an_estimator_is_known_by_its_decorator_alone(monkeypatch):
     from rlhf.objectives import advantages
 
     assert advantages.ESTIMATORS["best_of_three"].min_group == 3
+
+
+def test_exact_is_the_expectation_of_what_sampling_estimates():
+    """Σ_a π(a) A_a ∇log π(a) over every action is the mean of REINFORCE's gradient, here by hand for two inputs."""
+    chances = torch.tensor([0.5, 0.3, 0.2, 0.1, 0.1, 0.8])
+    rewards = torch.tensor([[1.0], [0.0], [2.0], [0.0], [3.0], [1.0]])
+    mask = torch.ones(6, 1, dtype=torch.bool)
+    advantages, returns = ESTIMATORS["exact"].function(
+        rewards, None, mask, 1.0, 1.0, group_size=3, log_probs_BT=chances.log()[:, None]
+    )
+    expected = [1.0 - 0.9, -0.9, 2.0 - 0.9, -1.1, 3.0 - 1.1, 1.0 - 1.1]
+    assert advantages.flatten().tolist() == pytest.approx(expected)
+    assert returns.equal(rewards)
+    assert (advantages.flatten() * chances).view(2, 3).sum(1).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_exact_leaves_out_actions_without_a_reward():
+    chances = torch.tensor([0.5, 0.25, 0.25])
+    mask = torch.tensor([[True], [True], [False]])
+    advantages, _ = ESTIMATORS["exact"].function(
+        torch.tensor([[3.0], [0.0], [9.0]]), None, mask, 1.0, 1.0, group_size=3, log_probs_BT=chances.log()[:, None]
+    )
+    assert advantages.flatten().tolist() == pytest.approx([1.0, -2.0, 0.0])  # over what is left: 2/3 and 1/3

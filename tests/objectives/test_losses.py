@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from rlhf.objectives.losses import bradley_terry_loss, entropy_loss, policy_loss, value_loss
+from rlhf.objectives.losses import action_weights, bradley_terry_loss, entropy_loss, policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -102,13 +102,13 @@ def test_an_empty_batch_costs_nothing():
 
 
 def test_importance_weights():
-    """Each token's loss, clipped or not, counts by its weight; the denominator stays the number of tokens."""
+    """Each token, clipped or not, counts by its weight; the denominator stays the number of tokens."""
     ratios, advantages = torch.tensor([[1.0, 1.5, 1.0]]), torch.tensor([[1.0, 1.0, 4.0]])
     mask, weights = torch.tensor([[True, True, False]]), torch.tensor([[2.0, 0.5, 9.0]])
     outcome = policy_loss(ratios.log(), torch.zeros(1, 3), advantages, mask, 0.2, weights_BT=weights)
     assert outcome.loss.item() == pytest.approx(-(2.0 * 1 + 0.5 * 1.2) / 2)
-    assert outcome.ratio.item() == pytest.approx(1.25)
-    assert outcome.clipfrac.item() == 0.5
+    assert outcome.ratio.item() == pytest.approx((2.0 * 1 + 0.5 * 1.5) / 2)
+    assert outcome.clipfrac.item() == 0.25
 
 
 def test_parts_with_a_global_denominator_add_up():
@@ -207,3 +207,21 @@ def test_the_bradley_terry_loss_has_no_zero_and_no_overflow():
     assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000
     assert bradley_terry_loss(torch.zeros(1).bfloat16(), torch.zeros(1).bfloat16()).dtype == torch.float32
     assert bradley_terry_loss(chosen.double(), rejected.double()).dtype == torch.float64
+
+
+def test_actions_weigh_as_often_as_they_are_taken():
+    chances = torch.tensor([[0.5], [0.3], [0.2]])
+    assert action_weights(chances.log(), 3, None, 2.0).flatten().tolist() == pytest.approx([1.5, 0.9, 0.6])
+    other = torch.tensor([[0.25], [0.3], [0.05]])
+    assert action_weights(chances.log(), None, other.log(), 3.0).flatten().tolist() == pytest.approx([2.0, 1.0, 3.0])
+    assert action_weights(chances.log(), None, None, 3.0) is None
+
+
+def test_weighted_statistics_are_those_of_what_the_policy_takes():
+    """Over every action, weighted by n · π_old, the mean ratio is Σ π_old · π/π_old = 1 wherever the policy went."""
+    old, new = torch.tensor([[0.5], [0.3], [0.2]]), torch.tensor([[0.1], [0.3], [0.6]])
+    weights = action_weights(old.log(), 3, None, 2.0)
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    terms = policy_loss(new.log(), old.log(), torch.zeros(3, 1), mask, 0.2, weights_BT=weights)
+    assert terms.ratio.item() == pytest.approx(1.0)
+    assert terms.clipfrac.item() == 0.0

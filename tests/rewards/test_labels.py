@@ -5,7 +5,7 @@ import torch
 
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.labels import label_names
+from rlhf.models.labels import classes_of
 from rlhf.models.load import source_of
 from rlhf.rewards.labels import label_number, log_odds
 from tests.support.models import save_classifier
@@ -53,7 +53,7 @@ def test_what_is_wrong_is_said(label, names, message):
 
 def test_names_come_from_the_config_and_the_number_from_an_adapters_head(tiny_llama, tiny_bert, tmp_path):
     def names(folder):
-        return label_names(source_of(ModelConfig(name_or_path=str(folder))))
+        return classes_of(source_of(ModelConfig(name_or_path=str(folder)))).names
 
     assert names(save_classifier(tiny_bert, tmp_path / "whole", ("bad", "good"))) == ["bad", "good"]
     assert len(names(tiny_llama)) == 1, "no head at all: left to whoever loads it to refuse"

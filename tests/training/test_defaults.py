@@ -6,9 +6,10 @@ import trl
 from rlhf.config import trainer_fields
 from rlhf.ppo.config import PPOConfig
 from rlhf.training.defaults import DEFAULTS, non_default_fields
+from rlhf.trl_trainers.sft import SFTSettings
 from rlhf.workflow import stage_of
 
-KINDS = {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig, "ppo": PPOConfig}
+KINDS = {"sft": SFTSettings, "reward": trl.RewardConfig, "dpo": trl.DPOConfig, "ppo": PPOConfig}
 
 
 @pytest.mark.parametrize("stage", KINDS)

@@ -1,0 +1,288 @@
+"""Classifiers as policies: the input is a text, the one action is its class.
+
+Where several classes can be right at once, each is an action of its own, yes or no, independent of the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.config.project import EvaluateConfig
+from rlhf.data.classes import check_classes, class_names
+from rlhf.data.prepare import Prepared
+from rlhf.data.records import Encoded, Prompt, Text
+from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError, unknown_name
+from rlhf.models.labels import Classes, classes_named
+from rlhf.models.load import context_length
+from rlhf.models.roles import Roles
+from rlhf.models.tasks import is_encoder
+from rlhf.policies.base import LogitsPolicy, PackedActions, entropy, like_sizes
+from rlhf.policies.completion import Completion
+from rlhf.policies.kinds import Completed, Encoder, PolicyKind, Supervised, answered
+from rlhf.rewards.text import SEPARATOR
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """A text to classify."""
+
+    ids: list[int]
+    prompt: Text
+    columns: dict[str, Any]
+
+
+class LabelPolicy(LogitsPolicy):
+    """A classifier that online training optimises; implements `rlhf.policies.protocol.Policy`.
+
+    Args:
+        roles: Policy, reference and maybe a critic.
+        tokenizer: Theirs.
+        classes: What it tells apart.
+        temperature: Divides the logits; 0 takes the likeliest class.
+        batch_size: Texts a forward pass when it samples.
+    """
+
+    def __init__(
+        self, roles: Roles, tokenizer: PreTrainedTokenizerBase, classes: Classes, temperature: float, batch_size: int
+    ) -> None:
+        super().__init__(roles, temperature)
+        self.tokenizer, self.classes, self.batch_size = tokenizer, classes, batch_size
+
+    @property
+    def action_count(self) -> int | None:
+        """How many actions there are to choose from, once; None where several are taken."""
+        return None if self.classes.several else len(self.classes.names)
+
+    @torch.no_grad()
+    def sample(self, inputs: Sequence[LabelRow], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
+        """For each text one answer a seed."""
+        drawn: list[list[Completion]] = [[] for _ in inputs]
+        for chosen, log_probs_PTV in self._distributions(inputs):
+            for p, log_probs_TV in zip(chosen, log_probs_PTV, strict=True):
+                drawn[p] = [self._completion(log_probs_TV, self._draw(log_probs_TV, seed)) for seed in seeds[p]]
+        return drawn
+
+    @torch.no_grad()
+    def every_action(self, inputs: Sequence[LabelRow]) -> list[list[Completion]]:
+        """For each text an answer for every class."""
+        every: list[list[Completion]] = [[] for _ in inputs]
+        for chosen, log_probs_PTV in self._distributions(inputs):
+            for p, log_probs_TV in zip(chosen, log_probs_PTV, strict=True):
+                every[p] = [self._completion(log_probs_TV, [number]) for number in range(log_probs_TV.shape[-1])]
+        return every
+
+    def _distributions(self, inputs: Sequence[LabelRow]) -> Iterable[tuple[list[int], torch.Tensor]]:
+        """Batches of inputs, by their places, with log π of every action, [P, T, V] on the CPU."""
+        actions = [Completion([0] * (len(self.classes.names) if self.classes.several else 1), True)]
+        for chosen in like_sizes([self.size(row, []) for row in inputs], self.batch_size):
+            packed = self.pack([inputs[p] for p in chosen], [actions] * len(chosen)).to(self.device)
+            with self.roles.policy_model() as model:
+                yield chosen, self.action_log_probs(model, packed).float().cpu()
+
+    def _draw(self, log_probs_TV: torch.Tensor, seed: int) -> list[int]:
+        if self.temperature == 0:
+            return log_probs_TV.argmax(-1).tolist()
+        generator = torch.Generator().manual_seed(seed)
+        return torch.multinomial(log_probs_TV.exp(), 1, generator=generator).squeeze(-1).tolist()
+
+    def _completion(self, log_probs_TV: torch.Tensor, actions: list[int]) -> Completion:
+        log_probs = [log_probs_TV[t, action].item() for t, action in enumerate(actions)]
+        return Completion(actions, True, log_probs, entropy(log_probs_TV).tolist(), self.text(actions))
+
+    def text(self, actions: Sequence[int]) -> str:
+        """The name of the class, or of each class that was said to be right."""
+        names = self.classes.names
+        if not self.classes.several:
+            return names[actions[0]]
+        return SEPARATOR.join(name for name, yes in zip(names, actions, strict=True) if yes)
+
+    # forward passes
+
+    def size(self, input: LabelRow, completions: Sequence[Completion]) -> int:
+        """Tokens of the text."""
+        return len(input.ids)
+
+    def pack(self, inputs: Sequence[LabelRow], completions: Sequence[Sequence[Completion]]) -> PackedActions:
+        """Texts, each once, with the answers to them."""
+        padded = self.tokenizer.pad({"input_ids": [row.ids for row in inputs]}, return_tensors="pt")
+        counts = torch.tensor([len(group) for group in completions])
+        actions_BT = torch.tensor([completion.ids for group in completions for completion in group])
+        return PackedActions(
+            {name: padded[name] for name in ("input_ids", "attention_mask")},
+            torch.arange(len(inputs)).repeat_interleave(counts),
+            actions_BT,
+            torch.ones_like(actions_BT, dtype=torch.bool),
+        )
+
+    def logits(self, model: Any, packed: PackedActions) -> torch.Tensor:
+        """Logits of the classes, [B, 1, C]; of several, of no and yes for each class, [B, C, 2]."""
+        logits_PC = model(**packed.inputs).logits.float()
+        if self.classes.several:
+            return torch.stack([torch.zeros_like(logits_PC), logits_PC], -1)[packed.input_B]
+        return logits_PC[packed.input_B, None]
+
+    def states(self, backbone: Any, packed: PackedActions) -> torch.Tensor:
+        """The state that classifies a text, before and after its classes alike, [B, T + 1, d]."""
+        hidden_PLd = backbone(**packed.inputs).last_hidden_state
+        mask_PL = packed.inputs["attention_mask"].bool()
+        if is_encoder(self.config):
+            place_P = mask_PL.int().argmax(1)
+        else:  # a causal model has read the whole text at its last token
+            place_P = mask_PL.shape[1] - 1 - mask_PL.flip(1).int().argmax(1)
+        states_Pd = hidden_PLd[torch.arange(len(hidden_PLd), device=hidden_PLd.device), place_P]
+        return states_Pd[packed.input_B, None].expand(-1, packed.actions_BT.shape[1] + 1, -1)
+
+
+class LabelKind(PolicyKind):
+    """Classifiers of text."""
+
+    def _codec(self, max_length: int | None, keep: str = "keep_start") -> Codec:
+        return Codec(self.tokenizer, max_length, keep, encoder=is_encoder(self.config))
+
+    def demonstrations(self, args: Any) -> Encoder:
+        """Token ids of each text, and its classes by name."""
+        codec = self._codec(args.max_length, args.truncation_mode)
+        return Encoder(codec.labelled, {"max_length": args.max_length, "keep": codec.keep})
+
+    def classes(self, data: Prepared) -> Classes:
+        """The classes of the data, in both halves of the split; several at once where a row has not exactly one."""
+        learned, held_out = data.train["classes"], data.eval["classes"]
+        check_classes({name for names in learned for name in names})
+        rows = [*learned, *held_out]
+        return Classes(class_names({name for names in rows for name in names}), any(len(names) != 1 for names in rows))
+
+    def supervised(self, model: PreTrainedModel, data: Prepared, args: Any) -> Supervised:
+        """Cross-entropy of the class, or of each class's yes and no."""
+        classes = classes_named(model)
+        several, numbers = classes.several, {name: number for number, name in enumerate(classes.names)}
+        weights_C = None
+        if args.class_weights is not None:
+            if several:
+                raise UserError("stages.sft.class_weights: several classes at once are each a question of its own")
+            weights_C = balanced_weights([numbers[names[0]] for names in data.train["classes"]], len(numbers))
+
+        def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+            return class_loss(outputs.logits, labels, weights_C, args.label_smoothing_factor, num_items_in_batch)
+
+        def collate(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+            batch = self.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
+            labels = [[numbers[name] for name in row["classes"]] for row in rows]
+            if several:
+                batch["labels"] = torch.zeros(len(rows), len(numbers))
+                for place, row in enumerate(labels):
+                    batch["labels"][place, row] = 1.0
+            else:
+                batch["labels"] = torch.tensor([row[0] for row in labels])
+            return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+
+        return Supervised(collate, loss, share_right)
+
+    def prompts(self, args: Any) -> Encoder:
+        """Token ids of each text."""
+        limit = context_length(self.config) if args is None else args.max_length
+        codec = self._codec(limit)
+
+        def encode(record: Prompt) -> Encoded:
+            ids = codec.prompt(record.prompt)
+            columns = {"input_ids": ids[:limit], "prompt": json.dumps(record.prompt)}
+            return Encoded(columns, truncated=len(columns["input_ids"]) < len(ids))
+
+        return Encoder(encode, {"max_length": limit})
+
+    def inputs(self, rows: Iterable[Mapping[str, Any]]) -> Sequence[LabelRow]:
+        """Texts, with the other columns of their rows."""
+        names = self.opened.label_names
+        result = []
+        for row in rows:
+            columns = json.loads(row["extra"])
+            given = columns.get("label", [])
+            for label in [given] if isinstance(given, str) else given:
+                if label not in names:
+                    raise UserError(
+                        f"{self.opened.name}: a row has label {label!r}, which the model does not know; "
+                        f"{unknown_name(label, names)}"
+                    )
+            result.append(LabelRow(row["input_ids"], json.loads(row["prompt"]), columns))
+        return result
+
+    def policy(self, roles: Roles, settings: Any, fold: bool = True) -> LabelPolicy:
+        """The policy that online training optimises."""
+        batch_size = settings.sampling_batch_size
+        return LabelPolicy(roles, self.tokenizer, self.opened.classes, settings.temperature, batch_size)
+
+    def complete(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        settings: EvaluateConfig,
+        *,
+        samples: int,
+        seed: int,
+        label: str,
+        reference: Callable[[], PreTrainedModel] | None = None,
+    ) -> Completed:
+        """The likeliest class of each text."""
+        roles = Roles(model, reference=None if reference is None else reference())
+        policy = LabelPolicy(roles, self.tokenizer, self.opened.classes, 0.0, settings.batch_size)
+        return answered(self, policy, prompts, samples=1, seed=seed, batch_size=settings.batch_size)
+
+
+KIND = LabelKind
+
+
+def balanced_weights(labels: Sequence[int], classes: int) -> torch.Tensor:
+    """Weights by which every class counts as much as any other, n / (C · n_c), float32 [C]; 0 for an empty class.
+
+    Source: King and Zeng, "Logistic Regression in Rare Events Data" (2001).
+    """
+    counts_C = torch.bincount(torch.tensor(labels), minlength=classes)
+    return torch.where(counts_C > 0, len(labels) / (classes * counts_C.clamp(min=1)), 0.0)
+
+
+def class_loss(
+    logits_BC: torch.Tensor,
+    labels: torch.Tensor,
+    weights_C: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+    denominator: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of a classifier.
+
+    Args:
+        logits_BC: Its outputs, batch by classes.
+        labels: Numbers of the right classes, [B]; or [B, C], 1 where a class is right and 0 elsewhere, for a sigmoid of
+            each class.
+        weights_C: How much each class weighs; only with labels of shape B.
+        smoothing: Share of the target that is spread evenly over the classes (Szegedy et al., 2016, section 7).
+        denominator: Rows (or rows times classes) of the whole optimizer step; None for those given.
+
+    Returns:
+        The sum of the rows' losses over the denominator, nats.
+    """
+    count = labels.numel() if denominator is None else denominator
+    if labels.dim() == 2:
+        targets_BC = labels * (1 - smoothing) + smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(logits_BC.float(), targets_BC, reduction="sum") / count
+    weights_C = None if weights_C is None else weights_C.to(logits_BC.device)
+    return (
+        nn.functional.cross_entropy(
+            logits_BC.float(), labels, weight=weights_C, reduction="sum", label_smoothing=smoothing
+        )
+        / count
+    )
+
+
+def share_right(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of rows whose likeliest class is their own; of several classes, of those that are said rightly."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    right = (logits > 0) == (labels > 0) if labels.ndim == 2 else logits.argmax(-1) == labels
+    return {"accuracy": float(right.mean())}

@@ -1,0 +1,122 @@
+"""Classifiers as policies: probabilities of hand-made logits, the classes of data, and the supervised loss."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf.models.labels import Classes
+from rlhf.models.roles import Roles
+from rlhf.policies.label import LabelPolicy, LabelRow, balanced_weights, class_loss, share_right
+
+
+class Fixed(nn.Module):
+    """Logits by the first token of a text."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(logits))
+        self.config = type("Config", (), {"model_type": "bert", "architectures": None})()
+        self.dtype = torch.float32
+
+    @property
+    def device(self):
+        return self.table.device
+
+    def forward(self, input_ids, attention_mask):
+        return type("Output", (), {"logits": self.table[input_ids[:, 0]]})()
+
+
+class Padding:
+    def pad(self, batch, return_tensors):
+        width = max(map(len, batch["input_ids"]))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in batch["input_ids"]])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+LOGITS = [[math.log(0.7), math.log(0.2), math.log(0.1)], [0.0, 0.0, 0.0]]
+
+
+def policy(several=False, temperature=1.0, reference=None) -> LabelPolicy:
+    roles = Roles(Fixed(LOGITS), reference=None if reference is None else Fixed(reference))
+    return LabelPolicy(roles, Padding(), Classes(["a", "b", "c"], several), temperature, 8)
+
+
+ROWS = [LabelRow([0, 5], "x", {}), LabelRow([1], "y", {})]
+
+
+def test_an_answer_has_the_log_probability_of_its_class():
+    each = policy().sample(ROWS, [[1, 2, 3], [4, 5, 6]])
+    for group, chances in zip(each, ([0.7, 0.2, 0.1], [1 / 3] * 3), strict=True):
+        for completion in group:
+            assert completion.log_probs == pytest.approx([math.log(chances[completion.ids[0]])])
+            assert completion.text == "abc"[completion.ids[0]]
+            assert completion.finished
+    assert each[1][0].entropies == pytest.approx([math.log(3)])
+    assert each[0][0].entropies == pytest.approx([0.8018], abs=1e-4)  # −0.7 ln 0.7 − 0.2 ln 0.2 − 0.1 ln 0.1
+
+
+def test_answers_come_as_often_as_they_are_likely():
+    drawn = policy().sample(ROWS[:1], [range(3000)])[0]
+    share = [sum(completion.ids == [number] for completion in drawn) / 3000 for number in range(3)]
+    assert share == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
+
+
+def test_the_likeliest_answer_at_temperature_0():
+    (first,), _ = policy(temperature=0.0).sample(ROWS, [[0], [0]])
+    assert (first.text, first.log_probs) == ("a", pytest.approx([math.log(0.7)]))
+
+
+def test_every_action_has_its_probability():
+    first, _ = policy().every_action(ROWS)
+    assert [completion.text for completion in first] == ["a", "b", "c"]
+    assert [math.exp(completion.log_probs[0]) for completion in first] == pytest.approx([0.7, 0.2, 0.1])
+    assert policy(several=True).action_count is None
+
+
+def test_several_classes_are_independent_answers():
+    each = policy(several=True)
+    chances = [0.7 / 1.7, 0.2 / 1.2, 0.1 / 1.1]  # sigmoid of log odds
+    (drawn,) = each.sample(ROWS[:1], [range(2000)])
+    shares = [sum(completion.ids[number] for completion in drawn) / 2000 for number in range(3)]
+    assert shares == pytest.approx(chances, abs=0.04)
+    both = next(completion for completion in drawn if completion.ids == [1, 1, 0])
+    assert both.text == "a, b"
+    expected = [math.log(chances[0]), math.log(chances[1]), math.log(1 - chances[2])]
+    assert both.log_probs == pytest.approx(expected)
+
+
+def test_kl_is_that_of_the_whole_distribution():
+    each = policy(reference=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    packed = each.pack(ROWS, each.sample(ROWS, [[0], [0]]))
+    assert each.kl(packed).tolist() == pytest.approx([math.log(3) - 0.8018, 0.0], abs=1e-4)
+
+
+def test_a_rare_class_weighs_as_much_as_a_frequent_one():
+    weights = balanced_weights([0, 0, 0, 2], 3)
+    assert weights.tolist() == pytest.approx([4 / 9, 0.0, 4 / 3])
+
+
+def test_the_loss_is_cross_entropy_over_its_denominator():
+    logits = torch.tensor(LOGITS)
+    labels = torch.tensor([0, 2])
+    assert class_loss(logits, labels).item() == pytest.approx((-math.log(0.7) + math.log(3)) / 2)
+    assert class_loss(logits, labels, denominator=4).item() == pytest.approx((-math.log(0.7) + math.log(3)) / 4)
+    weighted = class_loss(logits, labels, torch.tensor([2.0, 1.0, 0.5]))
+    assert weighted.item() == pytest.approx((-2 * math.log(0.7) + 0.5 * math.log(3)) / 2)
+    smoothed = class_loss(logits[:1], labels[:1], smoothing=0.3)
+    expected = -0.8 * math.log(0.7) - 0.1 * math.log(0.2) - 0.1 * math.log(0.1)
+    assert smoothed.item() == pytest.approx(expected)
+
+
+def test_several_classes_have_a_sigmoid_each():
+    logits, labels = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[1.0, 0.0]])
+    assert class_loss(logits, labels).item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+def test_share_right():
+    prediction = type("Prediction", (), {"predictions": [[2.0, 1.0], [0.0, 1.0]], "label_ids": [0, 0]})
+    assert share_right(prediction) == {"accuracy": 0.5}
+    several = type("Prediction", (), {"predictions": [[2.0, -1.0]], "label_ids": [[1.0, 1.0]]})
+    assert share_right(several) == {"accuracy": 0.5}
