@@ -66,7 +66,7 @@ class MacroF1(NamedTuple):
 
 
 class Flips(NamedTuple):
-    """The rows on which exactly one of two classifiers is right, by their number."""
+    """The rows on which exactly one of two policies is right, by their number."""
 
     repaired: list[int]
     """The baseline is wrong, the policy right."""
@@ -165,15 +165,14 @@ def confusions(right: Sequence[Names], chosen: Sequence[Names], most: int = 20) 
     return [Confusion(right=are, chosen=said, n=n) for (are, said), n in ordered]
 
 
-def flips(right: Sequence[Names], policy: Sequence[Names], baseline: Sequence[Names]) -> Flips:
-    """The rows on which exactly one of two classifiers is right.
+def flips(policy_N: Floats, baseline_N: Floats) -> Flips:
+    """The rows on which exactly one of two policies is right.
 
     Args:
-        right: The classes of each row.
-        policy: What the policy said.
-        baseline: What the baseline said.
+        policy_N: 1 where the policy is right, else 0.
+        baseline_N: The same of the baseline.
     """
-    difference_N = correct(right, policy) - correct(right, baseline)
+    difference_N = policy_N - baseline_N
     return Flips(np.flatnonzero(difference_N > 0).tolist(), np.flatnonzero(difference_N < 0).tolist())
 
 

@@ -1,4 +1,4 @@
-"""Answers of policies that name classes -> what the report says of them: measures of all rows, confusions, flips."""
+"""Answers of policies that choose them, classes or spans -> how right and how sure they are, confusions, flips."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from rlhf.evaluation.classification import (
 from rlhf.evaluation.compare import Comparison, compare, comparison_pairs
 from rlhf.evaluation.samples import Row, SampledCompletion
 from rlhf.evaluation.stats import Floats, finite_mean, mean_interval, wilson_interval
+from rlhf.rewards.text import SEPARATOR
 
-LABEL = "label"
-"""The column that holds the right class, or the list of those that are right together."""
-SEPARATOR = ", "
-"""Between the classes of an answer that names several."""
+_COLUMNS = {"label": "label", "span": "answers"}
+"""Kind of policy that chooses its answer -> the column that holds what is right: a class or a list of those that are
+right together; texts, as SQuAD has them."""
 MACRO_F1 = "macro F1"
 NEGATIVE_BRIER = "negative Brier score"
 MEASURES = (MACRO_F1, NEGATIVE_BRIER)
@@ -56,10 +56,11 @@ class Classifier(TypedDict):
     n: int
     """Rows with a right class and an answer."""
     accuracy: float
-    """Share of answers that are right; of several classes at once, all of them."""
+    """Share of answers that are right: of several classes at once all of them, of a span one answer to the letter."""
     accuracy_ci: list[float]
     """Its 95% Wilson interval."""
     macro_f1: float | None
+    """Null of a policy that marks spans."""
     confidence: float | None
     """Mean probability of the answer; above the accuracy, the policy is too sure."""
     brier: float | None
@@ -70,6 +71,7 @@ class Classifier(TypedDict):
     calibration: list[CalibrationBin]
     """Bins of about equal numbers of answers; empty where no probability is known."""
     classes: list[ClassMeasures]
+    """Empty of spans."""
     grid: Grid | None
     """Null where there are more than `GRID` classes, or several can be right at once."""
     confusions: list[Confusion]
@@ -108,92 +110,117 @@ class FlipReport(TypedDict):
 
 
 class Classification(TypedDict):
-    """What follows from the answers of policies that name classes; `classification` in report.json."""
+    """What follows from the answers of policies that choose them; `classification` in report.json."""
 
     policies: list[Classifier]
     flips: list[FlipReport]
 
 
 class _Answers(NamedTuple):
-    """The rows on which all named policies answered and the right classes are known."""
+    """The rows on which all named policies answered and what is right is known."""
 
     rows: list[Row]
     right: list[Names]
+    """The right classes, or the texts of the answers."""
     chosen: list[list[Names]]
     """By policy."""
+    correct: list[Floats]
+    """By policy: 1 where it is right, else 0."""
     confidence: list[Floats]
     """By policy; NaN where unknown."""
 
 
-def classification(rows: Sequence[Row], policies: Sequence[str], parents: Mapping[str, str]) -> Classification | None:
-    """How right and how sure each policy is, and the rows that flipped; None where no row has a right class.
+def classification(rows: Sequence[Row], kinds: Mapping[str, str], parents: Mapping[str, str]) -> Classification | None:
+    """How right and how sure each policy is that chooses its answer, and the rows that flipped; None where none does.
 
     Args:
         rows: Lines of samples.jsonl; of several answers to a prompt the first counts.
-        policies: Those that name classes.
+        kinds: Policy -> what kind of policy it is; those of kind label and span choose.
         parents: Policy -> the policy it was trained from.
     """
-    each = [(policy, _answers(rows, policy)) for policy in policies]
+    policies = [policy for policy, kind in kinds.items() if kind in _COLUMNS]
+    each = [(policy, _answers(rows, kinds[policy], policy)) for policy in policies]
     known = [(policy, answers) for policy, answers in each if answers.rows]
     if not known:
         return None
     pairs = comparison_pairs([policy for policy, _ in known], parents)
     return Classification(
-        policies=[_classifier(policy, answers) for policy, answers in known],
-        flips=[_flips(rows, policy, baseline) for policy, baseline in pairs],
+        policies=[_classifier(policy, answers, kinds[policy]) for policy, answers in known],
+        flips=[
+            _flips(rows, kinds[policy], policy, baseline)
+            for policy, baseline in pairs
+            if kinds[policy] == kinds[baseline]
+        ],
     )
 
 
-def compare_classifiers(rows: Sequence[Row], policies: Sequence[str], parents: Mapping[str, str]) -> list[Comparison]:
-    """Every policy against its parent and the base by `MEASURES`, as comparisons that are yet to be corrected.
+def compare_classifiers(rows: Sequence[Row], kinds: Mapping[str, str], parents: Mapping[str, str]) -> list[Comparison]:
+    """Every policy that chooses its answer against its parent and the base by `MEASURES`, yet to be corrected.
 
-    Macro F1 is of all rows (`classification.compare_macro_f1`). The Brier score is a mean over rows like any judge's,
-    with its sign turned, so that more is better. Neither has a win rate: nothing is won by the surer of two right
-    answers.
+    Macro F1, of classes, is of all rows (`classification.compare_macro_f1`). The Brier score is a mean over rows like
+    any judge's, with its sign turned, so that more is better. Neither has a win rate: nothing is won by the surer of
+    two right answers.
 
     Args:
         rows: Lines of samples.jsonl.
-        policies: Those that name classes.
+        kinds: As for `classification`.
         parents: Policy -> the policy it was trained from.
     """
     comparisons = []
-    for policy, baseline in comparison_pairs(policies, parents):
-        answers = _answers(rows, policy, baseline)
-        if not answers.rows:
+    for policy, baseline in comparison_pairs([name for name, kind in kinds.items() if kind in _COLUMNS], parents):
+        answers = _answers(rows, kinds[policy], policy, baseline)
+        if not answers.rows or kinds[policy] != kinds[baseline]:
             continue
-        comparisons.append(_by_macro_f1(len(rows), answers, policy, baseline))
-        scored = list(_scored(answers, policy, baseline))
-        if any(sample["scores"][NEGATIVE_BRIER] is not None for row in scored for sample in row["replies"][policy]):
-            brier = compare(scored, policy, baseline, NEGATIVE_BRIER)
+        if kinds[policy] == "label":
+            comparisons.append(_by_macro_f1(len(rows), answers, policy, baseline))
+        if all(np.isfinite(confidence_N).any() for confidence_N in answers.confidence):
+            brier = compare(list(_scored(answers, policy, baseline)), policy, baseline, NEGATIVE_BRIER)
             brier["win_rate"] = brier["win_rate_ci"] = None
             brier["win_rate_length_controlled"] = brier["win_rate_length_controlled_ci"] = None
             comparisons.append(brier)
     return comparisons
 
 
-def _answers(rows: Sequence[Row], *policies: str) -> _Answers:
+def _answers(rows: Sequence[Row], kind: str, *policies: str) -> _Answers:
+    column = _COLUMNS[kind]
     known = [
         row
         for row in rows
-        if row["columns"].get(LABEL) is not None and all(row["replies"].get(policy) for policy in policies)
+        if row["columns"].get(column) is not None and all(row["replies"].get(policy) for policy in policies)
     ]
-    several = any(isinstance(row["columns"][LABEL], list) for row in known)
+    values = [row["columns"][column] for row in known]
+    several = kind == "label" and any(isinstance(value, list) for value in values)
+    right = [_names(_listed(value)) for value in values]
+    chosen = [
+        [
+            _names(text.split(SEPARATOR) if several else [text])
+            for text in (row["replies"][policy][0]["text"] for row in known)
+        ]
+        for policy in policies
+    ]
+    return _Answers(
+        known,
+        right,
+        chosen,
+        [correct(right, said) if kind == "label" else _marked_right(right, said) for said in chosen],
+        [np.array([_confidence(row["replies"][policy][0]) for row in known]) for policy in policies],
+    )
 
-    def said(sample: SampledCompletion) -> Names:
-        return _names(sample["text"].split(SEPARATOR) if several else [sample["text"]])
 
-    right = [_right(row["columns"][LABEL]) for row in known]
-    chosen = [[said(row["replies"][policy][0]) for row in known] for policy in policies]
-    confidence = [np.array([_confidence(row["replies"][policy][0]) for row in known]) for policy in policies]
-    return _Answers(known, right, chosen, confidence)
-
-
-def _right(value: Any) -> Names:
-    return _names(value if isinstance(value, list) else [value])
+def _listed(value: Any) -> list[Any]:
+    """The classes, or the texts of answers as SQuAD has them; an answer given as a text is one."""
+    value = value.get("text", []) if isinstance(value, Mapping) else value
+    return value if isinstance(value, list) else [value]
 
 
 def _names(names: Sequence[Any]) -> Names:
     return frozenset(str(name).strip() for name in names if str(name).strip())
+
+
+def _marked_right(right: Sequence[Names], said: Sequence[Names]) -> Floats:
+    """1 where a span is one of the answers to the letter, or none where there is none, else 0."""
+    pairs = zip(right, said, strict=True)
+    return np.array([bool(answers & marked) or not answers | marked for answers, marked in pairs], dtype=np.float64)
 
 
 def _confidence(sample: SampledCompletion) -> float:
@@ -202,14 +229,14 @@ def _confidence(sample: SampledCompletion) -> float:
     return math.nan if log_prob is None else math.exp(min(0.0, log_prob))
 
 
-def _classifier(policy: str, answers: _Answers) -> Classifier:
-    right, (chosen,), (confidence_N,) = answers.right, answers.chosen, answers.confidence
-    correct_N = correct(right, chosen)
-    single = all(len(names) == 1 for names in right)
+def _classifier(policy: str, answers: _Answers, kind: str) -> Classifier:
+    right, (chosen,), (correct_N,), (confidence_N,) = answers.right, answers.chosen, answers.correct, answers.confidence
+    of_classes = kind == "label"
+    single = of_classes and all(len(names) == 1 for names in right)
     names = class_names([*right, *chosen])
     brier_N = brier_scores(confidence_N, correct_N)
     curve = equal_mass_curve(confidence_N, correct_N)
-    f1 = macro_f1(right, chosen)
+    f1 = macro_f1(right, chosen) if of_classes else math.nan
     return Classifier(
         policy=policy,
         n=len(right),
@@ -221,7 +248,7 @@ def _classifier(policy: str, answers: _Answers) -> Classifier:
         brier_ci=mean_interval(brier_N),
         ece=expected_calibration_error(curve),
         calibration=curve,
-        classes=class_measures(right, chosen),
+        classes=class_measures(right, chosen) if of_classes else [],
         grid=Grid(labels=names, counts=confusion_counts(right, chosen, names))
         if single and len(names) <= GRID
         else None,
@@ -229,12 +256,13 @@ def _classifier(policy: str, answers: _Answers) -> Classifier:
     )
 
 
-def _flips(rows: Sequence[Row], policy: str, baseline: str) -> FlipReport:
-    answers = _answers(rows, policy, baseline)
-    found = flips(answers.right, *answers.chosen)
+def _flips(rows: Sequence[Row], kind: str, policy: str, baseline: str) -> FlipReport:
+    answers = _answers(rows, kind, policy, baseline)
+    ours_N, theirs_N = answers.correct
+    found = flips(ours_N, theirs_N)
 
     def shown(places: Sequence[int]) -> list[Flip]:
-        return [_flip(answers, place, policy, baseline) for place in places[:_SHOWN]]
+        return [_flip(answers.rows[place], _COLUMNS[kind], policy, baseline) for place in places[:_SHOWN]]
 
     return FlipReport(
         policy=policy,
@@ -248,12 +276,12 @@ def _flips(rows: Sequence[Row], policy: str, baseline: str) -> FlipReport:
     )
 
 
-def _flip(answers: _Answers, place: int, policy: str, baseline: str) -> Flip:
-    row, column = answers.rows[place], answers.rows[place]["columns"][LABEL]
+def _flip(row: Row, column: str, policy: str, baseline: str) -> Flip:
+    between = SEPARATOR if column == _COLUMNS["label"] else " / "
     return Flip(
         index=row["index"],
         prompt=row["prompt"],
-        right=SEPARATOR.join(map(str, column)) if isinstance(column, list) else str(column),
+        right=between.join(dict.fromkeys(str(name) for name in _listed(row["columns"][column]))),
         baseline=row["replies"][baseline][0]["text"],
         policy=row["replies"][policy][0]["text"],
     )
@@ -292,8 +320,8 @@ def _by_macro_f1(rows: int, answers: _Answers, policy: str, baseline: str) -> Co
 def _scored(answers: _Answers, *policies: str) -> Iterator[Row]:
     """The rows with the negative Brier score as their only score."""
     scores = [
-        -brier_scores(confidence_N, correct(answers.right, chosen))
-        for confidence_N, chosen in zip(answers.confidence, answers.chosen, strict=True)
+        -brier_scores(confidence_N, correct_N)
+        for confidence_N, correct_N in zip(answers.confidence, answers.correct, strict=True)
     ]
     for place, row in enumerate(answers.rows):
         replies = {

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import math
+import mimetypes
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +36,9 @@ SHOWN = 12
 """Prompts whose replies the page shows with every sample."""
 FOLDED = 48
 """Further prompts, with one sample each, that it shows folded away."""
+_IMAGE_BYTES = 64_000
+"""Largest image that stands in the report itself; of a larger one the path does."""
+_LONGEST_PATH = 1000
 _CURVE_POINTS = 300
 _DROPPED_SHOWN = 10
 _SECRET_KEYS = ("hub_token", "api_key", "password", "secret")
@@ -112,12 +117,13 @@ def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
     report["evaluation"] = evaluation
     report["samples"] = _shown(rows)
     report["comparing"] = manifest["metrics"].get("comparing") or {}
-    labelling = [name for name in policies if evaluation["kinds"].get(name) == "label"]
-    by_measure = compare_classifiers(rows, labelling, parents)
+    by_measure = compare_classifiers(rows, evaluation["kinds"], parents)
     evaluation["measures"] = [name for name in MEASURES if any(row["judge"] == name for row in by_measure)]
     compared = compare_policies(rows, policies, judges, parents)
     report["comparisons"], report["seeds"] = over_seeds([*compared, *by_measure])
-    report["classification"] = classification(rows, labelling, parents)
+    report["classification"] = classification(rows, evaluation["kinds"], parents)
+    if "label" in evaluation["kinds"].values():
+        _show_images(report)
     column = evaluation["group_by"]
     if column is not None:
         first = [name for name in policies if name == kind_of(name)]  # of several seeds
@@ -273,6 +279,28 @@ def _shown(rows: Iterable[Row]) -> list[ShownPrompt]:
         replies = {policy: samples[:kept] for policy, samples in row["replies"].items()}
         shown.append(ShownPrompt(index=row["index"], prompt=row["prompt"], replies=replies))
     return shown
+
+
+def _show_images(report: Report) -> None:
+    """Put the images that inputs name into the report, in place: a path would show nothing to who is given the page."""
+    flips = report["classification"]["flips"] if report["classification"] else []
+    flipped = [flip for entry in flips for rows in (entry["repaired_rows"], entry["broken_rows"]) for flip in rows]
+    for row in (*report["samples"], *flipped):
+        row["prompt"] = _pictured(row["prompt"])
+
+
+def _pictured(prompt: Any) -> Any:
+    """The path of a small image as a data URI; anything else as it is."""
+    kind = mimetypes.guess_type(prompt)[0] if isinstance(prompt, str) and len(prompt) < _LONGEST_PATH else None
+    if kind is None or not kind.startswith("image/"):
+        return prompt
+    try:
+        path = Path(prompt)
+        if path.stat().st_size > _IMAGE_BYTES:
+            return prompt
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    except (OSError, ValueError):
+        return prompt
 
 
 def _provenance(manifest: Manifest) -> Provenance:

@@ -32,7 +32,7 @@ class Caveat(NamedTuple):
 
 
 def caveats(report: Report) -> list[Caveat]:
-    """Doubted judges, missing scores, unsure judges, groups that differ, long or cut completions, stages, rows."""
+    """Doubted judges, missing scores, unsure judges, groups that differ, lengths, overconfidence, stages, rows."""
     names = Names.of(report)
     return [
         *_doubted(report, names),
@@ -40,6 +40,7 @@ def caveats(report: Report) -> list[Caveat]:
         *_unsure_judges(report),
         *_groups(report, names),
         *_lengths(report, names),
+        *_too_sure(report, names),
         *_gate_notes(report, names),
         *(caveat for name, stage in report["stages"].items() for caveat in _stage(name, stage, names)),
     ]
@@ -131,6 +132,18 @@ def _lengths(report: Report, names: Names) -> Iterator[Caveat]:
             )  # fmt: skip
     rows = {(row["policy"], row["baseline"]): row for row in report["comparisons"] if _first_seed(row["policy"])}
     yield from (caveat for row in rows.values() if (caveat := _longer(row, names)))
+
+
+def _too_sure(report: Report, names: Names) -> Iterator[Caveat]:
+    """Policies whose mean confidence lies above the interval of how often they are right."""
+    for entry in report["classification"]["policies"] if report["classification"] else []:
+        confidence, interval = entry["confidence"], entry["accuracy_ci"]
+        if _first_seed(entry["policy"]) and confidence is not None and confidence > interval[1]:
+            yield Caveat(
+                "too sure", entry["policy"],
+                f"{capital(names.policy(entry['policy']))} is surer than it is right: mean confidence "
+                f"{percent(confidence)}, right in {percent(entry['accuracy'], interval)}.",
+            )  # fmt: skip
 
 
 def _longer(row: Comparison, names: Names) -> Caveat | None:

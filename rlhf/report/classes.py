@@ -1,4 +1,4 @@
-"""What the report shows of policies that answer with a class: measures, rows that flipped, confusions, calibration."""
+"""What the report shows of policies that choose a class or mark a span: measures, flips, confusions, calibration."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ClassesView(NamedTuple):
 
 
 def view(report: Report) -> ClassesView | None:
-    """The section about classes; None where no policy answers with one."""
+    """The section about answers; None where no policy chooses one."""
     if report["classification"] is None:
         return None
     names, policies = Names.of(report), _first_seeds(report)
@@ -78,25 +78,28 @@ def view(report: Report) -> ClassesView | None:
             for entry in policies
             if entry["grid"] is None and entry["confusions"]
         ],
-        classes=[(entry["policy"], class_table(entry)) for entry in policies],
+        classes=[(entry["policy"], class_table(entry)) for entry in policies if entry["classes"]],
     )
 
 
 def classifier_table(report: Report) -> Table:
     """How right and how sure each policy is."""
     names = Names.of(report)
-    header = ("Policy", "Right [95%]", "Macro F1", "Confidence", "Calibration error", "Brier score [95%]", "n")
+    entries = (report["classification"] or {"policies": []})["policies"]
+    macro = any(entry["macro_f1"] is not None for entry in entries)
+    header = ("Policy", "Right [95%]", *(["Macro F1"] if macro else []), "Confidence", "Calibration error",
+              "Brier score [95%]", "n")  # fmt: skip
     rows = [
         (
             names.label(entry["policy"]),
             percent(entry["accuracy"], entry["accuracy_ci"]),
-            number(entry["macro_f1"], 3),
+            *([number(entry["macro_f1"], 3)] if macro else []),
             percent(entry["confidence"]),
             number(entry["ece"], 3),
             estimate(entry["brier"], entry["brier_ci"]),
             f"{entry['n']:,}",
         )
-        for entry in (report["classification"] or {"policies": []})["policies"]
+        for entry in entries
     ]
     return Table(header, rows)
 

@@ -240,7 +240,7 @@ class Report(TypedDict):
     retained: list[Regression]
     """Every policy on the sets of `evaluate.retain`."""
     classification: Classification | None
-    """How right and how sure policies are that answer with a class; null where none does."""
+    """How right and how sure policies are that choose a class or mark a span; null where none does."""
     robustness: Robustness | None
     """Policies on the inputs of `evaluate.perturb`; null where there are none."""
     attributions: list[Attribution]

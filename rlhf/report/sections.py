@@ -27,6 +27,8 @@ TONES = {"better": "better", "worse": "worse", "no difference": "same", "doubtfu
 _SETS: tuple[tuple[SetName, str], ...] = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))
 _STRONGEST = 4
 """Tokens for and against a score that are told in words."""
+_WEAKEST = 0.05
+"""Share of the strongest part below which a token is not told."""
 _GROUP_STRIPS = 24
 """Groups in the figure of one judge; all are in report.json."""
 
@@ -282,7 +284,7 @@ class AttributionView(NamedTuple):
 def attributions(report: Report) -> list[AttributionView]:
     """The scores that were shared out among tokens."""
     names = Names.of(report)
-    return [_attribution(entry, names) for entry in report["attributions"]]
+    return [_attribution(entry, names) for entry in sorted(report["attributions"], key=lambda entry: entry["index"])]
 
 
 def _attribution(entry: Attribution, names: Names) -> AttributionView:
@@ -304,7 +306,8 @@ def _attribution(entry: Attribution, names: Names) -> AttributionView:
         for text, without, slope in parts
     ]  # fmt: skip
     ordered = sorted(parts, key=lambda part: -part[1])
-    told = [part for part in (*ordered[:_STRONGEST], *ordered[-_STRONGEST:][::-1]) if part[0].strip()]
+    ends = (*ordered[:_STRONGEST], *ordered[-_STRONGEST:][::-1])
+    told = [part for part in ends if part[0].strip() and abs(part[1]) >= _WEAKEST * largest]
     sides = [
         (
             word,

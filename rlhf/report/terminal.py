@@ -124,6 +124,11 @@ def _policy(entry: Summary, report: Report, names: Names) -> Line:
     if entry["kl"]["mean"] is not None:
         reference = f" to {names.policy(entry['kl_reference'])}" if entry["kl_reference"] else ""
         facts.append(f"KL{reference} {number(entry['kl']['mean'])} nats a reply")
+    facts += [
+        f"right in {percent(measures['accuracy'])}, confidence {percent(measures['confidence'])}"
+        for measures in (report["classification"] or {"policies": []})["policies"]
+        if measures["policy"] == policy
+    ]
     if entry["length"]["mean"] is not None and not schema.answers_only(report):
         facts.append(f"{number(entry['length']['mean'], 1)} tokens a reply{_before(policy, report, names)}")
     if ("longer", policy) in {(caveat.id, caveat.about) for caveat in caveats(report)}:

@@ -75,13 +75,13 @@ def test_the_brier_score_is_least_at_the_true_chance():
 
 def test_flips_and_their_exact_test():
     right = said(*"aaaaaaaaaa")
-    policy, baseline = said(*"aaaaaaaabb"), said(*"bbbbbbbaab")
-    found = flips(right, policy, baseline)
+    policy, baseline = correct(right, said(*"aaaaaaaabb")), correct(right, said(*"bbbbbbbaab"))
+    found = flips(policy, baseline)
     assert found.repaired == [0, 1, 2, 3, 4, 5, 6]
     assert found.broken == [8]
     assert found.p_value == pytest.approx(2 * (1 + 8) / 2**8)
-    assert flips(right, baseline, policy).p_value == found.p_value
-    assert flips(right, policy, policy).p_value == 1.0
+    assert flips(baseline, policy).p_value == found.p_value
+    assert flips(policy, policy).p_value == 1.0
 
 
 def answers(rng: np.random.Generator, right: np.ndarray, accuracy: float) -> list[frozenset[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 
 from rlhf.report import classes, sections, tables
 from rlhf.report.build import build_report, read_report, write_report
+from rlhf.report.caveats import caveats
 from rlhf.report.html import render_html, render_markdown, standfirst
 from rlhf.report.sentences import statements
 from tests.report.test_html import HOSTILE, Page
@@ -109,7 +111,7 @@ def test_tokens_are_shaded_by_what_the_score_loses_without_them(report):
 
 def test_markdown_says_the_same(report):
     text = render_markdown(report)
-    for heading in ("## Classes", "## Perturbed inputs", "## Tokens that a score rests on"):
+    for heading in ("## Right and sure", "## Perturbed inputs", "## Tokens that a score rests on"):
         assert heading in text
     assert "Tokens |" not in text
     assert "| card arrival | 13 |" in text
@@ -165,3 +167,30 @@ def test_a_policy_that_writes_beside_one_that_chooses_has_lengths(tmp_path):
     assert "At equal length [95%]" in tables.told_columns(made)
     assert made["classification"] is None, "no row has a right class"
     assert sections.confidence({"log_prob": math.log(0.5)}) == "50% sure"
+
+
+def test_a_policy_that_is_surer_than_it_is_right_is_named(report):
+    measures = {entry["policy"]: entry for entry in report["classification"]["policies"]}
+    assert measures["ppo"]["confidence"] > measures["ppo"]["accuracy_ci"][1]
+    assert [caveat.about for caveat in caveats(report) if caveat.id == "too sure"] == ["sft", "ppo"]
+    calm = {**report, "classification": {**report["classification"], "policies": [
+        {**entry, "confidence": entry["accuracy"]} for entry in report["classification"]["policies"]]}}  # fmt: skip
+    assert not [caveat for caveat in caveats(calm) if caveat.id == "too sure"]
+
+
+def test_images_stand_in_the_page_itself(tmp_path):
+    (tmp_path / "three.png").write_bytes(b"\x89PNG small")
+    (tmp_path / "large.png").write_bytes(bytes(100_000))
+    prompts = [str(tmp_path / "three.png"), str(tmp_path / "large.png"), str(tmp_path / "gone.png"), "a text", "\0.png"]
+    run = fake_label_run(tmp_path / "digits", prompts=30)
+    rows = [{**row, "prompt": prompts[row["index"] % 5]} for row in label_rows(30)]
+    (run / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = build_report(run)
+    shown = [row["prompt"] for row in made["samples"][:5]]
+    assert shown == ["data:image/png;base64," + base64.b64encode(b"\x89PNG small").decode(), *prompts[1:]]
+    flips = made["classification"]["flips"][0]["repaired_rows"]
+    assert all(flip["prompt"] == made["samples"][flip["index"]]["prompt"] for flip in flips)
+    manifest = json.loads((run / "evaluate" / "stage.json").read_text())
+    manifest["metrics"]["kinds"] = {}
+    (run / "evaluate" / "stage.json").write_text(json.dumps(manifest))
+    assert build_report(run)["samples"][0]["prompt"] == prompts[0], "a text that names a file stays a text"
