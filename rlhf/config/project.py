@@ -203,6 +203,10 @@ class RetainConfig:
     """Most rows used."""
 
 
+Perturbation = Literal["typos", "case", "drop_words", "noise"]
+"""What can be done to an input that does not change what is right (`rlhf.evaluation.perturb`)."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class EvaluateConfig:
     """How policies are compared; `evaluate: false` leaves the comparison out."""
@@ -223,6 +227,10 @@ class EvaluateConfig:
     """A column of the prompts' rows; policies are compared within each of its values too."""
     retain: dict[str, RetainConfig] = dataclasses.field(default_factory=dict)
     """What must not be lost, by name."""
+    perturb: list[Perturbation] = dataclasses.field(default_factory=list)
+    """Compare policies on perturbed inputs too: texts with `typos`, `case` or `drop_words`, images with `noise`."""
+    attributions: Annotated[int, _PLAIN, _within("[0, 100]")] = 0
+    """Rows of which the report shows which tokens a classifier's answer and a reward model's score rest on."""
 
 
 @dataclass(frozen=True, config=STRICT)

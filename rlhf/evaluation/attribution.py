@@ -6,13 +6,23 @@ Axes: B sequences of a batch, T tokens, D features of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from rlhf.artifacts.open import OpenedModel
+from rlhf.data.records import Encoded, Prompt
+from rlhf.evaluation.attributed import Attribution
+from rlhf.evaluation.samples import Row
+from rlhf.models.load import context_length, is_encoder
+from rlhf.models.tasks import LABEL
+from rlhf.policies.completion import as_completion
+from rlhf.policies.kinds import policy_kind
 from rlhf.rewards.labels import log_odds
+from rlhf.rewards.model import RewardModel, sequence_ids
+from rlhf.rewards.text import SEPARATOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,6 +82,7 @@ def leave_one_out(
     ids: Sequence[int],
     score_of: ScoreOf = reward,
     mask_id: int | None = None,
+    keep: Collection[int] = (),
     batch_size: int = 32,
 ) -> list[float]:
     """The part of each token by its absence: the score of the sequence less that of the sequence without the token.
@@ -84,19 +95,123 @@ def leave_one_out(
         score_of: What of its logits is shared out.
         mask_id: The token that stands for an unknown one, where the model has learned one (BERT): it takes the token's
             place, and the others stay in theirs. Without it the sequence is shorter by the token.
+        keep: Tokens that are never left out, such as the one at which an encoder's head reads: their part is 0.
         batch_size: Sequences scored at once.
 
     Returns:
         T values in units of the score; above zero raises it.
     """
-    without = [[*ids[:t], *([] if mask_id is None else [mask_id]), *ids[t + 1 :]] for t in range(len(ids))]
+    places = [t for t, token in enumerate(ids) if token not in keep]
+    without = [[*ids[:t], *([] if mask_id is None else [mask_id]), *ids[t + 1 :]] for t in places]
     rows = [list(ids), *without]
     scores = [
         float(score)
         for start in range(0, len(rows), batch_size)
         for score in score_of(_logits(model, rows[start : start + batch_size])).double()
     ]
-    return [scores[0] - score for score in scores[1:]]
+    parts = dict(zip(places, (scores[0] - score for score in scores[1:]), strict=True))
+    return [parts.get(t, 0.0) for t in range(len(ids))]
+
+
+def attribution(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    score_of: ScoreOf,
+    *,
+    index: int,
+    scorer: str,
+    of: str,
+    completion: str,
+) -> Attribution:
+    """Both measures of one sequence, as a line of `attributions.jsonl`; in an encoder the mask stands for a token.
+
+    The special tokens that frame a text are not left out, since what a head reads there it reads nowhere else.
+
+    Args:
+        model: A sequence classifier in evaluation mode.
+        tokenizer: Its tokenizer.
+        ids: The tokens of the sequence.
+        score_of: What of its logits is shared out.
+        index: Line of samples.jsonl.
+        scorer: The model's name.
+        of: The policy whose completion it is.
+        completion: The class that was decided for, or the completion that was scored.
+    """
+    mask_id = tokenizer.mask_token_id if is_encoder(model.config) else None
+    frame = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    with torch.no_grad():
+        score = float(score_of(_logits(model, [ids]))[0])
+    return Attribution(
+        index=index,
+        scorer=scorer,
+        of=of,
+        completion=completion,
+        score=score,
+        tokens=token_texts(tokenizer, ids),
+        leave_one_out=leave_one_out(model, ids, score_of, mask_id, frame),
+        gradient_times_input=gradient_times_input(model, ids, score_of),
+    )
+
+
+def of_decisions(
+    opened: OpenedModel, model: PreTrainedModel, policy: str, prompts: Sequence[Prompt], answers: Sequence[str]
+) -> list[Attribution]:
+    """What the answers of a classifier rest on; nothing of another kind of policy, or of an image.
+
+    Args:
+        opened: The policy.
+        model: The policy, loaded.
+        policy: Its name.
+        prompts: The first rows of samples.jsonl.
+        answers: The class that it named for each; of several the first is explained.
+    """
+    if opened.task != LABEL:
+        return []
+    encode = policy_kind(opened).prompts(None).encode
+    names, several = opened.classes
+    model.eval()
+    found = []
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        said = [name for name in names if name in answer.split(SEPARATOR)] if several else [answer]
+        for name in said[:1]:
+            encoded = encode(prompt)
+            assert isinstance(encoded, Encoded)
+            found.append(
+                attribution(
+                    model, opened.tokenizer, encoded.columns["input_ids"], label_score(names.index(name), several),
+                    index=index, scorer=policy, of=policy, completion=name,
+                )
+            )  # fmt: skip
+    return found
+
+
+def of_reward_models(judges: Mapping[str, Any], rows: Sequence[Row], policy: str) -> list[Attribution]:
+    """What the scores of a policy's first completions rest on, by every judge that is a reward model.
+
+    Args:
+        judges: By name; those that are no `RewardModel` are passed over.
+        rows: Those to explain; a prompt without a completion is left out.
+        policy: Whose completion.
+    """
+    found = []
+    for name, judge in judges.items():
+        if not isinstance(judge, RewardModel):
+            continue
+        limit = context_length(judge.model.config)
+        several = judge.model.config.problem_type == "multi_label_classification"
+        score_of = reward if judge.label is None else label_score(judge.label, several)
+        for row in rows:
+            for sample in row["replies"].get(policy, [])[:1]:
+                completion = as_completion(row["prompt"], sample["text"])
+                ids = sequence_ids(judge.codec, limit, row["prompt"], completion)
+                found.append(
+                    attribution(
+                        judge.model, judge.tokenizer, ids, score_of,
+                        index=row["index"], scorer=name, of=policy, completion=sample["text"],
+                    )
+                )  # fmt: skip
+    return found
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -61,6 +61,27 @@ def score(
             sample["scores"][name] = value
 
 
+def note(
+    rows: Sequence[Row],
+    prompts: Sequence[Prompt],
+    policy: str,
+    completions: Sequence[list[SampledCompletion]],
+    judges: Mapping[str, RewardFunction],
+) -> None:
+    """Let every judge score a policy's completions, and write them into their rows.
+
+    Args:
+        rows: A row a prompt.
+        prompts: What judges see as the prompts.
+        policy: Whose completions.
+        completions: Those of each row, not scored yet.
+        judges: By name.
+    """
+    score(completions, prompts, judges)
+    for row, samples in zip(rows, completions, strict=True):
+        row["replies"][policy] = samples
+
+
 def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, judge: EndpointJudge) -> None:
     """Have a judge compare sample with sample of every pair of policies, in place (`Row.preferences`).
 

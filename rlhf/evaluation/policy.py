@@ -1,4 +1,4 @@
-"""What one policy writes in the comparison, how far it is from its reference, and what it does on the retained sets."""
+"""What one policy answers in the comparison, perturbed too, how far it went, and what it does on the retained sets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from rlhf.artifacts.open import OpenedModel
 from rlhf.config.project import ProjectConfig
 from rlhf.data.records import Prompt
+from rlhf.evaluation.attributed import Attribution
+from rlhf.evaluation.attribution import of_decisions
 from rlhf.evaluation.completions import complete, open_policy
 from rlhf.evaluation.retain import RetainedSet, measure
 from rlhf.evaluation.samples import SampledCompletion
@@ -27,10 +29,16 @@ class PolicyMeasures(NamedTuple):
 
     completions: list[list[SampledCompletion]]
     """Those of each prompt, not scored yet."""
+    kind: str
+    """What kind of policy it is (`rlhf.policies`)."""
     cut: int
     """Prompts of which only the end fitted the context."""
     retained: dict[str, list[float | None]]
     """Its values on the rows of each set of `evaluate.retain`."""
+    perturbed: list[list[SampledCompletion]]
+    """Those of each perturbed prompt, not scored yet; their KL is not measured."""
+    decisions: list[Attribution]
+    """The tokens that its answers rest on, of as many rows as `evaluate.attributions`; none of other kinds."""
 
 
 def started_from(project: ProjectConfig, name: str) -> str:
@@ -49,8 +57,9 @@ def measure_policy(
     prompts: Sequence[Prompt],
     sets: Sequence[RetainedSet],
     judges: Mapping[str, RewardFunction],
+    perturbed: Sequence[Prompt] = (),
 ) -> PolicyMeasures:
-    """Have a policy complete the prompts, and measure it on the retained sets.
+    """Have a policy complete the prompts, as they are and perturbed, and measure it on the retained sets.
 
     Args:
         project: The project; its `evaluate` section says how to sample.
@@ -60,6 +69,7 @@ def measure_policy(
         prompts: What is completed.
         sets: Those of `evaluate.retain`.
         judges: What scores completions of a retained set, by name.
+        perturbed: Perturbed prompts, completed too.
     """
     settings = project.evaluate
     opened = _open(project, folders, name)
@@ -69,6 +79,13 @@ def measure_policy(
     completed = complete(project, opened, model, prompts, settings.samples, name, load_start)
     kl: Sequence[Sequence[float | None]] = completed.kl or [[None] * len(row) for row in completed.completions]
     retained = {each.name: measure(each, opened, model, judges, settings) for each in sets}
+    again = (
+        complete(project, opened, model, perturbed, settings.samples, f"{name} perturbed").completions
+        if perturbed
+        else []
+    )
+    answers = [row[0].text for row in completed.completions[: settings.attributions]]
+    decisions = of_decisions(opened, model, name, prompts[: len(answers)], answers)
     del model
     gc.collect()
     if torch.cuda.is_available():
@@ -77,7 +94,8 @@ def measure_policy(
         [_unscored(completion, value) for completion, value in zip(row, values, strict=True)]
         for row, values in zip(completed.completions, kl, strict=True)
     ]
-    return PolicyMeasures(completions, completed.cut, retained)
+    without_kl = [[_unscored(completion, None) for completion in row] for row in again]
+    return PolicyMeasures(completions, opened.task.policy, completed.cut, retained, without_kl, decisions)
 
 
 def answers(project: ProjectConfig, folders: Mapping[str, Path], name: str) -> bool:

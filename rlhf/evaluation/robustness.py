@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from rlhf.evaluation.compare import Comparison, Verdict, compare, comparison_pairs, correct, decide, verdict_of
+from rlhf.evaluation.perturb import PerturbedPrompt
 from rlhf.evaluation.samples import Row, scores
 from rlhf.evaluation.stats import finite_mean, mean_interval, mean_per_prompt, paired_p_value
 
@@ -95,6 +96,21 @@ def robustness(
         for judge in judges
     ]
     return Robustness(changes=list(_decided(changes)), comparisons=correct(comparisons))
+
+
+def perturbed_rows(rows: Sequence[Row], prompts: Sequence[PerturbedPrompt]) -> list[PerturbedRow]:
+    """The rows of perturbed prompts, which no policy has answered yet.
+
+    Args:
+        rows: Those of the prompts as they are.
+        prompts: The perturbed ones.
+    """
+    return [
+        PerturbedRow(
+            perturbation=name, index=rows[place]["index"], prompt=prompt.prompt, columns=prompt.extra, replies={}
+        )
+        for name, place, prompt in prompts
+    ]
 
 
 def _change(clean: Sequence[Row], perturbed: Sequence[Row], policy: str, perturbation: str, judge: str) -> Change:

@@ -77,13 +77,26 @@ def score_texts(
         label: The class whose log odds are the score; None for a model with a single output.
     """
     limit = context_length(model.config)
-    rows = [codec.sequence(*texts)[0] for texts in zip(prompts, completions, strict=True)]
-    if limit:
-        first = 1 if codec.encoder else 0
-        rows = [row if len(row) <= limit else [*row[:first], *row[first - limit :]] for row in rows]
+    rows = [sequence_ids(codec, limit, *texts) for texts in zip(prompts, completions, strict=True)]
     each = itertools.groupby(range(len(rows)), key=lambda row: prompts[row])
     groups = [[rows[row] for row in members] for _, members in each]
     return list(itertools.chain(*score_groups(model, groups, batch_size, label)))
+
+
+def sequence_ids(codec: Codec, limit: int | None, prompt: Text, completion: Text) -> list[int]:
+    """Token ids of prompt and completion as a reward model reads them; above the limit the end, and an encoder's first.
+
+    Args:
+        codec: The model's tokenizer.
+        limit: Most tokens it can read; None for any number.
+        prompt: The prompt.
+        completion: What is scored.
+    """
+    ids, _ = codec.sequence(prompt, completion)
+    if not limit or len(ids) <= limit:
+        return ids
+    first = 1 if codec.encoder else 0
+    return [*ids[:first], *ids[first - limit :]]
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf.config.project import ProjectConfig
@@ -15,6 +17,7 @@ def prepare(context: StageContext) -> None:
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.completions import check_prompts
     from rlhf.evaluation.judges import try_functions
+    from rlhf.evaluation.perturb import perturbed_prompts
     from rlhf.evaluation.retain import read_retained
     from rlhf.rewards.load import load_judges, load_rewards
 
@@ -34,20 +37,26 @@ def prepare(context: StageContext) -> None:
     for judge in comparing.values():
         judge.check()
     try_functions(project, prompts[:2])
+    perturbed_prompts(prompts, project.evaluate.perturb)
     read_retained(project)
 
 
 def run(context: StageContext) -> Metrics:
     """Write `samples.jsonl`: a line per prompt with each policy's completions, their scores, lengths and KL (`Row`).
 
-    `retained.jsonl` has the values on the sets of `evaluate.retain` (`RetainedRow`).
+    `retained.jsonl` has the values on the sets of `evaluate.retain` (`RetainedRow`), `perturbed.jsonl` the answers to
+    perturbed prompts (`PerturbedRow`), and `attributions.jsonl` the tokens that scores rest on (`Attribution`).
     """
     from rlhf.data.prepare import evaluation_prompts
+    from rlhf.evaluation.attributed import ATTRIBUTIONS
+    from rlhf.evaluation.attribution import of_reward_models
     from rlhf.evaluation.compare import comparison_pairs
-    from rlhf.evaluation.judges import CachedScores, prefer, score
+    from rlhf.evaluation.judges import CachedScores, note, prefer
+    from rlhf.evaluation.perturb import perturbed_prompts
     from rlhf.evaluation.policy import answers, measure_policy, started_from
     from rlhf.evaluation.regressions import RETAINED
     from rlhf.evaluation.retain import read_retained, write
+    from rlhf.evaluation.robustness import PERTURBED, perturbed_rows
     from rlhf.evaluation.samples import Row
     from rlhf.rewards.load import load_judges, load_rewards
 
@@ -62,25 +71,42 @@ def run(context: StageContext) -> Metrics:
         Row(index=index, prompt=prompt.prompt, columns=prompt.extra, replies={}) for index, prompt in enumerate(prompts)
     ]
     sets = read_retained(project)
-    cut, retained = 0, {}
+    changed = perturbed_prompts(prompts, project.evaluate.perturb)
+    again = perturbed_rows(rows, changed)
+    cut, kinds, retained, attributions = 0, {}, {}, []
     for name in policies:
-        measures = measure_policy(project, context.parents, name, references.get(name), prompts, sets, judges)
-        score(measures.completions, prompts, judges)
-        for row, completions in zip(rows, measures.completions, strict=True):
-            row["replies"][name] = completions
-        cut, retained[name] = measures.cut, measures.retained
+        measures = measure_policy(
+            project, context.parents, name, references.get(name), prompts, sets, judges,
+            perturbed=[each.prompt for each in changed],
+        )  # fmt: skip
+        note(rows, prompts, name, measures.completions, judges)
+        note(again, [prompts[each.place] for each in changed], name, measures.perturbed, judges)
+        cut, kinds[name], retained[name] = measures.cut, measures.kind, measures.retained
+        attributions += measures.decisions
+    explained = rows[: project.evaluate.attributions]
+    attributions += of_reward_models({name: judge.judge for name, judge in judges.items()}, explained, policies[-1])
+    write_lines(context.directory / PERTURBED, again)
+    write_lines(context.directory / ATTRIBUTIONS, attributions)
     if sets:
         write(context.directory / RETAINED, sets, retained)
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge)
-    with (context.directory / "samples.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_lines(context.directory / "samples.jsonl", rows)
     return {
-        "policies": policies, "judges": [*judges, *comparing], "parents": references, "references": references,
+        "policies": policies, "kinds": kinds, "judges": [*judges, *comparing],
+        "parents": references, "references": references,
         "prompts": len(prompts), "prompts_cut": cut, "samples": len(rows[0]["replies"][policies[-1]]),
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
+
+
+def write_lines(path: Path, rows: Sequence[Any]) -> None:
+    """Write JSON objects, one a line; no file for none."""
+    if not rows:
+        return
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def absent(project: ProjectConfig) -> str | None:

@@ -7,8 +7,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf.evaluation.attribution import gradient_times_input, label_score, leave_one_out, reward, token_texts
+from rlhf.evaluation.attribution import (
+    gradient_times_input,
+    label_score,
+    leave_one_out,
+    of_reward_models,
+    reward,
+    token_texts,
+)
+from rlhf.rewards.model import RewardModel
 from tests.support.models import save_classifier, strengthened
+from tests.support.reports import make_row
 
 
 class BagOfEmbeddings(nn.Module):
@@ -48,6 +57,13 @@ def test_of_two_classes_the_difference_of_their_logits_is_shared_out():
     assert leave_one_out(model, IDS, label_score(1)) == pytest.approx(exact, abs=1e-5)
 
 
+def test_what_is_kept_has_no_part():
+    model = BagOfEmbeddings()
+    parts = leave_one_out(model, IDS, keep={7})
+    assert [part != 0 for part in parts] == [True, False, False, True, True]
+    assert parts[3] == pytest.approx(leave_one_out(model, IDS)[3], abs=1e-5)
+
+
 def test_a_mask_takes_the_place_of_a_token():
     model = BagOfEmbeddings()
     values = (model.embeddings.weight @ model.head.weight[0]).tolist()
@@ -85,6 +101,30 @@ def test_models_of_transformers(kind, request, tmp_path):
         handle.remove()
         assert gradient[t] == pytest.approx(moved, rel=0.05, abs=0.02)
     assert not model.get_input_embeddings()._forward_hooks
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_bert"])
+def test_the_score_of_a_reward_model_by_what_it_read(kind, request, tmp_path):
+    """Prompt and completion as the judge renders them; the whole score is the judge's."""
+    folder = save_classifier(request.getfixturevalue(kind), tmp_path / "scorer", ("score",))
+    judge = RewardModel(folder)
+    strengthened(judge.model, 3.0)
+    row = make_row(4, dpo=[None])
+    row["replies"]["dpo"][0]["text"] = "Yes, of course"
+    (found,) = of_reward_models({"reward": judge, "length": lambda *_, **__: []}, [row, make_row(5, sft=[0.1])], "dpo")
+    assert (found["index"], found["scorer"], found["of"]) == (4, "reward", "dpo")
+    assert found["score"] == pytest.approx(judge(["prompt 4"], ["Yes, of course"])[0], abs=1e-4)
+    text = "".join(found["tokens"]).replace(" ", "").replace("##", "").lower()
+    assert "prompt4" in text
+    assert "yes," in text
+    assert len(found["tokens"]) == len(found["leave_one_out"]) == len(found["gradient_times_input"])
+    if kind == "tiny_bert":
+        ids, _ = judge.codec.sequence("prompt 4", "Yes, of course")
+        masked = leave_one_out(judge.model, ids, mask_id=judge.tokenizer.mask_token_id)
+        frame = {judge.tokenizer.cls_token_id, judge.tokenizer.sep_token_id}
+        expected = [0.0 if token in frame else part for token, part in zip(ids, masked, strict=True)]
+        assert found["leave_one_out"] == pytest.approx(expected, abs=1e-6)
+        assert masked[0] != 0.0, "[CLS] is what the head reads"
 
 
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_bert"])

@@ -1,6 +1,7 @@
 """The evaluate stage with a judge that compares, and prompts in groups."""
 
 import json
+import math
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -16,6 +17,7 @@ from rlhf.report.build import build_report
 from rlhf.stages.evaluate import prepare
 from rlhf.workflow import StageContext
 from tests.support.judge_server import JudgeServer, Raw, prefer_longer
+from tests.support.models import save_classifier
 from tests.support.projects import pairs, write_project, write_rows
 from tests.support.runs import add_stage
 
@@ -162,3 +164,84 @@ def test_what_a_function_makes_of_a_reply_is_tried_before_anything_trains(tmp_pa
     project = load_project(path)
     with pytest.raises(UserError, match=said):
         prepare(StageContext(project, "evaluate", tmp_path, {}))
+
+
+WORDS = {"card": "pin plastic", "cash": "atm money", "rate": "exchange currency"}
+
+
+@pytest.fixture
+def classifiers(tmp_path, tiny_bert):
+    """A classifier that is trained for two steps."""
+    names = list(WORDS)
+    rows = [{"text": f"Where is my {WORDS[names[n % 3]]} number {n}?", "label": names[n % 3]} for n in range(40)]
+    base = save_classifier(tiny_bert, tmp_path / "base", tuple(names))
+    path = write_project(
+        tmp_path, base, rows=rows, stages={"sft": {"max_steps": 2}},
+        data={"demonstrations": {"source": str(tmp_path / "pairs.jsonl"), "holdout": 0.5}},
+        rewards={"right": {"function": "rlhf.rewards.right_label:right_label"}},
+        evaluate={"prompts": 12, "perturb": ["typos", "drop_words", "typos"], "attributions": 2},
+    )  # fmt: skip
+    project = load_project(path)
+    own_folder(project)
+    return project
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_classifiers_answer_perturbed_inputs_and_say_what_they_read(classifiers):
+    run_stage(classifiers, "sft")
+    run_stage(classifiers, "evaluate")
+    folder = classifiers.run_dir / "evaluate"
+    assert read_manifest(folder)["metrics"]["kinds"] == {"base": "label", "sft": "label"}
+    rows, perturbed = lines(folder / "samples.jsonl"), lines(folder / "perturbed.jsonl")
+    assert [row["perturbation"] for row in perturbed] == ["typos"] * 12 + ["drop_words"] * 12
+    for row in perturbed:
+        assert row["prompt"] != rows[row["index"]]["prompt"]
+        assert row["columns"] == rows[row["index"]]["columns"]
+    for row in (*rows, *perturbed):
+        for (answer,) in row["replies"].values():
+            assert answer["scores"]["right"] == float(answer["text"] == row["columns"]["label"])
+            assert -3 < answer["log_prob"] < 0
+    shown = lines(folder / "attributions.jsonl")
+    assert [(entry["scorer"], entry["index"]) for entry in shown] == [("base", 0), ("base", 1), ("sft", 0), ("sft", 1)]
+    for entry in shown:
+        (answer,) = rows[entry["index"]]["replies"][entry["scorer"]]
+        assert entry["completion"] == answer["text"]
+        assert math.log(1 / (1 + math.exp(-entry["score"]))) == pytest.approx(answer["log_prob"], abs=1e-4)
+    report = build_report(classifiers.run_dir)
+    assert report["evaluation"]["measures"] == ["macro F1", "negative Brier score"]
+    assert {change["perturbation"] for change in report["robustness"]["changes"]} == {"typos", "drop_words"}
+    assert report["classification"]["flips"][0]["n"] == 12
+
+
+def test_a_perturbation_that_applies_to_nothing_is_refused_before_anything_trains(classifiers):
+    wrong = load_project(classifiers.path, ["evaluate.perturb=[noise]"])
+    with pytest.raises(UserError, match=r"evaluate.perturb: noise changes none .*: none is an image"):
+        prepare(StageContext(wrong, "evaluate", wrong.run_dir / "work", {}))
+    with pytest.raises(UserError, match=r"evaluate.perturb.0: input should be 'typos', 'case', .* not 'typo'"):
+        load_project(classifiers.path, ["evaluate.perturb=[typo]"])
+
+
+def test_language_models_are_perturbed_too_and_reward_models_explained(project, tiny_llama, tmp_path):
+    scorer = save_classifier(tiny_llama, tmp_path / "scorer", ("score",))
+    changed = load_project(
+        project.path,
+        [
+            "evaluate.perturb=[case]",
+            "evaluate.attributions=1",
+            "evaluate.prompts=6",
+            f"rewards={{helpful: {{model: {scorer}}}}}",
+        ],
+    )
+    run_stage(changed, "evaluate")
+    folder = changed.run_dir / "evaluate"
+    (shown,) = lines(folder / "attributions.jsonl")
+    (first, *_) = lines(folder / "samples.jsonl")
+    assert (shown["scorer"], shown["of"], shown["index"]) == ("helpful", "sft", 0)
+    assert shown["score"] == pytest.approx(first["replies"]["sft"][0]["scores"]["helpful"], abs=1e-4)
+    assert [len(row["replies"]["sft"]) for row in lines(folder / "perturbed.jsonl")] == [2] * 6
+    report = build_report(changed.run_dir)
+    assert report["classification"] is None
+    assert [row["judge"] for row in report["robustness"]["comparisons"]] == ["helpful"]

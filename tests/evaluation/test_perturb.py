@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
-from rlhf.data.records import Prompt
-from rlhf.evaluation.perturb import case, drop_words, perturbed, typos
+from rlhf.data.images import image_bytes
+from rlhf.data.records import Image, Prompt
+from rlhf.errors import UserError
+from rlhf.evaluation.perturb import case, drop_words, noise, perturbed, typos
 
 TEXT = "I would like to know why my card was declined twice at the shop yesterday, please."
 
@@ -89,3 +93,41 @@ def test_of_messages_the_users_last_one_changes():
     assert len(changed[3]["content"].split()) == 3
     assert turns[3]["content"] == "Where is my order"
     assert perturbed(Prompt([{"role": "system", "content": "Be brief."}]), "case") is None
+
+
+def pixels(image: str) -> np.ndarray:
+    return np.asarray(Pillow.open(io.BytesIO(image_bytes(image))), dtype=float)
+
+
+@pytest.mark.parametrize(("mode", "shape"), [("L", (40, 50)), ("RGB", (40, 50, 3))])
+def test_noise_has_the_deviation_it_is_given_and_no_direction(tmp_path, mode, shape):
+    path = tmp_path / "grey.png"
+    Pillow.new(mode, (50, 40), 128 if mode == "L" else (128, 128, 128)).save(path)
+    difference = pixels(noise(str(path), draw(), deviation=0.05)) - 128
+    assert difference.shape == shape
+    assert difference.std() == pytest.approx(0.05 * 255, rel=0.05)
+    assert abs(difference.mean()) < 1
+
+
+def test_a_noisy_image_is_an_image_and_follows_from_the_first(tmp_path):
+    path = tmp_path / "black.png"
+    Pillow.new("L", (8, 8)).save(path)
+    once, again = (perturbed(Prompt(Image(path), {"label": "3"}), "noise") for _ in range(2))
+    assert isinstance(once.prompt, Image)
+    assert once == again
+    assert once.extra == {"label": "3"}
+    assert pixels(once.prompt).min() == 0 < pixels(once.prompt).max()
+    assert perturbed(once, "noise").prompt != once.prompt
+
+
+def test_a_perturbation_of_texts_is_none_of_images(tmp_path):
+    assert perturbed(Prompt(TEXT), "noise") is None
+    assert perturbed(Prompt(Image("digit.png")), "typos") is None
+
+
+def test_what_is_no_image(tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    with pytest.raises(UserError, match=r"notes.png: not an image"):
+        noise(str(tmp_path / "notes.png"), draw())
+    with pytest.raises(UserError, match=r"gone.png"):
+        noise(str(tmp_path / "gone.png"), draw())
