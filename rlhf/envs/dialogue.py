@@ -18,12 +18,12 @@ class DialogueEnv(RowEnv):
     """A customer's question, of which little is known at first: ask back, answer with a class, or hand over.
 
     Actions 0 to C - 1 answer, C (`ask`) asks back, C + 1 (`hand_over`) leaves the customer to a person. Each question
-    moves on to the next stage of `rows.shown`; after the last stage it costs and reveals nothing. Observed are the
+    moves on to the next stage of the rows; after the last stage it costs and reveals nothing. Observed are the
     features of what is known and, last, the share of `max_turns` that is used up. A dialogue that is not decided after
     `max_turns` actions is handed over; it is both truncated and terminated.
 
     Args:
-        rows: Texts with features, or vectors, and how much of them is shown at each of R stages.
+        rows: Texts with features, or vectors, with R stages.
         labels: Names of the C classes, by action.
         reward: Called with the class's name when the agent answers.
         ask_cost: Subtracted for each question, in units of the reward.
@@ -42,18 +42,19 @@ class DialogueEnv(RowEnv):
     ) -> None:
         super().__init__(rows, reward)
         self.labels, self.ask_cost, self.handover_cost = distinct(labels), ask_cost, handover_cost
-        self.max_turns = len(rows.shown) if max_turns is None else max_turns
+        _, self._stages, size = rows.vectors_NRD.shape
+        self.max_turns = self._stages if max_turns is None else max_turns
         if self.max_turns < 1:
             raise UserError(f"max_turns: expected at least 1, not {max_turns}")
         self.ask, self.hand_over, self.turns = len(self.labels), len(self.labels) + 1, 0
         self.action_space = spaces.Discrete(len(self.labels) + 2)
-        self.observation_space = vectors(rows.vectors_NRD.shape[-1] + 1)
+        self.observation_space = vectors(size + 1)
 
     def _begin(self) -> None:
         self.turns = 0
 
     def _observation(self) -> Observation:
-        stage = min(self.turns, len(self.rows.shown) - 1)
+        stage = min(self.turns, self._stages - 1)
         used = np.float32(self.turns / self.max_turns)
         return np.append(self.rows.vectors_NRD[self.row, stage], used)
 

@@ -34,19 +34,19 @@ class Rows:
     Args:
         rows: N mappings with a `prompt` (text, messages, or a vector of D numbers) and columns for the reward function,
             or records of prompts.
-        features: What is observed of a text, such as `model_features`. None: prompts are vectors, or an environment is
-            used that observes tokens.
+        features: What is observed of a text, such as `model_features`; or an array of what is observed of each row, of
+            shape (N, D), or (N, R, D) for R stages. None: prompts are vectors, or tokens are observed.
         shown: R growing numbers: how much of a prompt is known at each stage, in words of a text or in leading entries
-            of a vector, the others being 0; None is all of it.
+            of a vector, the others being 0; None is all of it. Not for an array of features.
 
     Raises:
-        UserError: A row has no prompt, or the stages do not grow.
+        UserError: A row has no prompt, the stages do not grow, or the array does not fit the rows.
     """
 
     def __init__(
         self,
         rows: Sequence[Mapping[str, Any] | Prompt],
-        features: Features | None = None,
+        features: Features | ArrayLike | None = None,
         shown: Sequence[int | None] = (None,),
     ) -> None:
         sizes = [math.inf if size is None else size for size in shown]
@@ -61,7 +61,8 @@ class Rows:
                 raise UserError(f"rows: row {number} has no 'prompt': a text, messages or a vector of numbers")
             self.prompts.append(columns.pop("prompt"))
             self.columns.append(columns)
-        self.features, self.shown = features, tuple(shown)
+        self.features, self.shown = features if callable(features) else None, tuple(shown)
+        self.given_NRD = None if features is None or callable(features) else self._given(features)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -77,6 +78,8 @@ class Rows:
         Raises:
             UserError: Prompts are texts and there are no features, or vectors are not of one length and finite.
         """
+        if self.given_NRD is not None:
+            return self.given_NRD
         vectors = [[self._vector(number, size) for size in self.shown] for number in range(len(self))]
         length = len(vectors[0][0])
         for number, stages in enumerate(vectors):
@@ -84,6 +87,15 @@ class Rows:
                 if vector.shape != (length,) or not np.isfinite(vector).all():
                     raise UserError(f"rows: row {number} has no vector of {length} finite numbers like row 0")
         return np.asarray(vectors, dtype=np.float32)
+
+    def _given(self, features: ArrayLike) -> NDArray[np.float32]:
+        if self.shown != (None,):
+            raise UserError("shown: an array of features has its own stages, of shape (rows, stages, features)")
+        given = np.asarray(features, dtype=np.float32)
+        given_NRD = given[:, None] if given.ndim == 2 else given
+        if given_NRD.ndim != 3 or len(given_NRD) != len(self) or not np.isfinite(given_NRD).all():
+            raise UserError(f"features: expected finite numbers for {len(self)} rows, not an array of {given.shape}")
+        return given_NRD
 
     def _vector(self, number: int, size: int | None) -> NDArray[np.float32]:
         prompt = self.prompts[number]

@@ -48,6 +48,8 @@ class TextEnv(RowEnv):
         super().__init__(rows, reward)
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens: expected at least 1, not {max_new_tokens}")
+        if rows.given_NRD is not None:
+            raise UserError("features: they change with every token, so pass a function from a text to a vector")
         self.tokenizer, self.max_new_tokens, self.shaped, self.gamma = tokenizer, max_new_tokens, shaped, gamma
         codec = Codec(tokenizer)
         self._prompts = [codec.prompt(prompt) for prompt in rows.prompts]

@@ -41,8 +41,7 @@ def test_environments_pass_the_checks_and_vectorise(name, stages, tiny_tokenizer
         check_env(env.unwrapped, skip_render_check=True)
     about = [str(warning.message) for warning in said if "infinity" not in str(warning.message)]
     assert not [message for message in about if "gymnasium.make" not in message and "`env.spec`" not in message]
-    if name != "Text":
-        check_for_sb3(env)
+    check_for_sb3(env)
     vector = gymnasium.make_vec(f"rlhf/{name}-v0", num_envs=3, vectorization_mode="sync", **given)
     seen, _ = vector.reset(seed=0)
     assert seen.shape == (3, *env.observation_space.shape)

@@ -43,6 +43,12 @@ def test_stages_show_more_and_more_of_a_text_and_of_a_vector():
     assert numbers.vectors_NRD[0].tolist() == [[3, 0, 0], [3, 4, 0], [3, 4, 5]]
 
 
+def test_features_of_each_row_can_be_given():
+    given = np.arange(12.0).reshape(3, 4)
+    assert Rows(QUESTIONS, given).vectors_NRD.tolist() == given[:, None].tolist()
+    assert Rows(QUESTIONS, given.reshape(3, 2, 2)).vectors_NRD.tolist() == given.reshape(3, 2, 2).tolist()
+
+
 def test_features_are_computed_once_for_all_environments():
     asked = []
     rows = Rows(QUESTIONS, lambda text: asked.append(text) or [len(text)])
@@ -76,6 +82,10 @@ def test_columns_with_the_names_of_arguments_are_left_out():
         ([{"prompt": "a"}], counts, (2, 2), "shown"),
         ([{"prompt": "a"}], counts, (None, 2), "shown"),
         ([{"prompt": "a"}], counts, (), "shown"),
+        ([{"prompt": "a"}], [[1.0]], (2, None), "shown"),
+        ([{"prompt": "a"}], [[1.0], [2.0]], (None,), "1 rows"),
+        ([{"prompt": "a"}], [[float("nan")]], (None,), "1 rows"),
+        ([{"prompt": "a"}], [1.0], (None,), "1 rows"),
     ],
 )
 def test_rows_that_cannot_be_observed_are_refused(items, features, shown, said):

@@ -100,6 +100,11 @@ def test_features_are_those_of_the_text_so_far(tiny_tokenizer):
     assert np.array(seen).tolist() == [[3, 1], [4, 1], [4, 1]]
 
 
+def test_features_of_rows_are_none_of_texts(tiny_tokenizer):
+    with pytest.raises(UserError, match="features"):
+        TextEnv(Rows(PROMPTS, [[0.0]] * len(PROMPTS)), tiny_tokenizer, length)
+
+
 def test_a_completion_has_room_for_a_token(tiny_tokenizer):
     with pytest.raises(UserError, match="max_new_tokens"):
         TextEnv(Rows(PROMPTS), tiny_tokenizer, length, max_new_tokens=0)
