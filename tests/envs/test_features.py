@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     T5Config,
@@ -46,7 +47,7 @@ def test_of_a_decoder_whose_long_texts_are_cut(tiny_llama):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_of_the_encoder_of_an_encoder_decoder(tiny_tokenizer, training):
+def test_of_the_encoder_of_an_encoder_decoder(tiny_tokenizer, training, tmp_path):
     set_seed(0)
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=len(tiny_tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
@@ -54,4 +55,21 @@ def test_of_the_encoder_of_an_encoder_decoder(tiny_tokenizer, training):
     ).train(training)  # fmt: skip
     features = model_features((model, tiny_tokenizer))
     wanted = mean_state(model.get_encoder().eval(), tiny_tokenizer("lamp")["input_ids"], "hidden_states")
+    assert np.allclose(features("lamp"), wanted, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    opened = model_features(open_model(ModelConfig(name_or_path=str(tmp_path), adapter=None)))
+    assert np.allclose(opened("lamp"), wanted, atol=1e-6)
+
+
+def test_of_a_model_for_spans(tiny_bert, tmp_path):
+    set_seed(0)
+    model, tokenizer = (
+        AutoModelForQuestionAnswering.from_pretrained(tiny_bert),
+        AutoTokenizer.from_pretrained(tiny_bert),
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    features = model_features(open_model(ModelConfig(name_or_path=str(tmp_path), adapter=None)))
+    wanted = mean_state(model.eval(), tokenizer("lamp")["input_ids"], "hidden_states")
     assert np.allclose(features("lamp"), wanted, atol=1e-6)
