@@ -148,20 +148,19 @@ def confusion_counts(right: Sequence[Names], chosen: Sequence[Names], names: Seq
     return [[counts[frozenset([are]), frozenset([said])] for said in names] for are in names]
 
 
-def confusions(right: Sequence[Names], chosen: Sequence[Names], most: int = 20) -> list[Confusion]:
-    """The most frequent mistakes, most frequent first, where every row has one class.
+def confusions(right: Sequence[Names], chosen: Sequence[Names]) -> list[Confusion]:
+    """The mistakes, most frequent first, where every row has one class.
 
     Args:
         right: The class of each row.
         chosen: The class each was said to be of; an empty set is written as an empty text.
-        most: Most of them.
     """
     mistakes = Counter(
         (", ".join(sorted(are)), ", ".join(sorted(said)))
         for are, said in zip(right, chosen, strict=True)
         if are != said
     )
-    ordered = sorted(mistakes.items(), key=lambda item: (-item[1], item[0]))[:most]
+    ordered = sorted(mistakes.items(), key=lambda item: (-item[1], item[0]))
     return [Confusion(right=are, chosen=said, n=n) for (are, said), n in ordered]
 
 

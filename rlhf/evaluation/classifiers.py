@@ -75,7 +75,7 @@ class Classifier(TypedDict):
     grid: Grid | None
     """Null where there are more than `GRID` classes, or several can be right at once."""
     confusions: list[Confusion]
-    """The most frequent mistakes; empty where several classes can be right at once."""
+    """The mistakes, most frequent first; empty where several classes can be right at once."""
 
 
 class Flip(TypedDict):

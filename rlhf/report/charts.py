@@ -25,7 +25,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Reply length", "tokens", (("response/length", "training"),)),
     ("Replies that end", "share of replies", (("response/eos_share", "training"),)),
     ("Loss", "nats", tuple(zip(("loss", "eval_loss"), _TWO_SIDES, strict=True))),
-    ("Accuracy", "share of pairs", tuple(zip(("accuracy", "eval_accuracy"), _TWO_SIDES, strict=True))),
+    ("Accuracy", "share that is right", tuple(zip(("accuracy", "eval_accuracy"), _TWO_SIDES, strict=True))),
     (
         "Pairs ranked right",
         "share of pairs",
@@ -130,6 +130,11 @@ def tick_text(value: float) -> str:
         return f"{value / 1000:g}k".replace("-", "−")
     text = f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:g}"
     return text.replace("e-0", "e-").replace("-", "−")
+
+
+def percent_tick(value: float) -> str:
+    """A tick's share in percent, with digits where whole percents would be the same number twice."""
+    return f"{100 * value:.4g}%".replace("-", "−")
 
 
 def line_chart(title: str, unit: str, series: Sequence[tuple[str, Points]]) -> LineChart:

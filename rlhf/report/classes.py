@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rlhf.evaluation.classifiers import Classifier, Flip, FlipReport
@@ -14,7 +14,7 @@ from rlhf.report.tables import Table, probability
 from rlhf.workflow import BASE, kind_of
 
 _SHOWN = 12
-"""Confusions in the list of one policy; report.json has more."""
+"""Mistakes in the list; report.json has all."""
 
 
 class Cell(NamedTuple):
@@ -58,8 +58,8 @@ class ClassesView(NamedTuple):
     calibration: list[diagrams.Diagram]
     flips: list[FlipView]
     grids: list[GridView]
-    confusions: list[tuple[str, Table]]
-    """Policy and its most frequent mistakes, where there is no grid."""
+    confusions: Table
+    """The most frequent mistakes, where there is no grid."""
     classes: list[tuple[str, Table]]
     """Policy and its measures of each class."""
 
@@ -73,11 +73,7 @@ def view(report: Report) -> ClassesView | None:
         calibration=[_calibration(entry, names) for entry in policies if entry["calibration"]],
         flips=[_flip_view(entry, names) for entry in own_flips(report)],
         grids=list(_grids(policies)),
-        confusions=[
-            (entry["policy"], confusion_table(entry))
-            for entry in policies
-            if entry["grid"] is None and entry["confusions"]
-        ],
+        confusions=confusion_table([entry for entry in policies if entry["grid"] is None], names),
         classes=[(entry["policy"], class_table(entry)) for entry in policies if entry["classes"]],
     )
 
@@ -124,14 +120,26 @@ def flip_text(entry: FlipReport, names: Names) -> str:
     )
 
 
-def confusion_table(entry: Classifier) -> Table:
-    """The most frequent mistakes of a policy."""
-    known = {measures["label"]: measures["rows"] for measures in entry["classes"]}
-    rows = [
-        (mistake["right"], mistake["chosen"] or "no class", f"{mistake['n']:,}", f"{known.get(mistake['right'], 0):,}")
-        for mistake in entry["confusions"][:_SHOWN]
+def confusion_table(policies: Sequence[Classifier], names: Names) -> Table:
+    """The most frequent mistakes of policies side by side; those of the last policy stand first."""
+    counts = [
+        {(mistake["right"], mistake["chosen"]): mistake["n"] for mistake in entry["confusions"]} for entry in policies
     ]
-    return Table(("Class", "Taken for", "Rows", "Of"), rows)
+    mistakes = {mistake for of_policy in counts for mistake in of_policy}
+    ordered = sorted(
+        mistakes, key=lambda mistake: ([-of_policy.get(mistake, 0) for of_policy in counts[::-1]], mistake)
+    )
+    sizes = {measures["label"]: measures["rows"] for entry in policies for measures in entry["classes"]}
+    rows = [
+        (
+            mistake[0],
+            mistake[1] or "none",
+            *(f"{of_policy.get(mistake, 0):,}" for of_policy in counts),
+            f"{sizes.get(mistake[0], 0):,}",
+        )
+        for mistake in ordered[:_SHOWN]
+    ]
+    return Table(("Class", "Taken for", *(names.label(entry["policy"]) for entry in policies), "Rows"), rows)
 
 
 def class_table(entry: Classifier) -> Table:

@@ -29,6 +29,7 @@ _STRONGEST = 4
 """Tokens for and against a score that are told in words."""
 _WEAKEST = 0.05
 """Share of the strongest part below which a token is not told."""
+_OF_TEXT = ("response/length", "response/eos_share")
 _GROUP_STRIPS = 24
 """Groups in the figure of one judge; all are in report.json."""
 
@@ -52,7 +53,9 @@ def forests(report: Report) -> Iterator[Forest]:
         rates = [rate for row in rows for rate in _rates(row, report)]
         panels = [
             charts.strip_panel("Mean difference", _unit(report, judge), _differences(report, judge), _signed, zero=0.0),
-            charts.strip_panel("Win rate", "share of reply pairs won", rates, percent, zero=0.5, tick=percent),
+            charts.strip_panel(
+                "Win rate", "share of reply pairs won", rates, percent, zero=0.5, tick=charts.percent_tick
+            ),
         ]
         drawn = [panel for panel in panels if panel]
         if drawn:
@@ -169,7 +172,7 @@ def quantities(report: Report) -> Iterator[charts.StripPanel]:
         charts.strip_panel("KL to reference", "nats a reply", strips([entry["kl"] for entry in policies], to), estimate)
     )
     panels += [
-        charts.strip_panel(title, unit, strips(values), percent, tick=percent)
+        charts.strip_panel(title, unit, strips(values), percent, tick=charts.percent_tick)
         for title, unit, values in shares
         if any(value["mean"] for value in values)
     ]
@@ -203,7 +206,7 @@ def gates(report: Report) -> Iterator[GateView]:
             for bucket in model["by_length"]
         ]
         panels = [
-            charts.strip_panel(title, unit, estimates, percent, zero=0.5, tick=percent)
+            charts.strip_panel(title, unit, estimates, percent, zero=0.5, tick=charts.percent_tick)
             for title, unit, estimates in (
                 ("Accuracy; the dashed line is chance", "share of held-out pairs ranked right", beside),
                 (
@@ -242,9 +245,11 @@ class StageView(NamedTuple):
 
 
 def stage_views(report: Report) -> Iterator[StageView]:
-    """Held-out metrics and training curves of each stage that has some."""
+    """Held-out metrics and training curves of each stage that has some; none of lengths where no policy writes text."""
+    untold = _OF_TEXT if schema.answers_only(report) else ()
     for name, stage in report["stages"].items():
-        facts, drawn = sentences.stage_facts(stage), charts.stage_charts(report["curves"].get(name, {}))
+        curves = {key: points for key, points in report["curves"].get(name, {}).items() if key not in untold}
+        facts, drawn = sentences.stage_facts(stage), charts.stage_charts(curves)
         took = report["provenance"][name].get("wall_time_s")
         if facts or drawn:
             yield StageView(name, [*facts, *([duration(took)] if took else [])], drawn)

@@ -65,10 +65,13 @@ def test_confusions_as_a_grid_or_as_a_list(report, tmp_path):
     assert sum(cell.n for cells in view.grids[0].rows for cell in cells) == 150
     assert all(cell.right == (row == column) for row, cells in enumerate(view.grids[1].rows)
                for column, cell in enumerate(cells))  # fmt: skip
-    assert view.confusions == []
+    assert not view.confusions.rows
     many = classes.view(build_report(fake_label_run(tmp_path / "many", classes=30)))
     assert many.grids == []
-    assert [policy for policy, _ in many.confusions] == ["sft", "ppo"]
+    assert many.confusions.header == ("Class", "Taken for", "SFT", "PPO", "Rows")
+    of_ppo = [int(cells[3]) for cells in many.confusions.rows]
+    assert of_ppo == sorted(of_ppo, reverse=True)
+    assert of_ppo[0] > 0
 
 
 def test_the_class_told_worst_stands_first(report):
@@ -194,3 +197,24 @@ def test_images_stand_in_the_page_itself(tmp_path):
     manifest["metrics"]["kinds"] = {}
     (run / "evaluate" / "stage.json").write_text(json.dumps(manifest))
     assert build_report(run)["samples"][0]["prompt"] == prompts[0], "a text that names a file stays a text"
+
+
+def test_over_several_seeds_the_measures_are_of_the_recipe(tmp_path):
+    run = fake_label_run(tmp_path / "seeds", prompts=60)
+    rows = label_rows(60)
+    for row in rows:
+        for number in (1, 2):
+            row["replies"][f"ppo@{number}"] = row["replies"]["ppo"]
+    (run / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = json.loads((run / "evaluate" / "stage.json").read_text())
+    policies = ["sft", "ppo", "ppo@1", "ppo@2"]
+    manifest["metrics"] |= {"policies": policies, "kinds": dict.fromkeys(policies, "label"),
+                            "parents": dict.fromkeys(policies[1:], "sft")}  # fmt: skip
+    (run / "evaluate" / "stage.json").write_text(json.dumps(manifest))
+    (run / "evaluate" / "perturbed.jsonl").unlink()
+    made = build_report(run)
+    assert [(row["judge"], row["n_seeds"]) for row in made["seeds"]] == [
+        ("right", 3), ("macro F1", 3), ("negative Brier score", 3)]  # fmt: skip
+    assert {statement.id[0] for statement in statements(made)} == {"seeds"}
+    assert [grid.policy for grid in classes.view(made).grids] == ["sft", "ppo"]
+    assert "wins –" not in render_markdown(made)
