@@ -94,6 +94,40 @@ def tiny_bert(tmp_path_factory) -> Path:
     return _saved(BertForMaskedLM(config), tokenizer, tmp_path_factory.mktemp("bert"))
 
 
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A random T5 of two layers and two with its tokenizer, saved."""
+    from transformers import T5Config, T5ForConditionalGeneration, set_seed
+
+    set_seed(0)
+    config = T5Config(
+        vocab_size=len(tiny_tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        decoder_start_token_id=tiny_tokenizer.pad_token_id, **_special(tiny_tokenizer),
+    )  # fmt: skip
+    return _saved(T5ForConditionalGeneration(config), tiny_tokenizer, tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bart(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A random BART of two layers and three that starts with EOS and a forced token, with its tokenizer, saved."""
+    from transformers import BartConfig, BartForConditionalGeneration, set_seed
+
+    set_seed(0)
+    config = BartConfig(
+        vocab_size=len(tiny_tokenizer), d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+        decoder_start_token_id=tiny_tokenizer.eos_token_id, forced_eos_token_id=tiny_tokenizer.eos_token_id,
+        **_special(tiny_tokenizer),
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = 5
+    return _saved(model, tiny_tokenizer, tmp_path_factory.mktemp("bart"))
+
+
+def _special(tokenizer) -> dict[str, int | None]:
+    return {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+
+
 def _saved(model, tokenizer, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -51,7 +51,7 @@ class ModelConfig:
     tokenizer: str | None = None
     """Tokenizer, where it is not the model's own."""
     policy: str | None = None
-    """What kind of policy it becomes, a file of `rlhf.policies`: `causal_lm`, `label`; null takes what the model is."""
+    """What kind of policy it becomes: `causal_lm`, `label`, `span`, `seq2seq`; null takes what the model is."""
     adapter: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"r": 16})
     """Fields of `peft.LoraConfig`; null trains all weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -1,7 +1,7 @@
 """The probe of a model: a few sequences with the model's outputs, recorded so that a loaded model can be compared.
 
 The output of a sequence is its log-probability for a policy (nats/sequence), and its logits for a classifier or reward
-model.
+model. An encoder-decoder is asked for the log-probability of writing the sequence to itself, which takes both halves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
     """Compute a model's outputs for each sequence by itself, so that no padding is involved.
 
     Args:
-        model: A causal language model or a sequence classifier.
+        model: A language model, causal or encoder-decoder, or a sequence classifier.
         sequences: Token ids.
 
     Returns:
@@ -46,12 +46,16 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
     model.eval()
     device = next(model.parameters()).device
     forward = vars(model).get("_original_forward", model)  # without accelerate's autocast, which is not saved
+    config: Any = getattr(model, "config", None)
+    writes_to_input = bool(getattr(config, "is_encoder_decoder", False))
     values: list[float] = []
     for sequence in sequences:
         ids = torch.tensor([list(sequence)], device=device)
-        logits = forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        targets = {"labels": ids} if writes_to_input else {}
+        logits = forward(input_ids=ids, attention_mask=torch.ones_like(ids), **targets).logits.float()
         if logits.dim() == 3:
-            log_probs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
+            first = 0 if writes_to_input else 1
+            log_probs = logits[:, : ids.shape[1] - first].log_softmax(-1).gather(-1, ids[:, first:, None])
             values.append(log_probs.sum().item())
         else:
             values.extend(logits.flatten().tolist())

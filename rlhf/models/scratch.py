@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,7 +29,8 @@ from rlhf.models.tokenizer import ADDED_PAD, load_tokenizer, settle_special_toke
 
 _OWN = ("architecture", "tokenizer")
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "max_position_embeddings", "vocab_size")  # fmt: skip
+          "max_position_embeddings", "vocab_size", "d_ff", "d_kv", "num_decoder_layers", "decoder_layers",
+          "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim")  # fmt: skip
 _BYTES = 258
 _LARGEST = 2**24
 END = "<|end|>"
@@ -43,14 +45,16 @@ def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
     scratch = dict(project.model.scratch or {})
     architecture = scratch.get("architecture")
     if not isinstance(architecture, str) or architecture not in CONFIG_MAPPING_NAMES:
-        raise UserError(f"model.scratch.architecture: unknown {architecture!r}; llama, gpt2 and bert are some")
+        raise UserError(f"model.scratch.architecture: unknown {architecture!r}; llama, gpt2, bert and t5 are some")
     tokenizer = _tokenizer(project, scratch.get("tokenizer") or {})
     fields = {key: value for key, value in scratch.items() if key not in _OWN}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     try:
+        special |= _decoder_tokens(architecture, tokenizer)
         config = AutoConfig.for_model(architecture, **{"vocab_size": len(tokenizer), **special, **fields})
         _check_fields(config, fields, len(tokenizer))
-        kind = AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
+        kind: Any = AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else kind
         with torch.device("meta"):
             check_memory("model.scratch", kind.from_config(config, dtype=torch.float32).num_parameters())
         set_seed(project.seed)
@@ -62,6 +66,15 @@ def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
+
+
+def _decoder_tokens(architecture: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What a decoder starts with, the pad token as in T5: an architecture's defaults are for its own vocabulary."""
+    default = AutoConfig.for_model(architecture)
+    if not default.is_encoder_decoder:
+        return {}
+    ends = {"forced_eos_token_id": tokenizer.eos_token_id} if hasattr(default, "forced_eos_token_id") else {}
+    return {"decoder_start_token_id": tokenizer.pad_token_id, **ends}
 
 
 def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int) -> None:

@@ -140,8 +140,7 @@ class TransformersSampler:
                 break
             if droppable and (~going).sum() >= _DROP_SHARE * len(going):
                 rows = going.nonzero().squeeze(1)
-                for cache in kept.values():
-                    cache.reorder_cache(rows)
+                self._thin_out(kept, rows)
                 active, tokens_B = active[rows], tokens_B[rows]
             logits_BV, kept = self._step(kept, tokens_B, lengths_B[active], width, step)
         return [written.completion() for written in running]
@@ -186,6 +185,11 @@ class TransformersSampler:
                 parts.append([])
             parts[-1].append(prompt)
         return parts
+
+    def _thin_out(self, kept: dict[str, Any], rows: torch.Tensor) -> None:
+        """Keep these rows of what the model keeps, in place."""
+        for cache in kept.values():
+            cache.reorder_cache(rows)
 
     def _step(
         self, kept: dict[str, Any], tokens_B: torch.Tensor, lengths_B: torch.Tensor, width: int, step: int
@@ -308,4 +312,12 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> t
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows aligned at their starts, and the mask of what is real; both [B, longest]."""
+    width = max(map(len, rows))
+    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     return ids, mask

@@ -17,7 +17,8 @@ class SamplingSettings:
     get no score of their own (see `truncated`). Usually 64 to 1024."""
     max_length: int | None = None
     """Longest prompt and completion together, in tokens: prompts that leave no room for `max_new_tokens` are dropped.
-    Null takes what the model has positions for. Less saves memory and drops more prompts."""
+    Null takes what the model has positions for. Less saves memory and drops more prompts. Kinds of policy that do not
+    write behind their input (`label`, `seq2seq`) cut the input itself to this length."""
     temperature: float = 1.0
     """Divides the logits in sampling and in every log-probability. More explores more and writes worse text; below 0.5
     the completions of a prompt become alike and there is little to learn from. Usually 0.7 to 1."""

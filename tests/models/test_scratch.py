@@ -1,6 +1,7 @@
 """A base model from nothing: what may stand under `scratch:`."""
 
 import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rlhf.errors import UserError
 from rlhf.models.load import source_of
@@ -62,3 +63,26 @@ def test_a_stage_goes_back_to_the_base(tmp_path):
     assert StageContext(made, "dpo", tmp_path, {"base": base}).parent == base
     assert StageContext(made, "dpo", tmp_path, {"base": base, "sft": sft}).parent == sft
     assert StageContext(made, "dpo", tmp_path, {"reward": sft}).parent is None
+
+
+@pytest.mark.parametrize("fields", [
+    {"architecture": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2},
+    {"architecture": "bart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+     "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 32},
+])  # fmt: skip
+def test_an_encoder_decoder_starts_with_the_pad_token(tmp_path, fields):
+    """Whatever number its architecture starts with in a vocabulary of its own."""
+    sizes = {**fields, "tokenizer": {"vocab_size": 300}}
+    made = make_project(tmp_path, tmp_path, model={"scratch": sizes, "adapter": None})
+    model = build(made, tmp_path / "base")
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert type(loaded) is type(model)
+    for settings in (loaded.config, loaded.generation_config):
+        assert settings.decoder_start_token_id == settings.pad_token_id == tokenizer.pad_token_id
+        assert settings.eos_token_id == tokenizer.eos_token_id
+        assert getattr(settings, "forced_eos_token_id", None) in (None, tokenizer.eos_token_id)
+    empty = {name: 0 if name in ("d_kv", "decoder_layers") else value for name, value in sizes.items()}
+    made = make_project(tmp_path, tmp_path, model={"scratch": empty, "adapter": None})
+    with pytest.raises(UserError, match=r"scratch\.d_kv|scratch\.decoder_layers"):
+        build(made, tmp_path / "no")
