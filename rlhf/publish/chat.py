@@ -15,9 +15,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from rlhf.artifacts.open import open_stage
 from rlhf.data.records import Message, Text, Unusable
 from rlhf.data.tokenize import Codec
+from rlhf.errors import UserError
 from rlhf.models.load import context_length
+from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
 from rlhf.policies.completion import decode
 from rlhf.policies.sample import stop_ids
+from rlhf.policies.seq2seq import start_ids
 
 HELP = "/reset starts over, /system TEXT sets a system message and starts over, /quit (or Ctrl-D) leaves."
 
@@ -35,8 +38,13 @@ class Conversation:
 
     @property
     def limit(self) -> int | None:
-        """The largest number of tokens of prompt and reply together."""
+        """The largest number of tokens of prompt and reply together; of an encoder-decoder, of each."""
         return context_length(self.model.config)
+
+    def _taken(self, ids: list[int]) -> int:
+        """How many positions a prompt leaves no reply; an encoder-decoder's has its own."""
+        fits = self.limit is not None and len(ids) <= self.limit
+        return 1 if self.model.config.is_encoder_decoder and fits else len(ids)
 
     def restart(self, system: str | None = None) -> None:
         """Forget all messages; begin with a system message, if one is given."""
@@ -57,7 +65,7 @@ class Conversation:
         turns: list[Message] = [*self.messages, {"role": "user", "content": line}]
         prompt: Text = turns if self.as_messages else line
         ids = self.codec.prompt(prompt)
-        room = max_new_tokens if self.limit is None else min(max_new_tokens, self.limit - len(ids))
+        room = max_new_tokens if self.limit is None else min(max_new_tokens, self.limit - self._taken(ids))
         if room < 1:
             hint = "; /reset starts over" if len(turns) > 1 else ""
             raise Unusable(f"{len(ids)} tokens leave no room for a reply in the model's context of {self.limit}{hint}")
@@ -74,9 +82,11 @@ def load_conversation(folder: Path) -> Conversation:
         folder: The stage's folder.
 
     Raises:
-        UserError: It cannot be loaded, is no causal language model, or its base changed.
+        UserError: It cannot be loaded, writes no text, or its base changed.
     """
     stage = open_stage(folder)
+    if stage.task not in (CAUSAL_LM, SEQ2SEQ):
+        raise UserError(f"{folder}: a {stage.task.policy} policy cannot write replies; a language model can")
     as_messages = stage.manifest.get("prompt_format", "messages") == "messages"
     name = f"{folder.resolve().parent.name}:{folder.name}"
     return Conversation(stage.policy().eval(), Codec(stage.tokenizer), name, as_messages)
@@ -200,6 +210,8 @@ def _generate(
     out: TextIO,
 ) -> str:
     """One reply to a prompt of token ids, as evaluation samples it: no top-k, no top-p."""
+    decodes = bool(model.config.is_encoder_decoder)
+    written = start_ids(model) if decodes else ids
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -214,5 +226,6 @@ def _generate(
         attention_mask=torch.ones_like(prompt),
         generation_config=config,
         streamer=_Writer(tokenizer, out),
+        **({"decoder_input_ids": torch.tensor([written], device=model.device)} if decodes else {}),
     )
-    return decode(output[0, len(ids) :].tolist(), tokenizer).strip()
+    return decode(output[0, len(written) :].tolist(), tokenizer).strip()

@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from rlhf.artifacts.manifest import Manifest, is_finished, read_manifests
 from rlhf.artifacts.open import OpenedModel, open_stage
@@ -30,7 +30,7 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.labels import adapter_labels
 from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config, model_config
-from rlhf.models.tasks import is_encoder
+from rlhf.models.tasks import LABEL, Task, is_encoder
 from rlhf.models.tokenizer import check_tokenizer
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.report.build import build_report
@@ -137,6 +137,7 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
     if not adapter and not merge and not (source / "config.json").is_file():
         raise UserError(f"{source}: holds no model")
     origin, dtype, kind = opened.source, opened.settings.dtype, opened.kind
+    task = LABEL if kind == "reward" else opened.task
     if adapter and is_finished(Path(origin.base)):
         raise UserError(
             f"{source}: its base is {origin.base}, a stage of a run, which nobody else has; "
@@ -150,11 +151,11 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
         _save_merged(opened, folder)
     else:
         _copy_weights(source, folder)
-    verified, added = _verify(folder, opened.manifest, origin.base, origin.revision, dtype, kind)
+    verified, added = _verify(folder, opened.manifest, origin.base, origin.revision, dtype, kind, task)
     base, revision = _first_base(stage, manifests, origin)
     subject = Subject(
-        run=run_dir.resolve().name, stage=stage, kind=kind, manifests=manifests, labels=len(opened.label_names),
-        adapter=adapter, base=base, revision=revision, dtype=dtype,
+        run=run_dir.resolve().name, stage=stage, kind=kind, task=task, manifests=manifests,
+        labels=len(opened.label_names), adapter=adapter, base=base, revision=revision, dtype=dtype,
         encoder=is_encoder(model_config(origin)), added_tokens=added,
         base_files=_base_files(origin.base) if adapter else {},
         verified=verified,
@@ -224,7 +225,9 @@ def _save_merged(opened: OpenedModel, folder: Path) -> None:
     gc.collect()
 
 
-def load_published(folder: Path, base: str, revision: str | None, dtype: str, kind: str) -> PreTrainedModel | PeftModel:
+def load_published(
+    folder: Path, base: str, revision: str | None, dtype: str, kind: str, task: Task
+) -> PreTrainedModel | PeftModel:
     """Load a published folder as its card says, with transformers alone, or with peft on the base.
 
     Args:
@@ -233,11 +236,12 @@ def load_published(folder: Path, base: str, revision: str | None, dtype: str, ki
         revision: Revision of the base model.
         dtype: Type of the weights.
         kind: `policy`, `reward` or `classifier`.
+        task: What the head computes.
 
     Raises:
         UserError: Weights are missing.
     """
-    auto: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    auto = task.model_class
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     if not (folder / ADAPTER_CONFIG).is_file():
         model, info = auto.from_pretrained(str(folder), output_loading_info=True, **arguments)
@@ -253,7 +257,7 @@ def load_published(folder: Path, base: str, revision: str | None, dtype: str, ki
 
 
 def _verify(
-    folder: Path, manifest: Manifest, base: str, revision: str | None, dtype: str, kind: str
+    folder: Path, manifest: Manifest, base: str, revision: str | None, dtype: str, kind: str, task: Task
 ) -> tuple[bool, bool]:
     """Load the folder, and compare tokenizer and model with what training recorded.
 
@@ -265,7 +269,7 @@ def _verify(
     check_tokenizer(tokenizer, manifest.get("tokenizer") or {}, folder)
     probe.check_head(folder)
     try:
-        model = load_published(folder, base, revision, dtype, kind)
+        model = load_published(folder, base, revision, dtype, kind, task)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     recorded = manifest.get("probe")

@@ -17,6 +17,7 @@ from rlhf.artifacts.manifest import read_manifests, versions
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
+from rlhf.models.tasks import CAUSAL_LM
 from rlhf.publish import hub
 from rlhf.publish.card import Subject, _limits, public_base, publishable
 from tests.support.hub_server import READ_ONLY, TOKEN, HubServer, Repository
@@ -352,8 +353,8 @@ def test_an_upgrade_in_the_middle_of_training_is_told(tiny_llama, tmp_path):
 def test_a_judge_that_learned_with_the_policy_is_called_partial(made, tmp_path):
     run_dir = Path(shutil.copytree(made[0], tmp_path / "runs" / "tiny"))
     subject = Subject(
-        run="tiny", stage="dpo", kind="policy", manifests=read_manifests(run_dir), labels=1, adapter=True, base=None,
-        revision=None, dtype="float32", encoder=False, added_tokens=False, base_files={},
+        run="tiny", stage="dpo", kind="policy", task=CAUSAL_LM, manifests=read_manifests(run_dir), labels=1,
+        adapter=True, base=None, revision=None, dtype="float32", encoder=False, added_tokens=False, base_files={},
         verified=True,
     )  # fmt: skip
     rows = [{"policy": "dpo", "judge": judge} for judge in ("reward", "gold")]
