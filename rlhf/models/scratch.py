@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError, reason, unknown_name
@@ -31,9 +32,9 @@ _OWN = ("architecture", "tokenizer")
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
           "max_position_embeddings", "vocab_size", "d_ff", "d_kv", "num_decoder_layers", "decoder_layers",
           "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim")  # fmt: skip
-_BYTES = 258
+_BYTES = 256
 _LARGEST = 2**24
-END = "<|end|>"
+END, CLS, SEP = "<|end|>", "<|cls|>", "<|sep|>"
 
 
 def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
@@ -46,7 +47,9 @@ def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
     architecture = scratch.get("architecture")
     if not isinstance(architecture, str) or architecture not in CONFIG_MAPPING_NAMES:
         raise UserError(f"model.scratch.architecture: unknown {architecture!r}; llama, gpt2, bert and t5 are some")
-    tokenizer = _tokenizer(project, scratch.get("tokenizer") or {})
+    masked = AutoConfig.for_model(architecture) if architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
+    encoder = masked if masked is not None and is_encoder(masked) else None
+    tokenizer = _tokenizer(project, scratch.get("tokenizer") or {}, encoder)
     fields = {key: value for key, value in scratch.items() if key not in _OWN}
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     try:
@@ -96,7 +99,7 @@ def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int)
         raise UserError(f"model.scratch.vocab_size: {config.vocab_size} rows for {tokens} tokens; leave it out")
 
 
-def _tokenizer(project: ProjectConfig, wanted: Any) -> PreTrainedTokenizerBase:
+def _tokenizer(project: ProjectConfig, wanted: Any, encoder: PretrainedConfig | None) -> PreTrainedTokenizerBase:
     if isinstance(wanted, str):
         return load_tokenizer(ModelConfig(name_or_path=str(project.resolve(wanted))))
     if not isinstance(wanted, dict):
@@ -105,17 +108,31 @@ def _tokenizer(project: ProjectConfig, wanted: Any) -> PreTrainedTokenizerBase:
     if unknown:
         raise UserError(f"model.scratch.tokenizer: unknown key {unknown.pop()!r}; known: vocab_size")
     size = wanted.get("vocab_size", 4096)
-    if type(size) is not int or not _BYTES <= size <= _LARGEST:
+    special = _special(encoder is not None)
+    least = _BYTES + len(special)
+    if type(size) is not int or not least <= size <= _LARGEST:
         raise UserError(
-            f"model.scratch.tokenizer.vocab_size: expected a whole number from {_BYTES} (the bytes and two special "
-            f"tokens) to {_LARGEST}, not {size!r}"
+            f"model.scratch.tokenizer.vocab_size: expected a whole number from {least} (the bytes and {len(special)} "
+            f"special tokens) to {_LARGEST}, not {size!r}"
         )
-    return train_tokenizer(_texts(project), size)
+    return train_tokenizer(_texts(project), size, encoder)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE with digits as single tokens, an end token and a pad token."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+def _special(encoder: bool) -> list[str]:
+    return [ADDED_PAD, END, *((CLS, SEP) if encoder else ())]
+
+
+def train_tokenizer(
+    texts: Iterator[str], vocab_size: int, encoder: PretrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE with digits as single tokens, an end token and a pad token.
+
+    Args:
+        texts: What it is trained on.
+        vocab_size: Its tokens.
+        encoder: The encoder that it is for, if it is: that reads `CLS text SEP`, or `CLS text SEP text SEP`.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,12 +141,21 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[ADDED_PAD, END],
+        special_tokens=_special(encoder is not None),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=ADDED_PAD)
+    framing: dict[str, Any] = {}
+    if encoder is not None:
+        framing = {"cls_token": CLS, "sep_token": SEP}
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+            special_tokens=[(token, bpe.token_to_id(token)) for token in framing.values()],
+        )  # fmt: skip
+        if getattr(encoder, "type_vocab_size", 0) > 1:
+            framing["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=ADDED_PAD, **framing)
     settle_special_tokens(tokenizer, ModelConfig(name_or_path="scratch"))
     return tokenizer
 
