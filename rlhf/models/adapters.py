@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.device import check_memory
-from rlhf.models.load import ADAPTER_CONFIG, Source
+from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config
+from rlhf.models.tasks import adapter_task
 
 _INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern",
             "layers_to_transform", "target_parameters")  # fmt: skip
@@ -46,7 +47,8 @@ _NARROWER: dict[str, Any] = {"lora_alpha": float, "rank_pattern": dict[str, int]
 def lora_config(fields: dict[str, Any], task: TaskType | None, joined: bool) -> LoraConfig:
     """A `peft.LoraConfig` from the `adapter:` section.
 
-    Defaults of ours: every linear layer, α = 2r, no dropout.
+    Defaults of ours: every linear layer, α = 2r, no dropout. The head of a span policy is trained whole, as peft does
+    without being told; told, it does not adapt that layer, too.
 
     Args:
         fields: Fields of LoraConfig.
@@ -62,6 +64,8 @@ def lora_config(fields: dict[str, Any], task: TaskType | None, joined: bool) -> 
         config = LoraConfig(**{**defaults, **fields}, task_type=task)
     except Exception as error:  # peft's own checks raise many kinds of exception
         raise UserError(f"model.adapter: {reason(error)}") from None
+    if task is TaskType.QUESTION_ANS:
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), "qa_outputs"})
     if config.init_lora_weights is False:
         raise UserError(
             "model.adapter: init_lora_weights: false starts the adapter at random weights, so that the model would not "
@@ -138,8 +142,17 @@ def check_joinable(folder: Path) -> None:
     """
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     _refuse_inexact(config, str(folder))
-    if config.get("modules_to_save"):
+    if config.get("modules_to_save") and not adapter_task(config).new_head:
         raise UserError(f"{folder}: its adapter has modules_to_save, which no later adapter can be joined with")
+
+
+def whole_modules(folder: Path | None) -> list[str]:
+    """The modules that an adapter holds whole, such as a new head, which a later adapter must hold, too.
+
+    Args:
+        folder: The adapter's; None for no adapter.
+    """
+    return [] if folder is None else adapter_config(folder).get("modules_to_save") or []
 
 
 def _refuse_inexact(config: dict[str, Any], where: str) -> None:

@@ -18,7 +18,7 @@ from rlhf.models.adapters import lora_config, own_part
 from rlhf.models.freeze import freeze_parameters
 from rlhf.models.heads import score_head
 from rlhf.models.load import model_config
-from rlhf.models.roles import CRITIC, REWARD, Roles
+from rlhf.models.roles import CRITIC, POLICY, REWARD, Roles
 from rlhf.models.tasks import CAUSAL_LM
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.rewards.compose import Rewards
@@ -68,7 +68,9 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
             add_adapter(policy, CRITIC, part.config, part.state)
             _copy_head(part.head, value_head)
         else:
-            policy.add_adapter(CRITIC, lora_config(start.config.adapter, start.task.peft, joined=False))
+            critic = lora_config(start.config.adapter, start.task.peft, joined=False)
+            critic.modules_to_save = policy.peft_config[POLICY].modules_to_save  # what is whole has no adapter
+            policy.add_adapter(CRITIC, critic)
     head = part.head if part is not None else None
     return Roles(policy, value_head, reward_head=head, critic_from_reward=from_reward, freeze=start.freeze)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from rlhf.artifacts.open import OpenedModel, open_model, open_stage
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError
-from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config
+from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config, whole_modules
 from rlhf.models.freeze import freeze_parameters
 from rlhf.models.load import Source, check_weights, context_length, model_config
 from rlhf.models.settings import stage_settings
@@ -117,7 +117,7 @@ def adapted(model: PreTrainedModel, start: StartingPoint, args: TrainingArgument
     else:
         set_seed(args.seed)
         config = lora_config(start.config.adapter, start.task.peft, joined=start.source.adapter is not None)
-        if whole:
+        if whole := [*whole, *whole_modules(start.source.adapter)]:
             config.modules_to_save = sorted({*(config.modules_to_save or ()), *whole})
         result = attach(model, config, start.source)
     freeze_parameters(result, start.freeze)
