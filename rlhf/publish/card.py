@@ -19,7 +19,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from rlhf.artifacts.manifest import Manifest
 from rlhf.artifacts.open import Kind
 from rlhf.evaluation.formatting import duration, number
-from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ, Task
+from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ, SPAN, Task
 from rlhf.report import html
 from rlhf.report.caveats import caveats
 from rlhf.report.schema import Report
@@ -28,7 +28,7 @@ from rlhf.report.tables import comparison_table_md, ledger_table_md, markdown_ta
 
 _UNDESCRIBED = {"policy": "A policy", "reward": "A reward model", "classifier": "A text classifier"}
 """What is said of a stage that recorded no method."""
-_PIPELINES = {CAUSAL_LM: "text-generation", SEQ2SEQ: "text2text-generation"}
+_PIPELINES = {CAUSAL_LM: "text-generation", SPAN: "question-answering", SEQ2SEQ: "text2text-generation"}
 """What the hub calls what a policy does."""
 _PRIVATE = ("endpoint", "api_key_env")
 """Fields of a judge behind an endpoint that give away its place in somebody's network."""
@@ -174,7 +174,7 @@ def summary(subject: Subject) -> str:
         base = f"`{public_base(subject.base)}`" if subject.base else "random weights"
     revision = f" at revision `{subject.revision}`" if subject.revision else ""
     what = "a LoRA adapter for" if subject.adapter else "whole weights, trained from"
-    method += ", text to text" if subject.task is SEQ2SEQ else ""
+    method += {SPAN: ", question answering", SEQ2SEQ: ", text to text"}.get(subject.task, "")
     return f"{method}: {what} {base}{revision}. It is the stage `{subject.stage}` of the run `{subject.run}`."
 
 

@@ -248,8 +248,8 @@ def load_published(
         if info["missing_keys"]:  # loading would draw a missing head at random
             raise UserError(f"{folder}: lost the weights {min(info['missing_keys'])}; build it again from the stage")
         return model
-    if kind != "policy":
-        arguments["num_labels"] = adapter_labels(folder)
+    if task.new_head:
+        arguments["num_labels"] = task.outputs or adapter_labels(folder)
     model = auto.from_pretrained(base, revision=revision, **arguments)
     if kind != "policy":  # the score is read at the last token before the pads
         model.config.pad_token_id = AutoTokenizer.from_pretrained(str(folder)).pad_token_id

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TaskType
 
 from rlhf.artifacts.json_files import write_json
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ModelConfig
 from rlhf.models import probe
 from rlhf.models.adapters import attach, join_adapters, lora_config
-from rlhf.models.load import load_policy, load_scorer, source_of
+from rlhf.models.load import load_model, source_of
+from rlhf.models.tasks import CAUSAL_LM, LABEL, Task
 from rlhf.models.tokenizer import load_tokenizer, tokenizer_record
 from tests.support import manifests
 
@@ -37,6 +37,7 @@ def add_stage(
     parent: str | None = None,
     adapter: bool | dict = True,
     labels: int = 0,
+    task: Task = CAUSAL_LM,
     unmoved: bool = False,
     **more: Any,
 ) -> list[float]:
@@ -49,6 +50,7 @@ def add_stage(
         parent: The stage it starts from.
         adapter: Whether it trains an adapter (with these fields of LoraConfig), or all weights.
         labels: Outputs of its head; 0 for a policy.
+        task: What a policy's head computes.
         unmoved: Whether it is what it started from.
         more: Entries of its record that replace the usual ones.
 
@@ -59,14 +61,11 @@ def add_stage(
     config = ModelConfig(name_or_path=str(base))
     source = source_of(config, run_dir / parent if parent else None)
     tokenizer = load_tokenizer(config)
-    task = TaskType.SEQ_CLS if labels else TaskType.CAUSAL_LM
-    if labels:
-        model = load_scorer(source, config, tokenizer, labels=labels, new_head=True).model
-    else:
-        model = load_policy(source, config, tokenizer)
+    task = LABEL if labels else task
+    model = load_model(source, config, tokenizer, task, labels or None, new_head=task.new_head).model
     if adapter:
         fields = {"r": 4, **(adapter if isinstance(adapter, dict) else {})}
-        model = attach(model, lora_config(fields, task, joined=source.adapter is not None), source)
+        model = attach(model, lora_config(fields, task.peft, joined=source.adapter is not None), source)
     if not unmoved:
         perturb(model, len(name))
     model.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
