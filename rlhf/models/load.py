@@ -142,6 +142,7 @@ def load_model(
     """
     if task is CAUSAL_LM and is_encoder(model_config(source)):
         raise UserError(f"{source.base}: a masked language model cannot write replies; that takes a causal one")
+    labels = task.outputs if labels is None else labels
     options = {} if labels is None else {"num_labels": labels}
     model, misfit = _pretrained(task.model_class, source, config, **options)
     check_complete(model, misfit, source.base, new_head=task.new_head)

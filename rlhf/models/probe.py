@@ -1,7 +1,8 @@
 """The probe of a model: a few sequences with the model's outputs, recorded so that a loaded model can be compared.
 
-The output of a sequence is its log-probability for a policy (nats/sequence), and its logits for a classifier or reward
-model. An encoder-decoder is asked for the log-probability of writing the sequence to itself, which takes both halves.
+The output of a sequence is its log-probability for a policy that writes (nats/sequence), its logits for a classifier or
+reward model, and the start and end logits of its first token for a span policy. An encoder-decoder is asked for the
+log-probability of writing the sequence to itself, which takes both halves.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
     """Compute a model's outputs for each sequence by itself, so that no padding is involved.
 
     Args:
-        model: A language model, causal or encoder-decoder, or a sequence classifier.
+        model: A language model, causal or encoder-decoder, a sequence classifier or a question-answering model.
         sequences: Token ids.
 
     Returns:
-        A policy's log-probability of each sequence (nats), or a classifier's logits, sequence after sequence.
+        The outputs, sequence after sequence.
     """
     training = model.training
     model.eval()
@@ -52,7 +53,11 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
     for sequence in sequences:
         ids = torch.tensor([list(sequence)], device=device)
         targets = {"labels": ids} if writes_to_input else {}
-        logits = forward(input_ids=ids, attention_mask=torch.ones_like(ids), **targets).logits.float()
+        output = forward(input_ids=ids, attention_mask=torch.ones_like(ids), **targets)
+        if hasattr(output, "start_logits"):
+            values.extend([output.start_logits[0, 0].item(), output.end_logits[0, 0].item()])
+            continue
+        logits = output.logits.float()
         if logits.dim() == 3:
             first = 0 if writes_to_input else 1
             log_probs = logits[:, : ids.shape[1] - first].log_softmax(-1).gather(-1, ids[:, first:, None])
@@ -128,7 +133,7 @@ def check_head(folder: Path) -> None:
     if not (folder / ADAPTER_CONFIG).is_file() or not weights.is_file():
         return
     adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if adapter.get("task_type") != TaskType.SEQ_CLS:
+    if adapter.get("task_type") not in (TaskType.SEQ_CLS, TaskType.QUESTION_ANS):
         return
     with safe_open(weights, framework="pt") as file:
         heads = [name for name in file.keys() if ".lora_" not in name and name.endswith(".weight")]  # noqa: SIM118

@@ -37,6 +37,8 @@ class Task:
     """Whether the head is drawn where the files have none: it is trained by the stage that draws it."""
     images: bool = False
     """Whether it reads images and not text."""
+    outputs: int | None = None
+    """Outputs of the head; None where data or vocabulary decide."""
 
     @property
     def model_class(self) -> Any:
@@ -47,7 +49,7 @@ class Task:
 CAUSAL_LM = Task("causal_lm", "AutoModelForCausalLM", TaskType.CAUSAL_LM, ("ForCausalLM", "LMHeadModel"))
 LABEL = Task("label", "AutoModelForSequenceClassification", TaskType.SEQ_CLS, ("ForSequenceClassification",), True)
 IMAGE_LABEL = Task("label", "AutoModelForImageClassification", None, ("ForImageClassification",), True, images=True)
-SPAN = Task("span", "AutoModelForQuestionAnswering", TaskType.QUESTION_ANS, ("ForQuestionAnswering",), True)
+SPAN = Task("span", "AutoModelForQuestionAnswering", TaskType.QUESTION_ANS, ("ForQuestionAnswering",), True, outputs=2)
 SEQ2SEQ = Task("seq2seq", "AutoModelForSeq2SeqLM", TaskType.SEQ_2_SEQ_LM, ("ForConditionalGeneration",))
 TASKS = (CAUSAL_LM, LABEL, IMAGE_LABEL, SPAN, SEQ2SEQ)
 

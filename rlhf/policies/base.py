@@ -218,7 +218,7 @@ def _chosen(log_probs_BTV: torch.Tensor, packed: PackedActions) -> torch.Tensor:
 
 def expected(log_probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """The expectation Σ_a π(a) · v(a) over the last dimension; an action that cannot be taken adds nothing."""
-    return torch.where(log_probs.isneginf(), 0.0, log_probs.exp() * values).sum(-1)
+    return (log_probs.exp() * values.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)  # and no gradient of 0 · ∞
 
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:

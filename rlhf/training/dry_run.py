@@ -64,6 +64,7 @@ def _structure(start: StartingPoint, labels: int | None) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, start.config.dtype)}
     if start.config.attn_implementation:
         options["attn_implementation"] = start.config.attn_implementation
+    labels = start.task.outputs if labels is None else labels
     if labels is not None:
         config.num_labels = labels
     return start.task.model_class.from_config(config, **options)

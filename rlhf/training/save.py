@@ -103,6 +103,8 @@ def _probe_sequences(data: Prepared) -> list[list[int]]:
     rows = (data.eval if len(data.eval) else data.train).select(range(min(probe.SIZE, len(data.eval or data.train))))
     if "input_ids" in rows.column_names:
         return rows["input_ids"][:]
+    if "windows" in rows.column_names:
+        return [windows[0] for windows in rows["windows"][:]]
     prompts = rows["prompt_ids"][:] if "prompt_ids" in rows.column_names else [[] for _ in range(len(rows))]
     if "chosen_ids" not in rows.column_names:
         return prompts

@@ -11,13 +11,18 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants, snapshot_download
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from rlhf.artifacts.manifest import read_manifests, versions
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.tasks import CAUSAL_LM
+from rlhf.models.tasks import CAUSAL_LM, SPAN
 from rlhf.publish import hub
 from rlhf.publish.card import Subject, _limits, public_base, publishable
 from tests.support.hub_server import READ_ONLY, TOKEN, HubServer, Repository
@@ -318,6 +323,24 @@ def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path, 
                 )[0]
                 assert names["inputs"]["input_ids"].tolist() == [ids]
     assert AutoTokenizer.from_pretrained(tmp_path / "sft").pad_token == "[PAD]"
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_span_policy_is_published_as_question_answering(tiny_bert, tmp_path, adapter, capsys):
+    run_dir = tmp_path / "runs" / "span"
+    outputs = add_stage(run_dir, "sft", tiny_bert, adapter=adapter, task=SPAN)
+    if adapter:
+        outputs = add_stage(run_dir, "ppo", tiny_bert, "sft", task=SPAN, adapter={"modules_to_save": ["qa_outputs"]})
+    folder = tmp_path / "out"
+    assert hub.build_folder(run_dir, "ppo" if adapter else "sft", folder).verified
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "question-answering"
+    assert ", question answering: " in card.text
+    model = as_plain_peft(tiny_bert, folder, AutoModelForQuestionAnswering) if adapter else None
+    model = model or AutoModelForQuestionAnswering.from_pretrained(folder, dtype="float32")
+    assert outputs_of(model) == pytest.approx(outputs, abs=1e-5)
+    exec(code_of(card.text, {"path/to/this/folder": folder, f"./{tiny_bert.name}": tiny_bert}), {})
+    assert capsys.readouterr().out.strip() in "no answer, Ada asks."
 
 
 @pytest.mark.parametrize("stage", ["gold_reward", "reward@1", "a_stage_of_the_users_own"])

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoTokenizer, set_seed
 
+from rlhf.data.windows import WindowCodec
+from rlhf.models.adapters import lora_config
 from rlhf.models.labels import Classes
 from rlhf.models.roles import CRITIC, Roles
-from rlhf.models.tasks import LABEL, SEQ2SEQ, Task
+from rlhf.models.tasks import LABEL, SEQ2SEQ, SPAN, Task
 from rlhf.policies.label import LabelPolicy, LabelRow
 from rlhf.policies.seq2seq import Seq2SeqPolicy, SourceRow
+from rlhf.policies.span import SpanPolicy, SpanRow
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import PPOTrainer
 from rlhf.rewards.compose import Rewards
@@ -34,7 +37,8 @@ class Kind(NamedTuple):
     factor: float
     """How much larger the matrices are made, so that what is drawn depends on the input."""
     policy: Callable[[Roles, Any, PPOConfig], Any]
-    row: Callable[[list[int], str, dict[str, Any]], Any]
+    row: Callable[[Any, str, dict[str, Any]], Any]
+    """An input of tokenizer, text and columns."""
 
 
 def _label(roles: Roles, tokenizer: Any, args: PPOConfig) -> LabelPolicy:
@@ -49,11 +53,25 @@ def _seq2seq(roles: Roles, tokenizer: Any, args: PPOConfig) -> Seq2SeqPolicy:
     return Seq2SeqPolicy(roles, tokenizer, args.max_new_tokens, args.temperature, args.sampling_batch_size)
 
 
+def _span(roles: Roles, tokenizer: Any, args: PPOConfig) -> SpanPolicy:
+    return SpanPolicy(roles, tokenizer.pad_token_id, args.temperature, args.sampling_batch_size, args.max_new_tokens)
+
+
+def _span_row(tokenizer: Any, text: str, columns: dict[str, Any]) -> SpanRow:
+    windows, offsets = WindowCodec(tokenizer, 16).windows("Who?", text)  # long texts have several
+    return SpanRow(windows, offsets, text, {"context": text, **columns})
+
+
+def _of_ids(row: Any) -> Callable[[Any, str, dict[str, Any]], Any]:
+    return lambda tokenizer, text, columns: row(tokenizer(text)["input_ids"], text, columns)
+
+
 KINDS = {
-    "label": Kind("tiny_bert", LABEL, 4.0, _label, LabelRow),
-    "labels": Kind("tiny_bert", LABEL, 4.0, _labels, LabelRow),
-    "t5": Kind("tiny_t5", SEQ2SEQ, 1.5, _seq2seq, SourceRow),
-    "bart": Kind("tiny_bart", SEQ2SEQ, 8.0, _seq2seq, SourceRow),
+    "label": Kind("tiny_bert", LABEL, 4.0, _label, _of_ids(LabelRow)),
+    "labels": Kind("tiny_bert", LABEL, 4.0, _labels, _of_ids(LabelRow)),
+    "t5": Kind("tiny_t5", SEQ2SEQ, 1.5, _seq2seq, _of_ids(SourceRow)),
+    "bart": Kind("tiny_bart", SEQ2SEQ, 8.0, _seq2seq, _of_ids(SourceRow)),
+    "span": Kind("tiny_bert", SPAN, 4.0, _span, _span_row),
 }
 
 
@@ -70,7 +88,7 @@ def make_roles(kind: Kind, base: Path, adapter: bool = True, critic: bool = True
     head = nn.Linear(model.config.hidden_size, 1) if critic else None
     if not adapter:
         return Roles(model, head, load(kind, base).base_model if critic else None, load(kind, base))
-    configs = [LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=kind.task.peft) for _ in range(2)]
+    configs = [lora_config({"r": 4}, kind.task.peft, joined=False) for _ in range(2)]
     policy = get_peft_model(model, configs[0])
     if critic:
         policy.add_adapter(CRITIC, configs[1])
@@ -111,5 +129,4 @@ def make_trainer(
 
 def rows(kind: Kind, tokenizer: Any, texts: Sequence[str] = PROMPTS) -> list[Any]:
     """Inputs of a kind."""
-    ids = [tokenizer(text)["input_ids"] for text in texts]
-    return [kind.row(row, text, {"number": n}) for n, (row, text) in enumerate(zip(ids, texts, strict=True))]
+    return [kind.row(tokenizer, text, {"number": number}) for number, text in enumerate(texts)]
