@@ -11,7 +11,7 @@ from rlhf.models import probe
 from rlhf.models.adapters import attach, lora_config
 from rlhf.models.heads import init_score_head, score_head
 from rlhf.models.load import check_weights, context_length, load_policy, load_scorer, source_of
-from rlhf.models.tasks import is_encoder
+from rlhf.models.tasks import LABEL, is_encoder
 from rlhf.models.tokenizer import load_tokenizer
 
 IDS = [[5, 9, 30, 31], [8, 12, 44]]
@@ -77,7 +77,7 @@ def test_an_encoders_adapter_keeps_every_new_layer(tiny_bert, tmp_path):
     class FakeArgs:
         seed = 0
 
-    model = adapted(scorer.model, StartingPoint(opened, True, 128), TaskType.SEQ_CLS, FakeArgs, scorer.fresh)
+    model = adapted(scorer.model, StartingPoint(opened, LABEL, True, 128), FakeArgs, scorer.fresh)
     model.save_pretrained(tmp_path / "reward")
     opened.tokenizer.save_pretrained(tmp_path / "reward")
     before = probe.outputs(model, IDS)
