@@ -93,8 +93,12 @@ class PolicyKind(ABC):
             args: The sft stage's arguments.
         """
 
-    def classes(self, data: Prepared) -> Classes | None:
+    def classes(self, data: Prepared, args: Any) -> Classes | None:
         """The classes that a new head tells apart; None where the task leaves no choice.
+
+        Args:
+            data: The encoded rows.
+            args: The sft stage's arguments.
 
         Raises:
             UserError: The data cannot train such a head.

@@ -153,25 +153,35 @@ class LabelKind(PolicyKind):
         codec = self._codec(args.max_length, args.truncation_mode)
         return Encoder(codec.labelled, {"max_length": args.max_length, "keep": codec.keep})
 
-    def classes(self, data: Prepared) -> Classes:
-        """The classes of the data, in both halves of the split; several at once where a row has not exactly one."""
+    def classes(self, data: Prepared, args: Any) -> Classes:
+        """The classes of the data, on both sides of the split, then answers that are none of them.
+
+        Several can be right at once where a row has not exactly one.
+        """
         learned, held_out = data.train["classes"], data.eval["classes"]
         check_classes({name for names in learned for name in names})
         rows = [*learned, *held_out]
-        return Classes(class_names({name for names in rows for name in names}), any(len(names) != 1 for names in rows))
+        names = class_names({name for each in rows for name in each})
+        more = list(args.extra_answers or ())
+        if known := [name for name in more if name in names or more.count(name) > 1]:
+            raise UserError(f"stages.sft.extra_answers: {known[0]!r} is there already")
+        return Classes([*names, *more], any(len(each) != 1 for each in rows))
 
     def supervised(self, model: PreTrainedModel, data: Prepared, args: Any) -> Supervised:
         """Cross-entropy of the class, or of each class's yes and no."""
         classes = classes_named(model)
         several, numbers = classes.several, {name: number for number, name in enumerate(classes.names)}
-        weights_C = None
+        learned, weights_C = len(numbers) - len(args.extra_answers or ()), None
         if args.class_weights is not None:
             if several:
                 raise UserError("stages.sft.class_weights: several classes at once are each a question of its own")
-            weights_C = balanced_weights([numbers[names[0]] for names in data.train["classes"]], len(numbers))
+            weights_C = balanced_weights([numbers[names[0]] for names in data.train["classes"]], learned)
 
         def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-            return class_loss(outputs.logits, labels, weights_C, args.label_smoothing_factor, num_items_in_batch)
+            labels = labels[:, :learned] if several else labels
+            return class_loss(
+                outputs.logits[:, :learned], labels, weights_C, args.label_smoothing_factor, num_items_in_batch
+            )
 
         def collate(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
             batch = self.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")

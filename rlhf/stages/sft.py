@@ -27,7 +27,7 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, start)
     kind = policy_kind(start.opened)
     ready = Ready(start, args, prepared_data(context, start, kind.demonstrations(args)))
-    kind.classes(ready.data)  # raises where they cannot be learned
+    kind.classes(ready.data, args)  # raises where they cannot be learned
     return ready
 
 
@@ -38,7 +38,7 @@ def dry_run(context: StageContext, ready: Ready) -> None:
     from rlhf.trl_trainers.speedups import NO_SPEEDUPS
 
     kind = policy_kind(ready.start.opened)
-    classes = kind.classes(ready.data)
+    classes = kind.classes(ready.data, ready.args)
 
     def make(few: Ready, model: Any) -> Trainer:
         if classes is not None:
@@ -80,7 +80,7 @@ def _with_new_head(kind: PolicyKind, ready: Ready) -> Any:
 
     from rlhf.training.starting_point import adapted
 
-    start, classes = ready.start, kind.classes(ready.data)
+    start, classes = ready.start, kind.classes(ready.data, ready.args)
     set_seed(ready.args.seed)
     loaded = start.opened.with_new_head(None if classes is None else len(classes.names), start.task)
     if classes is not None:

@@ -16,6 +16,9 @@ class SFTSettings(trl.SFTConfig):
     class_weights: str | None = None
     """How much each class weighs in a classifier's loss: `balanced` weighs a class by n / (classes × its rows), so that
     a rare class counts as much as a frequent one; null weighs each row alike."""
+    extra_answers: list[str] | None = None
+    """Answers of a classifier that are no class of the data, such as a hand-over to a person. Demonstrations teach
+    nothing about them; online training with a cost matrix learns when they pay."""
 
 
 class SFTTrainer(FasterTrainer, trl.SFTTrainer):

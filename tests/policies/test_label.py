@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf.errors import UserError
 from rlhf.models.labels import Classes
 from rlhf.models.roles import Roles
-from rlhf.policies.label import LabelPolicy, LabelRow, balanced_weights, class_loss, share_right
+from rlhf.policies.label import LabelKind, LabelPolicy, LabelRow, balanced_weights, class_loss, share_right
 
 
 class Fixed(nn.Module):
@@ -120,3 +121,28 @@ def test_share_right():
     assert share_right(prediction) == {"accuracy": 0.5}
     several = type("Prediction", (), {"predictions": [[2.0, -1.0]], "label_ids": [[1.0, 1.0]]})
     assert share_right(several) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_demonstrations_teach_nothing_about_an_extra_answer(several):
+    """Its output has no part in the loss, and so no gradient."""
+    names = ["a", "b", "c", "hand_over"]
+    model = type("Model", (), {})()
+    model.config = type("Config", (), {})()
+    Classes(names, several).name(model)
+    args = type("Args", (), {"class_weights": None, "extra_answers": ["hand_over"], "label_smoothing_factor": 0.1})
+    loss = LabelKind(None).supervised(model, None, args).loss
+    logits = torch.zeros(2, 4, requires_grad=True)
+    labels = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 0]]) if several else torch.tensor([0, 2])
+    loss(type("Output", (), {"logits": logits})(), labels).backward()
+    assert logits.grad[:, 3].tolist() == [0.0, 0.0]
+    assert logits.grad[:, :3].abs().min() > 0
+
+
+def test_classes_of_the_data_come_before_extra_answers():
+    data = type("Data", (), {"train": {"classes": [["b"], ["a"]]}, "eval": {"classes": [["c"]]}})
+    args = type("Args", (), {"extra_answers": ["hand_over"]})
+    assert LabelKind(None).classes(data, args) == Classes(["a", "b", "c", "hand_over"], False)
+    args.extra_answers = ["a"]
+    with pytest.raises(UserError, match="extra_answers"):
+        LabelKind(None).classes(data, args)
