@@ -216,8 +216,10 @@ def test_the_fields_read_from_source_are_those_of_the_classes():
 
     import trl
 
-    for stage, name in (("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig")):
-        real = {field.name for field in dataclasses.fields(getattr(trl, name)) if field.init}
+    from rlhf.trl_trainers.sft import SFTSettings
+
+    for stage, config in (("sft", SFTSettings), ("reward", trl.RewardConfig), ("dpo", trl.DPOConfig)):
+        real = {field.name for field in dataclasses.fields(config) if field.init}
         found = set(trainer_fields.trainer_fields(stage))
         assert found <= real
         assert real - found - set(trainer_fields.RESERVED) <= {name for name in real if name.startswith("_")}

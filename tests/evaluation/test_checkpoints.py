@@ -211,7 +211,7 @@ def test_checkpoints_are_not_chosen_on_the_prompts_of_the_comparison(tmp_path, t
         "prompts": {"source": str(prompts)},
     }
     project = load_project(project.path, [f"data={json.dumps(data)}", "evaluate.prompts=100"])
-    chosen, _ = tracking_prompts(StageContext(project, "dpo", tmp_path, {}))
+    chosen = [prompt.prompt for prompt in tracking_prompts(StageContext(project, "dpo", tmp_path, {}))]
     compared = [one.prompt for one in evaluation_prompts(project, 100)]
     assert len(chosen) >= 6
     assert not set(chosen) & set(compared)

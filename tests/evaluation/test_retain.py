@@ -6,14 +6,12 @@ import math
 import pytest
 import torch
 
+from rlhf.artifacts.open import open_model
 from rlhf.config.load import load_project
-from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.evaluation.regressions import compare_retained
 from rlhf.evaluation.retain import measure, read_retained
-from rlhf.models.load import load_policy, source_of
 from rlhf.models.settings import base_settings
-from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline import identity
 from rlhf.pipeline.execute import run_stage
 from rlhf.pipeline.folder import own_folder
@@ -54,27 +52,28 @@ def project(tmp_path, tiny_llama):
 
 
 def loaded(project):
-    config = base_settings(project)
-    tokenizer = load_tokenizer(config)
-    return load_policy(source_of(config), config, tokenizer), Codec(tokenizer)
+    opened = open_model(base_settings(project))
+    return opened, opened.policy(placed=False)
 
 
 def test_a_text_counts_by_the_mean_log_likelihood_of_its_tokens(project):
     general, _ = read_retained(project)
-    model, codec = loaded(project)
+    opened, model = loaded(project)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # every next token is equally likely
-    values = measure(general, model, codec, {}, 4, 8)
+    values = measure(general, opened, model, {}, project.evaluate)
     assert len(values) == 12
     assert values == pytest.approx([-math.log(model.config.vocab_size)] * 12, rel=1e-5)
 
 
 def test_a_task_counts_by_its_judge_who_gets_the_rows_columns(project):
     _, sums = read_retained(project)
-    model, codec = loaded(project)
+    opened, model = loaded(project)
     judge = {"solved": lambda prompts, completions, answer: [float(text) for text in answer]}
-    assert measure(sums, model, codec, judge, 4, 8) == [0.0, 1.0, 2.0, 3.0, 4.0], "the first five rows, as limited"
+    assert measure(sums, opened, model, judge, project.evaluate) == [0.0, 1.0, 2.0, 3.0, 4.0], (
+        "the first five rows, as limited"
+    )
 
 
 def rows(before, after):
