@@ -34,8 +34,9 @@ from rlhf.models.load import (
     model_config,
     source_of,
 )
-from rlhf.models.tasks import LABEL, Task, adapter_task, has_new_head, task_of
-from rlhf.models.tokenizer import check_tokenizer, load_tokenizer
+from rlhf.models.processor import load_processor
+from rlhf.models.tasks import LABEL, Task, adapter_task, has_new_head, reads_images, task_of
+from rlhf.models.tokenizer import Processor, check_tokenizer
 
 Kind = Literal["policy", "reward", "classifier"]
 _LOST = "what was written is not the model that was trained"
@@ -91,16 +92,27 @@ class OpenedModel:
         return source
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that belongs to the model.
+    def processor(self) -> Processor:
+        """What makes the model's inputs: its tokenizer, or the processor of an image model.
 
         Raises:
             UserError: It cannot be loaded, or is not the one that the stage recorded.
         """
-        tokenizer = load_tokenizer(self.settings, self.folder)
+        processor = load_processor(self.settings, self.folder, reads_images(model_config(self.source)))
         if self._manifest is not None:
-            check_tokenizer(tokenizer, self._manifest.get("tokenizer") or {}, self.name)
-        return tokenizer
+            check_tokenizer(processor, self._manifest.get("tokenizer") or {}, self.name)
+        return processor
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the model.
+
+        Raises:
+            UserError: See `processor`; or the model reads images.
+        """
+        if not isinstance(self.processor, PreTrainedTokenizerBase):
+            raise UserError(f"{self.name}: the model reads images, and this takes one that reads text")
+        return self.processor
 
     @cached_property
     def classes(self) -> Classes:
@@ -148,7 +160,7 @@ class OpenedModel:
         """
         self._check_files()
         labels = len(self.label_names) if self.task.policy == LABEL.policy else None
-        model = load_policy(self.source, self.settings, self.tokenizer, self.task, labels)
+        model = load_policy(self.source, self.settings, self.processor, self.task, labels)
         if labels is not None:
             self.classes.name(model)
         return self._checked(model, placed)
@@ -163,7 +175,7 @@ class OpenedModel:
             UserError: It cannot be loaded, has no head, its files changed, or it is not the model that the stage left.
         """
         self._check_files()
-        model = load_scorer(self.source, self.settings, self.tokenizer, labels=len(self.label_names)).model
+        model = load_scorer(self.source, self.settings, self.processor, labels=len(self.label_names)).model
         return self._checked(model, placed)
 
     def with_new_head(self, labels: int | None = 1, task: Task = LABEL) -> Loaded:
@@ -177,11 +189,11 @@ class OpenedModel:
             UserError: It cannot be loaded, or its files changed.
         """
         self._check_files()
-        return load_model(self.source, self.settings, self.tokenizer, task, labels, new_head=True)
+        return load_model(self.source, self.settings, self.processor, task, labels, new_head=True)
 
     def _check_files(self) -> None:
         probe.check_head(Path(self.name))
-        _ = self.tokenizer  # a changed tokenizer is the better message than a changed file
+        _ = self.processor  # a changed tokenizer is the better message than a changed file
         if self._manifest is not None and self.folder is not None:
             verify_once(self.folder)
 
@@ -249,7 +261,7 @@ def check_saved(
     trained_on = next(model.parameters()).device
     move(model, torch.device("cpu"))
     saved = OpenedModel(settings, folder)
-    check_tokenizer(saved.tokenizer, recorded, folder)
+    check_tokenizer(saved.processor, recorded, folder)
     loaded = saved.policy(placed=False)
     move(loaded, trained_on)
     probe.check(loaded, made, str(folder), _LOST)

@@ -80,6 +80,18 @@ def load_image(ref: str) -> pillow.Image:
     return image
 
 
+def in_mode(image: pillow.Image, mode: str) -> pillow.Image:
+    """An image in another mode; 16 bits a pixel keep their upper 8, which Pillow would clip to white.
+
+    Args:
+        image: Any image.
+        mode: `L` (grey), `RGB` or `RGBA`.
+    """
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return image if image.mode == mode else image.convert(mode)
+
+
 def as_image(value: Any) -> Image | None:
     """A value of a table as an image: encoded bytes, alone or as `datasets` stores them (`{"bytes": …, "path": …}`).
 

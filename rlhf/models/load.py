@@ -32,6 +32,7 @@ from rlhf.errors import UserError, reason
 from rlhf.models.device import sharded
 from rlhf.models.heads import init_score_head
 from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, adapter_task, is_encoder
+from rlhf.models.tokenizer import Processor
 from rlhf.models.weights import (
     Misfit,
     check_adapter,
@@ -122,7 +123,7 @@ def context_length(config: PretrainedConfig) -> int | None:
 def load_model(
     source: Source,
     config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     task: Task = CAUSAL_LM,
     labels: int | None = None,
     new_head: bool = False,
@@ -132,7 +133,7 @@ def load_model(
     Args:
         source: Where the weights come from.
         config: Type and attention implementation.
-        tokenizer: Its pad token tells the model where a sequence ends.
+        processor: A tokenizer's pad token tells the model where a sequence ends.
         task: What the head computes; `LABEL` for a reward model, too, which has one label.
         labels: Outputs of the head, where the task leaves that open.
         new_head: Whether to make a head where the files have none, as `heads.init_score_head` does.
@@ -152,25 +153,29 @@ def load_model(
         raise UserError(f"{source.base}: has no {what}; train one with the {'reward' if labels == 1 else 'sft'} stage")
     if fresh:
         init_score_head(model)
-    return Loaded(_finish(model, source, tokenizer), fresh)
+    return Loaded(_finish(model, source, processor), fresh)
 
 
 def load_policy(
     source: Source,
     config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     task: Task = CAUSAL_LM,
     labels: int | None = None,
 ) -> PreTrainedModel:
     """Load a policy, whose head must be there; see `load_model`."""
-    return load_model(source, config, tokenizer, task, labels).model
+    return load_model(source, config, processor, task, labels).model
 
 
 def load_scorer(
-    source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, labels: int = 1, new_head: bool = False
+    source: Source,
+    config: ModelConfig,
+    processor: Processor,
+    labels: int = 1,
+    new_head: bool = False,
 ) -> Loaded:
     """Load a sequence classifier: a reward model has one label; see `load_model`."""
-    return load_model(source, config, tokenizer, LABEL, labels, new_head)
+    return load_model(source, config, processor, LABEL, labels, new_head)
 
 
 def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -> PreTrainedModel | None:
@@ -225,9 +230,10 @@ def _arguments(source: Source, config: ModelConfig) -> dict[str, Any]:
     return arguments
 
 
-def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _finish(model: PreTrainedModel, source: Source, processor: Processor) -> PreTrainedModel:
     """Merge the adapter, make room for an added pad token, and tell the model its pad and EOS tokens."""
-    _make_room(model, len(tokenizer))
+    if isinstance(processor, PreTrainedTokenizerBase):
+        _make_room(model, len(processor))
     if source.adapter is not None:
         with _as_user_error(str(source.adapter)):
             adapter = PeftConfig.from_pretrained(str(source.adapter))
@@ -239,6 +245,13 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
             model = adapted.merge_and_unload()
     if not sharded() and not is_deepspeed_zero3_enabled():
         check_finite(model, str(source.adapter or source.base))
+    if isinstance(processor, PreTrainedTokenizerBase):
+        _name_special_tokens(model, processor)
+    return model
+
+
+def _name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a model its pad and EOS tokens."""
     text = model.config.get_text_config()
     text.pad_token_id = tokenizer.pad_token_id
     if text.eos_token_id is None:
@@ -250,7 +263,6 @@ def _finish(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokeniz
         stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
             generation.eos_token_id = [tokenizer.eos_token_id, *stops]
-    return model
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""The probe of a model: a few sequences with the model's outputs, recorded so that a loaded model can be compared.
+"""The probe of a model: a few inputs with the model's outputs, recorded so that a loaded model can be compared.
 
 The output of a sequence is its log-probability for a policy that writes (nats/sequence), its logits for a classifier or
 reward model, and the start and end logits of its first token for a span policy. An encoder-decoder is asked for the
 log-probability of writing the sequence to itself, which takes both halves.
+An image model is shown patterns that are made anew (`patterns`): its images may be gone when it is loaded.
 """
 
 from __future__ import annotations
@@ -68,19 +69,43 @@ def outputs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> list[float]
     return values
 
 
-def make(model: nn.Module, sequences: Sequence[Sequence[int]]) -> dict[str, Any]:
+@torch.no_grad()
+def image_outputs(model: nn.Module, shape: Sequence[int]) -> list[float]:
+    """An image classifier's logits of the patterns of a shape, pattern after pattern."""
+    training = model.training
+    model.eval()
+    weight = next(model.parameters())
+    forward = vars(model).get("_original_forward", model)
+    logits = forward(pixel_values=patterns(shape).to(weight.device, weight.dtype)).logits.float()
+    model.train(training)
+    return logits.flatten().tolist()
+
+
+def patterns(shape: Sequence[int]) -> torch.Tensor:
+    """`SIZE` different waves as images with values from -1 to 1, [SIZE, channels, height, width]."""
+    steps = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.stack([(steps * (0.11 + 0.37 * number)).sin() for number in range(SIZE)]).view(SIZE, *shape).float()
+
+
+def make(model: nn.Module, sequences: Sequence[Sequence[int]], image: Sequence[int] | None = None) -> dict[str, Any]:
     """Make the probe of a model: the first few sequences, their outputs and the type of the weights.
+
+    Args:
+        model: The model.
+        sequences: Token ids.
+        image: Channels, height and width of what an image model reads, which sees patterns of this shape instead.
 
     Raises:
         UserError: An output is not finite.
     """
     chosen = [list(sequence) for sequence in sequences[:SIZE]]
-    values = outputs(model, chosen)
+    values = outputs(model, chosen) if image is None else image_outputs(model, image)
     if not all(map(math.isfinite, values)):
         raise UserError(
             f"the trained model's outputs are not finite ({values}): the run has diverged; lower learning_rate"
         )
-    return {"ids": chosen, "outputs": values, "dtype": _dtype(model)}
+    shown = {"ids": chosen} if image is None else {"image": list(image)}
+    return {**shown, "outputs": values, "dtype": _dtype(model)}
 
 
 def agrees(was: float, now: float, dtype: str) -> bool:
@@ -107,7 +132,7 @@ def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHE
     Raises:
         UserError: An output differs; the message has both values, and the types of the weights if they differ.
     """
-    values = outputs(model, probe["ids"])
+    values = image_outputs(model, probe["image"]) if "image" in probe else outputs(model, probe["ids"])
     if len(values) != len(probe["outputs"]):
         raise UserError(f"{name}: loaded, the model has {len(values)} outputs; saved, it had {len(probe['outputs'])}")
     for was, now in zip(probe["outputs"], values, strict=True):

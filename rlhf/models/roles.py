@@ -71,6 +71,18 @@ class Roles(nn.Module):
             ]
             self._train()
 
+    def train(self, mode: bool = True) -> Roles:
+        """Training mode; batch normalisation keeps the statistics that it has.
+
+        With those of a batch, an action's probability would depend on the rows beside it, and the ratio to the policy
+        that sampled would not start at 1.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
     @property
     def base(self) -> PreTrainedModel:
         """The policy's model with its own head, without peft's wrapping; whichever adapter is active."""

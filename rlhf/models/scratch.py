@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -21,11 +22,12 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.device import check_memory
-from rlhf.models.tasks import is_encoder
+from rlhf.models.tasks import is_encoder, reads_images
 from rlhf.models.tokenizer import ADDED_PAD, load_tokenizer, settle_special_tokens
 
 _OWN = ("architecture", "tokenizer")
@@ -46,7 +48,9 @@ def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
     scratch = dict(project.model.scratch or {})
     architecture = scratch.get("architecture")
     if not isinstance(architecture, str) or architecture not in CONFIG_MAPPING_NAMES:
-        raise UserError(f"model.scratch.architecture: unknown {architecture!r}; llama, gpt2, bert and t5 are some")
+        raise UserError(f"model.scratch.architecture: unknown {architecture!r}; llama, gpt2, bert, t5 and vit are some")
+    if reads_images(AutoConfig.for_model(architecture)):
+        return _image_model(project, scratch, folder)
     masked = AutoConfig.for_model(architecture) if architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
     encoder = masked if masked is not None and is_encoder(masked) else None
     tokenizer = _tokenizer(project, scratch.get("tokenizer") or {}, encoder)
@@ -80,7 +84,35 @@ def _decoder_tokens(architecture: str, tokenizer: PreTrainedTokenizerBase) -> di
     return {"decoder_start_token_id": tokenizer.pad_token_id, **ends}
 
 
-def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int) -> None:
+def _image_model(project: ProjectConfig, scratch: dict[str, Any], folder: Path) -> PreTrainedModel:
+    """Write an image model without a head, and a processor that resizes images and makes their values -1 to 1."""
+    architecture = scratch.pop("architecture")
+    if "tokenizer" in scratch:
+        raise UserError(f"model.scratch.tokenizer: {architecture} reads images and has no tokenizer; take it out")
+    size = scratch.get("image_size")
+    if type(size) is not int or size < 1:
+        raise UserError(f"model.scratch.image_size: expected the pixels of a side, a whole number, not {size!r}")
+    known = vars(AutoConfig.for_model(architecture))
+    fields = {key: value for key, value in scratch.items() if key != "image_size" or key in known}
+    try:
+        config = AutoConfig.for_model(architecture, **fields)
+        _check_fields(config, fields)
+        with torch.device("meta"):
+            check_memory("model.scratch", AutoModel.from_config(config, dtype=torch.float32).num_parameters())
+        set_seed(project.seed)
+        model = AutoModel.from_config(config, dtype=torch.float32)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model.scratch: no {architecture} can be made of these sizes: {reason(error)}") from None
+    middle = [0.5] * config.num_channels
+    processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=middle, image_std=middle)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model
+
+
+def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int | None = None) -> None:
     """Check that the architecture has each field, that sizes are positive, and that each token has an embedding.
 
     Raises:
@@ -95,7 +127,7 @@ def _check_fields(config: PretrainedConfig, fields: dict[str, Any], tokens: int)
         size = getattr(config, key, None)
         if isinstance(size, int) and size < 1:
             raise UserError(f"model.scratch.{config.attribute_map.get(key, key)} must be at least 1, not {size}")
-    if config.vocab_size < tokens:
+    if tokens is not None and config.vocab_size < tokens:
         raise UserError(f"model.scratch.vocab_size: {config.vocab_size} rows for {tokens} tokens; leave it out")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
 
 from rlhf import network
 from rlhf.config.project import ModelConfig
@@ -16,11 +17,14 @@ from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.weights import check_pointers
 
+Processor = PreTrainedTokenizerBase | BaseImageProcessor
+"""What makes a model's inputs: a tokenizer, or the processor of an image model."""
 ADDED_PAD = "<|pad|>"
 _MARK = "sequences_end_in_eos"
 _SPARE_PADS = (ADDED_PAD, "<|finetune_right_pad_id|>", "<|endoftext|>", "<|fim_pad|>", "<pad>", "[PAD]")
 _WORDS = {"eos": "EOS token", "pad": "pad token", "bos": "BOS token", "padding_side": "padding side",
-          "template_hash": "chat template (hash)", "hash": "vocabulary (hash)"}  # fmt: skip
+          "template_hash": "chat template (hash)", "hash": "vocabulary (hash)",
+          "images": "image processor (hash)"}  # fmt: skip
 
 
 def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> PreTrainedTokenizerBase:
@@ -105,11 +109,14 @@ def ends_in_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.init_kwargs.get(_MARK))
 
 
-def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def tokenizer_record(tokenizer: Processor) -> dict[str, Any]:
     """What a stage's manifest records of its tokenizer: special tokens by name, hashes of template and vocabulary.
 
-    The hash of the vocabulary covers merges, normalisation and added tokens with their ids.
+    The hash of the vocabulary covers merges, normalisation and added tokens with their ids. Of an image processor it
+    records the hash of its settings.
     """
+    if isinstance(tokenizer, BaseImageProcessor):
+        return {"images": _digest(tokenizer.to_json_string())}
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for transient in ("truncation", "padding"):  # set by the last call: no property of the tokenizer
@@ -127,8 +134,8 @@ def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, recorded: dict[str, Any], name: str | Path) -> None:
-    """Check that a tokenizer is the one that a manifest describes.
+def check_tokenizer(tokenizer: Processor, recorded: dict[str, Any], name: str | Path) -> None:
+    """Check that a tokenizer or image processor is the one that a manifest describes.
 
     Args:
         tokenizer: As loaded.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -48,6 +48,8 @@ class Supervised(NamedTuple):
     """`f(outputs, labels, num_items_in_batch)`; None takes the loss that the model computes."""
     metrics: Callable[[Any], dict[str, float]] | None = None
     """Of a `transformers.EvalPrediction`."""
+    training_collator: Callable[[list[Mapping[str, Any]]], Mapping[str, Any]] | None = None
+    """Makes the batches that are trained on, where they differ: rows are augmented, say."""
 
 
 class Completed(NamedTuple):
@@ -84,6 +86,11 @@ class PolicyKind(ABC):
         return model_config(self.opened.source)
 
     # trained on demonstrations
+
+    @property
+    def augmentations(self) -> Collection[str]:
+        """Names that `stages.sft.augment` may have: changes of training rows (`data.augment`)."""
+        return ()
 
     @abstractmethod
     def demonstrations(self, args: Any) -> Encoder:

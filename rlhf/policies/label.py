@@ -1,4 +1,4 @@
-"""Classifiers as policies: the input is a text, the one action is its class.
+"""Classifiers as policies: the input is a text or an image, the one action is its class.
 
 Where several classes can be right at once, each is an action of its own, yes or no, independent of the others.
 """
@@ -6,36 +6,36 @@ Where several classes can be right at once, each is an action of its own, yes or
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel
 
 from rlhf.config.project import EvaluateConfig
 from rlhf.data.classes import check_classes, class_names
 from rlhf.data.prepare import Prepared
-from rlhf.data.records import Encoded, Prompt, Text
-from rlhf.data.tokenize import Codec
+from rlhf.data.records import Prompt, Text
 from rlhf.errors import UserError, unknown_name
 from rlhf.models.labels import Classes, classes_named
-from rlhf.models.load import context_length
 from rlhf.models.roles import Roles
-from rlhf.models.tasks import is_encoder
 from rlhf.policies.base import LogitsPolicy, PackedActions, entropy, like_sizes
 from rlhf.policies.completion import Completion
 from rlhf.policies.kinds import Completed, Encoder, PolicyKind, Supervised, answered
+from rlhf.policies.readers import Reader, reader_of
 from rlhf.rewards.text import SEPARATOR
 
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A text to classify."""
+    """A text or an image to classify."""
 
-    ids: list[int]
+    content: Any
+    """What the reader makes the model's inputs of: token ids, or the name of an image."""
     prompt: Text
     columns: dict[str, Any]
 
@@ -45,17 +45,15 @@ class LabelPolicy(LogitsPolicy):
 
     Args:
         roles: Policy, reference and maybe a critic.
-        tokenizer: Theirs.
+        reader: How they read their input.
         classes: What it tells apart.
         temperature: Divides the logits; 0 takes the likeliest class.
-        batch_size: Texts a forward pass when it samples.
+        batch_size: Inputs a forward pass when it samples.
     """
 
-    def __init__(
-        self, roles: Roles, tokenizer: PreTrainedTokenizerBase, classes: Classes, temperature: float, batch_size: int
-    ) -> None:
+    def __init__(self, roles: Roles, reader: Reader, classes: Classes, temperature: float, batch_size: int) -> None:
         super().__init__(roles, temperature)
-        self.tokenizer, self.classes, self.batch_size = tokenizer, classes, batch_size
+        self.reader, self.classes, self.batch_size = reader, classes, batch_size
 
     @property
     def action_count(self) -> int | None:
@@ -64,7 +62,7 @@ class LabelPolicy(LogitsPolicy):
 
     @torch.no_grad()
     def sample(self, inputs: Sequence[LabelRow], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
-        """For each text one answer a seed."""
+        """For each input one answer a seed."""
         drawn: list[list[Completion]] = [[] for _ in inputs]
         for chosen, log_probs_PTV in self._distributions(inputs):
             for p, log_probs_TV in zip(chosen, log_probs_PTV, strict=True):
@@ -73,7 +71,7 @@ class LabelPolicy(LogitsPolicy):
 
     @torch.no_grad()
     def every_action(self, inputs: Sequence[LabelRow]) -> list[list[Completion]]:
-        """For each text an answer for every class."""
+        """For each input an answer for every class."""
         every: list[list[Completion]] = [[] for _ in inputs]
         for chosen, log_probs_PTV in self._distributions(inputs):
             for p, log_probs_TV in zip(chosen, log_probs_PTV, strict=True):
@@ -108,16 +106,15 @@ class LabelPolicy(LogitsPolicy):
     # forward passes
 
     def size(self, input: LabelRow, completions: Sequence[Completion]) -> int:
-        """Tokens of the text."""
-        return len(input.ids)
+        """How much there is to read of the input."""
+        return self.reader.size(input.content)
 
     def pack(self, inputs: Sequence[LabelRow], completions: Sequence[Sequence[Completion]]) -> PackedActions:
-        """Texts, each once, with the answers to them."""
-        padded = self.tokenizer.pad({"input_ids": [row.ids for row in inputs]}, return_tensors="pt")
+        """Inputs, each once, with the answers to them."""
         counts = torch.tensor([len(group) for group in completions])
         actions_BT = torch.tensor([completion.ids for group in completions for completion in group])
         return PackedActions(
-            {name: padded[name] for name in ("input_ids", "attention_mask")},
+            self.reader.batch([row.content for row in inputs]),
             torch.arange(len(inputs)).repeat_interleave(counts),
             actions_BT,
             torch.ones_like(actions_BT, dtype=torch.bool),
@@ -131,27 +128,27 @@ class LabelPolicy(LogitsPolicy):
         return logits_PC[packed.input_B, None]
 
     def states(self, backbone: Any, packed: PackedActions) -> torch.Tensor:
-        """The state that classifies a text, before and after its classes alike, [B, T + 1, d]."""
-        hidden_PLd = backbone(**packed.inputs).last_hidden_state
-        mask_PL = packed.inputs["attention_mask"].bool()
-        if is_encoder(self.config):
-            place_P = mask_PL.int().argmax(1)
-        else:  # a causal model has read the whole text at its last token
-            place_P = mask_PL.shape[1] - 1 - mask_PL.flip(1).int().argmax(1)
-        states_Pd = hidden_PLd[torch.arange(len(hidden_PLd), device=hidden_PLd.device), place_P]
+        """The state that stands for an input, before and after its classes alike, [B, T + 1, d]."""
+        states_Pd = self.reader.state(backbone, packed.inputs)
         return states_Pd[packed.input_B, None].expand(-1, packed.actions_BT.shape[1] + 1, -1)
 
 
 class LabelKind(PolicyKind):
-    """Classifiers of text."""
+    """Classifiers of texts and of images."""
 
-    def _codec(self, max_length: int | None, keep: str = "keep_start") -> Codec:
-        return Codec(self.tokenizer, max_length, keep, encoder=is_encoder(self.config))
+    @cached_property
+    def reader(self) -> Reader:
+        """How the model reads its input."""
+        return reader_of(self.opened)
+
+    @property
+    def augmentations(self) -> Collection[str]:
+        """Changes of training rows that leave their class, by name."""
+        return self.reader.augmentations
 
     def demonstrations(self, args: Any) -> Encoder:
-        """Token ids of each text, and its classes by name."""
-        codec = self._codec(args.max_length, args.truncation_mode)
-        return Encoder(codec.labelled, {"max_length": args.max_length, "keep": codec.keep})
+        """Each text or image, and its classes by name."""
+        return self.reader.demonstrations(args)
 
     def classes(self, data: Prepared, args: Any) -> Classes:
         """The classes of the data, on both sides of the split, then answers that are none of them.
@@ -183,8 +180,8 @@ class LabelKind(PolicyKind):
                 outputs.logits[:, :learned], labels, weights_C, args.label_smoothing_factor, num_items_in_batch
             )
 
-        def collate(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-            batch = self.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
+        def collate(rows: list[Mapping[str, Any]], augment: Sequence[str] = ()) -> Mapping[str, Any]:
+            batch = self.reader.batch([row[self.reader.column] for row in rows], augment)
             labels = [[numbers[name] for name in row["classes"]] for row in rows]
             if several:
                 batch["labels"] = torch.zeros(len(rows), len(numbers))
@@ -192,24 +189,16 @@ class LabelKind(PolicyKind):
                     batch["labels"][place, row] = 1.0
             else:
                 batch["labels"] = torch.tensor([row[0] for row in labels])
-            return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            return batch
 
-        return Supervised(collate, loss, share_right)
+        return Supervised(collate, loss, share_right, partial(collate, augment=args.augment or ()))
 
     def prompts(self, args: Any) -> Encoder:
-        """Token ids of each text."""
-        limit = context_length(self.config) if args is None else args.max_length
-        codec = self._codec(limit)
-
-        def encode(record: Prompt) -> Encoded:
-            ids = codec.prompt(record.prompt)
-            columns = {"input_ids": ids[:limit], "prompt": json.dumps(record.prompt)}
-            return Encoded(columns, truncated=len(columns["input_ids"]) < len(ids))
-
-        return Encoder(encode, {"max_length": limit})
+        """Each text or image."""
+        return self.reader.prompts(args)
 
     def inputs(self, rows: Iterable[Mapping[str, Any]]) -> Sequence[LabelRow]:
-        """Texts, with the other columns of their rows."""
+        """Texts or images, with the other columns of their rows."""
         names = self.opened.label_names
         result = []
         for row in rows:
@@ -221,13 +210,13 @@ class LabelKind(PolicyKind):
                         f"{self.opened.name}: a row has label {label!r}, which the model does not know; "
                         f"{unknown_name(label, names)}"
                     )
-            result.append(LabelRow(row["input_ids"], json.loads(row["prompt"]), columns))
+            result.append(LabelRow(row[self.reader.column], self.reader.prompt(row), columns))
         return result
 
     def policy(self, roles: Roles, settings: Any, fold: bool = True) -> LabelPolicy:
         """The policy that online training optimises."""
         batch_size = settings.sampling_batch_size
-        return LabelPolicy(roles, self.tokenizer, self.opened.classes, settings.temperature, batch_size)
+        return LabelPolicy(roles, self.reader, self.opened.classes, settings.temperature, batch_size)
 
     def complete(
         self,
@@ -240,9 +229,9 @@ class LabelKind(PolicyKind):
         label: str,
         reference: Callable[[], PreTrainedModel] | None = None,
     ) -> Completed:
-        """The likeliest class of each text."""
+        """The likeliest class of each input."""
         roles = Roles(model, reference=None if reference is None else reference())
-        policy = LabelPolicy(roles, self.tokenizer, self.opened.classes, 0.0, settings.batch_size)
+        policy = LabelPolicy(roles, self.reader, self.opened.classes, 0.0, settings.batch_size)
         return answered(self, policy, prompts, samples=1, seed=seed, batch_size=settings.batch_size)
 
 

@@ -144,7 +144,7 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
             "publish whole weights with --merge"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    opened.tokenizer.save_pretrained(folder)
+    opened.processor.save_pretrained(folder)
     if adapter:
         _copy_adapter(source, folder)
     elif (source / ADAPTER_CONFIG).is_file():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, unknown_name
 from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ def prepare(context: StageContext) -> Ready:
     start = starting_point(context)
     args: Any = arguments(context, start)
     kind = policy_kind(start.opened)
+    for name in args.augment or ():
+        if name not in kind.augmentations:
+            fits = unknown_name(name, kind.augmentations) if kind.augmentations else "none does"
+            raise UserError(f"stages.{context.name}.augment: {name!r} does not fit {start.source.base}; {fits}")
     ready = Ready(start, args, prepared_data(context, start, kind.demonstrations(args)))
     kind.classes(ready.data, args)  # raises where they cannot be learned
     return ready
@@ -90,18 +94,16 @@ def _with_new_head(kind: PolicyKind, ready: Ready) -> Any:
 
 def _trainer(kind: PolicyKind, ready: Ready, model: Any, speedups: Any) -> Trainer:
     """The trainer of a kind: transformers' own where the kind says how it learns, else TRL's."""
-    from transformers import Trainer
-
     from rlhf.models.adapters import without_peft
-    from rlhf.trl_trainers.sft import SFTTrainer
+    from rlhf.trl_trainers.sft import AugmentingTrainer, SFTTrainer
 
     supervised = kind.supervised(without_peft(model), ready.data, ready.args)
     if supervised is None:
         return ready.trainer(SFTTrainer, model, speedups=speedups)
     ready.args.remove_unused_columns = False  # the collator reads columns that the model does not
     return ready.trainer(
-        Trainer, model, data_collator=supervised.collator, compute_metrics=supervised.metrics,
-        compute_loss_func=supervised.loss,
+        AugmentingTrainer, model, data_collator=supervised.collator, compute_metrics=supervised.metrics,
+        compute_loss_func=supervised.loss, training_collator=supervised.training_collator,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class Ready:
             args=self.args,
             train_dataset=self.data.train,
             eval_dataset=self.eval_rows,
-            processing_class=self.start.tokenizer,
+            processing_class=self.start.processor,
             **options,
         )
 
@@ -89,7 +89,7 @@ def prepared_data(
 
     Args:
         context: The stage.
-        start: Its tokenizer is part of what identifies the tokenised data.
+        start: Its tokenizer or image processor is part of what identifies the tokenised data.
         encoder: Record to columns.
         keep_columns: Whether rewards will read the row's other columns.
     """
@@ -100,7 +100,7 @@ def prepared_data(
     except UserError as error:
         raise UserError(f"{error}; stages.{context.name} needs it") from None
     half = half_for(context.project, context.name)
-    key = json.dumps([tokenizer_record(start.tokenizer), encoder.settings, half], sort_keys=True)
+    key = json.dumps([tokenizer_record(start.processor), encoder.settings, half], sort_keys=True)
     folder = context.directory / "data"
     with process_state().main_process_first():
         return prepare(context.project, role, encoder.encode, folder, keep_columns, key, encoder.ahead, half)

@@ -87,7 +87,7 @@ def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
     source = reward.source
     if source.adapter is None or (source.base, source.revision) != (start.source.base, start.source.revision):
         return None
-    if reward.manifest.get("tokenizer") != tokenizer_record(start.tokenizer):
+    if reward.manifest.get("tokenizer") != tokenizer_record(start.processor):
         return None
     try:
         config, state = own_part(folder, start.source.adapter)
@@ -141,14 +141,16 @@ def _like_the_policy(folder: Path, start: StartingPoint) -> PreTrainedModel | No
     reward = open_stage(folder, ModelConfig(name_or_path=str(folder), adapter=None))
     theirs, ours = (model_config(source).get_text_config() for source in (reward.source, start.source))
     same = all(getattr(theirs, name, None) == getattr(ours, name, None) for name in ("model_type", "hidden_size"))
-    if not same or reward.manifest.get("tokenizer") != tokenizer_record(start.tokenizer):
+    if not same or reward.manifest.get("tokenizer") != tokenizer_record(start.processor):
         return None
     return reward.scorer(placed=False)
 
 
 def _zero_head(model: PreTrainedModel) -> nn.Linear:
     """A value head that says 0: a critic that starts unbiased (Huang et al., 2023)."""
-    head = nn.Linear(model.config.get_text_config().hidden_size, 1)
+    config = model.config.get_text_config()
+    width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]  # the last stage of a convolutional network
+    head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

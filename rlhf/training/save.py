@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from rlhf.artifacts.open import check_saved
 from rlhf.data.prepare import Prepared, iter_records
 from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.labels import classes_named
+from rlhf.models.processor import pixel_values
 from rlhf.models.tasks import LABEL
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.ready import Ready
@@ -49,8 +50,8 @@ def save_model(
     if trainer.is_world_process_zero():
         write_model(model, start, folder, state)
     trainer.accelerator.wait_for_everyone()
-    tokenizer = tokenizer_record(start.tokenizer)
-    stored = None if sharded else probe.make(model, _probe_sequences(ready.data))
+    tokenizer = tokenizer_record(start.processor)
+    stored = None if sharded else _probe(model, ready)
     if stored is not None and trainer.is_world_process_zero():
         check_saved(model, stored, folder, start.config, tokenizer)
     source = start.source
@@ -86,8 +87,9 @@ def write_model(
             classes_named(model).write(folder)
     else:
         model.save_pretrained(folder, state_dict=state)
-    mark_eos(start.tokenizer)
-    start.tokenizer.save_pretrained(folder)
+    if isinstance(start.processor, PreTrainedTokenizerBase):
+        mark_eos(start.processor)
+    start.processor.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; publishing writes the real one
 
 
@@ -97,6 +99,13 @@ def _prompt_format(context: StageContext) -> str:
     assert role is not None
     record, _ = next(iter_records(context.project, role))
     return "messages" if isinstance(getattr(record, "prompt", ""), list) else "text"
+
+
+def _probe(model: PeftModel | PreTrainedModel, ready: Ready) -> dict[str, Any]:
+    processor = ready.start.processor
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return probe.make(model, _probe_sequences(ready.data))
+    return probe.make(model, [], pixel_values(processor, model.config, ready.data.train[0]["image"]).shape)
 
 
 def _probe_sequences(data: Prepared) -> list[list[int]]:

@@ -16,7 +16,7 @@ from rlhf.models.freeze import freeze_parameters
 from rlhf.models.load import Source, check_weights, context_length, model_config
 from rlhf.models.settings import stage_settings
 from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, is_encoder
-from rlhf.models.tokenizer import check_settings
+from rlhf.models.tokenizer import Processor, check_settings
 from rlhf.models.weights import check_numbers
 from rlhf.policies.sampling_check import check_architecture, check_can_sample
 from rlhf.workflow import StageContext, ancestors_of, parent_of
@@ -41,6 +41,11 @@ class StartingPoint:
         return self.opened.tokenizer
 
     @property
+    def processor(self) -> Processor:
+        """What makes the inputs of this stage and of its parent: a tokenizer or an image processor."""
+        return self.opened.processor
+
+    @property
     def config(self) -> ModelConfig:
         """The model settings of this stage."""
         return self.opened.settings
@@ -63,10 +68,10 @@ def starting_point(context: StageContext) -> StartingPoint:
     if context.parent is None and settings is not None:  # while data is prepared: the base model its parents go back to
         config = replace(settings, adapter=config.adapter)
     opened = open_model(config) if context.parent is None else open_stage(context.parent, config)
-    source, tokenizer = opened.source, opened.tokenizer
+    source, processor = opened.source, opened.processor
     architecture = model_config(source)
-    if context.parent is not None and settings is not None:
-        check_settings(tokenizer, settings, context.parent)
+    if context.parent is not None and settings is not None and isinstance(processor, PreTrainedTokenizerBase):
+        check_settings(processor, settings, context.parent)
     task = LABEL if context.stage.leaves == "scorer" else opened.task
     if task is CAUSAL_LM:
         check_architecture(context.project, architecture)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import trl
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
 from rlhf.trl_trainers.speedups import FasterTrainer
 
@@ -19,6 +23,32 @@ class SFTSettings(trl.SFTConfig):
     extra_answers: list[str] | None = None
     """Answers of a classifier that are no class of the data, such as a hand-over to a person. Demonstrations teach
     nothing about them; online training with a cost matrix learns when they pay."""
+    augment: list[str] | None = None
+    """Changes that training batches of a classifier get, by name (`rlhf.data.augment`), so that it learns what leaves a
+    class as it is: `shift` and `noise` of images, `word_dropout` of texts."""
+
+
+class AugmentingTrainer(Trainer):
+    """transformers' trainer, whose training batches may be made in another way than those of evaluation.
+
+    Args:
+        *args: Of `transformers.Trainer`.
+        training_collator: Makes them; None takes `data_collator`.
+        **options: Of `transformers.Trainer`.
+    """
+
+    def __init__(self, *args: Any, training_collator: Callable[[list[Any]], Any] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._training_collator = training_collator
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training batches."""
+        evaluation = self.data_collator
+        self.data_collator = self._training_collator or evaluation
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = evaluation
 
 
 class SFTTrainer(FasterTrainer, trl.SFTTrainer):

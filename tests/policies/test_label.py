@@ -1,15 +1,23 @@
 """Classifiers as policies: probabilities of hand-made logits, the classes of data, and the supervised loss."""
 
+import base64
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image as pillow
 from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from rlhf.errors import UserError
 from rlhf.models.labels import Classes
 from rlhf.models.roles import Roles
+from rlhf.models.tasks import IMAGE_LABEL, task_of
 from rlhf.policies.label import LabelKind, LabelPolicy, LabelRow, balanced_weights, class_loss, share_right
+from rlhf.policies.readers import ImageReader, TextReader
 
 
 class Fixed(nn.Module):
@@ -41,7 +49,8 @@ LOGITS = [[math.log(0.7), math.log(0.2), math.log(0.1)], [0.0, 0.0, 0.0]]
 
 def policy(several=False, temperature=1.0, reference=None) -> LabelPolicy:
     roles = Roles(Fixed(LOGITS), reference=None if reference is None else Fixed(reference))
-    return LabelPolicy(roles, Padding(), Classes(["a", "b", "c"], several), temperature, 8)
+    reader = TextReader(Padding(), roles.config)
+    return LabelPolicy(roles, reader, Classes(["a", "b", "c"], several), temperature, 8)
 
 
 ROWS = [LabelRow([0, 5], "x", {}), LabelRow([1], "y", {})]
@@ -146,3 +155,74 @@ def test_classes_of_the_data_come_before_extra_answers():
     args.extra_answers = ["a"]
     with pytest.raises(UserError, match="extra_answers"):
         LabelKind(None).classes(data, args)
+
+
+# images
+
+TINY = {
+    "vit": {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+}  # fmt: skip
+
+
+def processor(channels=1):
+    return ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5] * channels, image_std=[0.5] * channels)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Rows of six grey pictures of two sizes."""
+    random = np.random.default_rng(0)
+    for number in range(6):
+        pixels = random.integers(0, 256, (8 + number % 2, 8), np.uint8)
+        pillow.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return [LabelRow(str(tmp_path / f"{number}.png"), f"{number}.png", {}) for number in range(6)]
+
+
+@pytest.fixture(params=TINY)
+def images(request):
+    """A policy of images with a critic, in training, whose batch normalisation has seen other images."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param, num_channels=1, num_labels=3, **TINY[request.param])
+    assert task_of(config) is IMAGE_LABEL
+    models = [AutoModelForImageClassification.from_config(config) for _ in range(3)]
+    for parameter in models[0].parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    models[0].train()(torch.randn(16, 1, 8, 8))
+    roles = Roles(models[0], nn.Linear(16, 1), models[1].base_model, models[2])
+    return LabelPolicy(roles, ImageReader(processor(), config), Classes(["a", "b", "c"]), 1.0, 4).train()
+
+
+def test_an_image_alone_is_what_it_is_in_a_batch(images, pictures):
+    completions = images.sample(pictures, [[number] for number in range(6)])
+    with torch.no_grad():
+        packed = images.pack(pictures, completions)
+        whole = images.log_probs(packed)[0], images.reference_log_probs(packed), images.values(packed)
+        for place, (row, group) in enumerate(zip(pictures, completions, strict=True)):
+            alone = images.pack([row], [group])
+            parts = images.log_probs(alone)[0], images.reference_log_probs(alone), images.values(alone)
+            for of_all, of_one in zip(whole, parts, strict=True):
+                torch.testing.assert_close(of_one[0], of_all[place], atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_ratio_of_images_is_one_and_no_statistics_move(images, pictures):
+    before = {name: buffer.clone() for name, buffer in images.named_buffers()}
+    completions = images.sample(pictures, [[number] for number in range(6)])
+    log_probs_BT, _ = images("policy", images.pack(pictures, completions))
+    sampled = torch.tensor([completion.log_probs for (completion,) in completions])
+    torch.testing.assert_close(log_probs_BT, sampled, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in images.named_buffers())
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (1, "RGB"), (3, "RGBA"), (3, "P"), (1, "I;16")])
+def test_an_image_has_the_channels_that_the_model_reads(channels, mode):
+    values = np.arange(64).reshape(8, 8)
+    picture = pillow.fromarray((values * 1024).astype(np.uint16) if mode == "I;16" else (values * 4).astype(np.uint8))
+    content = io.BytesIO()
+    (picture if mode == "I;16" else picture.convert(mode)).save(content, "PNG")
+    ref = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    config = AutoConfig.for_model("vit", num_channels=channels, image_size=8)
+    (pixels_CHW,) = ImageReader(processor(channels), config).batch([ref])["pixel_values"]
+    expected_HW = torch.tensor(values * 4 / 127.5 - 1).float()
+    torch.testing.assert_close(pixels_CHW, expected_HW.expand(channels, 8, 8), atol=1e-2, rtol=0)

@@ -17,6 +17,7 @@ from rlhf.models.labels import Classes
 from rlhf.models.roles import CRITIC, Roles
 from rlhf.models.tasks import LABEL, SEQ2SEQ, SPAN, Task
 from rlhf.policies.label import LabelPolicy, LabelRow
+from rlhf.policies.readers import TextReader
 from rlhf.policies.seq2seq import Seq2SeqPolicy, SourceRow
 from rlhf.policies.span import SpanPolicy, SpanRow
 from rlhf.ppo.config import PPOConfig
@@ -41,12 +42,17 @@ class Kind(NamedTuple):
     """An input of tokenizer, text and columns."""
 
 
+def _classifier(roles: Roles, tokenizer: Any, args: PPOConfig, classes: Classes) -> LabelPolicy:
+    reader = TextReader(tokenizer, roles.config)
+    return LabelPolicy(roles, reader, classes, args.temperature, args.sampling_batch_size)
+
+
 def _label(roles: Roles, tokenizer: Any, args: PPOConfig) -> LabelPolicy:
-    return LabelPolicy(roles, tokenizer, Classes(NAMES), args.temperature, args.sampling_batch_size)
+    return _classifier(roles, tokenizer, args, Classes(NAMES))
 
 
 def _labels(roles: Roles, tokenizer: Any, args: PPOConfig) -> LabelPolicy:
-    return LabelPolicy(roles, tokenizer, Classes(NAMES, several=True), args.temperature, args.sampling_batch_size)
+    return _classifier(roles, tokenizer, args, Classes(NAMES, several=True))
 
 
 def _seq2seq(roles: Roles, tokenizer: Any, args: PPOConfig) -> Seq2SeqPolicy:
