@@ -101,6 +101,7 @@ def _trainer(kind: PolicyKind, ready: Ready, model: Any, speedups: Any) -> Train
     if supervised is None:
         return ready.trainer(SFTTrainer, model, speedups=speedups)
     ready.args.remove_unused_columns = False  # the collator reads columns that the model does not
+    ready.args.label_names = ["labels"]  # as the collator names them; a model may have other names of its own
     return ready.trainer(
         AugmentingTrainer, model, data_collator=supervised.collator, compute_metrics=supervised.metrics,
         compute_loss_func=supervised.loss, training_collator=supervised.training_collator,

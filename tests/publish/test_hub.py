@@ -22,6 +22,7 @@ from rlhf.artifacts.manifest import read_manifests, versions
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
+from rlhf.models.adapters import check_joinable, whole_modules
 from rlhf.models.tasks import CAUSAL_LM, SPAN
 from rlhf.publish import hub
 from rlhf.publish.card import Subject, _limits, public_base, publishable
@@ -323,6 +324,17 @@ def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path, 
                 )[0]
                 assert names["inputs"]["input_ids"].tolist() == [ids]
     assert AutoTokenizer.from_pretrained(tmp_path / "sft").pad_token == "[PAD]"
+
+
+def test_a_head_that_two_stages_trained_is_that_of_the_second(tiny_bert, tmp_path):
+    run_dir, head = tmp_path / "runs" / "bert", {"modules_to_save": ["pooler", "classifier"]}
+    add_stage(run_dir, "sft", tiny_bert, labels=3, adapter=head)
+    check_joinable(run_dir / "sft")
+    assert {"classifier", "pooler"} <= set(whole_modules(run_dir / "sft"))
+    outputs = add_stage(run_dir, "ppo", tiny_bert, "sft", labels=3, adapter=head)
+    assert hub.build_folder(run_dir, "ppo", tmp_path / "out").verified
+    model = as_plain_peft(tiny_bert, tmp_path / "out", AutoModelForSequenceClassification, num_labels=3)
+    assert outputs_of(model) == pytest.approx(outputs, abs=1e-5)
 
 
 @pytest.mark.parametrize("adapter", [True, False])
