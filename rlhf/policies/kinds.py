@@ -122,6 +122,16 @@ class PolicyKind(ABC):
         """
         return None
 
+    def finish(self, model: Any, data: Prepared, args: Any) -> None:
+        """Settle, in place, what demonstrations cannot teach, once they have been learned.
+
+        Args:
+            model: The trained model, an adapter included.
+            data: The encoded rows.
+            args: The sft stage's arguments.
+        """
+        return
+
     # trained online, and evaluated
 
     @abstractmethod

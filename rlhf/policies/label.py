@@ -21,6 +21,8 @@ from rlhf.data.classes import check_classes, class_names
 from rlhf.data.prepare import Prepared
 from rlhf.data.records import Prompt, Text
 from rlhf.errors import UserError, unknown_name
+from rlhf.models.adapters import without_peft
+from rlhf.models.heads import score_head
 from rlhf.models.labels import Classes, classes_named
 from rlhf.models.roles import Roles
 from rlhf.policies.base import LogitsPolicy, PackedActions, entropy, like_sizes
@@ -159,9 +161,12 @@ class LabelKind(PolicyKind):
         check_classes({name for names in learned for name in names})
         rows = [*learned, *held_out]
         names = class_names({name for each in rows for name in each})
-        more = list(args.extra_answers or ())
-        if known := [name for name in more if name in names or more.count(name) > 1]:
-            raise UserError(f"stages.sft.extra_answers: {known[0]!r} is there already")
+        more = args.extra_answers or {}
+        for name, share in more.items():
+            if name in names:
+                raise UserError(f"stages.sft.extra_answers: {name!r} is a class of the data")
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise UserError(f"stages.sft.extra_answers.{name}: expected a share from 0 to 1, not {share!r}")
         return Classes([*names, *more], any(len(each) != 1 for each in rows))
 
     def supervised(self, model: PreTrainedModel, data: Prepared, args: Any) -> Supervised:
@@ -192,6 +197,28 @@ class LabelKind(PolicyKind):
             return batch
 
         return Supervised(collate, loss, share_right, partial(collate, augment=args.augment or ()))
+
+    @torch.no_grad()
+    def finish(self, model: Any, data: Prepared, args: Any) -> None:
+        """Give each extra answer a constant logit, so that it is the likeliest on its share of the least sure rows.
+
+        The rows are the held-out ones, or those trained on where none are held out.
+        """
+        if not args.extra_answers:
+            return
+        rows = data.eval if len(data.eval) else data.train
+        head, learned = score_head(without_peft(model)), len(model.config.id2label) - len(args.extra_answers)
+        training = model.training
+        model.eval()
+        surest: list[float] = []
+        for first in range(0, len(rows), args.per_device_eval_batch_size):
+            batch = self.reader.batch(rows[self.reader.column][first : first + args.per_device_eval_batch_size])
+            logits = model(**{name: tensor.to(head.weight.device) for name, tensor in batch.items()}).logits
+            surest += logits[:, :learned].max(-1).values.tolist()
+        model.train(training)
+        for output, share in enumerate(args.extra_answers.values(), learned):
+            head.weight[output] = 0.0
+            head.bias[output] = torch.tensor(surest).quantile(share)
 
     def prompts(self, args: Any) -> Encoder:
         """Each text or image."""

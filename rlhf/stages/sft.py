@@ -75,6 +75,7 @@ def run(context: StageContext) -> Metrics:
         model = adapted(policy, start, args)
     trainer = _trainer(kind, ready, model, speedups_of(context))
     metrics = run_training(trainer, context)
+    kind.finish(trainer.accelerator.unwrap_model(trainer.model), ready.data, args)
     return {**metrics, **save_model(trainer, ready, context)}
 
 

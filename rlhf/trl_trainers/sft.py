@@ -20,9 +20,10 @@ class SFTSettings(trl.SFTConfig):
     class_weights: str | None = None
     """How much each class weighs in a classifier's loss: `balanced` weighs a class by n / (classes × its rows), so that
     a rare class counts as much as a frequent one; null weighs each row alike."""
-    extra_answers: list[str] | None = None
-    """Answers of a classifier that are no class of the data, such as a hand-over to a person. Demonstrations teach
-    nothing about them; online training with a cost matrix learns when they pay."""
+    extra_answers: dict[str, float] | None = None
+    """Answers of a classifier that are no class of the data, such as `{hand_over: 0.1}` to a person, and on which share
+    of the least sure rows it starts to give each. Demonstrations teach nothing about them; online training with a cost
+    matrix learns when they pay. It learns nothing of an answer that is never given: usually 0.05 to 0.3."""
     augment: list[str] | None = None
     """Changes that training batches of a classifier get, by name (`rlhf.data.augment`), so that it learns what leaves a
     class as it is: `shift` and `noise` of images, `word_dropout` of texts."""

@@ -139,7 +139,7 @@ def test_demonstrations_teach_nothing_about_an_extra_answer(several):
     model = type("Model", (), {})()
     model.config = type("Config", (), {})()
     Classes(names, several).name(model)
-    settings = {"class_weights": None, "extra_answers": ["hand_over"], "augment": None, "label_smoothing_factor": 0.1}
+    settings = {"class_weights": None, "extra_answers": {"hand_over": 0.1}, "augment": None, "label_smoothing_factor": 0.1}
     args = type("Args", (), settings)
     loss = LabelKind(None).supervised(model, None, args).loss
     logits = torch.zeros(2, 4, requires_grad=True)
@@ -151,11 +151,12 @@ def test_demonstrations_teach_nothing_about_an_extra_answer(several):
 
 def test_classes_of_the_data_come_before_extra_answers():
     data = type("Data", (), {"train": {"classes": [["b"], ["a"]]}, "eval": {"classes": [["c"]]}})
-    args = type("Args", (), {"extra_answers": ["hand_over"]})
+    args = type("Args", (), {"extra_answers": {"hand_over": 0.1}})
     assert LabelKind(None).classes(data, args) == Classes(["a", "b", "c", "hand_over"], False)
-    args.extra_answers = ["a"]
-    with pytest.raises(UserError, match="extra_answers"):
-        LabelKind(None).classes(data, args)
+    for wrong in ({"a": 0.1}, {"hand_over": 2}, {"hand_over": "often"}):
+        args.extra_answers = wrong
+        with pytest.raises(UserError, match="extra_answers"):
+            LabelKind(None).classes(data, args)
 
 
 # images
