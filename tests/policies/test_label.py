@@ -139,7 +139,12 @@ def test_demonstrations_teach_nothing_about_an_extra_answer(several):
     model = type("Model", (), {})()
     model.config = type("Config", (), {})()
     Classes(names, several).name(model)
-    settings = {"class_weights": None, "extra_answers": {"hand_over": 0.1}, "augment": None, "label_smoothing_factor": 0.1}
+    settings = {
+        "class_weights": None,
+        "extra_answers": {"hand_over": 0.1},
+        "augment": None,
+        "label_smoothing_factor": 0.1,
+    }
     args = type("Args", (), settings)
     loss = LabelKind(None).supervised(model, None, args).loss
     logits = torch.zeros(2, 4, requires_grad=True)
