@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 
+from rlhf.objectives.advantages import ESTIMATORS
 from rlhf.objectives.losses import action_weights, bradley_terry_loss, entropy_loss, policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
@@ -225,3 +226,27 @@ def test_weighted_statistics_are_those_of_what_the_policy_takes():
     terms = policy_loss(new.log(), old.log(), torch.zeros(3, 1), mask, 0.2, weights_BT=weights)
     assert terms.ratio.item() == pytest.approx(1.0)
     assert terms.clipfrac.item() == 0.0
+
+
+def test_exact_is_the_mean_of_what_samples_estimate():
+    """Over every pair of answers, each as often as it is drawn, RLOO's gradient is that of the expected reward."""
+    logits, rewards = torch.tensor([0.4, -0.3, 0.9]), torch.tensor([1.0, -2.0, 0.5])
+    mask = torch.ones(3, 1, dtype=torch.bool)
+
+    def gradient(name, actions, weights=None):
+        moving = logits.clone().requires_grad_()
+        log_probs = moving.log_softmax(-1)[actions][:, None]
+        given = rewards[actions][:, None], None, mask[: len(actions)], 1.0, 1.0
+        old = log_probs.detach()
+        advantages, _ = ESTIMATORS[name].function(*given, group_size=len(actions), log_probs_BT=old)
+        policy_loss(log_probs, old, advantages, given[2], 0.2, weights_BT=weights).loss.backward()
+        return moving.grad
+
+    chances = logits.softmax(-1)
+    pairs = [(a, b) for a in range(3) for b in range(3)]
+    sampled = sum(chances[a] * chances[b] * gradient("rloo", torch.tensor([a, b])) for a, b in pairs)
+    whole = gradient("exact", torch.arange(3), action_weights(chances.log()[:, None], 3, None, 1.0))
+    torch.testing.assert_close(whole, sampled)
+    moving = logits.clone().requires_grad_()
+    (-(moving.softmax(-1) * rewards).sum()).backward()
+    torch.testing.assert_close(whole, moving.grad)
