@@ -60,7 +60,7 @@ def test_the_modules_of_an_adapter_are_written_in_order(tiny_llama, tmp_path):
     fields = {"r": 2, "modules_to_save": ["norm", "input_layernorm"]}
     adapter = lora_config(fields, TaskType.CAUSAL_LM, joined=False)
     model = attach(opened.policy(placed=False), adapter, opened.source)
-    write_model(model, StartingPoint(opened, False, None), tmp_path)
+    write_model(model, StartingPoint(opened, opened.task, False, None), tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["target_modules"] == sorted(written["target_modules"])
     assert len(written["target_modules"]) > 6, "by chance they are not in order"
