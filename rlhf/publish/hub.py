@@ -22,14 +22,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.artifacts.manifest import Manifest, is_finished, read_manifests
 from rlhf.artifacts.open import OpenedModel, open_stage
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.labels import adapter_labels
 from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config, model_config
+from rlhf.models.processor import load_processor
 from rlhf.models.tasks import LABEL, Task, is_encoder
 from rlhf.models.tokenizer import check_tokenizer
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
@@ -219,7 +221,9 @@ def _copy_weights(source: Path, folder: Path) -> None:
 
 def _save_merged(opened: OpenedModel, folder: Path) -> None:
     """Write whole weights, with the adapter and its head merged."""
-    model = opened.policy(placed=False) if opened.kind == "policy" else opened.scorer(placed=False)
+    model = (
+        opened.policy(placed=False) if opened.kind == "policy" or opened.task.images else opened.scorer(placed=False)
+    )
     model.save_pretrained(folder)
     del model
     gc.collect()
@@ -251,7 +255,7 @@ def load_published(
     if task.new_head:
         arguments["num_labels"] = task.outputs or adapter_labels(folder)
     model = auto.from_pretrained(base, revision=revision, **arguments)
-    if kind != "policy":  # the score is read at the last token before the pads
+    if kind != "policy" and not task.images:  # the score is read at the last token before the pads
         model.config.pad_token_id = AutoTokenizer.from_pretrained(str(folder)).pad_token_id
     return PeftModel.from_pretrained(model, str(folder))
 
@@ -265,8 +269,8 @@ def _verify(
         Whether the run has outputs to compare with, and whether the tokenizer has more tokens than the base has
         embeddings.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    check_tokenizer(tokenizer, manifest.get("tokenizer") or {}, folder)
+    processor = load_processor(ModelConfig(name_or_path=str(folder)), folder, task.images)
+    check_tokenizer(processor, manifest.get("tokenizer") or {}, folder)
     probe.check_head(folder)
     try:
         model = load_published(folder, base, revision, dtype, kind, task)
@@ -275,8 +279,10 @@ def _verify(
     recorded = manifest.get("probe")
     if recorded:
         probe.check(model, recorded, str(folder), "what was written is not the model of the stage")
-    embeddings: Any = model.get_input_embeddings()
-    added = len(tokenizer) > len(embeddings.weight)
+    added = False
+    if isinstance(processor, PreTrainedTokenizerBase):
+        embeddings: Any = model.get_input_embeddings()
+        added = len(processor) > len(embeddings.weight)
     del model
     gc.collect()
     return bool(recorded), added

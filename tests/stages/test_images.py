@@ -8,6 +8,7 @@ from rlhf.artifacts.open import open_stage
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline.execute import run_stage
+from rlhf.publish.hub import build_folder
 from tests.support.pictures import digits
 
 NAMES = ["one", "three", "two"]
@@ -61,6 +62,8 @@ def test_a_classifier_of_images_is_trained_online_and_compared(project, scratch,
             _ = opened.tokenizer
     rows = [json.loads(line) for line in (tiny.run_dir / "evaluate" / "samples.jsonl").read_text().splitlines()]
     assert all(row["replies"].keys() == {"sft", "ppo"} for row in rows)
+    published = build_folder(tiny.run_dir, "ppo", tiny.run_dir / "published", merge=True)
+    assert published.verified
     assert {reply["text"] for row in rows for (reply,) in row["replies"].values()} <= set(NAMES)
 
 
