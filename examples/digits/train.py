@@ -17,8 +17,9 @@ It needs `pip install 'rlhf-pipeline[images]' scikit-learn`. The images are the 
     all         89.1%  96.1%        +7.0  [+5.3, +8.9]
 
 The intervals are over the held-out images and say nothing about other training seeds; Student's interval of the three
-differences is [+2.0, +12.1]. The gain has what was said of answers to 800 further images behind it. Where their labels
-are known, train on them: this is for where users only say whether an answer was right.
+differences is [+2.0, +12.1]. Supervised training of 1,200 steps, as many as both stages take, on the same 400 labels
+gives 91.5%, 88.9% and 89.4% (`stages.sft.max_steps: 1200`). The gain has what was said of answers to 800 further images
+behind it. Where their labels are known, train on them: this is for where users only say whether an answer was right.
 """
 
 from __future__ import annotations
