@@ -72,6 +72,9 @@ def another(config, field):
     kind = type_of(config, field)
     if typing.get_origin(kind) is typing.Literal:
         return next(word for word in typing.get_args(kind) if word != value)
+    if typing.get_origin(kind) is list:
+        words = typing.get_args(typing.get_args(kind)[0])
+        return [words[0] if words else "other"]
     kind = typing.get_origin(kind) or kind
     if kind is bool:
         return not value
