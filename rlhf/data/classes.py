@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
-from rlhf.errors import UserError
+from rlhf.config.project import ProjectConfig
+from rlhf.data.records import Labelled
+from rlhf.errors import UserError, unknown_name
 
 _GAP = 1000
 """Class numbers up to this may be unused."""
@@ -52,3 +55,29 @@ def check_classes(names: Collection[str]) -> None:
 def _numbered(names: Collection[str]) -> bool:
     """Whether all names are whole numbers, each written as Python writes it (`7`, not `07`)."""
     return all(name.isascii() and name.isdigit() and str(int(name)) == name for name in names)
+
+
+def demonstrated_classes(project: ProjectConfig) -> set[str]:
+    """The classes of `data.demonstrations`; none where it is missing or has no labels."""
+    from rlhf.data.prepare import iter_records
+
+    if project.data.demonstrations is None:
+        return set()
+    records = (record for record, _ in iter_records(project, "demonstrations"))
+    return {name for record in records if isinstance(record, Labelled) for name in record.labels}
+
+
+def check_known(label: Any, known: Collection[str], where: str) -> None:
+    """Check that a row's label, or each of several, is a class of the model.
+
+    Args:
+        label: As prompts made of labelled rows carry it in the column `label`; None where a row has none.
+        known: The model's classes.
+        where: The row or the model, for the message.
+
+    Raises:
+        UserError: It is not.
+    """
+    for name in label if isinstance(label, list) else [] if label is None else [label]:
+        if str(name) not in known:
+            raise UserError(f"{where}: label {name!r} is no class of the model; {unknown_name(str(name), known)}")

@@ -47,6 +47,7 @@ def check_prompts(project: ProjectConfig, prompts: Sequence[Prompt], base: Path 
     own = [name for name in policies_of(project) if project.stage(name).model is not None]
     opened = [OpenedModel(base_settings(project), base), *(open_policy(project, None, name) for name in own)]
     for kind in map(policy_kind, opened):
+        kind.check_columns([prompt.extra for prompt in prompts], project, "the prompts to evaluate on")
         refused = [(prompt, why) for prompt in prompts if (why := kind.refusal(prompt)) is not None]
         if refused:
             first, why = refused[0]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.artifacts.open import OpenedModel
-from rlhf.config.project import EvaluateConfig
+from rlhf.config.project import EvaluateConfig, ProjectConfig
 from rlhf.data.prepare import Encode, Prepared
 from rlhf.data.records import Encoded, Prompt, Record, Unusable
 from rlhf.errors import UserError
@@ -183,6 +183,19 @@ class PolicyKind(ABC):
             label: Words before the progress bar.
             reference: Loads what KL is measured to.
         """
+
+    def check_columns(self, columns: Iterable[Mapping[str, Any]], project: ProjectConfig, where: str) -> None:
+        """Check, before anything trains, that the other columns of prompts are for the model that there will be.
+
+        Args:
+            columns: Those of each prompt.
+            project: Its demonstrations say what the model will know.
+            where: Which prompts they are, for the message.
+
+        Raises:
+            UserError: They are not.
+        """
+        return
 
     def refusal(self, prompt: Prompt) -> str | None:
         """Why this kind cannot take a prompt; None where it can."""

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel
 
-from rlhf.config.project import EvaluateConfig
-from rlhf.data.classes import check_classes, class_names
+from rlhf.config.project import EvaluateConfig, ProjectConfig
+from rlhf.data.classes import check_classes, check_known, class_names, demonstrated_classes
 from rlhf.data.prepare import Prepared
 from rlhf.data.records import Prompt, Text
-from rlhf.errors import UserError, unknown_name
+from rlhf.errors import UserError
 from rlhf.models.adapters import without_peft
 from rlhf.models.heads import score_head
 from rlhf.models.labels import Classes, classes_named
@@ -230,15 +230,16 @@ class LabelKind(PolicyKind):
         result = []
         for row in rows:
             columns = json.loads(row["extra"])
-            given = columns.get("label", [])
-            for label in [given] if isinstance(given, str) else given:
-                if label not in names:
-                    raise UserError(
-                        f"{self.opened.name}: a row has label {label!r}, which the model does not know; "
-                        f"{unknown_name(label, names)}"
-                    )
+            check_known(columns.get("label"), names, self.opened.name)
             result.append(LabelRow(row[self.reader.column], self.reader.prompt(row), columns))
         return result
+
+    def check_columns(self, columns: Iterable[Mapping[str, Any]], project: ProjectConfig, where: str) -> None:
+        """Check that the labels of prompts are classes that the model knows, or will know from the demonstrations."""
+        known = set(self.opened.label_names) if self.opened.has_head else demonstrated_classes(project)
+        if known:
+            for row in columns:
+                check_known(row.get("label"), known, where)
 
     def policy(self, roles: Roles, settings: Any, fold: bool = True) -> LabelPolicy:
         """The policy that online training optimises."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ def prepare(context: StageContext) -> Ready:
         encoder = kind.prompts(args)
     except UserError as error:
         raise UserError(f"stages.{context.name}.{error}") from None
-    return Ready(start, args, prepared_data(context, start, encoder, keep_columns=True))
+    data = prepared_data(context, start, encoder, keep_columns=True)
+    kind.check_columns(map(json.loads, data.train["extra"]), context.project, f"data.{context.stage.data}")
+    return Ready(start, args, data)
 
 
 def dry_run(context: StageContext, ready: Ready) -> None:

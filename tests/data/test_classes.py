@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf.data.classes import class_names
+from rlhf.data.classes import check_known, class_names
 from rlhf.errors import UserError
 
 
@@ -32,3 +32,14 @@ def test_one_class_is_too_few():
         class_names({"joy"})
     with pytest.raises(UserError, match="no row has a label"):
         class_names(())
+
+
+@pytest.mark.parametrize("label", [None, "pos", ["pos", "neg"], []])
+def test_a_label_that_is_known_passes(label):
+    check_known(label, {"pos", "neg"}, "data.rollouts")
+
+
+@pytest.mark.parametrize(("label", "named"), [("neutral", "neutral"), (["pos", "neutral"], "neutral"), (3, "3")])
+def test_a_label_that_is_no_class_is_refused(label, named):
+    with pytest.raises(UserError, match=f"data.rollouts: label '{named}'"):
+        check_known(label, {"pos", "neg"}, "data.rollouts")
