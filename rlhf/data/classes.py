@@ -80,4 +80,4 @@ def check_known(label: Any, known: Collection[str], where: str) -> None:
     """
     for name in label if isinstance(label, list) else [] if label is None else [label]:
         if str(name) not in known:
-            raise UserError(f"{where}: label {name!r} is no class of the model; {unknown_name(str(name), known)}")
+            raise UserError(f"{where}: label {str(name)!r} is no class of the model; {unknown_name(str(name), known)}")
