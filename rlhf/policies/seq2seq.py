@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -24,12 +24,12 @@ from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models.load import context_length
 from rlhf.models.roles import Roles
-from rlhf.policies import cache as caches
 from rlhf.policies.base import LogitsPolicy, PackedActions
 from rlhf.policies.completion import Completion, decoded
 from rlhf.policies.kinds import Completed, Encoder, PolicyKind, Supervised, answered
 from rlhf.policies.sample import stop_ids
-from rlhf.policies.sampler import TransformersSampler, pad_right
+from rlhf.policies.sampler import pad_right
+from rlhf.policies.seq2seq_sampler import Seq2SeqSampler, encode, start_ids
 
 
 @dataclass(frozen=True)
@@ -39,55 +39,6 @@ class SourceRow:
     ids: list[int]
     prompt: Text
     columns: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seq2SeqSampler(TransformersSampler):
-    """Samples from an encoder-decoder: each input is encoded once, whatever is sampled to it."""
-
-    start_ids: Sequence[int]
-    """What the decoder starts with."""
-
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], samples: int
-    ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-        """What is kept of the inputs, repeated for each sample; logits of the first token [B, V]; their lengths [B]."""
-        width, device = max(map(len, prompts)), self.model.device
-        states = [_encode(self.model, *pad_right(part, self.pad_id, device)) for part in self._parts(prompts)]
-        states_PLd = torch.cat([torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1])) for part in states])
-        lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        starts = torch.tensor([list(self.start_ids)] * len(prompts), device=device)
-        logits_PV, cache = self._decode(starts, states_PLd, lengths_P, None)
-        rows_B = torch.arange(len(prompts), device=device).repeat_interleave(samples)
-        own, cross = cache.self_attention_cache, cache.cross_attention_cache
-        cache = EncoderDecoderCache(
-            caches.join([own], rows_B, self.max_new_tokens), caches.join([cross], rows_B, room=0)
-        )
-        return {"cache": cache, "states_BLd": states_PLd[rows_B]}, logits_PV[rows_B], lengths_P[rows_B]
-
-    def _thin_out(self, kept: dict[str, Any], rows: torch.Tensor) -> None:
-        kept["cache"].reorder_cache(rows)
-        kept["states_BLd"] = kept["states_BLd"][rows]
-
-    def _step(
-        self, kept: dict[str, Any], tokens_B: torch.Tensor, lengths_B: torch.Tensor, width: int, step: int
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        logits_BV, _ = self._decode(tokens_B[:, None], kept["states_BLd"], lengths_B, kept["cache"])
-        return logits_BV, kept
-
-    def _decode(
-        self, ids: torch.Tensor, states_BLd: torch.Tensor, lengths_B: torch.Tensor, cache: EncoderDecoderCache | None
-    ) -> tuple[torch.Tensor, EncoderDecoderCache]:
-        """Logits after the last of these tokens, [B, V], and the cache with them."""
-        places_L = torch.arange(states_BLd.shape[1], device=states_BLd.device)
-        output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states_BLd),
-            attention_mask=(places_L < lengths_B[:, None]).long(),
-            decoder_input_ids=ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return output.logits[:, -1], output.past_key_values
 
 
 class Seq2SeqPolicy(LogitsPolicy):
@@ -161,18 +112,22 @@ class Seq2SeqPolicy(LogitsPolicy):
 
     def logits(self, model: Any, packed: PackedActions) -> torch.Tensor:
         """Logits of the vocabulary at each token, given the input and the tokens before, [B, T, V]."""
+        ids = self._decoder_ids(packed.actions_BT[:, :-1])
         output = model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self._encoded(model, packed)),
             attention_mask=packed.inputs["attention_mask"][packed.input_B],
-            decoder_input_ids=self._decoder_ids(packed.actions_BT[:, :-1]),
+            decoder_input_ids=ids,
+            decoder_attention_mask=torch.ones_like(ids),  # some models hide pad tokens, and may start with one
             use_cache=False,
         )
         return output.logits[:, len(self.start_ids) - 1 :].float()
 
     def states(self, backbone: Any, packed: PackedActions) -> torch.Tensor:
         """The decoder's states before each token and after the last, [B, T + 1, d]."""
+        ids = self._decoder_ids(packed.actions_BT)
         hidden_BUd = backbone.get_decoder()(
-            input_ids=self._decoder_ids(packed.actions_BT),
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             encoder_hidden_states=self._encoded(backbone, packed),
             encoder_attention_mask=packed.inputs["attention_mask"][packed.input_B],
             use_cache=False,
@@ -184,33 +139,12 @@ class Seq2SeqPolicy(LogitsPolicy):
 
     def _encoded(self, model: Any, packed: PackedActions) -> torch.Tensor:
         """The encoder's states of each sequence's input, [B, L, d]; each input is encoded once."""
-        return _encode(model, **packed.inputs)[packed.input_B]
+        return encode(model, **packed.inputs)[packed.input_B]
 
     def _decoder_ids(self, actions_BT: torch.Tensor) -> torch.Tensor:
         """What the decoder reads: what it starts with, and these actions."""
         starts = torch.tensor(self.start_ids, device=actions_BT.device).expand(len(actions_BT), -1)
         return torch.cat([starts, actions_BT], 1)
-
-
-def _encode(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The encoder's states, [P, L, d]."""
-    return model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-
-
-def start_ids(model: PreTrainedModel) -> list[int]:
-    """The tokens that a decoder starts with, before it writes any.
-
-    Raises:
-        UserError: The model's files do not say.
-    """
-    settings = model.generation_config
-    start = getattr(settings, "decoder_start_token_id", None)
-    start = getattr(model.config, "decoder_start_token_id", None) if start is None else start
-    if start is None:
-        name = model.config.name_or_path or type(model).__name__
-        raise UserError(f"{name}: its config does not say what the decoder starts with: add decoder_start_token_id")
-    forced = getattr(settings, "forced_bos_token_id", None)
-    return [start] if forced is None else [start, forced]
 
 
 class Seq2SeqKind(PolicyKind):

@@ -20,7 +20,7 @@ from rlhf.models.load import context_length
 from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
 from rlhf.policies.completion import decode
 from rlhf.policies.sample import stop_ids
-from rlhf.policies.seq2seq import start_ids
+from rlhf.policies.seq2seq_sampler import start_ids
 
 HELP = "/reset starts over, /system TEXT sets a system message and starts over, /quit (or Ctrl-D) leaves."
 

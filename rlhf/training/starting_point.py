@@ -15,7 +15,7 @@ from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_
 from rlhf.models.freeze import freeze_parameters
 from rlhf.models.load import Source, check_weights, context_length, model_config
 from rlhf.models.settings import stage_settings
-from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, is_encoder
+from rlhf.models.tasks import CAUSAL_LM, LABEL, SEQ2SEQ, Task, is_encoder
 from rlhf.models.tokenizer import Processor, check_settings
 from rlhf.models.weights import check_numbers
 from rlhf.policies.sampling_check import check_architecture, check_can_sample
@@ -149,6 +149,6 @@ def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedMo
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
     model = start.opened.policy(placed=False)
-    if start.task is CAUSAL_LM:
+    if start.task in (CAUSAL_LM, SEQ2SEQ):
         check_can_sample(context.project, model)
     return model

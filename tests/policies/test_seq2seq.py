@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from rlhf.artifacts.open import open_model, open_stage
 from rlhf.config.project import ModelConfig
@@ -20,7 +20,9 @@ from rlhf.models.roles import Roles, disable_dropout
 from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.pipeline.folder import own_folder
 from rlhf.policies.completion import row_seed
-from rlhf.policies.seq2seq import Seq2SeqKind, Seq2SeqPolicy, SourceRow, start_ids
+from rlhf.policies.sampling_check import check_encoder_decoder
+from rlhf.policies.seq2seq import Seq2SeqKind, Seq2SeqPolicy, SourceRow
+from rlhf.policies.seq2seq_sampler import start_ids
 from rlhf.policies.settings import SamplingSettings
 from rlhf.publish import hub
 from rlhf.publish.chat import Conversation
@@ -372,3 +374,63 @@ def test_a_run_is_trained_judged_compared_and_published(tiny_bart, tmp_path):
         for name, place in names.items():
             code = code.replace(name, place)
         exec(compile(code, "card", "exec"), {})
+
+
+def other(name: str):
+    """A tiny encoder-decoder of another architecture, with larger weights."""
+    special = {
+        "vocab_size": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "decoder_start_token_id": 0,
+    }
+    half = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+            "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "sliding_window": 8}  # fmt: skip
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    bart = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+            "max_position_embeddings": 64}  # fmt: skip
+    fields = {
+        "mt5": t5, "longt5": t5, "switch_transformers": {**t5, "num_experts": 2}, "marian": bart, "pegasus": bart,
+        "led": {**bart, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64,
+                "attention_window": 4},
+        "m2m_100": {**bart, "decoder_start_token_id": 1}, "t5gemma": {"encoder": half, "decoder": dict(half)},
+    }[name]  # fmt: skip
+    set_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(name, **{**special, **fields})).eval()
+    return strengthened(model, 2.0 if fields is t5 else 8.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mt5", "longt5", "marian", "pegasus", "led", "m2m_100", "t5gemma"])
+def test_other_architectures_are_sampled_as_they_are_read(name, tiny_tokenizer):
+    model = other(name)
+    check_encoder_decoder(model)
+    policy = Seq2SeqPolicy(Roles(model), tiny_tokenizer, 6, 1.0, 64)
+    rows = [SourceRow(ids, "", {}) for ids in ([5, 6, 7, 8, 9], [11, 12])]
+    completions = policy.sample(rows, [[1, 2], [3, 4]])
+    log_probs_BT, _ = policy.log_probs(policy.pack(rows, completions))
+    for row, completion in enumerate(each for group in completions for each in group):
+        assert log_probs_BT[row, : len(completion.ids)].tolist() == pytest.approx(completion.log_probs, abs=1e-4)
+
+
+def test_an_architecture_that_cannot_be_sampled_is_refused_before_it_is_trained(tmp_path, tiny_tokenizer, monkeypatch):
+    with pytest.raises(UserError, match="SwitchTransformersForConditionalGeneration cannot be sampled"):
+        check_encoder_decoder(other("switch_transformers"))
+    model = other("mt5")
+    forward = type(model).forward
+
+    def forgetful(self, *args, past_key_values=None, **kwargs):
+        return forward(self, *args, past_key_values=None, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forgetful)
+    with pytest.raises(UserError, match="nats from a forward pass"):
+        check_encoder_decoder(model)
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs()]
+    data = {"demonstrations": {"source": str(tmp_path / "pairs.jsonl"), "holdout": 0.5}}
+    project = make_project(tmp_path, tmp_path / "base", rows, data=data, **RUN)
+    with pytest.raises(UserError, match="nats from a forward pass"):
+        run_stage(project, "sft")
