@@ -19,7 +19,7 @@ from rlhf.models.load import Source
 from rlhf.models.roles import Roles, disable_dropout
 from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.pipeline.folder import own_folder
-from rlhf.policies.completion import row_seed
+from rlhf.policies.completion import Completion, row_seed
 from rlhf.policies.sampling_check import check_encoder_decoder
 from rlhf.policies.seq2seq import Seq2SeqKind, Seq2SeqPolicy, SourceRow
 from rlhf.policies.seq2seq_sampler import start_ids
@@ -144,6 +144,26 @@ def test_an_input_is_encoded_once_and_what_ended_leaves_the_batch(model, tokeniz
     assert left < 16
     for completion in (each for group in groups for each in group):
         assert completion.finished or len(completion.ids) == 9
+
+
+@torch.no_grad()
+def test_values_stand_before_each_token_and_stay_after_the_last(model, tokenizer):
+    policy = Seq2SeqPolicy(Roles(model, torch.nn.Linear(32, 1), model.base_model), tokenizer, 9, 1.0, 8)
+    rows = [SourceRow(tokenizer(text)["input_ids"], text, {}) for text in TEXTS[:2]]
+    ids = [[[7, 8], [9, 10, 11, 12, 13]], [[14], [15, 16]]]
+    packed = policy.pack(rows, [[Completion(each, True) for each in group] for group in ids])
+    values_BU = policy.values(packed)
+    assert values_BU.shape == (4, 6)
+    pairs = [(row, each) for row, group in zip(rows, ids, strict=True) for each in group]
+    for values_U, (row, each) in zip(values_BU, pairs, strict=True):
+        output = model(
+            input_ids=torch.tensor([row.ids]), decoder_input_ids=torch.tensor([[*start_ids(model), *each]]),
+            output_hidden_states=True,
+        )  # fmt: skip
+        states = output.decoder_hidden_states[-1][0, len(start_ids(model)) - 1 :]
+        expected = policy.roles.value(states)
+        assert values_U[: len(each) + 1].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+        assert (values_U[len(each) :] == values_U[len(each)]).all()
 
 
 def test_what_the_decoder_starts_with_is_no_action(tiny_t5, tiny_bart, tiny_tokenizer):
