@@ -5,9 +5,9 @@
 DIR has banking77's train.csv (or train.csv.gz) and test.csv (github.com/PolyAI-LDN/task-specific-datasets). The steps
 are those of the YAML that the script writes and runs with `rlhf run`:
 
-1. `sft`: a BERT of 0.6 million parameters, from nothing, learns the intents of half of the training questions by
+1. `sft`: a BERT of 0.6 million parameters, from nothing, learns the intents of a third of the training questions by
    cross-entropy. It starts to hand over the 15% of the held-out questions of which it is least sure.
-2. `ppo` with `advantage: exact` answers the other half and is told what each answer would have cost (costs.py).
+2. `ppo` with `advantage: exact` answers the others and is told what each answer would have cost (costs.py).
 
 Both answer the 1,561 test questions with their likeliest answer. They are held against cross-entropy at its best
 threshold, too: the share of the least sure questions that are handed over is the one that is cheapest on the test
@@ -74,13 +74,13 @@ stages:
     save_strategy: "no"
 evaluate: {{prompts: 2000}}
 """
-FULL = {"epochs": 10, "served_epochs": 4, "vocabulary": 2000, "width": 128, "wide": 256}
+FULL = {"epochs": 12, "served_epochs": 2, "vocabulary": 2000, "width": 128, "wide": 256}
 SMALL = {"epochs": 1, "served_epochs": 1, "vocabulary": 300, "width": 16, "wide": 16}
 _FEW = 300
 
 
 def write_questions(data: Path, folder: Path, few: bool) -> None:
-    """Write `labelled.csv` and `served.csv`, the halves of the training questions, and `test.csv`."""
+    """Write `labelled.csv` and `served.csv`, a third and the rest of the training questions, and `test.csv`."""
     packed = data / "train.csv.gz"
     content = gzip.decompress(packed.read_bytes()) if packed.is_file() else (data / "train.csv").read_bytes()
     train = list(csv.DictReader(content.decode("utf-8").splitlines()))
@@ -89,8 +89,8 @@ def write_questions(data: Path, folder: Path, few: bool) -> None:
     random.Random(0).shuffle(train)
     if few:
         train, test = train[:_FEW], test[:_FEW]
-    half = len(train) // 2
-    for name, rows in (("labelled", train[:half]), ("served", train[half:]), ("test", test)):
+    third = len(train) // 3
+    for name, rows in (("labelled", train[:third]), ("served", train[third:]), ("test", test)):
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["text", "label"])
