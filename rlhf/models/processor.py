@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, PretrainedConfig
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import AutoImageProcessor, BaseImageProcessor, PretrainedConfig
 
 from rlhf import network
 from rlhf.config.project import ModelConfig

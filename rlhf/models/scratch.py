@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
     set_seed,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError, reason, unknown_name

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
 from rlhf import network
 from rlhf.config.project import ModelConfig

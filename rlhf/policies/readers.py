@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf.artifacts.open import OpenedModel
 from rlhf.data import augment

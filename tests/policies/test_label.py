@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image as pillow
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessorPil
 
 from rlhf.errors import UserError
 from rlhf.models.labels import Classes

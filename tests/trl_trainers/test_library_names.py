@@ -26,11 +26,13 @@ LIBRARIES = ("accelerate", "peft", "transformers", "trl")
 NAMES = all_names()
 TABLE = {name.path.rpartition(":")[2].rpartition(".")[2] for name in NAMES}
 IMPORTED = {tuple(name.path.split(":")) for name in NAMES}
-DOCUMENTED = {"transformers.utils", "accelerate.utils"}
+DOCUMENTED = {"transformers.utils", "transformers.modeling_outputs", "accelerate.utils"}
 """Modules below the top of a library whose names are part of its documented interface."""
 PYTHON = {"_asdict", "_exit", "_replace"}
 ADDED = {"_fold", "_fused_forward"}
 """Names of ours that are set on a library's objects."""
+FILES = {"_type"}
+"""Keys of files that a library writes."""
 
 
 def sources(root) -> dict[Path, ast.Module]:
@@ -55,7 +57,7 @@ def own_names(tree) -> set[str]:
 def test_every_private_name_of_another_object_is_in_the_table(root):
     unknown = []
     for path, tree in sources(root).items():
-        known = own_names(tree) | TABLE | PYTHON | ADDED
+        known = own_names(tree) | TABLE | PYTHON | ADDED | FILES
         for node in ast.walk(tree):
             used = []
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
