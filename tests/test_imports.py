@@ -1,9 +1,9 @@
 """Imports point one way, and the command line starts light."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ORDER = [
@@ -98,11 +98,13 @@ def test_the_orchestrator_is_light():
 
 
 def test_help_answers_at_once():
+    """In the processor's time, which does not depend on what else runs."""
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "rlhf.cli", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.5
 
 
