@@ -37,7 +37,7 @@ PPO = {"advantage": "rloo", "samples_per_prompt": 2, "max_new_tokens": 8, "rewar
 @pytest.mark.parametrize(
     ("stage", "options", "named"),
     [
-        ("sft", {"report_to": "mlflow"}, "report_to"),
+        ("sft", {"report_to": "wandb"}, "report_to"),
         ("sft", {"optim": "adamw_bnb_8bit"}, "optim"),
         ("sft", {"use_liger_kernel": True}, "use_liger_kernel"),
         ("sft", {"save_strategy": "best"}, "save_strategy"),
@@ -87,12 +87,12 @@ def test_a_model_too_large_for_this_machine_is_tried(tmp_path, tiny_llama, monke
     (large / "config.json").write_text(json.dumps({**config.to_dict(), **sizes}))
     made = {"stages": {"dpo": {"max_steps": 1}}}
     attempt(prepare_stage, make_project(tmp_path, large, **made), "dpo")
-    wrong = make_project(tmp_path, large, name="wrong", stages={"dpo": {"report_to": "mlflow"}})
+    wrong = make_project(tmp_path, large, name="wrong", stages={"dpo": {"report_to": "wandb"}})
     assert "report_to" in refusal(wrong, "dpo")
 
 
 def test_the_command_says_it_before_the_first_stage_trains(tmp_path, tiny_llama):
-    path = write_project(tmp_path, tiny_llama, stages={"sft": {}, "dpo": {"report_to": "mlflow"}})
+    path = write_project(tmp_path, tiny_llama, stages={"sft": {}, "dpo": {"report_to": "wandb"}})
     line = refused(rlhf("run", path))
     assert "stages.dpo.report_to: transformers: " in line
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
