@@ -249,8 +249,6 @@ def closed_completion(completion: Completion, ending: Sequence[int], room: int |
 class CausalLMKind(PolicyKind):
     """Language models that go on with a prompt; TRL trains them on demonstrations."""
 
-    answers_once = False
-
     def demonstrations(self, args: Any) -> Encoder:
         """Prompt and completion as one sequence, with loss on the completion."""
         codec = Codec(self.tokenizer, args.max_length, args.truncation_mode)

@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,9 +68,6 @@ class PolicyKind(ABC):
     Args:
         opened: The model; its weights are not loaded.
     """
-
-    answers_once: ClassVar[bool] = True
-    """Whether users take its likeliest answer, and evaluation asks for that one alone, instead of sampling."""
 
     def __init__(self, opened: OpenedModel) -> None:
         self.opened = opened

@@ -150,8 +150,6 @@ class Seq2SeqPolicy(LogitsPolicy):
 class Seq2SeqKind(PolicyKind):
     """Encoder-decoders that write a text to a text."""
 
-    answers_once = False
-
     def demonstrations(self, args: Any) -> Encoder:
         """Token ids of the prompt in `input_ids` and of the completion, EOS included, in `labels`.
 
