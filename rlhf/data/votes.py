@@ -9,6 +9,7 @@ acknowledged. Many processes may hold the file open.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import random
 import sqlite3
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.data.records import Message, Text
+from rlhf.data.records import Text
 from rlhf.errors import UserError
 
 FOLDER, FILE = "arena", "votes.sqlite"
@@ -30,6 +31,7 @@ VERDICTS: tuple[Verdict, ...] = ("first", "second", "tie", "neither", "skip")
 Origin = Literal["held out", "file", "typed"]
 """Where a prompt comes from: the run's own data, a file that was named, or the annotator."""
 
+_json = functools.partial(json.dumps, ensure_ascii=False, default=str)
 _VERSION = 1
 _PATIENCE = 30.0
 """Seconds to wait for another process that writes."""
@@ -130,7 +132,7 @@ class Vote:
     cast_at: float
 
 
-class Votes:
+class Votes(contextlib.AbstractContextManager["Votes"]):
     """The votes of a run. One object may be used by several threads.
 
     Args:
@@ -163,9 +165,6 @@ class Votes:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
-
-    def __enter__(self) -> Votes:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -338,14 +337,7 @@ class Votes:
         query = "select * from vote join ballot on ballot.id = vote.ballot order by vote.cast_at, vote.ballot"
         with self._lock:
             rows = self._connection.execute(query).fetchall()
-        return [
-            Vote(
-                Ballot(row["id"], comparisons[row["comparison"]], row["annotator"], bool(row["swapped"]), row["shown"]),
-                row["verdict"], (_flag(row["good_first"]), _flag(row["good_second"])), row["edit"], row["reason"],
-                row["seconds"], row["cast_at"],
-            )
-            for row in rows
-        ]  # fmt: skip
+        return [_vote(row, comparisons[row["comparison"]]) for row in rows]
 
     def _comparisons(self, where: str, *values: Any) -> list[Comparison]:
         query = f"""
@@ -375,77 +367,6 @@ def read_votes(run_dir: Path) -> list[Vote]:
         return votes.votes()
 
 
-def preference_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
-    """Votes as preference pairs: a comparison that more annotators decided one way than the other is a pair.
-
-    Returns:
-        Rows with `prompt`, `chosen`, `rejected`, `votes_for` and `votes_against`, and the prompt's other columns.
-    """
-    tallies: dict[int, list[int]] = {}
-    comparisons = {}
-    for vote in votes:
-        comparison = vote.ballot.comparison
-        comparisons[comparison.id] = comparison
-        tally = tallies.setdefault(comparison.id, [0, 0])
-        if vote.verdict in ("first", "second"):
-            tally[vote.verdict == "second"] += 1
-    rows = []
-    for number, (first, second) in tallies.items():
-        if first == second:
-            continue
-        comparison = comparisons[number]
-        texts = [_as_completion(comparison.prompt, reply.text) for reply in comparison.replies]
-        chosen, rejected = texts if first > second else reversed(texts)
-        rows.append(
-            {
-                **comparison.columns, "prompt": comparison.prompt, "chosen": chosen, "rejected": rejected,
-                "votes_for": max(first, second), "votes_against": min(first, second),
-            }
-        )  # fmt: skip
-    return rows
-
-
-def demonstration_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
-    """What annotators wrote should have been said, as demonstrations: `prompt` and `completion`."""
-    return [
-        {
-            **vote.ballot.comparison.columns,
-            "prompt": vote.ballot.comparison.prompt,
-            "completion": _as_completion(vote.ballot.comparison.prompt, vote.edit),
-        }
-        for vote in votes
-        if vote.edit
-    ]
-
-
-def feedback_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
-    """Replies that annotators judged by themselves: `prompt`, `completion` and `label`.
-
-    Those of a vote that both are bad are bad; a thumb up or down says so of one.
-    """
-    rows = []
-    for vote in votes:
-        comparison = vote.ballot.comparison
-        for reply, good in zip(comparison.replies, vote.good, strict=True):
-            label = False if vote.verdict == "neither" else good
-            if label is not None:
-                completion = _as_completion(comparison.prompt, reply.text)
-                rows.append(
-                    {**comparison.columns, "prompt": comparison.prompt, "completion": completion, "label": label}
-                )
-    return rows
-
-
-ROWS = {"preferences": preference_rows, "demonstrations": demonstration_rows, "feedback": feedback_rows}
-"""Votes as the rows of a set of `data:`."""
-
-
-def _as_completion(prompt: Text, text: str) -> Text:
-    """A reply's text in the form of its prompt."""
-    message: Message = {"role": "assistant", "content": text.strip()}
-    return text if isinstance(prompt, str) else [message]
-
-
 def _comparison(first: sqlite3.Row, second: sqlite3.Row) -> Comparison:
     replies = [
         Reply(row["policy"], row["text"], row["artifact"], bool(row["finished"]), json.loads(row["scores"]))
@@ -457,12 +378,11 @@ def _comparison(first: sqlite3.Row, second: sqlite3.Row) -> Comparison:
     )  # fmt: skip
 
 
-def _flag(value: int | None) -> bool | None:
-    return None if value is None else bool(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+def _vote(row: sqlite3.Row, comparison: Comparison) -> Vote:
+    ballot = Ballot(row["id"], comparison, row["annotator"], bool(row["swapped"]), row["shown"])
+    good = [None if flag is None else bool(flag) for flag in (row["good_first"], row["good_second"])]
+    rest = (row["edit"], row["reason"], row["seconds"], row["cast_at"])
+    return Vote(ballot, row["verdict"], (good[0], good[1]), *rest)
 
 
 @contextlib.contextmanager
