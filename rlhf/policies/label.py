@@ -174,6 +174,10 @@ class LabelKind(PolicyKind):
         classes = classes_named(model)
         several, numbers = classes.several, {name: number for number, name in enumerate(classes.names)}
         learned, weights_C = len(numbers) - len(args.extra_answers or ()), None
+        if args.extra_answers and score_head(model).bias is None:
+            raise UserError(
+                f"stages.sft.extra_answers: the head of {self.opened.name} has no bias, which holds their logits"
+            )
         if args.class_weights is not None:
             if several:
                 raise UserError("stages.sft.class_weights: several classes at once are each a question of its own")

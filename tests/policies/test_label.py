@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,23 +135,29 @@ def test_share_right():
 @pytest.mark.parametrize("several", [False, True])
 def test_demonstrations_teach_nothing_about_an_extra_answer(several):
     """Its output has no part in the loss, and so no gradient."""
-    names = ["a", "b", "c", "hand_over"]
-    model = type("Model", (), {})()
-    model.config = type("Config", (), {})()
-    Classes(names, several).name(model)
-    settings = {
-        "class_weights": None,
-        "extra_answers": {"hand_over": 0.1},
-        "augment": None,
-        "label_smoothing_factor": 0.1,
-    }
-    args = type("Args", (), settings)
+    model, args = with_extra_answer(several, bias=True)
     loss = LabelKind(None).supervised(model, None, args).loss
     logits = torch.zeros(2, 4, requires_grad=True)
     labels = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 0]]) if several else torch.tensor([0, 2])
     loss(type("Output", (), {"logits": logits})(), labels).backward()
     assert logits.grad[:, 3].tolist() == [0.0, 0.0]
     assert logits.grad[:, :3].abs().min() > 0
+
+
+def with_extra_answer(several, bias):
+    """A head with an output for an answer that is no class, and the settings of its training."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4, bias=bias))
+    model.config = SimpleNamespace(num_labels=4)
+    Classes(["a", "b", "c", "hand_over"], several).name(model)
+    answers = {"hand_over": 0.1}
+    return model, SimpleNamespace(class_weights=None, extra_answers=answers, augment=None, label_smoothing_factor=0.1)
+
+
+def test_an_extra_answer_needs_a_head_with_a_bias():
+    model, args = with_extra_answer(several=False, bias=False)
+    kind = LabelKind(SimpleNamespace(name="gpt2"))
+    with pytest.raises(UserError, match=r"extra_answers: .*gpt2.* no bias"):
+        kind.supervised(model, None, args)
 
 
 def test_classes_of_the_data_come_before_extra_answers():
