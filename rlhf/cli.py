@@ -116,7 +116,7 @@ def chat(
     folder = pick_stage(*find_run(run))
     quiet_environment()
     quiet_libraries()
-    from rlhf.publish.chat import chat as talk
+    from rlhf.serving.chat import chat as talk
 
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     talk(folder, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)

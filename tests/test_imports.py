@@ -16,7 +16,7 @@ ORDER = [
     {"envs"},
     {"evaluation"},
     {"report"},
-    {"training", "publish"},
+    {"training", "publish", "serving"},
     {"trl_trainers", "ppo"},
     {"stages"},
     {"pipeline"},

@@ -1,1 +1,1 @@
-"""A finished stage to its users: hub, model card, chat."""
+"""A finished stage to its users: hub, model card."""

@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, Train
 from rlhf.artifacts.open import open_model, open_stage
 from rlhf.config.project import ModelConfig
 from rlhf.data.records import Demonstration, Labelled, Prompt, Unusable
-from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.load import Source
@@ -25,7 +24,8 @@ from rlhf.policies.seq2seq import Seq2SeqKind, Seq2SeqPolicy, SourceRow
 from rlhf.policies.seq2seq_sampler import start_ids
 from rlhf.policies.settings import SamplingSettings
 from rlhf.publish import hub
-from rlhf.publish.chat import Conversation
+from rlhf.serving.chat import Conversation
+from rlhf.serving.replies import PolicyReplier, Sampling
 from tests.support.models import strengthened
 from tests.support.projects import make_project, pairs
 
@@ -338,14 +338,15 @@ def test_the_probe_notices_either_half(model, part):
 @torch.no_grad()
 def test_it_can_be_talked_to(model, tokenizer):
     (greedy,) = sampled(model, tokenizer, ["Hello Ada"], 1, temperature=0.0)[0]
-    conversation = Conversation(model, Codec(tokenizer), "it", as_messages=False)
+    conversation = Conversation(PolicyReplier(model, tokenizer, "it", as_messages=False))
     model.generation_config.forced_eos_token_id = None
     out = io.StringIO()
-    assert conversation.reply("Hello Ada", 0.0, 9, out) == greedy.text.strip()
-    if conversation.limit is not None:
-        conversation.reply("0" * conversation.limit, 0.0, 4, out)
+    assert conversation.reply("Hello Ada", Sampling(0.0, 9), out) == greedy.text.strip()
+    limit = conversation.replier.limit
+    if limit is not None:
+        conversation.reply("0" * limit, Sampling(0.0, 4), out)
         with pytest.raises(Unusable, match="no room"):
-            conversation.reply("0" * (conversation.limit + 1), 0.0, 4, out)
+            conversation.reply("0" * (limit + 1), Sampling(0.0, 4), out)
 
 
 RUN = {
