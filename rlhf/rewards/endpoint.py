@@ -5,16 +5,13 @@ Such a judge compares completions and does not score them, so it is for evaluati
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
-from urllib.parse import urlsplit
 
 import httpx2
 from tqdm.auto import tqdm
@@ -23,6 +20,7 @@ from rlhf.config.checks import endpoint_problem
 from rlhf.config.project import RewardConfig
 from rlhf.data.records import Message, Text
 from rlhf.errors import UserError
+from rlhf.rewards.http import client_of, complaint, final_refusal, key_of, may_recover, on_a_line
 from rlhf.rewards.judge_cache import JudgeCache, request_key
 from rlhf.rewards.pairwise import CRITERIA, REMINDER, Verdict, preference, question, read_verdict, writable
 from rlhf.rewards.retry import retry_delay
@@ -138,7 +136,7 @@ class EndpointJudge:
         self.max_tokens, self.timeout, self.retries, self.backoff = max_tokens, timeout, retries, backoff
         self.workers, self.max_failures = workers, max_failures
         self.cache = JudgeCache(folder)
-        self._key = None if api_key_env is None else _key_of(api_key_env, name)
+        self._key = None if api_key_env is None else key_of(api_key_env, f"rewards.{name}.api_key_env")
         self._counts: Counter[str] = Counter()
         self._failed_in_row, self._works = 0, False
         self._unreadable: _Answer | None = None  # the last one
@@ -172,7 +170,7 @@ class EndpointJudge:
         """
         if self.prefer(["Say hello."], ["Hello!"], ["Goodbye."]) == [None]:
             answer = self._unreadable
-            why = f"an answer ends {self._shown(answer.text)[-_LAST_WORDS:]!r}" if answer else "none came"
+            why = f"an answer ends {on_a_line(answer.text, self._key)[-_LAST_WORDS:]!r}" if answer else "none came"
             if answer and answer.cut:
                 why = f"an answer was cut at max_tokens, {self.max_tokens}; raise max_tokens"
             raise self._error(f"no readable verdict: {why}")
@@ -217,11 +215,8 @@ class EndpointJudge:
         self._failed_in_row = 0
         self._stop.clear()
         patience = min(self.max_failures, len(missing))
-        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        waits = httpx2.Timeout(self.timeout, connect=10.0)
-        direct = urlsplit(self.endpoint).scheme == "http"
         with (
-            httpx2.Client(headers=headers, timeout=waits, follow_redirects=False, trust_env=not direct) as client,
+            client_of(self.endpoint, self._key, self.timeout) as client,
             ThreadPoolExecutor(self.workers) as pool,
             tqdm(total=len(missing), desc=self.name, unit=" questions", leave=False, disable=None) as bar,
         ):
@@ -293,37 +288,16 @@ class EndpointJudge:
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             return _Failure(f"{type(error).__name__}: {error}", again=isinstance(error, httpx2.RequestError))
         status = response.status_code
-        if response.has_redirect_location:
-            host = urlsplit(response.headers["Location"]).netloc.rpartition("@")[2] or "another path"
-            raise self._error(f"it redirects to {host}, where nothing is sent; give the address itself")
-        if status in (401, 403):
-            hint = "the key is refused" if self._key else "it wants a key: set api_key_env"
-            raise self._error(f"{hint} ({status}: {self._complaint(response)})")
-        if status == 404:
-            raise self._error(f"no such model or address (404: {self._complaint(response)})")
+        if (problem := final_refusal(response, self._key)) is not None:
+            raise self._error(problem)
         if status != 200:
-            again = status in (408, 429) or status >= 500
-            return _Failure(f"{status}: {self._complaint(response)}", again, response.headers.get("Retry-After"))
+            return _Failure(
+                f"{status}: {complaint(response, self._key)}", may_recover(status), response.headers.get("Retry-After")
+            )
         try:
             return _answer(response.json())
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            return _Failure(f"an answer that is no chat completion: {self._complaint(response)}", again=True)
-
-    def _complaint(self, response: httpx2.Response) -> str:
-        """What a server says went wrong, shortened, and without the key in case it repeats what it was sent."""
-        text = response.text
-        with contextlib.suppress(ValueError):  # not JSON: show the text as it is
-            body = response.json()
-            known = body if isinstance(body, dict) else {}
-            problem = next((known[key] for key in ("error", "message", "detail") if known.get(key)), text)
-            text = str(problem.get("message", problem) if isinstance(problem, dict) else problem)
-        text = self._shown(text) or response.reason_phrase
-        return text if len(text) <= 200 else f"{text[:200]}…"
-
-    def _shown(self, text: str) -> str:
-        """A text on a single line, without the key."""
-        text = " ".join(text.split())
-        return text if self._key is None else text.replace(self._key, "…")
+            return _Failure(f"an answer that is no chat completion: {complaint(response, self._key)}", again=True)
 
     def _error(self, what: str) -> UserError:
         self._stop.set()
@@ -340,16 +314,6 @@ def _answer(body: Any) -> _Answer:
     spent = (usage.get(key) or 0 for key in ("prompt_tokens", "completion_tokens"))
     text = writable(choice["message"].get("content") or "")
     return _Answer(text, choice.get("finish_reason") == "length", *map(int, spent))
-
-
-def _key_of(variable: str, name: str) -> str:
-    """The key in an environment variable; no message repeats it."""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"rewards.{name}.api_key_env: the environment variable {variable} is not set")
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"rewards.{name}.api_key_env: what stands in {variable} cannot be a key: it has odd characters")
-    return key
 
 
 def load_judge(name: str, reward: RewardConfig, folder: Path) -> EndpointJudge:

@@ -1,0 +1,133 @@
+"""Listens at an address: on this machine only unless told otherwise, and beyond it with a token."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import FrameType
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from rlhf.errors import UserError
+
+TOKEN = "RLHF_TOKEN"
+"""The environment variable that a token is read from."""
+_SHORTEST = 16
+"""Characters of a token."""
+_LAST_WORDS = 1
+"""Seconds that answers have when the server ends."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    """As it was asked for: an address or a name."""
+    bound: str
+    """The address that this is."""
+    port: int
+    token: str | None = None
+    """What a client has to know; None if nobody beyond this machine can reach the server, and no token was set."""
+
+    @property
+    def url(self) -> str:
+        """What a client on this machine calls it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bound, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def is_called(self, host: str) -> bool:
+        """Whether a `Host` header means this server.
+
+        A server that listens at every address of its machine is called by any address; that is no name that somebody
+        else could have point here.
+        """
+        try:
+            parts = urlsplit(f"//{host}")
+            name, port = parts.hostname or "", parts.port or 80
+        except ValueError:
+            return False
+        if port != self.port or parts.netloc != host or "@" in host:
+            return False
+        known = {self.host.lower(), self.bound}
+        here = ipaddress.ip_address(self.bound)
+        if here.is_loopback or here.is_unspecified:
+            known |= {"localhost", "127.0.0.1", "::1"}
+        if here.is_unspecified:
+            known.add(socket.gethostname().lower())
+            with contextlib.suppress(ValueError):
+                known.add(str(ipaddress.ip_address(name)))
+        return name in known
+
+
+def open_address(host: str, port: int) -> tuple[socket.socket, Address]:
+    """Open a socket to listen at, and settle who may ask there.
+
+    Beyond loopback a client needs a token: the one in the variable RLHF_TOKEN, or a new one. If the variable is set,
+    clients on this machine need it, too.
+
+    Args:
+        host: Address or name.
+        port: Port; 0 takes a free one.
+
+    Raises:
+        UserError: The address is taken or not this machine's, or the token is too weak.
+    """
+    token = _token_of_environment()
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        opened = socket.create_server((place[0], port), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}") from None
+    bound, port = opened.getsockname()[:2]
+    if token is None and not ipaddress.ip_address(bound).is_loopback:
+        token = secrets.token_urlsafe(24)
+    return opened, Address(host, bound, port, token)
+
+
+def serve(app: Callable[..., Awaitable[None]], opened: socket.socket, stopping: threading.Event) -> None:
+    """Serve an application until SIGINT or SIGTERM; answers under way then have a second.
+
+    Args:
+        app: The application, behind its guard.
+        opened: The socket.
+        stopping: Is set when the server ends, so that replies stop.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none",
+        limit_concurrency=256, timeout_graceful_shutdown=_LAST_WORDS,
+    )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
+        _Server(config, stopping).run(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    """Says at once that it is going to end, before it waits for answers under way."""
+
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        self._stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def _token_of_environment() -> str | None:
+    token = os.environ.get(TOKEN, "").strip()
+    if not token:
+        return None
+    if len(token) < _SHORTEST or not (token.isascii() and token.isprintable()) or " " in token:
+        raise UserError(f"{TOKEN}: a token has at least {_SHORTEST} printable characters without spaces")
+    return token

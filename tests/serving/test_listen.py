@@ -1,0 +1,62 @@
+"""Where a server listens, and who needs a token there."""
+
+import socket
+
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.serving.listen import TOKEN, Address, open_address
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch):
+    monkeypatch.delenv(TOKEN, raising=False)
+
+
+def test_this_machine_needs_no_token_and_beyond_it_one_is_made():
+    opened, address = open_address("127.0.0.1", 0)
+    opened.close()
+    assert (address.bound, address.token) == ("127.0.0.1", None)
+    assert address.url == f"http://127.0.0.1:{address.port}"
+    tokens = set()
+    for _ in range(2):
+        opened, address = open_address("0.0.0.0", 0)
+        opened.close()
+        tokens.add(address.token)
+        assert address.url.startswith("http://127.0.0.1:")
+    assert len(tokens) == 2
+    assert all(len(token) >= 32 for token in tokens)
+
+
+def test_a_token_of_the_environment_holds_everywhere(monkeypatch):
+    monkeypatch.setenv(TOKEN, "x" * 16)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        opened, address = open_address(host, 0)
+        opened.close()
+        assert address.token == "x" * 16
+    for weak in ("short", "ä" * 20, "a b" * 9):
+        monkeypatch.setenv(TOKEN, weak)
+        with pytest.raises(UserError, match="at least 16 printable characters") as caught:
+            open_address("127.0.0.1", 0)
+        assert weak not in str(caught.value)
+
+
+def test_an_address_that_cannot_be_had_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1, port {port}: "):
+            open_address("127.0.0.1", port)
+    for host, port in (("192.0.2.1", 0), ("no-such-name.invalid", 0), ("127.0.0.1", 99999), ("a" * 300, 0)):
+        with pytest.raises(UserError, match="cannot listen at"):
+            open_address(host, port)
+
+
+def test_what_a_server_is_called():
+    here = Address("::1", "::1", 80)
+    assert here.url == "http://[::1]:80"
+    assert here.is_called("localhost")
+    named = Address("box.local", "10.0.0.7", 8000, "t" * 20)
+    assert named.is_called("BOX.local:8000")
+    assert named.is_called("10.0.0.7:8000")
+    assert not named.is_called("localhost:8000")
+    assert not named.is_called("10.0.0.8:8000")
