@@ -52,12 +52,17 @@ def run(
     force: Annotated[str | None, typer.Option(help="Stages to run again, comma-separated.")] = None,
     accelerate: Annotated[Path | None, typer.Option(help="Train with accelerate launch and this config file.")] = None,
     gate: Annotated[str | None, typer.Option(help="What to do if a reward model fails its gate: stop or warn.")] = None,
+    round_: Annotated[
+        int | None, typer.Option("--round", metavar="N", help="A later round, from 2 on: trains on the votes so far.")
+    ] = None,
 ) -> None:
     """Run every stage that is not already done, then write the report."""
     from rlhf.config.load import load_project
-    from rlhf.pipeline import runner
+    from rlhf.pipeline import rounds, runner
 
     project = load_project(config, [*(overrides or []), *([f"gate={gate}"] if gate else [])])
+    if round_ is not None:
+        project = rounds.begin(project, round_)
     if accelerate is not None and not accelerate.is_file():
         raise UserError(f"{accelerate}: no such file")
     try:

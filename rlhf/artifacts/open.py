@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf.artifacts.manifest import Manifest, read_manifest, verify_once
+from rlhf.artifacts.manifest import Manifest, is_finished, read_manifest, verify_once
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -230,9 +230,16 @@ def open_stage(folder: Path, settings: ModelConfig | None = None) -> OpenedModel
 def open_model(settings: ModelConfig) -> OpenedModel:
     """Open a base model, or any other that is used as its files stand: a local folder or a hub id.
 
+    A finished stage, such as the policy that a round starts from, is opened with what its manifest records, unless the
+    settings give it another tokenizer.
+
     Args:
         settings: Where it is, type of the weights, attention implementation, and settings of its tokenizer.
     """
+    folder = Path(settings.name_or_path or ".")
+    apart = (settings.tokenizer, settings.chat_template, settings.eos_token, settings.pad_token)
+    if is_finished(folder) and all(value is None for value in apart):
+        return open_stage(folder, settings)
     return OpenedModel(settings)
 
 

@@ -61,6 +61,29 @@ def check(project: ProjectConfig) -> None:
         if stage.parent in scorers() and stage_of(name).leaves == "policy":
             raise UserError(f"{where}: stages.{name}.parent: {stage.parent!r} is a reward model and writes no replies")
     _check_judges(project)
+    _check_rounds(project)
+
+
+def _check_rounds(project: ProjectConfig) -> None:
+    """Check that the stages that `rounds:` names are the project's, and that a round leaves what the next starts from.
+
+    Raises:
+        UserError: One is not, or it does not.
+    """
+    where, rounds = f"{project.path}: rounds", project.rounds
+    for name in rounds.stages or ():
+        if name not in project.stages:
+            raise UserError(f"{where}.stages: the project has no stage {name!r}; {unknown_name(name, project.stages)}")
+    if rounds.stages == []:
+        raise UserError(f"{where}.stages: names none; leave it out for all but sft")
+    if rounds.start is None:
+        return
+    policies = [name for name in project.stages if stage_of(name).leaves == "policy"]
+    if rounds.start not in policies:
+        hint = unknown_name(rounds.start, policies)
+        raise UserError(f"{where}.start: {rounds.start!r} is no policy of the project; {hint}")
+    if rounds.start not in (rounds.stages or [name for name in project.stages if name != "sft"]):
+        raise UserError(f"{where}.start: {rounds.start} does not run in later rounds, so that round 3 could not start")
 
 
 def _file_in_the_way(folder: Path) -> Path | None:

@@ -26,6 +26,7 @@ from rlhf.config.project import (
     PublishConfig,
     RetainConfig,
     RewardConfig,
+    RoundsConfig,
     SourceConfig,
     StageConfig,
 )
@@ -35,9 +36,11 @@ from rlhf.errors import UserError, unknown_name
 
 __all__ = [
     "DataConfig", "DatasetConfig", "EvaluateConfig", "LimitsConfig", "ModelConfig", "ProjectConfig", "PublishConfig",
-    "RetainConfig", "RewardConfig", "SourceConfig", "StageConfig", "apply_override", "load_project",
+    "RetainConfig", "RewardConfig", "RoundsConfig", "SourceConfig", "StageConfig", "apply_override", "load_project",
 ]  # fmt: skip
 
+_OURS = {"path", "overrides", "round"}
+"""Fields of a project that no YAML sets."""
 _UNSAID = {"sources", "dict[str,any]", "dict[str,Any]", "list[str]", "str", "int"}
 """Steps in pydantic's path to an error that are no keys of the YAML."""
 
@@ -86,14 +89,13 @@ def load_project(path: str | Path, overrides: Iterable[str] = ()) -> ProjectConf
 
 def _build(tree: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> ProjectConfig:
     tree = dict(tree)
-    for ours in ("path", "overrides"):
-        if ours in tree:
-            raise UserError(f"{path}: unknown key {ours!r}")
+    for ours in sorted(_OURS & tree.keys()):
+        raise UserError(f"{path}: unknown key {ours!r}")
     tree["data"] = _datasets(tree.get("data"), path)
     tree["stages"] = _stages(tree.get("stages"), path)
     if tree.get("evaluate") is False:
         tree["evaluate"] = {"enabled": False}
-    for section in ("rewards", "evaluate", "publish"):
+    for section in ("rewards", "evaluate", "rounds", "publish"):
         if tree.get(section, ...) is None:  # a section left empty in YAML is null
             del tree[section]
     try:
@@ -182,7 +184,9 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(step for step in steps if step not in _UNSAID)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _owner(steps[:-1])
-        hint = unknown_name(steps[-1], {field.name for field in dataclasses.fields(owner)} - {"path", "overrides"})
+        hint = unknown_name(
+            steps[-1], {field.name for field in dataclasses.fields(owner)} - {"path", "overrides", "round"}
+        )
         return f"unknown key {where!r}; {hint}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{where!r} is missing"

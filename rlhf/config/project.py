@@ -66,15 +66,21 @@ class ModelConfig:
     """Padding token, where the tokenizer names none or the same as EOS."""
 
 
+VOTES = "votes:"
+"""Before the folder or the name of a run, as a source: what people said of its policies."""
+MOST_WEIGHT = 1000
+Weight = Annotated[float, _PLAIN, _within(f"(0, {MOST_WEIGHT}]")]
+
+
 @dataclass(frozen=True, config=STRICT)
 class SourceConfig:
     """Where rows come from."""
 
     source: str
-    """A file (jsonl, json, csv, tsv, parquet; gzip too), a folder of them, or a hub id."""
+    """A file (jsonl, json, csv, tsv, parquet; gzip too), a folder of them, a hub id, or votes:RUN."""
     format: str | None = None
     """Name of a format of `rlhf.data.formats`; null looks at the columns."""
-    weight: Annotated[float, _PLAIN, _within("(0, 1000]")] = 1.0
+    weight: Weight = 1.0
     """How often each training row is used: 2 repeats all, 0.5 keeps half."""
     split: str | None = None
     """Split of a hub dataset (`train` if not named)."""
@@ -84,6 +90,13 @@ class SourceConfig:
     """Stop after so many rows."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Our column name: the file's column name."""
+    train_all: Flag | None = None
+    """Hold none of its rows out, and none of other rows with its prompts; null does so with votes."""
+
+    @property
+    def all_trained(self) -> bool:
+        """Whether all its rows are trained on."""
+        return self.source.startswith(VOTES) if self.train_all is None else self.train_all
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -234,6 +247,20 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RoundsConfig:
+    """How later rounds train, each from the policy of the one before; the first is the plain run."""
+
+    start: str | None = None
+    """The policy that a round leaves to the next; null is the last of its stages."""
+    stages: list[str] | None = None
+    """Stages of later rounds; null is all but `sft`."""
+    votes: Weight = 1.0
+    """Weight of the votes: how often each is used."""
+    earlier: Weight = 1.0
+    """Weight of the project's own preferences and feedback; it multiplies that of each source."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class PublishConfig:
     """Where `rlhf publish` pushes to; nothing else ever pushes."""
 
@@ -315,6 +342,8 @@ class ProjectConfig:
     """The stages to run."""
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     """How policies are compared."""
+    rounds: RoundsConfig = dataclasses.field(default_factory=RoundsConfig)
+    """How later rounds train."""
     publish: PublishConfig = dataclasses.field(default_factory=PublishConfig)
     """Where to publish, when asked."""
     gate: Literal["stop", "warn"] = "stop"
@@ -323,6 +352,8 @@ class ProjectConfig:
     """The file this was read from; set by `load_project`."""
     overrides: tuple[str, ...] = ()
     """How it differs from that file; set by `load_project`."""
+    round: int = 1
+    """Which round of the file's project this is; set by `rlhf.pipeline.rounds`."""
 
     @property
     def run_dir(self) -> Path:

@@ -23,7 +23,11 @@ SAME_PROMPT = "prompt of an earlier row"
 IDENTICAL = "identical"
 NEGATIVE = "negative feedback"
 HELD_OUT = "prompt held out"
-NO_FAULT = frozenset({DUPLICATE, SAME_PROMPT, HELD_OUT, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
+COMPARED = "prompt of the final comparison"
+"""Reason of rows of a source that is all trained on, such as votes, which may not have these prompts."""
+ALL_TRAINED = "prompt voted on"
+"""Reason of held-out rows whose prompt is trained on all the same, since a source that is all trained on has it."""
+NO_FAULT = frozenset({DUPLICATE, SAME_PROMPT, HELD_OUT, COMPARED, ALL_TRAINED, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
 """Reasons for leaving out rows that have nothing wrong with them."""
 
 _COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")

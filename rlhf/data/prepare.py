@@ -11,33 +11,33 @@ import hashlib
 import heapq
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import __version__
-from rlhf.config.project import SUPPLIERS, DatasetConfig, ProjectConfig
+from rlhf.config.project import ProjectConfig, SourceConfig
 from rlhf.data.arrow import ArrowFile
-from rlhf.data.checks import check_left, check_limits, fault, none_held_out, row_key, too_few
+from rlhf.data.checks import check_left, check_limits, none_held_out, row_key, too_few
 from rlhf.data.findings import FINDINGS_FILE, Findings
-from rlhf.data.formats import find
 from rlhf.data.index import Index
 from rlhf.data.inspector import Inspector
 from rlhf.data.ledger import (
+    ALL_TRAINED,
     DROPPED_FILE,
     DUPLICATE,
-    HELD_OUT,
-    IDENTICAL,
     LEDGER_FILE,
     OTHER_HALF,
     SAME_PROMPT,
     SAMPLED_OUT,
     Ledger,
 )
-from rlhf.data.records import Encoded, Prompt, Record, Text, Unusable, as_role
-from rlhf.data.sources import fingerprint, read_rows
-from rlhf.data.splits import Side, content_key, contexts, copies, half_of, own_prompt, side
+from rlhf.data.records import Encoded, Prompt, Record, Unusable, as_role
+from rlhf.data.reserved import Reserved
+from rlhf.data.sets import always_trained, dataset, records, source_set, without_always_trained
+from rlhf.data.sources import fingerprint
+from rlhf.data.splits import Side, content_key, contexts, copies, half_of, own_prompt
 from rlhf.data.stream import progress, worked_ahead
 from rlhf.errors import UserError
 
@@ -201,8 +201,30 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
     Raises:
         UserError: There are none.
     """
-    role = source_set(project, "prompts")
+    role = source_set(without_always_trained(project), "prompts")
     ledger = ledger or Ledger(role)
+    prompts = _held_out_prompts(project, role, limit, ledger)
+    if not prompts:
+        raise UserError(
+            f"{project.path}: no prompts to evaluate on: {none_held_out(role, ledger.trained, project.holdout)}; "
+            "give data.prompts, a larger holdout, or more rows"
+        )
+    return prompts
+
+
+def _final_comparison(project: ProjectConfig) -> list[Prompt]:
+    """The prompts that a source which is all trained on may not have: those that policies are compared on.
+
+    They are found without such sources, so that these do not decide them; none where there is no such source.
+    """
+    own = without_always_trained(project)
+    role = own.data.supplier("prompts")
+    if own is project or role is None or not project.evaluate.enabled:
+        return []
+    return _held_out_prompts(own, role, project.evaluate.prompts, Ledger(role))
+
+
+def _held_out_prompts(project: ProjectConfig, role: str, limit: int, ledger: Ledger) -> list[Prompt]:
     chosen: list[tuple[int, int, Prompt]] = []  # a heap whose smallest entry is the largest hash: the next to go
     with Index() as seen:
         for number, (record, where) in enumerate(iter_records(project, role, ledger)):
@@ -216,49 +238,34 @@ def evaluation_prompts(project: ProjectConfig, limit: int, ledger: Ledger | None
                 heapq.heappush(chosen, entry)
             else:
                 heapq.heappushpop(chosen, entry)
-    if not chosen:
-        raise UserError(
-            f"{project.path}: no prompts to evaluate on: {none_held_out(role, ledger.trained, project.holdout)}; "
-            "give data.prompts, a larger holdout, or more rows"
-        )
     return [prompt for _, _, prompt in sorted(chosen, key=lambda entry: entry[1])]
 
 
-def source_set(project: ProjectConfig, role: str) -> str:
-    """The set that supplies a role: its own, or the first substitute that the project has.
-
-    Raises:
-        UserError: The project has neither.
-    """
-    if (name := project.data.supplier(role)) is not None:
-        return name
-    _, *substitutes = SUPPLIERS.get(role, (role,))
-    others = f" (or {', '.join(substitutes)})" if substitutes else ""
-    raise UserError(f"{project.path}: data.{role}{others} is missing")
-
-
 def fingerprints(project: ProjectConfig, role: str) -> dict[str, Any]:
-    """What identifies the rows of a set and their split, without reading a row: equal fingerprints mean equal rows.
+    """What identifies the rows of a set and their split: equal fingerprints mean equal rows.
 
-    If the project lacks the role's own set, this is about the set that supplies it instead.
+    If the project lacks the role's own set, this is about the set that supplies it instead. The prompts to evaluate on
+    are the same whatever sources are all trained on.
     """
+    own = without_always_trained(project)
+    if role == "prompts":
+        project = own
     role = source_set(project, role)
-    base = project.path.parent
-    identity: dict[str, Any] = {"sources": [fingerprint(source, base) for source in dataset(project, role).sources]}
+    identity: dict[str, Any] = {"sources": _fingerprints(project, role, dataset(project, role).sources)}
     if role != "prompts":
         identity.update(holdout=project.holdout, seed=project.seed)
         if project.data.prompts is not None:
-            identity["held_out_prompts"] = [fingerprint(source, base) for source in project.data.prompts.sources]
+            identity["held_out_prompts"] = _fingerprints(project, "prompts", project.data.prompts.sources)
+    if own is not project:
+        sources = always_trained(project).items()
+        identity["all_trained"] = {name: _fingerprints(project, name, given) for name, given in sources}
+        if own.data.supplier("prompts") is not None and project.evaluate.enabled:
+            identity["compared"] = {"limit": project.evaluate.prompts, **fingerprints(own, "prompts")}
     return identity
 
 
-def dataset(project: ProjectConfig, role: str) -> DatasetConfig:
-    """The configuration of a set.
-
-    Raises:
-        UserError: The project does not have it.
-    """
-    return getattr(project.data, source_set(project, role))
+def _fingerprints(project: ProjectConfig, name: str, sources: Sequence[SourceConfig]) -> list[dict[str, Any]]:
+    return [fingerprint(source, project.path.parent, name) for source in sources]
 
 
 def _usable_rows(
@@ -266,74 +273,26 @@ def _usable_rows(
 ) -> Iterator[_UsableRow]:
     """Rows of a set that passed the checks; the inspector sees them, and the ledger counts the dropped ones."""
     own = source_set(project, role) == role
-    held_out = role != "prompts" and _hold_out_prompts(project, index, inspector)
-    for record, row, weight in progress(_records(project, role, ledger, inspector), role):
+    reserved = Reserved(project, role, index, _final_comparison(project), inspector)
+    for record, row, source in progress(records(project, role, ledger, inspector), role):
         digest = row_key(record)
-        if not index.add(digest):
+        where, reason = reserved.place(record, source)
+        if reason != ALL_TRAINED and not index.add(digest):
             ledger.drop(SAME_PROMPT if isinstance(record, Prompt) and not own else DUPLICATE, record.origin, row)
             continue
-        prompts = contexts(record)
-        where = "eval" if role == "prompts" else side(prompts[0], project.holdout, project.seed)
-        if where == "train" and held_out and any(_held_out_key(prompt) in index for prompt in prompts):
-            ledger.held_out += 1
-            ledger.drop(HELD_OUT, record.origin, row)
+        if reason is not None:
+            ledger.held_out += reason != ALL_TRAINED
+            ledger.drop(reason, record.origin, row)
             continue
         if inspector is not None:
             inspector.keep(record, where)
         if where == "eval":
             ledger.held_out += 1
             yield _UsableRow(record, row, "eval", 1)
-        elif times := copies(digest, weight, project.seed):
+        elif times := copies(digest, source.weight, project.seed):
             yield _UsableRow(record, row, "train", times)
         else:
             ledger.drop(SAMPLED_OUT, record.origin, row)
-
-
-def _records(
-    project: ProjectConfig, role: str, ledger: Ledger, inspector: Inspector | None = None
-) -> Iterator[tuple[Record, dict[str, Any], float]]:
-    """Faultless records of a set in the role's form, each with its row and the weight of its source."""
-    for source in dataset(project, role).sources:
-        layout = None
-        for row, origin in read_rows(source, project.path.parent):
-            ledger.leave_out(row, origin)
-            layout = layout or find(source.format, row, origin)
-            try:
-                parsed = layout.records(row, origin)
-            except Unusable as error:
-                ledger.read += 1
-                ledger.drop(error.reason, origin, row)
-                continue
-            ledger.read += len(parsed)
-            for one in parsed:
-                content = row if len(parsed) == 1 else asdict(one)  # not the whole row with each of its records
-                try:
-                    record = as_role(one, role)
-                    reason = fault(record)
-                    if inspector is not None and reason in (None, IDENTICAL):
-                        inspector.read(record)
-                    if reason is not None:
-                        raise Unusable(reason)
-                except Unusable as error:
-                    ledger.drop(error.reason, origin, content)
-                    continue
-                yield record, content, source.weight
-
-
-def _hold_out_prompts(project: ProjectConfig, index: Index, inspector: Inspector | None) -> bool:
-    """Remember the prompts of `data.prompts`, which nothing may train on; returns whether there are any."""
-    if project.data.prompts is None:
-        return False
-    for record, _, _ in _records(project, "prompts", Ledger("prompts")):
-        for prompt in contexts(record):
-            index.add(_held_out_key(prompt))
-        if inspector is not None:
-            inspector.hold_out(record)
-    return True
-
-
-def _held_out_key(prompt: Text) -> bytes:
-    return b"held out" + content_key(prompt)
 
 
 def _count_used(item: _UsableRow, ledger: Ledger) -> None:

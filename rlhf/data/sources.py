@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder of files, a folder of images by class, or a dataset on the hub.
+"""Where rows come from: a file, a folder of files, a folder of images by class, a dataset on the hub, or votes.
 
 A relative path is looked up from the current folder, then from the folder of the project's YAML. A name that is not a
 file but could be a hub id is taken for one: `org/name`, optionally with `:subset` and `@revision`
@@ -22,30 +22,34 @@ from rlhf.data.folders import Classes, classes_in, read_classes, splits_in
 from rlhf.data.plain import plain
 from rlhf.data.readers import Row, Rows, read_file, reader_of, with_names
 from rlhf.data.records import Image
+from rlhf.data.vote_source import fingerprint_of_votes, is_votes, locate_run, read_vote_rows
 from rlhf.errors import UserError, reason
 
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 _SPLIT_NAME = re.compile(r"(train|training|test|testing|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
-def read_rows(source: SourceConfig, base: Path) -> Rows:
+def read_rows(source: SourceConfig, base: Path, role: str | None = None) -> Rows:
     """Rows of a source with their origins, one at a time, in constant memory.
 
     Args:
         source: What to read, and how to rename its columns.
         base: Folder in which relative paths are looked up second.
+        role: The set that the rows are for, by its key in `data:`; votes give other rows to each.
 
     Yields:
         The row, its values converted to JSON's types (`plain`), and its origin: `file.jsonl:12` (line),
-        `file.parquet#12` (number of the row) or `folder/class/12.png`. In the column `image` a path that is relative to
-        the file that names it becomes absolute.
+        `file.parquet#12` and `votes:run#12` (number of the row) or `folder/class/12.png`. In the column `image` a path
+        that is relative to the file that names it becomes absolute.
 
     Raises:
         UserError: The source is missing, unreachable, empty or malformed; the message names the place.
     """
     path = locate(source.source, base)
     folder = None
-    if path is None:
+    if is_votes(source.source):
+        rows = read_vote_rows(source, base, role)
+    elif path is None:
         rows = _hub_rows(source, base)
     elif (classes := _classes(source, path)) is not None:
         rows = read_classes(classes, _name(source) + (f"/{source.split}" if source.split else ""))
@@ -58,18 +62,25 @@ def read_rows(source: SourceConfig, base: Path) -> Rows:
         yield _found_image(row, folder) if folder is not None and "image" in row else row, origin
 
 
-def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
-    """What identifies a source's content, without reading a row or using the network.
+def fingerprint(source: SourceConfig, base: Path, role: str | None = None) -> dict[str, Any]:
+    """What identifies a source's content, without using the network or, but for votes, reading a row.
+
+    Args:
+        source: What is read.
+        base: Folder in which relative paths are looked up second.
+        role: The set that the rows are for, by its key in `data:`.
 
     Returns:
         For a file `{"file": name, "sha256": …}`, without the content of images that it names; for a folder `{"folder":
         name, "sha256": …}` over its data files, or its images, and their names; for a hub dataset `{"hub": id, "split":
-        …, "revision": …}` (revision None: whatever the hub serves). Options that change what is read are added if set:
-        format, weight, limit, columns, split.
+        …, "revision": …}` (revision None: whatever the hub serves); for votes `{"votes": run, "sha256": …}`. Options
+        that change what is read are added if set: format, weight, limit, columns, split, train_all.
     """
     path = locate(source.source, base)
     content: dict[str, Any]
-    if path is None:
+    if is_votes(source.source):
+        content = fingerprint_of_votes(source, base, role)
+    elif path is None:
         parts = _hub_parts(source.source, base)
         content = {"hub": parts["id"], "split": source.split or "train", "revision": parts["revision"]}
         if parts["subset"]:
@@ -89,11 +100,13 @@ def fingerprint(source: SourceConfig, base: Path) -> dict[str, Any]:
 
 
 def locate(source: str, base: Path) -> Path | None:
-    """The file or folder that a source names; None if there is none and the name may be a hub id.
+    """The file or folder that a source names, of votes the run's; None if there is none and the name may be a hub id.
 
     Raises:
         UserError: There is none, and the name cannot be a hub id.
     """
+    if is_votes(source):
+        return locate_run(source, base)
     given = Path(source).expanduser()
     for path in (given, base / given):
         try:

@@ -46,6 +46,11 @@ def side(prompt: Text, holdout: float, seed: int) -> Side:
     return "eval" if _uniform("split", seed, canonical(_opening(prompt))) < holdout else "train"
 
 
+def opening(record: Record) -> Text:
+    """The opening of a record's first prompt: what decides its side."""
+    return _opening(contexts(record)[0])
+
+
 def half_of(prompt: Text, seed: int) -> int:
     """Which half of the prompts a prompt belongs to, 0 or 1; for a conversation its opening decides, as in `side`."""
     return int(_uniform("half", seed, canonical(_opening(prompt))) < 0.5)

@@ -333,10 +333,10 @@ class Votes(contextlib.AbstractContextManager["Votes"]):
 
     def votes(self) -> list[Vote]:
         """All votes, in the order they were cast."""
-        comparisons = {comparison.id: comparison for comparison in self.comparisons()}
         query = "select * from vote join ballot on ballot.id = vote.ballot order by vote.cast_at, vote.ballot"
         with self._lock:
             rows = self._connection.execute(query).fetchall()
+        comparisons = {comparison.id: comparison for comparison in self.comparisons()}  # later: another may add some
         return [_vote(row, comparisons[row["comparison"]]) for row in rows]
 
     def _comparisons(self, where: str, *values: Any) -> list[Comparison]:

@@ -13,8 +13,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
-from rlhf.data.prepare import evaluation_prompts, iter_records, source_set
+from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Prompt, as_role
+from rlhf.data.sets import source_set
 from rlhf.data.splits import Side, content_key
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS

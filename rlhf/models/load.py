@@ -31,6 +31,7 @@ from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
 from rlhf.models.device import sharded
 from rlhf.models.heads import init_score_head
+from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, adapter_task, is_encoder
 from rlhf.models.tokenizer import Processor
 from rlhf.models.weights import (
@@ -43,7 +44,6 @@ from rlhf.models.weights import (
     new_modules,
 )
 
-ADAPTER_CONFIG = "adapter_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

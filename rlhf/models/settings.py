@@ -6,6 +6,9 @@ from dataclasses import replace
 
 from rlhf.config.project import ModelConfig, ProjectConfig
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file of an adapter's folder that names its base."""
+
 
 def base_settings(project: ProjectConfig) -> ModelConfig:
     """The project's base model."""

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf.artifacts.json_files import read_object, write_json
+from rlhf.artifacts.rounds import ROUND, VOTES
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.pipeline import identity
+from rlhf.pipeline.rounds import of_round
 
 OWNER = "project.json"
 IDENTITY = "identity.json"
@@ -190,7 +192,7 @@ def _check_owner(project: ProjectConfig) -> None:
                 f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
             )
     elif folder.exists() and (
-        not folder.is_dir() or any(child.name not in (LOCK, WORKING) for child in folder.iterdir())
+        not folder.is_dir() or any(child.name not in (LOCK, WORKING, ROUND, VOTES) for child in folder.iterdir())
     ):
         raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
 
@@ -202,7 +204,8 @@ def _config(project: ProjectConfig) -> str:
 
 def _write_owner(project: ProjectConfig) -> None:
     owner = {"config": _config(project), "name": project.name, "overrides": project.overrides}
-    write_json(project.run_dir / OWNER, owner)
+    round_of = {"round": project.round} if project.round > 1 else {}
+    write_json(project.run_dir / OWNER, {**owner, **round_of})
 
 
 def _read_owner(owner: Path, fields: dict[str, type]) -> dict[str, Any]:
@@ -211,7 +214,7 @@ def _read_owner(owner: Path, fields: dict[str, type]) -> dict[str, Any]:
 
 
 def project_of(run_dir: Path) -> ProjectConfig:
-    """The project that a run's folder belongs to, with the overrides of its last run.
+    """The project that a run's folder belongs to, with the overrides of its last run; of a round's, that round's.
 
     Raises:
         UserError: The folder is no run, or its config is gone.
@@ -222,7 +225,9 @@ def project_of(run_dir: Path) -> ProjectConfig:
     noted = _read_owner(owner, {"config": str, "overrides": list})
     path = Path(os.path.relpath((run_dir / noted["config"]).resolve()))
     project = load_project(path, noted["overrides"])
-    return replace(project, output_dir=str(run_dir.parent), name=run_dir.name)
+    number = noted.get("round", 1)
+    first = run_dir if number == 1 else run_dir.parent
+    return of_round(replace(project, output_dir=str(first.parent), name=first.name), number)
 
 
 def partial_dir(project: ProjectConfig, name: str) -> Path:

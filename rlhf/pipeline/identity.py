@@ -12,9 +12,11 @@ from typing import Any
 
 import rlhf
 from rlhf.artifacts.hashing import sha256_file
+from rlhf.artifacts.json_files import read_object
 from rlhf.artifacts.manifest import PACKAGES, Manifest, artifact_hash, read_manifest
 from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
+from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.rewards.function import argument_files, function_fingerprint
 from rlhf.training.defaults import non_default_fields
 from rlhf.workflow import half_for, kind_of, parent_of, parents_of, rewards_of, stage_of
@@ -31,6 +33,11 @@ NOT_DECIDING = {
     "ModelConfig.attn_implementation": "another way to the same numbers, up to rounding",
     "StageConfig.fold": "another way to the same numbers, up to rounding",
     "SourceConfig.streaming": "how rows are read, not which",
+    "ProjectConfig.round": "what a round trains on and starts from decides",
+    "RoundsConfig.start": "decides what a round starts from, which counts as its base model",
+    "RoundsConfig.stages": "decides which stages a round has",
+    "RoundsConfig.votes": "is the weight of a source of a round, and counts there",
+    "RoundsConfig.earlier": "multiplies the weights of sources of a round, and counts there",
     "RewardConfig.api_key_env": "where the key is, not whom it is for",
     **dict.fromkeys(
         (
@@ -125,10 +132,19 @@ def _model(model: ModelConfig) -> dict[str, Any]:
 
 
 def base_fingerprint(model: ModelConfig, project: ProjectConfig) -> dict[str, Any]:
-    """What identifies a base model: the contents of a local folder, or a hub id and revision."""
+    """What identifies a base model: the contents of a local folder, or a hub id and revision.
+
+    Of a folder with an adapter, such as the policy that a round starts from, it is both: the adapter's, and those of
+    what it is for.
+    """
     if model.name_or_path is None:
         return {"scratch": model.scratch}
     folder = project.resolve(model.name_or_path)
+    if (folder / ADAPTER_CONFIG).is_file():
+        below = read_object(folder / ADAPTER_CONFIG, {"base_model_name_or_path": str}, "put the adapter back")
+        name, revision = below["base_model_name_or_path"], below.get("revision")
+        under = base_fingerprint(ModelConfig(name_or_path=name, revision=revision), project)
+        return {"adapter": artifact_hash(folder), **under}
     if folder.is_dir():
         return {"files": artifact_hash(folder)}
     return {"hub": model.name_or_path, "revision": model.revision}

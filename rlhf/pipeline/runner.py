@@ -222,7 +222,8 @@ def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> No
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
         command = [
             sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config),
-            "-m", "rlhf.pipeline.stage", "--run", key, "--tell", told.name, str(project.path), name, *project.overrides,
+            "-m", "rlhf.pipeline.stage", "--run", key, "--tell", told.name, "--round", str(project.round),
+            str(project.path), name, *project.overrides,
         ]  # fmt: skip
         launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
         try:

@@ -20,6 +20,7 @@ from rlhf.errors import Defect, GateClosed, UserError
 from rlhf.failure import explained
 from rlhf.pipeline import folder, gatekeeper
 from rlhf.pipeline.execute import attempt, join_stage, quiet_environment, run_stage
+from rlhf.pipeline.rounds import begin, of_round
 from rlhf.workflow import is_stage, planned, stages
 
 _GRACE = 30.0
@@ -41,9 +42,15 @@ def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
         epilog=_fields_help(stage), allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE", help="the project's YAML")
+    parser.add_argument("--round", type=int, metavar="N", help="a later round, from 2 on")
     known, rest = parser.parse_known_args(arguments)
     quiet_environment()
-    return guarded(lambda: _run_alone(load_project(known.config, field_overrides(stage, rest)), stage))
+
+    def work() -> None:
+        project = load_project(known.config, field_overrides(stage, rest))
+        _run_alone(project if known.round is None else begin(project, known.round), stage)
+
+    return guarded(work)
 
 
 def _fields_help(stage: str) -> str:
@@ -137,12 +144,13 @@ def main() -> int:
     parser.add_argument("stage", type=_stage_name)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run", help="key of the run that starts it; without one it holds the run's folder itself")
+    parser.add_argument("--round", type=int, default=1, metavar="N", help="the round that the stage is of")
     parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")
     args = parser.parse_args()
     quiet_environment()
 
     def work() -> None:
-        project = load_project(args.config, args.overrides)
+        project = of_round(load_project(args.config, args.overrides), args.round)
         if args.run is None:
             _run_alone(project, args.stage)
         else:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf.artifacts.manifest import is_finished
-from rlhf.artifacts.open import open_model, open_stage
+from rlhf.artifacts.open import open_model
 from rlhf.config.project import ModelConfig
 from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
@@ -44,7 +43,7 @@ class RewardModel:
 
     def __init__(self, name: str | Path, batch_size: int = 32, label: int | str | None = None) -> None:
         settings = ModelConfig(name_or_path=str(name), adapter=None)
-        opened = open_stage(Path(name), settings) if is_finished(Path(name)) else open_model(settings)
+        opened = open_model(settings)
         self.tokenizer = opened.tokenizer
         self.label = label_number(label, opened.label_names, str(name))
         self.model = opened.scorer().eval()

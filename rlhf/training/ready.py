@@ -13,7 +13,8 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from rlhf.config import trainer_fields
-from rlhf.data.prepare import Prepared, prepare, source_set
+from rlhf.data.prepare import Prepared, prepare
+from rlhf.data.sets import source_set
 from rlhf.errors import UserError
 from rlhf.models.device import process_state
 from rlhf.models.tokenizer import tokenizer_record

@@ -7,8 +7,9 @@ import pytest
 
 from rlhf.config.project import LimitsConfig
 from rlhf.data.ledger import Ledger
-from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare, source_set
+from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare
 from rlhf.data.records import Encoded, Feedback, Unusable
+from rlhf.data.sets import source_set
 from rlhf.data.splits import canonical
 from rlhf.errors import UserError
 

@@ -1,0 +1,256 @@
+"""Rounds: a run starts from the policy that the round before left, and trains on the votes of all earlier rounds.
+
+A round is a run of its own, in `round-N/` of the first. The votes are frozen there when the round begins, so that what
+is voted later makes nothing stale. Light: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.artifacts.json_files import write_json
+from rlhf.artifacts.manifest import is_finished
+from rlhf.artifacts.rounds import ROUND, VOTES, RoundRecord, read_round, round_dir
+from rlhf.config.project import (
+    MOST_WEIGHT,
+    DataConfig,
+    DatasetConfig,
+    ModelConfig,
+    ProjectConfig,
+    SourceConfig,
+    StageConfig,
+)
+from rlhf.data.vote_rows import ROWS
+from rlhf.data.vote_source import FORMATS
+from rlhf.data.votes import Vote, read_votes
+from rlhf.errors import UserError
+from rlhf.workflow import BASE, policies_of, rewards_of, stage_of
+
+_WEIGHED = ("preferences", "feedback")
+"""Sets whose own rows `rounds.earlier` weighs."""
+_SAMPLES = "rank"
+"""The stage that makes pairs of its own, so that a round with it needs no votes."""
+
+
+def begin(project: ProjectConfig, number: int) -> ProjectConfig:
+    """The project of a round; where it has not begun yet, the votes of the earlier rounds are frozen first.
+
+    Args:
+        project: The project as its YAML says.
+        number: The round, from 2 on.
+
+    Raises:
+        UserError: There is no such round, the one before is not finished, or there is nothing new to train on.
+    """
+    if number < 2:
+        raise UserError(f"--round {number}: the plain run is round 1; the next is --round 2")
+    names = round_stages(project)
+    earlier = of_round(project, number - 1)
+    start = left_policy(earlier)
+    if not is_finished(earlier.run_dir / start):
+        done = f"round {number - 1} is not finished: {earlier.run_dir / start} is not done"
+        again = f"rlhf run {project.path}" + (f" --round {number - 1}" if number > 2 else "")
+        raise UserError(f"{done}; run it ({again}), or name another stage as rounds.start")
+    folder = round_dir(project.run_dir, number)
+    if read_round(folder) is None:
+        votes = [read_votes(round_dir(project.run_dir, before)) for before in range(1, number)]
+        _freeze(project, number, [[vote for vote in cast if _says(vote)] for cast in votes], names)
+    current = of_round(project, number)
+    record = _record(project, number)
+    settled = RoundRecord(**{**record, "start": start, "leaves": left_policy(current)})
+    if settled != record:
+        write_json(folder / ROUND, settled)
+    return current
+
+
+def of_round(project: ProjectConfig, number: int) -> ProjectConfig:
+    """The project of a round that has begun, of the first the project itself.
+
+    Raises:
+        UserError: It has not begun, or a stage of it needs one that it lacks.
+    """
+    if number == 1:
+        return project
+    earlier = of_round(project, number - 1)
+    names = round_stages(project)
+    kept = {name: project.stages[name] for name in project.stages if name in names}
+    folder = round_dir(project.run_dir, number)
+    return replace(
+        project,
+        name=folder.name,
+        output_dir=str(folder.parent),
+        model=_starting_from(earlier.run_dir / left_policy(earlier), project.model),
+        stages={name: _of_round(stage, names) for name, stage in kept.items()},
+        data=_data(project, folder / VOTES, _record(project, number)["rows"], names),
+        round=number,
+    )
+
+
+def round_stages(project: ProjectConfig) -> list[str]:
+    """The stages of later rounds that stand under `stages:`.
+
+    Raises:
+        UserError: One needs another that is not among them.
+    """
+    named = project.rounds.stages
+    names = [name for name in project.stages if (name in named if named is not None else name != "sft")]
+    for name in names:
+        _check_needs(project, name, names)
+    return names
+
+
+def left_policy(project: ProjectConfig) -> str:
+    """The stage whose policy a round leaves to the next.
+
+    Raises:
+        UserError: None of its stages leaves one.
+    """
+    if project.rounds.start is not None:
+        return project.rounds.start
+    policies = [name for name in policies_of(project) if name in project.stages]
+    if not policies:
+        raise UserError(f"{project.path}: rounds: no stage leaves a policy for a next round to start from")
+    return policies[-1]
+
+
+def _record(project: ProjectConfig, number: int) -> RoundRecord:
+    folder = round_dir(project.run_dir, number)
+    if (record := read_round(folder)) is None:
+        raise UserError(f"round {number} has not begun: rlhf run {project.path} --round {number}")
+    return record
+
+
+def _check_needs(project: ProjectConfig, name: str, names: Sequence[str]) -> None:
+    """Check that what a stage maximises, or is judged by, is trained in the round too.
+
+    Raises:
+        UserError: It is not: the round would maximise something else.
+    """
+    needed = [*rewards_of(project, name), project.stages[name].checkpoint_judge]
+    for other in needed:
+        if other in project.stages and other not in names:
+            raise UserError(f"{project.path}: rounds.stages: {name} needs {other}, which is not among them; add it")
+
+
+def _starting_from(folder: Path, model: ModelConfig) -> ModelConfig:
+    """A finished policy as the base model of a round; its tokenizer and template are settled."""
+    return replace(
+        model, name_or_path=str(folder), revision=None, scratch=None, tokenizer=None, chat_template=None,
+        eos_token=None, pad_token=None,
+    )  # fmt: skip
+
+
+def _of_round(stage: StageConfig, names: Sequence[str]) -> StageConfig:
+    """A stage's settings in a later round: where its parent does not run, it starts from the policy of the last."""
+    gone = stage.parent not in (None, BASE, *names)
+    return replace(stage, parent=BASE) if gone else stage
+
+
+def _data(project: ProjectConfig, folder: Path, rows: dict[str, int], names: Sequence[str]) -> DataConfig:
+    """The project's sets with the votes that its stages train on.
+
+    What is sampled for comes from where it came from before.
+    """
+    data, reads = project.data, _reads(names)
+    own = {role: given.sources for role in ROWS if (given := getattr(data, role)) is not None}
+    own |= {role: tuple(_weighed(project, source) for source in own[role]) for role in _WEIGHED if role in own}
+    roles = [role for role in ROWS if role in own or role in reads]
+    mixed = {role: (*own.get(role, ()), *_frozen(project, folder, role, rows)) for role in roles}
+    if "feedback" in reads and "feedback" not in own:  # pairs are judgements, too, as long as there are no others
+        mixed["feedback"] = (*mixed["preferences"], *mixed["feedback"]) if mixed["feedback"] else ()
+    sets: dict[str, Any] = {
+        role: DatasetConfig(sources, given.holdout if (given := getattr(data, role)) is not None else None)
+        for role, sources in mixed.items()
+        if sources
+    }
+    changed = replace(data, **sets)
+    supplier = data.supplier("rollouts")
+    if supplier is not None and changed.supplier("rollouts") != supplier:
+        changed = replace(changed, rollouts=getattr(data, supplier))
+    return changed
+
+
+def _reads(names: Sequence[str]) -> set[str]:
+    """The sets that stages train on, whether the project has them or not; pairs stand for feedback."""
+    reads = {stage_of(name).data for name in names}
+    return {role for role in ROWS if role in reads or (role == "preferences" and "feedback" in reads)}
+
+
+def _weighed(project: ProjectConfig, source: SourceConfig) -> SourceConfig:
+    weight = source.weight * project.rounds.earlier
+    if weight > MOST_WEIGHT:
+        raise UserError(f"{project.path}: rounds.earlier: {source.source} would have weight {weight:g}")
+    return replace(source, weight=weight)
+
+
+def _frozen(project: ProjectConfig, folder: Path, role: str, rows: dict[str, int]) -> tuple[SourceConfig, ...]:
+    """The frozen votes as a source of a set; none where they give it no row."""
+    if not rows[role]:
+        return ()
+    file = str(folder / f"{role}.jsonl")
+    return (SourceConfig(file, format=FORMATS[role], weight=project.rounds.votes, train_all=True),)
+
+
+def _freeze(project: ProjectConfig, number: int, votes: Sequence[Sequence[Vote]], names: Sequence[str]) -> None:
+    """Write the votes of the earlier rounds into the folder of a new one: all of it is there, or nothing.
+
+    Args:
+        project: The project.
+        number: The new round.
+        votes: Those of each earlier round.
+        names: The stages of the new one.
+
+    Raises:
+        UserError: There is nothing to train on that the round before did not have.
+    """
+    folder = round_dir(project.run_dir, number)
+    rows = {role: [row for cast in votes for row in of_role(cast)] for role, of_role in ROWS.items()}
+    counts, total = {role: len(given) for role, given in rows.items()}, sum(map(len, votes))
+    before = read_round(round_dir(project.run_dir, number - 1))
+    _check_new(project, number, total - (before["votes"] if before else 0), counts, names)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / VOTES).mkdir(parents=True)
+        for role, given in rows.items():
+            if given:
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in given]
+                (partial / VOTES / f"{role}.jsonl").write_text("".join(lines), encoding="utf-8", errors="replace")
+        write_json(partial / ROUND, RoundRecord(round=number, start="", leaves="", votes=total, rows=counts))
+        os.rename(partial, folder)
+    except OSError as error:
+        if read_round(folder) is None:  # else another process has begun it a moment ago
+            raise UserError(f"{folder}: {(error.strerror or str(error)).lower()}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_new(project: ProjectConfig, number: int, new: int, rows: dict[str, int], names: Sequence[str]) -> None:
+    """Check that a round has something to train on that the one before did not have.
+
+    Raises:
+        UserError: It has not.
+    """
+    if _SAMPLES in names:
+        return
+    arena = f"rlhf arena {round_dir(project.run_dir, number - 1)}"
+    if new <= 0:
+        raise UserError(f"nothing new for round {number}: no votes since round {number - 1} began; cast some: {arena}")
+    reads = _reads(names)
+    if not any(rows[role] for role in reads):
+        given = ", ".join(f"{count} {role}" for role, count in rows.items())
+        raise UserError(
+            f"nothing new for round {number}: the votes give {given}, and its stages ({', '.join(names)}) train on "
+            f"{' and '.join(sorted(reads)) or 'none of these'}"
+        )
+
+
+def _says(vote: Vote) -> bool:
+    """Whether a vote says anything."""
+    return vote.verdict != "skip" or vote.edit is not None or any(good is not None for good in vote.good)

@@ -1,0 +1,160 @@
+"""Rounds: what they start from, what they train on, what is frozen, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rlhf.artifacts.manifest import read_manifest, verify
+from rlhf.config.load import load_project
+from rlhf.data.sources import read_rows
+from rlhf.data.votes import read_votes
+from rlhf.errors import UserError
+from rlhf.models.load import adapter_config
+from rlhf.pipeline import folder, rounds, runner
+from rlhf.pipeline.runs import find_run, pick_stage
+from tests.support.projects import make_project, write_project
+from tests.support.runs import add_stage
+from tests.support.votes import cast_votes
+
+SILENT = {"say": lambda line: None}
+PAIRS = [(f"Zoe asks about soap {number}.", " Hello Zoe.", " No idea.", "first") for number in range(12)]
+
+
+@pytest.fixture
+def project(tmp_path, tiny_llama):
+    """A project whose first round is done, without training."""
+    made = make_project(tmp_path, tiny_llama)
+    for name, parent in (("sft", None), ("reward", "sft"), ("dpo", "sft")):
+        add_stage(made.run_dir, name, tiny_llama, parent, labels=int(name == "reward"))
+    return made
+
+
+def test_a_round_starts_from_the_last_policy_and_mixes_in_what_was_voted(project):
+    cast_votes(project.run_dir, PAIRS)
+    made = rounds.begin(replace(project, rounds=replace(project.rounds, votes=3.0, earlier=0.5)), 2)
+    assert made.run_dir == project.run_dir / "round-2"
+    assert made.model.name_or_path == str(project.run_dir / "dpo")
+    assert list(made.stages) == ["reward", "dpo"]
+    own, votes = made.data.preferences.sources
+    assert (own.weight, votes.weight, votes.all_trained) == (0.5, 3.0, True)
+    assert made.holdout == project.holdout
+    rows = [row for row, _ in read_rows(votes, made.path.parent)]
+    assert [row["prompt"] for row in rows] == [prompt for prompt, *_ in PAIRS]
+    record = json.loads((made.run_dir / "round.json").read_text())
+    assert record == {"round": 2, "start": "dpo", "leaves": "dpo", "votes": 12,
+                      "rows": {"preferences": 12, "demonstrations": 0, "feedback": 0}}  # fmt: skip
+
+
+def test_votes_that_come_later_change_nothing(project):
+    cast_votes(project.run_dir, PAIRS)
+    before = rounds.begin(project, 2)
+    files = {path: path.read_bytes() for path in before.run_dir.rglob("*") if path.is_file()}
+    cast_votes(project.run_dir, PAIRS, annotator="Ben")
+    assert rounds.begin(project, 2) == before
+    assert {path: path.read_bytes() for path in before.run_dir.rglob("*") if path.is_file()} == files
+
+
+def test_the_third_round_has_the_votes_of_both_before_it(project, tiny_llama):
+    cast_votes(project.run_dir, PAIRS)
+    second = rounds.begin(project, 2)
+    add_stage(second.run_dir, "dpo", tiny_llama)
+    with pytest.raises(UserError, match="no votes since round 2 began"):
+        rounds.begin(project, 3)
+    cast_votes(second.run_dir, [("A new one?", " Yes.", " No.", "second")])
+    frozen = (second.run_dir / "votes" / "preferences.jsonl").read_bytes()
+    third = rounds.begin(project, 3)
+    assert third.model.name_or_path == str(second.run_dir / "dpo")
+    lines = (third.run_dir / "votes" / "preferences.jsonl").read_text().splitlines()
+    assert len(lines) == 13
+    assert (second.run_dir / "votes" / "preferences.jsonl").read_bytes() == frozen
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "round 1"), (0, "round 1"), (3, "round 2 has not begun")])
+def test_rounds_that_cannot_be(project, number, said):
+    cast_votes(project.run_dir, PAIRS)
+    with pytest.raises(UserError, match=said):
+        rounds.begin(project, number)
+
+
+def test_without_votes_or_a_finished_round_there_is_no_next(project, tmp_path):
+    with pytest.raises(UserError, match="nothing new for round 2: no votes since"):
+        rounds.begin(project, 2)
+    cast_votes(project.run_dir, [("Well?", " a", " b", "skip")])
+    with pytest.raises(UserError, match="nothing new for round 2: no votes since"):
+        rounds.begin(project, 2)
+    cast_votes(project.run_dir, [("Well?", " a", " b", "tie")], edit=" c")
+    with pytest.raises(UserError, match=r"the votes give 0 preferences, 1 demonstrations"):
+        rounds.begin(project, 2)
+    assert not (project.run_dir / "round-2").exists()
+    elsewhere = replace(project, output_dir=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="round 1 is not finished"):
+        rounds.begin(elsewhere, 2)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"stages": ["kto"]}, r"rounds\.stages: the project has no stage 'kto'"),
+        ({"stages": []}, r"rounds\.stages: names none"),
+        ({"start": "reward"}, r"rounds\.start: 'reward' is no policy"),
+        ({"start": "sft"}, r"rounds\.start: sft does not run in later rounds"),
+        ({"votes": 0}, r"rounds\.votes"),
+        ({"vote": 1}, r"unknown key 'rounds\.vote'"),
+    ],
+)
+def test_a_rounds_section_that_cannot_be(tmp_path, tiny_llama, section, said):
+    with pytest.raises(UserError, match=said):
+        make_project(tmp_path, tiny_llama, rounds=section)
+
+
+def test_what_a_stage_maximises_is_trained_in_its_round(tmp_path, tiny_llama):
+    stages = {"sft": {}, "reward": {}, "ppo": {}}
+    made = make_project(tmp_path, tiny_llama, stages=stages, rounds={"stages": ["ppo"]})
+    add_stage(made.run_dir, "ppo", tiny_llama)
+    cast_votes(made.run_dir, PAIRS)
+    with pytest.raises(UserError, match=r"rounds\.stages: ppo needs reward"):
+        rounds.begin(made, 2)
+
+
+def test_without_preferences_of_its_own_a_project_still_samples_for_its_own_prompts(tmp_path, tiny_llama):
+    path = write_project(tmp_path, tiny_llama, stages={"sft": {}, "dpo": {}})
+    made = load_project(path)
+    made = replace(made, data=replace(made.data, preferences=None))
+    add_stage(made.run_dir, "dpo", tiny_llama)
+    cast_votes(made.run_dir, PAIRS)
+    second = rounds.begin(made, 2)
+    assert [source.all_trained for source in second.data.preferences.sources] == [True]
+    assert second.data.rollouts == made.data.demonstrations
+
+
+def test_a_refused_round_leaves_no_folder(project, monkeypatch):
+    """Its votes are frozen anew once it begins."""
+    cast_votes(project.run_dir, PAIRS)
+    made = rounds.begin(project, 2)
+    with pytest.raises(UserError):
+        runner.run(made, only=["nonsense"], **SILENT)
+    assert not made.run_dir.exists()
+
+
+@pytest.mark.slow
+def test_a_whole_second_round(tmp_path, tiny_llama):
+    path = write_project(tmp_path, tiny_llama, rounds={"stages": ["dpo"], "votes": 2.0})
+    project = load_project(path)
+    runner.run(project, **SILENT)
+    cast_votes(project.run_dir, PAIRS)
+    runner.run(rounds.begin(project, 2), **SILENT)
+    run_dir = project.run_dir / "round-2"
+    assert find_run(f"{run_dir}:dpo") == (run_dir, "dpo")
+    assert pick_stage(run_dir) == run_dir / "dpo"
+    manifest = verify(run_dir / "dpo")
+    assert manifest["lineage"]["base"] == str(tiny_llama)
+    assert adapter_config(run_dir / "dpo")["r"] == adapter_config(project.run_dir / "dpo")["r"] + 4
+    rows = json.loads((run_dir / "dpo" / "ledger.json").read_text())["sets"]["preferences"]
+    assert rows["read"] == 52
+    again = folder.project_of(run_dir)
+    assert (again.round, again.run_dir) == (2, run_dir)
+    assert [plan.reason for plan in runner.run(again, **SILENT)] == [None, None]
+    record = read_manifest(run_dir / "evaluate")
+    assert record["metrics"]["references"] == {"dpo": "base"}
+    assert len(read_votes(project.run_dir)) == 12
