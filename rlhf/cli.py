@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import rlhf
-from rlhf.errors import Defect, GateClosed, UserError
+from rlhf.errors import Defect, GateClosed, UserError, not_installed
 
 app = typer.Typer(
     help="SFT, reward models, DPO, PPO, evaluation and publishing, from one YAML file.",
@@ -125,6 +125,31 @@ def chat(
 
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     talk(folder, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+
+
+@app.command()
+def serve(
+    run: Run,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond this machine, clients need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a stage as an OpenAI-compatible endpoint."""
+    from rlhf.pipeline.execute import quiet_environment, quiet_libraries
+    from rlhf.pipeline.runs import find_run, pick_stage
+
+    folder = pick_stage(*find_run(run))
+    quiet_environment()
+    quiet_libraries()
+    try:
+        from rlhf.serving.server import serve_stage
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("anyio", "limits", "starlette", "uvicorn"):
+            raise
+        raise not_installed(error.name, "serve") from None
+
+    serve_stage(folder, host, port, typer.echo)
 
 
 @app.command()

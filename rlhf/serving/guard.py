@@ -71,6 +71,7 @@ class Guard:
         self.app, self.address, self.rules = app, address, rules
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._rate, self._wrong_tokens = parse(rules.rate), parse(rules.wrong_tokens)
+        self._under_way: set[anyio.CancelScope] = set()
         self._cookie = f"rlhf_{address.port}"  # a browser sends a cookie to every port of a host
         self._cookie_value = "" if address.token is None else _cookie_value(address.token)
 
@@ -93,7 +94,32 @@ class Guard:
         if refusal is not None:
             await self._refuse(scope, answer, *refusal)
             return
-        await self.app(scope, _replayed(body, receive), answer)
+        await self._pass_on(scope, _replayed(body, receive), answer)
+
+    def end(self) -> None:
+        """Cancel what is under way, since the server ends."""
+        for passed in self._under_way:
+            passed.cancel()
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the application answer; if it is cancelled, end its answer properly."""
+        started = False
+
+        async def noticed(event: Event) -> None:
+            nonlocal started
+            started = True
+            await send(event)
+
+        with anyio.CancelScope() as passed:
+            self._under_way.add(passed)
+            try:
+                await self.app(scope, receive, noticed)
+            finally:
+                self._under_way.discard(passed)
+        if passed.cancelled_caught and started:
+            await send({"type": "http.response.body", "body": b""})
+        elif passed.cancelled_caught:
+            await self._refuse(scope, send, 503, "the server ends")
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason for which a request is refused before its body is read, if any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -9,10 +10,8 @@ import os
 import secrets
 import socket
 import sys
-import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import FrameType
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -38,6 +37,8 @@ class Address:
     port: int
     token: str | None = None
     """What a client has to know; None if nobody beyond this machine can reach the server, and no token was set."""
+    drawn: bool = False
+    """Whether the token is new, so that its owner has to be told."""
 
     @property
     def url(self) -> str:
@@ -89,39 +90,53 @@ def open_address(host: str, port: int) -> tuple[socket.socket, Address]:
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}") from None
     bound, port = opened.getsockname()[:2]
-    if token is None and not ipaddress.ip_address(bound).is_loopback:
-        token = secrets.token_urlsafe(24)
-    return opened, Address(host, bound, port, token)
+    drawn = token is None and not ipaddress.ip_address(bound).is_loopback
+    return opened, Address(host, bound, port, secrets.token_urlsafe(24) if drawn else token, drawn)
 
 
-def serve(app: Callable[..., Awaitable[None]], opened: socket.socket, stopping: threading.Event) -> None:
-    """Serve an application until SIGINT or SIGTERM; answers under way then have a second.
+class Application(Protocol):
+    """An ASGI application that can end what is under way; `Guard` is one."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection."""
+        ...
+
+    def end(self) -> None:
+        """Cancel what is under way."""
+        ...
+
+
+def serve(app: Application, opened: socket.socket) -> None:
+    """Serve an application until SIGINT or SIGTERM; answers under way then have a second before they are cancelled.
 
     Args:
         app: The application, behind its guard.
         opened: The socket.
-        stopping: Is set when the server ends, so that replies stop.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, proxy_headers=False, server_header=False, ws="none",
-        limit_concurrency=256, timeout_graceful_shutdown=_LAST_WORDS,
-    )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has ended
-        _Server(config, stopping).run(sockets=[opened])
+        Server(app).run(sockets=[opened])
 
 
-class _Server(uvicorn.Server):
-    """Says at once that it is going to end, before it waits for answers under way."""
+class Server(uvicorn.Server):
+    """What `serve` runs: it trusts no header about its client, logs no requests, and ends soon.
 
-    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+    Args:
+        app: The application, behind its guard.
+    """
+
+    def __init__(self, app: Application) -> None:
+        config = uvicorn.Config(
+            app, http="h11", ws="none", log_config=None, access_log=False, proxy_headers=False, server_header=False,
+            limit_concurrency=256, timeout_graceful_shutdown=2 * _LAST_WORDS,
+        )  # fmt: skip
         super().__init__(config)
-        self._stopping = stopping
+        self._app = app
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal."""
-        self._stopping.set()
-        super().handle_exit(sig, frame)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: take no new connections, and cancel what is under way after a second."""
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._app.end)
+        await super().shutdown(sockets)
 
 
 def _token_of_environment() -> str | None:

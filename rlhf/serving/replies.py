@@ -187,8 +187,7 @@ class PolicyReplier:
         writer = _Writer(
             self.model, self.codec.tokenizer, sampling, self.as_messages, lambda: stop.is_set() or gone.is_set()
         )
-        thread = threading.Thread(target=self._write, args=(writer, ids, room, sampling), daemon=True)
-        thread.start()
+        threading.Thread(target=self._write, args=(writer, ids, room, sampling)).start()
         try:
             while isinstance(piece := writer.pieces.get(), str):
                 stream.completion_tokens = len(writer.ids)
@@ -198,7 +197,6 @@ class PolicyReplier:
                 raise piece
         finally:
             gone.set()
-            thread.join()
 
     def _write(self, writer: _Writer, ids: list[int], room: int, sampling: Sampling) -> None:
         """Write a reply when it is this request's turn; its last piece is None, or what went wrong."""
