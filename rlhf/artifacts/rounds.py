@@ -32,6 +32,12 @@ def round_dir(run_dir: Path, number: int) -> Path:
     return run_dir if number == 1 else run_dir / f"round-{number}"
 
 
+def run_name(run_dir: Path) -> str:
+    """What a run is called: its folder's name, of a later round with that of the first before it."""
+    folder = run_dir.resolve()
+    return f"{folder.parent.name}/{folder.name}" if (folder / ROUND).is_file() else folder.name
+
+
 def read_round(folder: Path) -> RoundRecord | None:
     """What a round recorded; None of the first round, and of one that has not begun.
 

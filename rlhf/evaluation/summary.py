@@ -58,30 +58,31 @@ def summarise(rows: Sequence[Row], policy: str, judges: Sequence[str], kl_refere
     """
     texts = [[sample["text"] for sample in row["replies"].get(policy, [])] for row in rows]
 
-    def quantity(field: Literal["tokens", "finished", "kl"]) -> Quantity:
-        return _quantity(mean_per_prompt(completion_values(rows, policy, field)))
+    def measured(field: Literal["tokens", "finished", "kl"]) -> Quantity:
+        return quantity(mean_per_prompt(completion_values(rows, policy, field)))
 
     def distinct(n: int) -> Variety:
         together = distinct_n([text for samples in texts for text in samples], n)
         return Variety(
             all=None if math.isnan(together) else together,
-            **_quantity(np.array([distinct_n(samples, n) for samples in texts])),
+            **quantity(np.array([distinct_n(samples, n) for samples in texts])),
         )
 
     repeated = [np.array([repetition(text) for text in samples]) for samples in texts]
     return Summary(
         policy=policy,
-        scores={judge: _quantity(mean_per_prompt(scores(rows, policy, judge))) for judge in judges},
-        length=quantity("tokens"),
-        finished=quantity("finished"),
-        kl=quantity("kl"),
+        scores={judge: quantity(mean_per_prompt(scores(rows, policy, judge))) for judge in judges},
+        length=measured("tokens"),
+        finished=measured("finished"),
+        kl=measured("kl"),
         distinct_1=distinct(1),
         distinct_2=distinct(2),
-        repetition=_quantity(np.array([finite_mean(values_S) for values_S in repeated], dtype=np.float64)),
+        repetition=quantity(np.array([finite_mean(values_S) for values_S in repeated], dtype=np.float64)),
         kl_reference=kl_reference,
     )
 
 
-def _quantity(values_P: Floats) -> Quantity:
+def quantity(values_P: Floats) -> Quantity:
+    """A mean over the values that are finite, with its interval."""
     values_P = values_P[np.isfinite(values_P)]
     return Quantity(mean=finite_mean(values_P), ci=mean_interval(values_P), n=len(values_P))

@@ -212,7 +212,7 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
         rows.append(
             (
                 f"**{name}** (this)" if name == subject.stage else name,
-                ", ".join(parents) or (f"`{public_base(origin)}`" if origin else "nothing"),
+                ", ".join(parents) or _origin(report, origin),
                 number(trained, 0),
                 stage.get("seed", "–"),
                 f"`{str(stage.get('artifact', ''))[:12]}`",
@@ -220,6 +220,14 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
             )
         )
     return markdown_table(header, rows, right="Rows trained on,Seed,Time")
+
+
+def _origin(report: Mapping[str, Any], base: str | None) -> str:
+    """What a stage without a parent started from."""
+    if report["rounds"]:
+        before = report["rounds"]["rounds"][-2]
+        return f"{before['label']} of round {before['round']}"
+    return f"`{public_base(base)}`" if base else "nothing"
 
 
 def _settings(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.artifacts.manifest import Manifest, is_finished, read_manifests
 from rlhf.artifacts.open import OpenedModel, open_stage
+from rlhf.artifacts.rounds import run_name
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
@@ -111,7 +112,7 @@ def publish(
             folder.parent.rmdir()  # if nothing is in it
     if dry_run or to is None:
         return PublishResult(None, folder, built.files, built.verified, private)
-    url, is_private = _push(folder, to, private, token, f"Publish {stage} of {run_dir.resolve().name}")
+    url, is_private = _push(folder, to, private, token, f"Publish {stage} of {run_name(run_dir)}")
     return PublishResult(url, folder, built.files, built.verified, is_private)
 
 
@@ -156,7 +157,7 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
     verified, added = _verify(folder, opened.manifest, origin.base, origin.revision, dtype, kind, task)
     base, revision = _first_base(stage, manifests, origin)
     subject = Subject(
-        run=run_dir.resolve().name, stage=stage, kind=kind, task=task, manifests=manifests,
+        run=run_name(run_dir), stage=stage, kind=kind, task=task, manifests=manifests,
         labels=len(opened.label_names), adapter=adapter, base=base, revision=revision, dtype=dtype,
         encoder=is_encoder(model_config(origin)), added_tokens=added,
         base_files=_base_files(origin.base) if adapter else {},

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import rlhf
 from rlhf.artifacts.manifest import Manifest, read_manifests
+from rlhf.artifacts.rounds import run_name
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.errors import UserError
 from rlhf.evaluation.attributed import ATTRIBUTIONS, Attribution
@@ -29,6 +30,7 @@ from rlhf.evaluation.seeds import over_seeds
 from rlhf.evaluation.summary import summarise
 from rlhf.report import html
 from rlhf.report.caveats import unproven
+from rlhf.report.rounds import rounds_of
 from rlhf.report.schema import Curves, Evaluation, Provenance, Report, ShownPrompt, StageReport
 from rlhf.workflow import kind_of
 
@@ -68,13 +70,14 @@ def build_report(run_dir: str | Path) -> Report:
     comparing = next((name for name, manifest in manifests.items() if _compares(manifest)), None)
     stages = {name: _stage(run_dir / name, manifest) for name, manifest in manifests.items() if name != comparing}
     report = Report(
-        name=run_dir.resolve().name,
+        name=run_name(run_dir),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=rlhf.__version__,
         stages=stages,
         comparisons=[],
         seeds=[],
         groups=[],
+        rounds=rounds_of(run_dir, read_jsonl),
         retained=[],
         classification=None,
         robustness=None,
@@ -135,7 +138,8 @@ def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
     references = evaluation["references"]
     report["policies"] = [summarise(rows, name, judges, references.get(name)) for name in policies]
     doubts = unproven(report)
-    for comparison in (*report["comparisons"], *report["groups"]):
+    over_rounds = report["rounds"]["comparisons"] if report["rounds"] else []
+    for comparison in (*report["comparisons"], *report["groups"], *over_rounds):
         comparison["doubted"] = comparison["judge"] in doubts
     for summary in report["seeds"]:
         summary["doubted"] = summary["judge"] in doubts

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from rlhf.evaluation import formatting
-from rlhf.report import charts, classes, diagrams, schema, sections, sentences, tables
+from rlhf.report import charts, classes, diagrams, rounds, schema, sections, sentences, tables
 from rlhf.report.caveats import caveats
 from rlhf.report.names import Names
 from rlhf.report.schema import Report
@@ -34,7 +34,7 @@ def render_html(report: Report, shown: int = 12) -> str:
     names = Names.of(report)
     environment.globals.update(
         formatting=formatting, names=names, sentences=sentences, tables=tables, charts=charts, diagrams=diagrams,
-        tones=sections.TONES, confidence=sections.confidence, answers_only=schema.answers_only(report),
+        tones=sections.TONES, rounds=rounds, confidence=sections.confidence, answers_only=schema.answers_only(report),
     )  # fmt: skip
     policies = [entry["policy"] for entry in report["policies"]]
     columns = [name for name in policies if name == kind_of(name)]  # of several seeds the first
@@ -72,7 +72,9 @@ def render_markdown(report: Report) -> str:
         loader=jinja2.PackageLoader("rlhf.report"), autoescape=False, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(names=Names.of(report), tables=tables, answers_only=schema.answers_only(report))
+    environment.globals.update(
+        names=Names.of(report), tables=tables, rounds=rounds, answers_only=schema.answers_only(report)
+    )
     group_by = report["evaluation"]["group_by"] if report["evaluation"] else None
     further = [
         ("Over several seeds", tables.seed_table(report).markdown()),

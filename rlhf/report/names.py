@@ -30,6 +30,8 @@ class Names:
     """Stage without its repetition -> how it is written in a table."""
     scorers: frozenset[str]
     """The stages that left a reward model, which judges under the stage's name."""
+    base: str = "the base model"
+    """The base model inside a sentence; of a later round it is what the round before left."""
 
     @classmethod
     def of(cls, report: Report) -> Names:
@@ -39,7 +41,12 @@ class Names:
             for name, entry in report["provenance"].items()
             if "label" in entry
         }
-        return cls({BASE: _BASE_LABEL, **labels}, frozenset(schema.reward_models(report)))
+        own = frozenset(schema.reward_models(report))
+        if report["rounds"] is None:
+            return cls({BASE: _BASE_LABEL, **labels}, own)
+        before = report["rounds"]["rounds"][-2]
+        started = f"ound {before['round']}'s {before['label']}"
+        return cls({**labels, BASE: f"R{started}"}, own, f"r{started}")
 
     def label(self, name: str) -> str:
         """A stage, policy or judge in a table; `dpo@1`, from another seed, as `DPO@1`."""
@@ -50,7 +57,7 @@ class Names:
         """A policy inside a sentence."""
         if not is_base(name):
             return self.label(name)
-        return "the base model" if name == BASE else f"{self.label(_first(name))}'s own base model"
+        return self.base if name == BASE else f"{self.label(_first(name))}'s own base model"
 
     def judge(self, name: str) -> str:
         """A judge inside a sentence."""

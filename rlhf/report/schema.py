@@ -16,6 +16,7 @@ from rlhf.evaluation.gate import GateModel
 from rlhf.evaluation.overoptimisation import Point
 from rlhf.evaluation.regressions import Regression
 from rlhf.evaluation.robustness import Robustness
+from rlhf.evaluation.rounds import Rounds
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.evaluation.seeds import SeedSummary
 from rlhf.evaluation.summary import Summary
@@ -237,6 +238,8 @@ class Report(TypedDict):
     """The same of what was trained with several seeds."""
     groups: list[GroupComparison]
     """The comparisons within each group of prompts; the first seed only."""
+    rounds: Rounds | None
+    """The policy of this round beside those that earlier rounds left; null of a first round."""
     retained: list[Regression]
     """Every policy on the sets of `evaluate.retain`."""
     classification: Classification | None

@@ -51,12 +51,21 @@ def statements(report: Report) -> list[Statement]:
     return [
         *_shut_gates(report, names),
         *(statement for statement in tracked if statement),
+        *_round_statements(report, names),
         *_compared(report, names),
         *robustness_statements(report, names),
         *retained_statements(report, names),
         *(gate_statement(name, model, names) for name, model in gated.items()),
         *(statement for statement in own if statement and statement.id[1] not in gated),
     ]
+
+
+def _round_statements(report: Report, names: Names) -> list[Statement]:
+    """The policy of this round beside that of the round before, and of the first where that is another."""
+    if report["rounds"] is None:
+        return []
+    rows = [row for row in report["rounds"]["comparisons"] if row["policy"] == f"round {report['rounds']['round']}"]
+    return [comparison_statement(row, names)._replace(id=("round", row["baseline"], row["judge"])) for row in rows]
 
 
 def _compared(report: Report, names: Names) -> list[Statement]:

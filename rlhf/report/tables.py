@@ -23,7 +23,7 @@ COMPARISON_HEADER = (
 )  # fmt: skip
 _LEFT = {
     "Comparison", "Judge", "Verdict", "Set", "Stage", "Group", "Measure", "Policy", "Reward model", "Gate", "",
-    "What changes", "Dropped", "Class", "Taken for", "Input",
+    "What changes", "Dropped", "Class", "Taken for", "Input", "Round",
 }  # fmt: skip
 """Columns of words; those of numbers are set flush right."""
 

@@ -13,7 +13,7 @@ from rlhf.evaluation.compare import MIN_PROMPTS, Comparison
 from rlhf.evaluation.formatting import count, estimate, number, percent
 from rlhf.evaluation.seeds import SeedSummary
 from rlhf.evaluation.summary import Summary
-from rlhf.report import schema, sentences, tables
+from rlhf.report import rounds, schema, sentences, tables
 from rlhf.report.caveats import caveats
 from rlhf.report.names import Names, shown_verdict
 from rlhf.report.schema import Report
@@ -62,6 +62,16 @@ def terminal_report(report: Report) -> RenderableType:
         names = Names.of(report)
         own = schema.reward_models(report)  # these have a line below
         parts += [Text(f"{names.label(name)}: {line}") for name, line in tables.stage_lines(report) if name not in own]
+    if report["rounds"] is not None:
+        shown = rounds.rounds_table(report)
+        table = Table(title="Rounds", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for heading in shown.header:
+            table.add_column(heading, overflow="fold")
+        for cells in shown.rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
+        parts += [table, Text()]
+        if report["rounds"]["problem"]:
+            parts.append(Text(f"The rounds are not compared: {report['rounds']['problem']}.", style="yellow"))
     below = Table.grid(padding=(0, 1))
     for line in lines(report):
         below.add_row(Text(line.mark, style=f"bold {line.style}"), Text(line.text))

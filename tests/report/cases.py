@@ -64,7 +64,7 @@ def report(**changes: Any) -> Report:
         "name": "quickstart", "created": "2026-01-01T00:00:00+00:00", "version": "1", "stages": stages,
         "comparisons": [COMPARISON], "seeds": [], "groups": [], "retained": [], "comparing": {}, "policies": [],
         "samples": [], "curves": {},
-        "classification": None, "robustness": None, "attributions": [],
+        "classification": None, "robustness": None, "attributions": [], "rounds": None,
         "provenance": {
             name: {"label": LABELS.get(name, name), "kind": name, "leaves": LEAVES.get(name, "policy")}
             for name in {**LABELS, **stages}

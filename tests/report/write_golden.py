@@ -19,7 +19,7 @@ from rlhf.report.html import standfirst
 from rlhf.report.schema import Report
 from rlhf.report.terminal import terminal_report
 from tests.report import cases
-from tests.support.reports import fake_full_run, fake_label_run, fake_run
+from tests.support.reports import fake_full_run, fake_label_run, fake_rounds, fake_run
 
 GOLDEN = Path(__file__).with_name("golden") / "sentences.txt"
 TURNED = "over-optimised: the checkpoint judge's score turned down after step 20"
@@ -126,11 +126,17 @@ def golden() -> str:
         parts.append("\n".join([f"== {name}", *lines]))
     with TemporaryDirectory() as folder:
         full = build_report(fake_full_run(Path(folder) / "full", prompts=12, samples=2))
+        third = build_report(fake_rounds(Path(folder) / "rounds", 3))
         labels = build_report(fake_label_run(Path(folder) / "labels", prompts=60))
         started = build_report(fake_run(Path(folder) / "started", stages=["sft", "reward"]))
     lines = [f"{statement.kind}: {statement.text}" for statement in sentences.statements(labels)]
     parts.append("\n".join(["== classifiers", *lines, *(flips.text for flips in classes.view(labels).flips)]))
-    shown = (("a full run", full), ("classifiers", labels), ("a run not compared yet", started))
+    shown = (
+        ("a full run", full),
+        ("a third round", third),
+        ("classifiers", labels),
+        ("a run not compared yet", started),
+    )
     for name, report in shown:
         parts.append(f"== {name}, in the terminal\n{standfirst(report)}\n\n{terminal(report)}")
     return "\n\n".join(parts) + "\n"

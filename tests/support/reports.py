@@ -174,6 +174,26 @@ def fake_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), row
     return directory
 
 
+def fake_rounds(directory: Path, count: int) -> Path:
+    """Rounds of a run, each a little better than the one before; returns the folder of the last."""
+    for number in range(1, count + 1):
+        folder = directory if number == 1 else directory / f"round-{number}"
+        rows = sample_rows()
+        for row in rows:
+            for sample in row["replies"]["dpo"]:
+                score, gain = sample["scores"]["gold"], 0.05 + row["index"] % 5 / 100
+                sample["scores"]["gold"] = score and score + gain * (number - 1)
+        fake_run(folder, rows=rows)
+        record = json.loads((folder / "evaluate" / "stage.json").read_text(encoding="utf-8"))
+        record["identity"] = {**record.get("identity", {}), "rewards": {"gold": {"function": "score"}}}
+        write_json(folder / "evaluate" / "stage.json", record)
+        if number > 1:
+            counts = {"preferences": 120, "demonstrations": 0, "feedback": 30}
+            write_json(folder / "round.json", {"round": number, "start": "dpo", "leaves": "dpo",
+                                               "votes": 150 * (number - 1), "rows": counts})  # fmt: skip
+    return folder
+
+
 def tracked_points(turn: float = 6.0) -> list[dict[str, Any]]:
     """Checkpoints whose score by the checkpoint judge turns down at a KL of `turn` while its reward goes on rising."""
     points = []
