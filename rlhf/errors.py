@@ -29,6 +29,10 @@ class GateClosed(Exception):
     """A reward model did not pass its gate; the message says why. The command line exits with code 3."""
 
 
+class RowsToCome(Exception):
+    """The rows that a stage trains on do not exist yet, since another stage will make them."""
+
+
 def unknown_name(name: str, known: Iterable[str]) -> str:
     """The hint after an unknown name: the nearest known name, or the known names if none is near."""
     names = sorted(known)

@@ -13,18 +13,26 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.config.project import ProjectConfig, RewardConfig, StageConfig, StageId
-from rlhf.errors import UserError
+from rlhf.config.project import (
+    SUPPLIERS,
+    DatasetConfig,
+    ProjectConfig,
+    RewardConfig,
+    SourceConfig,
+    StageConfig,
+    StageId,
+)
+from rlhf.errors import RowsToCome, UserError
 
 Metrics = dict[str, Any]
-Leaves = Literal["base", "policy", "scorer", "verdict", "comparison"]
+Leaves = Literal["base", "policy", "scorer", "verdict", "rows", "comparison"]
 """What a stage leaves: a base model that others start from; a policy, which writes completions (or, of an encoder, a
-classifier); a scorer, which is a reward model; a verdict on what another stage is about to maximise; a comparison of
-policies."""
+classifier); a scorer, which is a reward model; a verdict on what other stages are about to maximise; rows, which other
+stages train on; a comparison of policies."""
 
 BASE = "base"
 """The base model's name among policies and parents; that of a stage, too, where it is made from `scratch:`."""
@@ -32,6 +40,13 @@ TRAINING_ARGUMENTS = ("transformers.training_args:TrainingArguments",)
 """What every trainer's config class derives from."""
 TRL_CONFIG = (*TRAINING_ARGUMENTS, "trl.trainer.base_config:_BaseConfig")
 """What the config class of a trainer of TRL's derives from."""
+
+
+ROWS_FILES = {
+    "preferences": ("pairs.jsonl", "preference"),
+    "demonstrations": ("demonstrations.jsonl", "prompt_completion"),
+}
+"""Set of `data:` -> file and format in which a stage leaves rows of it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,11 @@ class Stage:
     """What it does, as a model card says it."""
 
     data: str | None = None
-    """The set of `data:` it trains on."""
+    """The set of `data:` it trains on, or replies to."""
+    rows_of: tuple[str, ...] = ()
+    """Stages on whose rows it trains instead of the set, where the project has them and their rows are of that set."""
+    leaves_rows: Callable[[ProjectConfig, str], str] | None = None
+    """Of a stage that leaves rows: the set of `data:` they are of, of a project and the stage's name there."""
     reads: tuple[str, ...] = ()
     """Sets it reads without training on them, to look at policies."""
     ignores: tuple[str, ...] = ()
@@ -67,8 +86,8 @@ class Stage:
     """Further stages whose artefacts it reads where the project has them."""
     compares: bool = False
     """Whether it reads every policy, repetitions included, and every scorer of the project."""
-    gates: str | None = None
-    """The stage that may run only if this one passes it: it starts from the same parent and reads the same rewards."""
+    gates: bool = False
+    """Whether stages that maximise reward models may run only if these pass it (`guarded_by`)."""
     rewards: Callable[[ProjectConfig, str], dict[str, float]] | None = None
     """The rewards that it reads, with weights, of a project and the stage's name there."""
 
@@ -92,7 +111,7 @@ class Stage:
 
     @property
     def online(self) -> bool:
-        """Whether it learns from what its policy writes, by rewards."""
+        """Whether it has its policy write, and maximises rewards of what it wrote."""
         return self.rewards is not None and self.data is not None
 
     @property
@@ -176,6 +195,30 @@ class StageContext:
         return self.project.stage(self.name)
 
     @property
+    def data_project(self) -> ProjectConfig:
+        """The project with the set that the stage trains on: rows that another stage left stand in place of its own.
+
+        Before those rows exist, the project's own set stands for them.
+
+        Raises:
+            RowsToCome: There is no such set.
+        """
+        rows, role = rows_from(self.project, self.name), self.stage.data
+        if rows is None or role is None:
+            return self.project
+        if rows not in self.parents:
+            if self.project.data.supplier(role) is None:
+                raise RowsToCome
+            return self.project
+        leaves_rows = stage_of(rows).leaves_rows
+        assert leaves_rows is not None
+        left = leaves_rows(self.project, rows)
+        name, layout = ROWS_FILES[left]
+        source = SourceConfig(source=str(self.parents[rows] / name), format=layout, train_all=True)
+        sets: dict[str, Any] = {role: None, left: DatasetConfig((source,), self.project.holdout)}
+        return replace(self.project, data=replace(self.project.data, **sets))
+
+    @property
     def parent(self) -> Path | None:
         """The folder of the stage it starts from; None for a base model as configured.
 
@@ -196,7 +239,14 @@ def planned(project: ProjectConfig) -> list[str]:
     """The stages of a project in the order they run, those included that do not stand under `stages:`."""
     _check_parents(project)
     unnamed = [name for name, stage in stages().items() if stage.absent is not None and stage.absent(project) is None]
-    return in_order([*project.stage_names, *unnamed])
+    names = in_order([*project.stage_names, *unnamed])
+    return sorted(names, key=lambda name: order_of(project, name))
+
+
+def order_of(project: ProjectConfig, name: str) -> int:
+    """The place of a stage among those of a project: a gate stands before all that it guards."""
+    order = stage_of(name).order
+    return min([order, *(stage_of(guarded).order - 1 for guarded in guarded_by(project, name))])
 
 
 def _check_parents(project: ProjectConfig) -> None:
@@ -217,7 +267,7 @@ def _check_parents(project: ProjectConfig) -> None:
 
 def parent_of(project: ProjectConfig, name: str) -> str | None:
     """The stage whose model this one starts from, or None for the base model (or a model of its own)."""
-    name = stage_of(name).gates or name
+    name = next(iter(guarded_by(project, name)), name)
     base = BASE if project.model.scratch and name != BASE else None
     if project.has_stage(name):
         config = project.stage(name)
@@ -247,7 +297,7 @@ def ancestors_of(project: ProjectConfig, name: str) -> list[str]:
 def parents_of(project: ProjectConfig, name: str) -> list[str]:
     """Every stage whose artefact this one reads."""
     stage, first = stage_of(name), parent_of(project, name)
-    uses = stage.uses if stage.gates is None else tuple(filter(is_stage, gated_models(project, name)))
+    uses = {*(filter(is_stage, gated_models(project, name)) if stage.gates else stage.uses), rows_from(project, name)}
     used = [other for other in planned(project) if other in uses or (stage.compares and _compared(other))]
     judge = project.stage(name).checkpoint_judge if project.has_stage(name) else None
     judges = [judge] if judge is not None and judge in project.stages else []
@@ -262,9 +312,25 @@ def _compared(name: str) -> bool:
 
 def rewards_of(project: ProjectConfig, name: str) -> dict[str, float]:
     """The rewards that a stage reads, with weights: a scorer of the run by its stage's name, or one of `rewards:`."""
-    name = stage_of(name).gates or name
+    if stage_of(name).gates:
+        return {
+            reward: weight
+            for guarded in guarded_by(project, name)
+            for reward, weight in rewards_of(project, guarded).items()
+        }
     rewards = stage_of(name).rewards
     return {} if rewards is None else rewards(project, name)
+
+
+def rows_from(project: ProjectConfig, name: str) -> str | None:
+    """The stage on whose rows a stage trains instead of those of the project's set."""
+    stage = stage_of(name)
+    fitting = SUPPLIERS.get(stage.data or "", (stage.data,))
+    for other in stage.rows_of:
+        leaves_rows = stage_of(other).leaves_rows
+        if other in project.stages and leaves_rows is not None and leaves_rows(project, other) in fitting:
+            return other
+    return None
 
 
 def policies_of(project: ProjectConfig) -> list[str]:
@@ -272,18 +338,29 @@ def policies_of(project: ProjectConfig) -> list[str]:
     return [name for name in planned(project) if stage_of(name).leaves == "policy"]
 
 
+def guarded_by(project: ProjectConfig, gate: str) -> list[str]:
+    """The stages that may run only if a gate is passed, in order: those that maximise reward models."""
+    if not stage_of(gate).gates or project.data.preferences is None:
+        return []
+    return [name for name, stage in stages().items() if name in project.stages and _learned(project, name)]
+
+
 def gated_models(project: ProjectConfig, gate: str) -> list[str]:
-    """The reward models that a gate judges on held-out pairs: those that were learned, of what its stage maximises.
+    """The reward models that a gate judges on held-out pairs: those that were learned, of what its stages maximise.
 
     A function says what it measures; a project without preferences has no pairs to judge a model by.
     """
-    online = stage_of(gate).gates
-    if online is None or project.data.preferences is None or online not in project.stages:
+    return list(dict.fromkeys(model for name in guarded_by(project, gate) for model in _learned(project, name)))
+
+
+def _learned(project: ProjectConfig, name: str) -> list[str]:
+    """The reward models that a stage maximises: stages that train one first, then those of `rewards:`."""
+    stage = stage_of(name)
+    if not stage.online or not isinstance(weights := rewards_of(project, name), dict):
         return []
-    weights = rewards_of(project, gate)
-    learned = [name for name in stage_of(online).uses if name in project.stages and stage_of(name).leaves == "scorer"]
-    learned += [name for name, reward in project.rewards.items() if reward.models]
-    return [name for name in learned if name in weights] if isinstance(weights, dict) else []
+    learned = [other for other in stage.uses if other in project.stages and stage_of(other).leaves == "scorer"]
+    learned += [reward for reward, config in project.rewards.items() if config.models]
+    return [reward for reward in learned if reward in weights]
 
 
 def ungated_models(project: ProjectConfig, name: str) -> list[str]:
@@ -296,7 +373,7 @@ def ungated_models(project: ProjectConfig, name: str) -> list[str]:
 def half_for(project: ProjectConfig, name: str) -> int | None:
     """The half of its set that a stage trains on, where another stage of the project has the other half to itself."""
     stage = stage_of(name)
-    if stage.data is None or stage.online:
+    if stage.data is None or stage.online or rows_from(project, name) is not None:
         return None
     rows = project.data.supplier(stage.data)
     split = any(
@@ -308,4 +385,4 @@ def half_for(project: ProjectConfig, name: str) -> int | None:
 
 def gates_of(project: ProjectConfig, name: str) -> list[str]:
     """The stages that must have passed a stage before it runs."""
-    return [gate for gate in planned(project) if stage_of(gate).gates == kind_of(name)]
+    return [gate for gate in planned(project) if kind_of(name) in guarded_by(project, gate)]

@@ -52,7 +52,7 @@ def test_every_stage_declares_what_others_read():
             f"{stage.name} stands under stages:, or says when it is not"
         )
         assert stage.method or not stage.leaves_model, f"{stage.name} leaves a model, whose card says how it was made"
-        for name in (*stage.follows, *stage.uses, *([stage.gates] if stage.gates else [])):
+        for name in (*stage.follows, *stage.uses, *stage.rows_of):
             assert stage_of(name)
 
 

@@ -27,7 +27,11 @@ COMPARED = "prompt of the final comparison"
 """Reason of rows of a source that is all trained on, such as votes, which may not have these prompts."""
 ALL_TRAINED = "prompt voted on"
 """Reason of held-out rows whose prompt is trained on all the same, since a source that is all trained on has it."""
-NO_FAULT = frozenset({DUPLICATE, SAME_PROMPT, HELD_OUT, COMPARED, ALL_TRAINED, SAMPLED_OUT, OTHER_HALF, NEGATIVE})
+NOT_ASKED = "not among the prompts asked for"
+"""Reason of prompts beyond the number that a stage replies to; not kept."""
+NO_FAULT = frozenset({
+    DUPLICATE, SAME_PROMPT, HELD_OUT, COMPARED, ALL_TRAINED, SAMPLED_OUT, OTHER_HALF, NEGATIVE, NOT_ASKED,
+})  # fmt: skip
 """Reasons for leaving out rows that have nothing wrong with them."""
 
 _COUNTS = ("read", "trained", "evaluated", "repeated", "held_out", "truncated", "eos_lost", "prompt_trimmed")
@@ -87,8 +91,18 @@ class Ledger:
         """Count a row as dropped, and write it to `dropped.jsonl` with its reason."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, origin)
-        if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF, SAME_PROMPT):
+        if self.directory is not None and reason not in (SAMPLED_OUT, OTHER_HALF, SAME_PROMPT, NOT_ASKED):
             self._file.write(json.dumps({"origin": origin, "reason": reason, "row": row}, default=str) + "\n")
+
+    def take_over(self, source: Path) -> None:
+        """Take the account of a folder over, but for the rows to train on, which are still to be accounted for."""
+        earlier = Ledger.load(source)
+        for count in _COUNTS:
+            setattr(self, count, getattr(earlier, count))
+        self.trained = 0
+        self.dropped, self.left_out, self.first = earlier.dropped, earlier.left_out, earlier.first
+        with (source / DROPPED_FILE).open(encoding="utf-8") as dropped:
+            self._file.writelines(dropped)
 
     def leave_out(self, row: dict[str, Any], origin: str) -> None:
         """Count the columns of a row that JSON cannot hold: reward functions do not get them."""

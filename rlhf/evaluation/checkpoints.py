@@ -28,7 +28,7 @@ from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards
-from rlhf.workflow import StageContext, rewards_of
+from rlhf.workflow import StageContext, rewards_of, rows_from
 
 PROMPTS, SAMPLES = 64, 2
 """How many prompts a checkpoint completes, and how often each."""
@@ -177,7 +177,8 @@ def tracking_prompts(context: StageContext) -> list[Prompt]:
     where `data.prompts` has the others, else prompts that are trained on. Which of many, their content decides.
     """
     project = context.project
-    role = source_set(project, str(context.stage.data))
+    given = rows_from(project, context.name) is None
+    role = source_set(project, str(context.stage.data) if given else "rollouts")
     wanted = _prompts_side(context)
     compared = {content_key(prompt.prompt) for prompt in evaluation_prompts(project, project.evaluate.prompts)}
     chosen: dict[bytes, Any] = {}

@@ -14,10 +14,11 @@ from typing import Any
 from rlhf.artifacts.hashing import digest
 from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
 from rlhf.config.project import ProjectConfig, StageId
+from rlhf.errors import RowsToCome
 from rlhf.failure import explained_stage
 from rlhf.pipeline import folder, identity
 from rlhf.trl_trainers.library_names import check_library_names
-from rlhf.workflow import StageContext, ancestors_of, parents_of, stage_of
+from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
 _RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
 """What a stage returns among its metrics that the manifest has a field for."""
@@ -83,6 +84,8 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
         ready = stage.prepare(context)
         if stage.dry_run is not None:
             stage.dry_run(context, ready)
+    except RowsToCome:
+        pass  # all else that can be checked has been
     finally:
         folder.remove_if_empty(directory)
 
@@ -91,7 +94,7 @@ def _record(context: StageContext, decides: dict[str, Any], metrics: dict[str, A
     """The manifest of a finished stage."""
     project, directory = context.project, context.directory
     for name in ("ledger.json", "dropped.jsonl", "findings.json"):
-        if (directory / "data" / name).is_file():
+        if (directory / "data" / name).is_file() and not (directory / name).is_file():
             shutil.copy(directory / "data" / name, directory / name)
     recorded: Any = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
     trained = project.has_stage(context.name)
@@ -103,7 +106,7 @@ def _record(context: StageContext, decides: dict[str, Any], metrics: dict[str, A
         "stage": context.name,
         "kind": context.stage.name,
         "repetition": StageId.parse(context.name).repetition,
-        "order": context.stage.order,
+        "order": order_of(project, context.name),
         "label": context.stage.label,
         "leaves": context.stage.leaves,
         "method": context.stage.method,

@@ -8,7 +8,7 @@ from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import GateClosed
 from rlhf.pipeline import identity
-from rlhf.workflow import gates_of, ungated_models
+from rlhf.workflow import gates_of, rewards_of, ungated_models
 
 
 def require_passed(project: ProjectConfig, name: str) -> None:
@@ -26,9 +26,10 @@ def require_passed(project: ProjectConfig, name: str) -> None:
         if record is None or not identity.is_current(record, project, gate):
             _say(f"{name}: its reward model has not passed the gate; ask it: rlhf run {project.path} --only {gate}")
             continue
-        if record["metrics"]["passed"]:
+        decisions, maximised = record["metrics"]["models"], rewards_of(project, name)
+        shut = {model: said for model, said in decisions.items() if model in maximised and not said["passed"]}
+        if not shut:
             continue
-        shut = {model: decision for model, decision in record["metrics"]["models"].items() if not decision["passed"]}
         lines = [f"the gate is shut: {name} would maximise a reward model that is not shown to be one"]
         for model, decision in shut.items():
             lines += [f"  {model}: {reason}" for reason in decision["reasons"]]

@@ -19,7 +19,7 @@ from rlhf.data.prepare import fingerprints
 from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.rewards.function import argument_files, function_fingerprint
 from rlhf.training.defaults import non_default_fields
-from rlhf.workflow import half_for, kind_of, parent_of, parents_of, rewards_of, stage_of
+from rlhf.workflow import guarded_by, half_for, kind_of, parent_of, parents_of, rewards_of, rows_from, stage_of
 
 NOT_DECIDING = {
     "ProjectConfig.name": "names the folder",
@@ -86,7 +86,8 @@ def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
 def _of_policies(project: ProjectConfig, name: str) -> dict[str, Any]:
     """What decides in a stage that looks at policies: how they are sampled, on what, and their base."""
     stage = stage_of(name)
-    model = project.stage_model(stage.gates) if stage.gates else project.model
+    guarded = guarded_by(project, name)
+    model = project.stage_model(guarded[0]) if guarded else project.model
     settings = dataclasses.asdict(project.evaluate)
     return {
         "evaluate": {key: value for key, value in settings.items() if key not in stage.ignores},
@@ -107,7 +108,8 @@ def _of_model(project: ProjectConfig, name: str) -> dict[str, Any]:
     if parent_of(project, name) is None:
         parts["base"] = base_fingerprint(model, project)
     if role is not None:
-        parts["data"] = {role: fingerprints(project, role)}
+        rows = rows_from(project, name)  # whose hash stands among those of the parents
+        parts["data"] = {role: fingerprints(project, role) if rows is None else {"sources": [{"stage": rows}]}}
         if (half := half_for(project, name)) is not None:
             parts["half"] = half
     if trained:

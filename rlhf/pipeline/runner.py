@@ -31,7 +31,7 @@ from rlhf.pipeline import folder, gatekeeper
 from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
 from rlhf.pipeline.plan import Plan, plan
 from rlhf.pipeline.stage import guarded
-from rlhf.workflow import kind_of, planned, stage_of, stages
+from rlhf.workflow import kind_of, planned, rows_from, stage_of, stages
 
 _PATIENCE = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
@@ -115,7 +115,8 @@ def _run(
         gatekeeper.require_passed(project, stage_plan.stage)
         say(f"running {stage_plan.stage}")
         started = time.perf_counter()
-        if accelerate_config is not None and stage_of(stage_plan.stage).data is not None:
+        stage = stage_of(stage_plan.stage)
+        if accelerate_config is not None and stage.data is not None and stage.leaves_model:
             _accelerate(project, stage_plan.stage, key, accelerate_config)
         else:
             _start(_fork_server(), run_stage, project, stage_plan.stage, key)
@@ -158,7 +159,7 @@ def check(project: ProjectConfig) -> dict[str, Checked]:
                     continue
                 _start(server, run_stage if _makes_base(name) else prepare_stage, scratch_project, name, run_lock.key)
                 prepared = folder.partial_dir(scratch_project, name) / "data"
-                if prepared.is_dir():
+                if prepared.is_dir() and rows_from(scratch_project, name) is None:  # else another set stood for its own
                     checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
     return checked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from transformers import TrainingArguments
 
 from rlhf.config import trainer_fields
 from rlhf.objectives.advantages import ESTIMATORS, Estimator
-from rlhf.policies.settings import SamplingSettings
+from rlhf.policies.settings import SamplingSettings, sampler_problem
 
 
 @dataclass
@@ -72,7 +71,19 @@ class CriticSettings:
 
 
 @dataclass
-class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, TrainingArguments):
+class TruncationSettings:
+    """What a completion is worth that was cut at the limit."""
+
+    truncated: str = "bootstrap"
+    """What a completion cut at max_new_tokens is worth: what the critic expects of the rest (`bootstrap`), or its score
+    as it stands (`score`), for models that never end. Without a critic it is always scored."""
+    missing_eos_penalty: float = 1.0
+    """Taken from the reward of a completion that was cut, in units of the (normalised) score. More makes the policy end
+    sooner. Usually 0 to 2."""
+
+
+@dataclass
+class PPOConfig(RewardSettings, KLSettings, CriticSettings, TruncationSettings, SamplingSettings, TrainingArguments):
     """The loop itself; with the groups above, `SamplingSettings`, and all of `transformers.TrainingArguments`.
 
     A rollout is `per_device_train_batch_size × gradient_accumulation_steps × num_mini_batches × processes` completions.
@@ -116,6 +127,9 @@ class PPOConfig(RewardSettings, KLSettings, CriticSettings, SamplingSettings, Tr
     max_ratio: float = 10.0
     """Mean probability ratio above which an optimizer step is skipped: a guard against a step that has gone wrong. Less
     skips more. Usually 2 to 10."""
+    max_importance_weight: float = 2.0
+    """Where another engine samples, or the weights are below float32: cap of the weight π_trainer/π_sampler of a token.
+    Less trusts the sampler's tokens less where the two disagree; `.inf` truncates nothing. Usually 1 to 5."""
     log_completions: int = 4
     """Completions of each rollout written to rollouts.jsonl. More is more to read, and a larger file."""
 
@@ -228,8 +242,5 @@ def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> lis
         problems.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
     if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
         problems.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
-    if args.sampler == "vllm" and importlib.util.find_spec("vllm") is None:
-        problems.append("sampler: vllm is not installed (pip install vllm)")
-    if args.sampler == "vllm" and args.world_size > 1:
-        problems.append("sampler: vllm runs on one GPU in one process; on several use transformers")
-    return problems
+    problem = sampler_problem(args, args.world_size)
+    return [*problems, problem] if problem else problems

@@ -50,7 +50,8 @@ STAGE = Stage(
     dry_run=dry_run,
     method="Direct preference optimisation",
     data="preferences",
-    follows=("sft",),
+    rows_of=("rank",),
+    follows=("rft", "sft"),
     trainer=(*TRL_CONFIG, "trl.trainer.dpo_config:DPOConfig"),
     intervals={
         "beta": "(0, inf)", "discopop_tau": "(0, inf)", "f_alpha_divergence_coef": "(-inf, inf)",

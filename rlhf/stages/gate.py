@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.config.project import ProjectConfig
-from rlhf.workflow import Metrics, Stage, StageContext, gated_models, parent_of
+from rlhf.workflow import Metrics, Stage, StageContext, gated_models, guarded_by, parent_of, stages
 
 
 def prepare(context: StageContext) -> None:
@@ -21,7 +21,7 @@ def prepare(context: StageContext) -> None:
 
 
 def run(context: StageContext) -> Metrics:
-    """Measure every reward model that PPO maximises, decide, and write `pairs.jsonl`: each pair with its margins.
+    """Measure every reward model that will be maximised, decide, and write `pairs.jsonl`: each pair with its margins.
 
     Returns:
         A `gate.GateResult`.
@@ -37,8 +37,8 @@ def run(context: StageContext) -> Metrics:
     project = context.project
     pairs = held_out_pairs(project)
     policy = parent_of(project, context.name) or "base"
-    folder, gated = context.parents.get(policy), context.stage.gates
-    prompts, completions = held_out_completions(project, policy, folder, gated, TRIED)
+    folder, (first, *others) = context.parents.get(policy), guarded_by(project, context.name)
+    prompts, completions = held_out_completions(project, policy, folder, first, TRIED)
     models: dict[str, Any] = {}
     margins: dict[str, Any] = {}
     for name, judge in load_rewards(project, context.parents, gated_models(project, context.name)).items():
@@ -46,14 +46,16 @@ def run(context: StageContext) -> Metrics:
         models[name] = {**measures, **verdict(measures)}
     write_pairs(context.directory, pairs, margins)
     passed = all(model["passed"] for model in models.values())
-    return {"passed": passed, "models": models, "policy": policy, "gates": gated}
+    also = {"also_gates": others} if others else {}
+    return {"passed": passed, "models": models, "policy": policy, "gates": first, **also}
 
 
 def absent(project: ProjectConfig) -> str | None:
     """Why a project has no such stage."""
     if gated_models(project, "gate"):
         return None
-    return "ppo maximises no reward model that data.preferences could judge"
+    online = [name for name, stage in stages().items() if stage.online and name in project.stages] or ["ppo"]
+    return f"{' and '.join(online)} maximises no reward model that data.preferences could judge"
 
 
 STAGE = Stage(
@@ -65,6 +67,6 @@ STAGE = Stage(
     prepare=prepare,
     reads=("preferences", "prompts"),
     ignores=("enabled", "group_by", "retain", "prompts", "samples"),
-    gates="ppo",
+    gates=True,
     absent=absent,
 )

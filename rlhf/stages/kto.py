@@ -158,7 +158,8 @@ STAGE = Stage(
     dry_run=dry_run,
     method="Kahneman-Tversky optimisation",
     data="feedback",
-    follows=("sft",),
+    rows_of=("rank",),
+    follows=("rft", "sft"),
     trainer=(*TRL_CONFIG, "trl.trainer.kto_config:KTOConfig"),
     intervals={
         "beta": "(0, inf)", "desirable_weight": "[0, inf)", "undesirable_weight": "[0, inf)",

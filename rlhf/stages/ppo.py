@@ -6,10 +6,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
-from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext, rewards_of
+from rlhf.stages._rewards import check, check_rewards, rewards
+from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -27,7 +27,7 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, start)
     if problems := [*args.check(), *unsupported_settings(args, start.config.adapter)]:
         raise UserError(f"stages.{context.name}.{problems[0]}")
-    _check_rewards(context.project, context.name)
+    check_rewards(context.project, context.name)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
     try:
@@ -90,45 +90,6 @@ def run(context: StageContext) -> Metrics:
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 
 
-def _check_rewards(project: ProjectConfig, stage: str) -> None:
-    """Check, before anything trains, that the rewards are there; the run's own model may still be to come."""
-    from rlhf.rewards.load import OWN_REWARD, load_rewards
-
-    weights = rewards_of(project, stage)
-    if not weights:
-        raise UserError(
-            f"{project.path}: stages.{stage} has nothing to maximise: add a reward stage, or a function to rewards:"
-        )
-    for name, weight in weights.items():
-        if not isinstance(weight, int | float) or isinstance(weight, bool):
-            raise UserError(f"stages.{stage}.rewards.{name}: expected a weight, not {weight!r}")
-    if OWN_REWARD in weights and OWN_REWARD not in project.stages:
-        raise UserError(f"stages.{stage}.rewards: there is no {OWN_REWARD!r} stage in {project.path}")
-    load_rewards(project, names=[name for name in weights if name != OWN_REWARD])
-
-
-def rewards(project: ProjectConfig, name: str) -> dict[str, float]:
-    """What it maximises, with weights: those that its `rewards:` names.
-
-    Without that the run's reward model alone, since what stands beside it measures, or all there are where there is no
-    such model.
-    """
-    settings = project.stage(name)
-    if named := settings.trainer.get("rewards"):
-        return named
-    if "reward" in project.stages:
-        return {"reward": 1.0}
-    return {reward: 1.0 for reward in project.rewards if reward != settings.checkpoint_judge}
-
-
-def check(project: ProjectConfig, name: str) -> str | None:
-    """A judge that compares cannot be maximised: it gives no completion a score of its own."""
-    for reward in rewards(project, name):
-        if reward in project.rewards and project.rewards[reward].endpoint is not None:
-            return f"stages.{name}.rewards: {reward!r} compares two replies and scores none: name functions or models"
-    return None
-
-
 STAGE = Stage(
     name="ppo",
     order=60,
@@ -139,12 +100,13 @@ STAGE = Stage(
     dry_run=dry_run,
     method="Reinforcement learning (PPO)",
     data="rollouts",
-    follows=("sft",),
+    follows=("rft", "sft"),
     uses=("reward",),
     rewards=rewards,
     trainer=(
         *TRAINING_ARGUMENTS,
         "rlhf.policies.settings:SamplingSettings",
+        "rlhf.ppo.config:TruncationSettings",
         "rlhf.ppo.config:RewardSettings",
         "rlhf.ppo.config:KLSettings",
         "rlhf.ppo.config:CriticSettings",

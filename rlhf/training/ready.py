@@ -94,14 +94,14 @@ def prepared_data(
         encoder: Record to columns.
         keep_columns: Whether rewards will read the row's other columns.
     """
-    role = context.stage.data
+    role, project = context.stage.data, context.data_project
     assert role is not None
     try:
-        source_set(context.project, role)
+        source_set(project, role)
     except UserError as error:
         raise UserError(f"{error}; stages.{context.name} needs it") from None
     half = half_for(context.project, context.name)
     key = json.dumps([tokenizer_record(start.processor), encoder.settings, half], sort_keys=True)
     folder = context.directory / "data"
     with process_state().main_process_first():
-        return prepare(context.project, role, encoder.encode, folder, keep_columns, key, encoder.ahead, half)
+        return prepare(project, role, encoder.encode, folder, keep_columns, key, encoder.ahead, half)

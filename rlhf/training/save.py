@@ -97,7 +97,7 @@ def _prompt_format(context: StageContext) -> str:
     """Whether the stage learned from `messages` or from plain `text`: what chat and the model card must write."""
     role = stage_of(context.name).data
     assert role is not None
-    record, _ = next(iter_records(context.project, role))
+    record, _ = next(iter_records(context.data_project, role))
     return "messages" if isinstance(getattr(record, "prompt", ""), list) else "text"
 
 

@@ -1,0 +1,128 @@
+"""A policy's replies to many prompts with their scores, in a file that grows: what was sampled is not sampled again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from rlhf.data.records import Prompt, Text
+from rlhf.evaluation.judges import CachedScores, score
+from rlhf.evaluation.samples import SampledCompletion
+from rlhf.policies.completion import row_seed
+from rlhf.rewards import RewardFunction
+from rlhf.rewards.compose import Rewards, score_matrix
+
+
+class Replies(TypedDict):
+    """A line of the file: a prompt and what the policy wrote."""
+
+    origin: str
+    """File and line that the prompt is from."""
+    prompt: Text
+    columns: dict[str, Any]
+    """The other columns of the prompt's row."""
+    replies: list[SampledCompletion]
+
+
+def sample_replies(
+    path: Path, policy: Any, inputs: Sequence[Any], origins: Sequence[str], judges: Mapping[str, RewardFunction],
+    *, samples: int, at_once: int, seed: int,
+) -> None:  # fmt: skip
+    """Have a policy reply to prompts and judges score the replies; each prompt is a line of a file, in order.
+
+    An interrupted call goes on behind the last batch that is there whole, and the file becomes the same: batches are
+    cut at the same places, and a reply depends on its prompt and its seed alone.
+
+    Args:
+        path: The file.
+        policy: Writes (`policies.protocol.Policy`).
+        inputs: What it replies to.
+        origins: Where each is from.
+        judges: By name.
+        samples: Replies a prompt.
+        at_once: Prompts of a batch.
+        seed: Of the sampling.
+    """
+    from tqdm import tqdm
+
+    done = _whole_batches(path, at_once, len(inputs))
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(
+            total=len(inputs), initial=done, desc="replies", unit=" prompts", delay=2, disable=None, leave=False
+        ) as bar,
+    ):
+        for first in range(done, len(inputs), at_once):
+            batch = inputs[first : first + at_once]
+            seeds = [
+                [row_seed(seed, "rank", first + row, number) for number in range(samples)] for row in range(len(batch))
+            ]
+            groups = [
+                [
+                    SampledCompletion(
+                        text=reply.text, tokens=len(reply.ids), finished=reply.finished, kl=None, scores={}
+                    )
+                    for reply in group
+                ]
+                for group in policy.sample(batch, seeds)
+            ]
+            asked = [Prompt(row.prompt, row.columns) for row in batch]
+            with torch.autocast(policy.device.type, enabled=False):
+                score(groups, asked, {name: CachedScores(judge) for name, judge in judges.items()})
+            for origin, row, group in zip(origins[first:], batch, groups, strict=False):
+                line = Replies(origin=origin, prompt=row.prompt, columns=row.columns, replies=group)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(batch))
+
+
+def _whole_batches(path: Path, at_once: int, count: int) -> int:
+    """Cut a file to the batches that it has whole; returns how many prompts these are."""
+    if not path.is_file():
+        return 0
+    with path.open("rb+") as file:
+        ends = [0]
+        for line in file:
+            if line.endswith(b"\n"):
+                ends.append(ends[-1] + len(line))
+        lines = len(ends) - 1
+        done = lines if lines == count else lines // at_once * at_once
+        file.truncate(ends[done])
+    return done
+
+
+def read_replies(path: Path) -> Iterator[Replies]:
+    """The lines of the file."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def total_scores(path: Path, weights: Mapping[str, float]) -> list[list[float]]:
+    """One score a reply, those of each prompt together; NaN where no judge gave one.
+
+    A single reward counts as it is; each of several is brought to mean 0 and standard deviation 1 over all replies.
+
+    Args:
+        path: The file.
+        weights: Of each reward.
+    """
+    sizes, given = [], {name: list[float | None]() for name in weights}
+    for line in read_replies(path):
+        sizes.append(len(line["replies"]))
+        for name, scores in given.items():
+            scores += [reply["scores"].get(name) for reply in line["replies"]]
+    scores_BK = score_matrix(list(given.values()))
+    rewards = Rewards(dict.fromkeys(weights), {name: float(weight) for name, weight in weights.items()})
+    if len(weights) > 1:
+        rewards.fit_scale(scores_BK)
+    totals = rewards.total(scores_BK, lambda tensor: tensor).tolist()
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return [totals[begin:end] for begin, end in itertools.pairwise(ends)]

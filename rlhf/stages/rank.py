@@ -1,0 +1,184 @@
+"""The rank stage: a policy replies to prompts several times, rewards score the replies, the best and worst are kept.
+
+As pairs they are what dpo and kto train on (iterative DPO), the best alone is what rft imitates (rejection sampling).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+from rlhf.config.project import ProjectConfig
+from rlhf.errors import UserError
+from rlhf.stages._rewards import check as check_judges
+from rlhf.stages._rewards import check_rewards, rewards
+from rlhf.workflow import ROWS_FILES, Metrics, Stage, StageContext, rewards_of, rows_from, stages
+
+if TYPE_CHECKING:
+    from rlhf.training.ready import Ready
+
+SAMPLES = "samples.jsonl"
+"""Every prompt with all replies and scores."""
+_BATCHES = 4
+"""Batches of the sampler between two writes."""
+
+
+def prepare(context: StageContext) -> Ready:
+    """Read and tokenise the prompts, and check that there is something to rank by."""
+    from rlhf.evaluation.ranking import RankSettings
+    from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
+    from rlhf.policies.kinds import Encoder, policy_kind
+    from rlhf.policies.settings import sampler_problem
+    from rlhf.training.ready import Ready, prepared_data
+    from rlhf.training.starting_point import starting_point
+
+    start = starting_point(context)
+    settings = RankSettings(**context.settings.trainer)
+    if start.task not in (CAUSAL_LM, SEQ2SEQ):
+        raise UserError(
+            f"stages.{context.name}: {start.source.base} is a {start.task.policy} policy and writes no text"
+        )
+    limits = [limit for limit in (settings.max_length, start.context_length) if limit is not None]
+    settings.max_length = min(limits, default=None)
+    if (problem := sampler_problem(settings, processes=1)) is not None:
+        raise UserError(f"stages.{context.name}.{problem}")
+    check_rewards(context.project, context.name)
+    kind = policy_kind(start.opened)
+    try:
+        encoder = kind.prompts(settings)
+    except UserError as error:
+        raise UserError(f"stages.{context.name}.{error}") from None
+
+    def encode(record: Any) -> Any:
+        encoded: Any = encoder.encode(record)
+        encoded.columns["origin"] = record.origin
+        return encoded
+
+    whole = Encoder(encode, {**encoder.settings, "origin": True}, encoder.ahead)
+    data = prepared_data(context, start, whole, keep_columns=True)
+    kind.check_columns(map(json.loads, data.train["extra"]), context.project, f"data.{context.stage.data}")
+    return Ready(start, settings, data)
+
+
+def run(context: StageContext) -> Metrics:
+    """Sample, score and choose.
+
+    Writes `samples.jsonl` with every reply and score (`evaluation.replies.Replies`), and `pairs.jsonl` or
+    `demonstrations.jsonl` with what is kept.
+    """
+    from rlhf.evaluation.replies import sample_replies
+    from rlhf.models.roles import Roles
+    from rlhf.policies.kinds import policy_kind
+    from rlhf.rewards.load import load_rewards
+
+    project, ready = context.project, prepare(context)
+    settings, kind = ready.args, policy_kind(ready.start.opened)
+    seed, weights = project.stage_seed(context.name), rewards_of(project, context.name)
+    count = len(ready.data.train)
+    asked = sorted(random.Random(seed).sample(range(count), min(count, settings.prompts or count)))
+    rows = ready.data.train.select(asked)
+    policy: Any = kind.policy(Roles(ready.start.opened.policy()), settings, context.settings.fold)
+    sample_replies(
+        context.directory / SAMPLES, policy, kind.inputs(rows), rows["origin"],
+        load_rewards(project, context.parents, weights), samples=settings.samples,
+        at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
+    )  # fmt: skip
+    return _keep(context, settings, weights, count - len(asked))
+
+
+def _keep(context: StageContext, settings: Any, weights: dict[str, float], not_asked: int) -> Metrics:
+    """Choose among the replies of each prompt, write what is kept and what became of every prompt.
+
+    Raises:
+        UserError: Nothing is kept.
+    """
+    from rlhf.data.ledger import NOT_ASKED, Ledger
+    from rlhf.evaluation.ranking import Kept, Measures, choose
+    from rlhf.evaluation.replies import read_replies, total_scores
+
+    samples, measures = context.directory / SAMPLES, Measures([*weights])
+    totals = total_scores(samples, weights)
+    name, _ = ROWS_FILES[leaves_rows(context.project, context.name)]
+    ledger = Ledger(str(context.stage.data), context.directory)
+    with ledger, (context.directory / name).open("w", encoding="utf-8") as file:
+        ledger.take_over(context.directory / "data")
+        ledger.dropped.update([NOT_ASKED] * not_asked)
+        for line, scores in zip(read_replies(samples), totals, strict=True):
+            kept = choose(line["replies"], scores, settings)
+            measures.add(line["replies"], scores, kept)
+            if isinstance(kept, Kept):
+                ledger.trained += 1
+                row = _row(line, scores, kept, settings.keep)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            else:
+                ledger.drop(kept, line["origin"], {"prompt": line["prompt"], **line["columns"]})
+    if not measures.kept:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in measures.refused.most_common(3))
+        raise UserError(f"stages.{context.name}: nothing is kept of {measures.prompts} prompts: {reasons}")
+    return {"ranked": {"keep": settings.keep, **measures.report()}, "warning": measures.warning()}
+
+
+def _row(line: Any, scores: list[float], kept: Any, keep: str) -> dict[str, Any]:
+    """A preference or a demonstration, with the columns of the prompt's row and the scores that decided."""
+    from rlhf.policies.completion import as_completion
+
+    prompt = line["prompt"]
+    best = as_completion(prompt, line["replies"][kept.best]["text"])
+    if keep == "best":
+        return {**line["columns"], "prompt": prompt, "completion": best, "score": scores[kept.best]}
+    return {
+        **line["columns"],
+        "prompt": prompt,
+        "chosen": best,
+        "rejected": as_completion(prompt, line["replies"][kept.worst]["text"]),
+        "score_chosen": scores[kept.best],
+        "score_rejected": scores[kept.worst],
+    }
+
+
+def leaves_rows(project: ProjectConfig, name: str) -> str:
+    """Which set its rows are of."""
+    return "demonstrations" if project.stage(name).trainer.get("keep") == "best" else "preferences"
+
+
+def check(project: ProjectConfig, name: str) -> str | None:
+    """Something trains on what is kept, and nothing is set that this stage has no use for."""
+    settings, key = project.stage(name), f"stages.{name}"
+    if not any(rows_from(project, other) == name for other in project.stages):
+        takers = [stage.name for stage in stages().values() if name in stage.rows_of]
+        fitting = ["rft"] if leaves_rows(project, name) == "demonstrations" else [t for t in takers if t != "rft"]
+        return f"{key}: nothing trains on what it keeps; add {' or '.join(fitting)} to stages:, or change {key}.keep"
+    for field, given in (
+        ("adapter", settings.adapter != "inherit"),
+        ("freeze", settings.freeze),
+        ("seeds", settings.seeds > 1),
+    ):
+        if given:
+            return f"{key}.{field}: this stage trains nothing; leave it out"
+    return check_judges(project, name)
+
+
+STAGE = Stage(
+    name="rank",
+    order=35,
+    label="Rank",
+    leaves="rows",
+    run=run,
+    prepare=prepare,
+    data="rollouts",
+    leaves_rows=leaves_rows,
+    follows=("sft",),
+    uses=("reward",),
+    rewards=rewards,
+    trainer=("rlhf.policies.settings:SamplingSettings", "rlhf.evaluation.ranking:RankSettings"),
+    intervals={
+        "max_new_tokens": "[1, 1e9]", "min_margin": "[0, inf)", "min_score": "(-inf, inf)", "prompts": "[1, 1e9]",
+        "rewards": "(-inf, inf)", "samples": "[2, 1e6]", "sampling_batch_size": "[1, 1e6]", "temperature": "(0, inf)",
+        "vllm_memory": "(0, 1]",
+    },
+    choices={
+        "keep": ("pairs", "best"), "sampler": ("transformers", "vllm"), "truncated": ("reject", "drop", "score"),
+    },
+    check=check,
+)  # fmt: skip
