@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import rlhf
-from rlhf.errors import Defect, GateClosed, UserError, not_installed
+from rlhf.errors import Defect, GateClosed, UserError, require
 
 app = typer.Typer(
     help="SFT, reward models, DPO, PPO, evaluation and publishing, from one YAML file.",
@@ -140,16 +140,15 @@ def serve(
     from rlhf.pipeline.runs import find_run, pick_stage
 
     folder = pick_stage(*find_run(run))
+    require("serve", "anyio", "limits", "starlette", "uvicorn")
+    from rlhf.serving.listen import open_address
+
+    opened, address = open_address(host, port)  # before anything heavy is imported
     quiet_environment()
     quiet_libraries()
-    try:
-        from rlhf.serving.server import serve_stage
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("anyio", "limits", "starlette", "uvicorn"):
-            raise
-        raise not_installed(error.name, "serve") from None
+    from rlhf.serving.server import serve_stage
 
-    serve_stage(folder, host, port, typer.echo)
+    serve_stage(folder, opened, address, typer.echo)
 
 
 @app.command()

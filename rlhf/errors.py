@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 _LONGEST = 300
@@ -48,6 +49,21 @@ def reason(error: BaseException) -> str:
     message = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
     message = f"{type(error).__name__} {message}" if isinstance(error, KeyError) else message
     return message if len(message) <= _LONGEST else message[:_LONGEST] + " …"
+
+
+def require(extra: str, *packages: str) -> None:
+    """Check that optional packages are installed, before anything that takes long.
+
+    Args:
+        extra: The extra of this package that brings them.
+        packages: Their names, as they are imported.
+
+    Raises:
+        UserError: One is not; the line names the command that installs it.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise not_installed(package, extra)
 
 
 def not_installed(package: str, extra: str) -> UserError:

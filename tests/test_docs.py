@@ -255,7 +255,8 @@ def check_launch(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/project.md", "docs/recipes.md"]
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("guide", "project", "recipes", "serving"))],
 )
 def test_every_command_on_a_page_exists(page):
     lines = commands_of((ROOT / page).read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +26,7 @@ from rlhf.data.records import Unusable
 from rlhf.errors import UserError, reason
 from rlhf.serving.asynchronous import pieces_of, while_connected
 from rlhf.serving.guard import Guard, Rules, error_body
-from rlhf.serving.listen import Address, open_address, serve
+from rlhf.serving.listen import Address, serve
 from rlhf.serving.questions import BadRequest, Question, read_question
 from rlhf.serving.replies import NoRoom, Replier, Stream, load_replier
 
@@ -57,23 +58,21 @@ def application(replier: Replier, model: str, address: Address) -> Guard:
     return Guard(app, address, Rules(open_paths=("/health",)))
 
 
-def serve_stage(folder: Path, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve_stage(folder: Path, opened: socket.socket, address: Address, say: Callable[[str], None]) -> None:
     """Serve a finished stage until SIGINT or SIGTERM.
 
     Args:
         folder: The stage's folder.
-        host: Address or name to listen at.
-        port: Port; 0 takes a free one.
-        say: Tells a person where, and the token if it was drawn now.
+        opened: Where to listen; it is closed at the end.
+        address: What that is.
+        say: Tells a person where the model is, and the token if it is new.
 
     Raises:
-        UserError: The address cannot be had, or the stage cannot be loaded.
+        UserError: The stage cannot be loaded.
     """
-    opened, address = open_address(host, port)
+    model = f"{folder.resolve().parent.name}:{folder.name}"
     with opened:
-        replier = load_replier(folder.parent, folder.name)
-        model = f"{folder.resolve().parent.name}:{folder.name}"
-        app = application(replier, model, address)
+        app = application(load_replier(folder.parent, folder.name), model, address)
         say(f"model {model} at {address.url}/v1")
         if address.drawn:
             say(f"token {address.token}")

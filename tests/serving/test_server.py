@@ -18,6 +18,7 @@ import pytest
 
 from rlhf.config.project import RewardConfig
 from rlhf.errors import UserError
+from rlhf.models.tasks import LABEL
 from rlhf.rewards.endpoint import load_judge
 from rlhf.serving import server as server_module
 from rlhf.serving.chat import chat
@@ -68,7 +69,8 @@ def hello(prompt, sampling):
     return "Hello there, dear friend."
 
 
-def test_openais_client_gets_what_the_terminal_shows_and_sigterm_ends_the_server(run_dir):
+def test_openais_client_gets_what_the_terminal_shows_and_sigterm_ends_the_server(run_dir, root):
+    page = (root / "docs/serving.md").read_text(encoding="utf-8")
     out = io.StringIO()
     chat(run_dir / "dpo", lines=io.StringIO("Hello Ada.\n"), out=out, temperature=0, max_new_tokens=24)
     process, url = started(run_dir)
@@ -85,6 +87,11 @@ def test_openais_client_gets_what_the_terminal_shows_and_sigterm_ends_the_server
         assert whole.choices[0].finish_reason == chunks[-2].choices[0].finish_reason
         assert whole.usage == chunks[-1].usage
         assert whole.system_fingerprint == load_replier(run_dir, "dpo").artifact
+        for language, shown in re.findall(r"^```(python|bash) (?:client|curl)\n(.*?)^```", page, re.M | re.S):
+            shown = shown.replace("http://127.0.0.1:8000/v1", url).replace("quickstart:dpo", "tiny:dpo")
+            command = [sys.executable, "-c"] if language == "python" else ["bash", "-c"]
+            done = subprocess.run([*command, shown], capture_output=True, text=True, check=True)
+            assert done.stdout if language == "python" else json.loads(done.stdout)["choices"]
         again = EndpointReplier(url).stream("Hello Ada.", Sampling(0.0, 24))
         assert again.text() == text
     finally:
@@ -92,6 +99,27 @@ def test_openais_client_gets_what_the_terminal_shows_and_sigterm_ends_the_server
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0
     assert "Traceback" not in errors
+
+
+def refused(*arguments, before="pass"):
+    """The one line of `rlhf serve` that cannot."""
+    code = f"import sys; {before}; sys.argv[0] = 'rlhf'; from rlhf.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return line
+
+
+def test_what_cannot_be_served_is_a_line(run_dir, tiny_bert, tmp_path):
+    assert "pip install uvicorn (or rlhf-pipeline[serve])" in refused(run_dir, before="sys.modules['uvicorn'] = None")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen at 127.0.0.1, port {port}" in refused(run_dir, "--port", port)
+    assert "no stage 'ppp'" in refused(f"{run_dir}:ppp")
+    add_stage(tmp_path / "bert", "sft", tiny_bert, task=LABEL, labels=2, adapter=False)
+    assert "cannot write replies" in refused(f"{tmp_path / 'bert'}:sft", "--port", 0)
 
 
 SLOW = """
