@@ -152,6 +152,49 @@ def serve(
 
 
 @app.command()
+def arena(
+    run: Run,
+    policies: Annotated[str | None, typer.Option(help="Stages to compare, comma-separated; base too.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="File of prompts, instead of the run's held-out ones.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="OpenAI-compatible server to compare with, URL or URL#model; repeatable.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the key of --against.")] = None,
+    judges: Annotated[
+        str | None, typer.Option(help="Judges that score the replies, comma-separated; by default all but endpoints.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond loopback, a token is required.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8001,
+    export: Annotated[Path | None, typer.Option(help="Write the votes as data sets into this folder, and end.")] = None,
+) -> None:
+    """Compare replies blindly on a web page, and keep the votes; --export writes them as data sets."""
+    from rlhf.arena.installed import check_installed
+    from rlhf.pipeline.execute import quiet_environment, quiet_libraries
+    from rlhf.pipeline.folder import project_of
+    from rlhf.pipeline.runs import find_run
+
+    check_installed()
+    folder, stage = find_run(run)
+    if stage is not None:
+        raise UserError(f"{run}: the arena compares stages: name them with --policies")
+    quiet_environment()
+    if export is not None:
+        from rlhf.arena.export import export_run
+
+        for name, rows in export_run(folder, export).items():
+            typer.echo(f"{rows:>8,}  {name}")
+        typer.echo(f"written to {export}")
+        return
+    quiet_libraries()
+    from rlhf.arena.start import Wishes, start
+
+    wishes = Wishes(_split(policies), prompts, against or [], api_key_env, _split(judges), host, port)
+    start(project_of(folder), wishes, typer.echo)
+
+
+@app.command()
 def publish(
     run: Run,
     to: Annotated[str | None, typer.Option(help="Hub id, user/name; by default publish.to of the YAML.")] = None,

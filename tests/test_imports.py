@@ -17,7 +17,7 @@ ORDER = [
     {"evaluation"},
     {"report"},
     {"training", "publish", "serving"},
-    {"trl_trainers", "ppo"},
+    {"trl_trainers", "ppo", "arena"},
     {"stages"},
     {"pipeline"},
     {"cli"},

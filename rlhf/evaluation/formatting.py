@@ -6,14 +6,18 @@ import math
 from collections.abc import Sequence
 
 _PLURALS = {
-    "rollout": "rollouts",
-    "reply": "replies",
-    "row": "rows",
-    "prompt": "prompts",
-    "token": "tokens",
-    "pair": "pairs",
-    "seed": "seeds",
+    "annotator": "annotators",
     "comparison": "comparisons",
+    "decided vote": "decided votes",
+    "pair": "pairs",
+    "prompt": "prompts",
+    "reply": "replies",
+    "rollout": "rollouts",
+    "row": "rows",
+    "seed": "seeds",
+    "shared comparison": "shared comparisons",
+    "token": "tokens",
+    "vote": "votes",
 }
 
 

@@ -97,10 +97,13 @@ class NoRoom(Unusable):
 class Replier(Protocol):
     """Whatever replies to a prompt: a policy of this machine, or one behind a server."""
 
-    name: str
-    """What it is called, such as `dpo`."""
     artifact: str | None
     """Hash of its model's files; None where nobody records one."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, such as `dpo`."""
+        ...
 
     def stream(self, prompt: Text, sampling: Sampling, stop: threading.Event | None = None) -> Stream:
         """Write a reply to a prompt.

@@ -23,6 +23,17 @@ WITHOUT_DOCSTRING = {
     "report.css": "its style",
     "charts.html": "its charts, as SVG",
     "report.md": "the same report in Markdown",
+    "static": "style, behaviour and icon of the pages",
+    "arena.css": "their style, light and dark",
+    "arena.js": "their behaviour: keys, streams, votes",
+    "icon.svg": "their icon",
+    "base.html": "what all pages share",
+    "name.html": "asks who judges",
+    "judge.html": "a prompt and two replies",
+    "waiting.html": "nothing to judge yet, or any more",
+    "write.html": "a prompt of one's own",
+    "results.html": "what the votes say",
+    "message.html": "why something is not possible",
 }
 """What is not Python, by name."""
 
