@@ -170,12 +170,10 @@ def arena(
     export: Annotated[Path | None, typer.Option(help="Write the votes as data sets into this folder, and end.")] = None,
 ) -> None:
     """Compare replies blindly on a web page, and keep the votes; --export writes them as data sets."""
-    from rlhf.arena.installed import check_installed
     from rlhf.pipeline.execute import quiet_environment, quiet_libraries
     from rlhf.pipeline.folder import project_of
     from rlhf.pipeline.runs import find_run
 
-    check_installed()
     folder, stage = find_run(run)
     if stage is not None:
         raise UserError(f"{run}: the arena compares stages: name them with --policies")
@@ -187,11 +185,21 @@ def arena(
             typer.echo(f"{rows:>8,}  {name}")
         typer.echo(f"written to {export}")
         return
-    quiet_libraries()
-    from rlhf.arena.start import Wishes, start
+    project = project_of(folder)
+    require(
+        "arena", "evalica", "krippendorff", "limits", "sklearn", "sse_starlette", "starlette", "statsmodels", "uvicorn"
+    )  # fmt: skip
+    from rlhf.arena.choices import Wishes, chosen_judges, chosen_policies
+    from rlhf.serving.listen import open_address
 
-    wishes = Wishes(_split(policies), prompts, against or [], api_key_env, _split(judges), host, port)
-    start(project_of(folder), wishes, typer.echo)
+    wishes = Wishes(_split(policies), prompts, against or [], api_key_env, _split(judges))
+    names = chosen_policies(project, wishes.policies, len(wishes.against))
+    judging = chosen_judges(project, wishes.judges)
+    opened, address = open_address(host, port)  # before anything heavy is imported
+    quiet_libraries()
+    from rlhf.arena.start import start
+
+    start(project, wishes, names, judging, opened, address, typer.echo)
 
 
 @app.command()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from rlhf.arena.app import application
+from rlhf.arena.choices import Wishes
 from rlhf.arena.contestants import Contestant
 from rlhf.arena.context import CSP, Arena
 from rlhf.arena.live import Live
@@ -18,122 +19,66 @@ from rlhf.arena.store import ArenaVotes
 from rlhf.artifacts.manifest import is_finished
 from rlhf.config.project import ProjectConfig
 from rlhf.data.votes import votes_file
-from rlhf.errors import UserError, unknown_name
-from rlhf.workflow import BASE, kind_of, policies_of, scorers
+from rlhf.serving.guard import Guard, Rules
+from rlhf.serving.listen import Address, serve
+from rlhf.workflow import BASE, scorers
 
 _RATE = "12000/minute"
 """Requests of one address: many annotators may share it, and a page is a handful of requests."""
+_PATIENCE = 10.0
+"""Seconds that a batch of replies under way has when the server ends."""
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What was asked for on the command line."""
-
-    policies: Sequence[str] = ()
-    """Stages to compare; none for all that are finished."""
-    prompts: str | None = None
-    """A file of prompts; None for the run's held-out ones."""
-    against: Sequence[str] = ()
-    """Servers to compare with, `URL` or `URL#model`."""
-    api_key_env: str | None = None
-    """Name of the variable with their key."""
-    judges: Sequence[str] = ()
-    """Who scores; none for the run's reward models, and the functions and models under `rewards:`."""
-    host: str = "127.0.0.1"
-    port: int = 8001
-
-
-def start(project: ProjectConfig, wishes: Wishes, say: Callable[[str], None]) -> None:
+def start(
+    project: ProjectConfig,
+    wishes: Wishes,
+    policies: Sequence[str],
+    judging: tuple[Sequence[str], Sequence[str]],
+    opened: socket.socket,
+    address: Address,
+    say: Callable[[str], None],
+) -> None:
     """Serve the arena of a run until it is interrupted.
 
     Args:
         project: The run's project.
         wishes: What was asked for.
+        policies: Those of the run that are compared (`choices.chosen_policies`).
+        judging: The judges that score, and those that compare (`choices.chosen_judges`).
+        opened: The socket, which is closed in the end.
+        address: Where it listens.
         say: Is told what happens, and where the page is.
 
     Raises:
-        UserError: Something of what was asked for is not there, or cannot be loaded.
+        UserError: A file of prompts, a server or a model is not there or cannot be used.
     """
-    names = chosen_policies(project, wishes.policies, len(wishes.against))
-    scoring, comparing = chosen_judges(project, wishes.judges)
-    pool = _pool(project, wishes.prompts, say)
-    with ArenaVotes(votes_file(project.run_dir)) as store:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(opened)
+        pool = _pool(project, wishes.prompts, say)
+        servers = _servers(wishes)
+        contestants = [*_load(project, policies, say), *servers]
+        judges = _judges(project, *judging, say)
+        store = ArenaVotes(votes_file(project.run_dir))
+        stack.callback(store.close)
         sessions = Sessions(session_key(store.file.parent))
-        from rlhf.serving.guard import Guard, Rules
-        from rlhf.serving.listen import open_address, serve
-
-        opened, address = open_address(wishes.host, wishes.port)
-        with opened:
-            contestants = [*_servers(wishes), *_load(project, names, say)]
-            contestants.sort(key=lambda contestant: contestant.kind is None)
-            judges = _judges(project, scoring, comparing, say)
-            live = Live(store, contestants, judges, project.evaluate)
-            preparer = Preparer(
-                store, pool, contestants, judges, project.evaluate, project.seed, live.people_first
-            )  # fmt: skip
-            arena = Arena(
-                name=project.run_dir.name, policies=preparer.names, store=store, live=live, sessions=sessions,
-                preparer=preparer, as_messages=all(getattr(each.replier, "as_messages", True) for each in contestants),
-            )  # fmt: skip
-            link = address.url + (f"/?token={address.token}" if address.token else "/")
-            say(f"{', '.join(arena.policies)}: judge them at {link} (Ctrl-C ends)")
-            preparer.start()
-            try:
-                rules = Rules(rate=_RATE, policy=CSP, cookie=True)
-                serve(Guard(application(arena), address, rules), opened, threading.Event())
-            finally:
-                live.stop()
-                preparer.stop()
-                preparer.join()
-
-
-def chosen_policies(project: ProjectConfig, wanted: Sequence[str], others: int) -> list[str]:
-    """The policies of the run that are compared.
-
-    Args:
-        project: The project.
-        wanted: Their names; none for the last finished ones, and the base model where that leaves nothing to compare.
-        others: Policies that are compared besides.
-
-    Raises:
-        UserError: There is no such policy, it is not finished, or there are not two.
-    """
-    known = [BASE, *policies_of(project)]
-    finished = [BASE, *(name for name in known[1:] if is_finished(project.run_dir / name))]
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"{project.run_dir}: no policy {name!r}; {unknown_name(name, known)}")
-        if name not in finished:
-            raise UserError(f"{project.run_dir}: {name} is not finished; there is {', '.join(finished)}")
-    names = list(dict.fromkeys(wanted)) or [name for name in finished[1:] if name == kind_of(name)]
-    if not wanted and len(names) + others < 2:
-        names = [BASE, *names]
-    if len(names) + others < 2:
-        raise UserError(
-            f"{project.run_dir}: there is only {names[0]}: name two with --policies, or a server with --against"
-        )
-    return names
-
-
-def chosen_judges(project: ProjectConfig, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The judges that score replies, and those that compare them.
-
-    Args:
-        project: The project.
-        wanted: Their names; none for all that score, since those that compare cost money.
-
-    Raises:
-        UserError: There is no such judge.
-    """
-    own = [name for name in scorers() if is_finished(project.run_dir / name)]
-    scoring = [*own, *(name for name, reward in project.rewards.items() if reward.endpoint is None)]
-    comparing = [name for name, reward in project.rewards.items() if reward.endpoint is not None]
-    for name in wanted:
-        if name not in (*scoring, *comparing):
-            raise UserError(f"{project.run_dir}: no judge {name!r}; {unknown_name(name, [*scoring, *comparing])}")
-    if not wanted:
-        return scoring, []
-    return [name for name in scoring if name in wanted], [name for name in comparing if name in wanted]
+        live = Live(store, contestants, judges, project.evaluate)
+        preparer = Preparer(
+            store, pool, contestants, judges, project.evaluate, project.seed, live.people_first
+        )  # fmt: skip
+        arena = Arena(
+            name=project.run_dir.name, policies=preparer.names, store=store, live=live, sessions=sessions,
+            preparer=preparer, as_messages=all(getattr(each.replier, "as_messages", True) for each in contestants),
+        )  # fmt: skip
+        link = address.url + (f"/?token={address.token}" if address.token else "/")
+        say(f"{', '.join(arena.policies)}: judge them at {link} (Ctrl-C ends)")
+        preparer.start()
+        try:
+            rules = Rules(rate=_RATE, policy=CSP, cookie=True)
+            serve(Guard(application(arena), address, rules), opened)
+        finally:
+            live.stop()
+            preparer.stop()
+            preparer.join(_PATIENCE)
 
 
 def _pool(project: ProjectConfig, file: str | None, say: Callable[[str], None]) -> Pool:

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Self
 
 from rlhf.data.splits import content_key
 from rlhf.data.votes import AlreadyCast, Ballot, NoSuchBallot, Verdict, Vote, Votes
@@ -21,9 +20,6 @@ class Contradicted(AlreadyCast):
 
 class ArenaVotes(Votes):
     """The store of votes with the questions that the arena asks of it."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def show_as_added(self, comparison: int, annotator: str) -> Ballot:
         """A ballot with the replies in the order of the comparison, which was drawn before they were written.
