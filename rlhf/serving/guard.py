@@ -10,6 +10,8 @@ import hashlib
 import hmac
 import json
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -184,10 +186,16 @@ class Guard:
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if status == 429:
-            headers.append((b"retry-after", b"60"))
+            headers.append((b"retry-after", str(self._wait(scope)).encode()))
         if status != 413:  # whose client is still sending, and would not see the answer
             headers.append((b"connection", b"close"))
         await _answer(send, status, json.dumps(error_body(reason, status)).encode(), headers)
+
+    def _wait(self, scope: Scope) -> int:
+        """Seconds until a client that was refused for its rate is heard again."""
+        limits = ((self._rate, "requests"), (self._wrong_tokens, "tokens"))
+        stats = [self._limiter.get_window_stats(item, name, _client(scope)) for item, name in limits]
+        return max([1, *(math.ceil(each.reset_time - time.time()) for each in stats if each.remaining <= 0)])
 
     def _headers(self) -> dict[bytes, bytes]:
         return {

@@ -22,8 +22,8 @@ TOKEN = "RLHF_TOKEN"
 """The environment variable that a token is read from."""
 _SHORTEST = 16
 """Characters of a token."""
-_LAST_WORDS = 1
-"""Seconds that answers have when the server ends."""
+_LAST_WORDS = 0.5
+"""Seconds that answers under way have when the server ends, before they are cancelled."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def open_address(host: str, port: int) -> tuple[socket.socket, Address]:
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         opened = socket.create_server((place[0], port), family=family)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # events are sent as they come
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}") from None
     bound, port = opened.getsockname()[:2]
@@ -107,7 +108,7 @@ class Application(Protocol):
 
 
 def serve(app: Application, opened: socket.socket) -> None:
-    """Serve an application until SIGINT or SIGTERM; answers under way then have a second before they are cancelled.
+    """Serve an application until SIGINT or SIGTERM; answers under way then have a moment before they are cancelled.
 
     Args:
         app: The application, behind its guard.
@@ -128,13 +129,13 @@ class Server(uvicorn.Server):
     def __init__(self, app: Application) -> None:
         config = uvicorn.Config(
             app, http="h11", ws="none", log_config=None, access_log=False, proxy_headers=False, server_header=False,
-            limit_concurrency=256, timeout_graceful_shutdown=2 * _LAST_WORDS,
+            limit_concurrency=256, timeout_graceful_shutdown=2,
         )  # fmt: skip
         super().__init__(config)
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End: take no new connections, and cancel what is under way after a second."""
+        """End: take no new connections, and cancel what is under way after a moment."""
         asyncio.get_running_loop().call_later(_LAST_WORDS, self._app.end)
         await super().shutdown(sockets)
 

@@ -302,7 +302,7 @@ class _Draw(LogitsProcessor):
     """
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self._temperature = sampling.temperature
+        self._temperature = max(sampling.temperature, torch.finfo(torch.float32).tiny)
         self._generator = torch.Generator(device).manual_seed(sampling.seed)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -312,7 +312,9 @@ class _Draw(LogitsProcessor):
             input_ids: Not used.
             scores: Logits, rows by vocabulary.
         """
-        probabilities = torch.softmax(scores.float() / self._temperature, dim=-1)
+        logits = scores.float()
+        logits = logits - logits.amax(dim=-1, keepdim=True)  # so that the likeliest stays finite at any temperature
+        probabilities = torch.softmax(logits / self._temperature, dim=-1)
         drawn = torch.multinomial(probabilities, 1, generator=self._generator)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 

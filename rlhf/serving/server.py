@@ -33,6 +33,8 @@ from rlhf.serving.replies import NoRoom, Replier, Stream, load_replier
 MOST_WAITING = 32
 """Replies under way; the model writes one at a time, and the others wait."""
 _FAILED = "the model could not reply"
+RATE = "6000/minute"
+"""Requests of a client; a judge asks as fast as a small model answers."""
 
 log = logging.getLogger("rlhf.serving")
 
@@ -55,7 +57,7 @@ def application(replier: Replier, model: str, address: Address) -> Guard:
     handlers: dict[Any, Any] = {BadRequest: _bad_request, HTTPException: _http_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return Guard(app, address, Rules(open_paths=("/health",)))
+    return Guard(app, address, Rules(rate=RATE, open_paths=("/health",)))
 
 
 def serve_stage(folder: Path, opened: socket.socket, address: Address, say: Callable[[str], None]) -> None:

@@ -125,6 +125,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(monkeypatch):
 def test_rates_are_by_client_and_wrong_tokens_have_their_own():
     guard = Guard(echo, HERE, Rules(rate="3/minute"))
     assert [ask(guard)[0] for _ in range(4)] == [200, 200, 200, 429]
+    assert 1 <= int(ask(guard)[1]["retry-after"]) <= 60
     assert ask(guard, client="10.0.0.8")[0] == 200
     guard = Guard(echo, ABROAD, Rules(wrong_tokens="2/minute"))
     assert [ask(guard)[0] for _ in range(3)] == [401, 401, 429]

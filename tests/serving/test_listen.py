@@ -28,6 +28,12 @@ def test_this_machine_needs_no_token_and_beyond_it_one_is_made():
     assert all(len(token) >= 32 for token in tokens)
 
 
+def test_events_are_not_held_back_until_the_last_one_has_arrived():
+    opened, address = open_address("127.0.0.1", 0)
+    with opened, socket.create_connection(("127.0.0.1", address.port)), opened.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_token_of_the_environment_holds_everywhere(monkeypatch):
     monkeypatch.setenv(TOKEN, "x" * 16)
     for host in ("127.0.0.1", "0.0.0.0"):

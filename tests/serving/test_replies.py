@@ -68,6 +68,9 @@ def test_tokens_are_drawn_as_the_temperature_says():
     drawn = torch.stack([draw(torch.empty(0), logits)[0] for _ in range(4000)]).argmax(1)
     shares = torch.bincount(drawn, minlength=3) / 4000
     assert shares.tolist() == pytest.approx([0.1863, 0.3072, 0.5065], abs=0.03)  # softmax of 0, 0.5, 1
+    for temperature in (1e-3, 1e-30, 5e-324):
+        draw = _Draw(Sampling(temperature), torch.device("cpu"))
+        assert [int(draw(torch.empty(0), logits * 50)[0].argmax()) for _ in range(5)] == [2] * 5
 
 
 def test_a_reply_stops_when_nobody_wants_it(replier):

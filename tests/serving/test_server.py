@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import httpx2
 import openai
@@ -24,6 +26,7 @@ from rlhf.serving import server as server_module
 from rlhf.serving.chat import chat
 from rlhf.serving.endpoint import EndpointReplier
 from rlhf.serving.listen import TOKEN
+from rlhf.serving.questions import Question
 from rlhf.serving.replies import NoRoom, Sampling, load_replier
 from tests.support.runs import add_stage
 from tests.support.served import FakeReplier, served
@@ -249,6 +252,28 @@ def test_broken_json_is_a_line(fake, body):
     response = post(fake, body)
     assert response.status_code == 400
     assert len(response.json()["error"]["message"]) < 400
+
+
+ODD = [
+    None, True, 0, -1, 1.5, 1e308, 1 << 63, 10**30, "", "\x00", "\u202e", "é" * 300, [], {}, [[]], {"a": {}}, ["x"],
+    "user", [{"type": "text", "text": "x"}], [{"role": "user", "content": "x"}], {"include_usage": True},
+]  # fmt: skip
+
+
+def test_random_requests_are_answered_or_refused(fake):
+    draw = random.Random(5)
+    names, statuses = list(Question.model_fields), Counter()
+    with httpx2.Client(headers={"Content-Type": "application/json"}) as client:
+        for _ in range(300):
+            body = {**ASK, **{draw.choice(names): draw.choice(ODD) for _ in range(draw.randrange(4))}}
+            content = bytearray(json.dumps(body).encode())
+            if draw.random() < 0.2:
+                content[draw.randrange(len(content))] = draw.randrange(256)
+            response = client.post(f"{fake.url}/v1/chat/completions", content=bytes(content))
+            assert "server_error" not in response.text, content
+            statuses[response.status_code] += 1
+    assert set(statuses) <= {200, 400, 404}
+    assert min(statuses[200], statuses[400]) > 30
 
 
 @pytest.mark.parametrize(
