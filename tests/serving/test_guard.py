@@ -83,6 +83,7 @@ def test_a_token_opens_and_nothing_near_it_does():
         assert ask(guard, authorization=value)[0] == 401
     assert ask(guard, query=f"token={TOKEN}".encode())[0] == 401  # no cookies here
     assert ask(guard, path="/health")[0] == 200
+    assert ask(Guard(echo, Address("0.0.0.0", "0.0.0.0", 8000, ""), Rules()), authorization="Bearer ")[0] == 401
 
 
 def test_a_link_gives_a_cookie_that_opens_and_is_not_the_token():
