@@ -17,6 +17,8 @@ from rlhf.serving.replies import Sampling
 
 _LONGEST = 80
 """Characters of a field's name that an error repeats."""
+_TOKENS = 1 << 20
+"""Longest reply that may be asked for."""
 _SEEDS = 1 << 63
 """Seeds lie between minus this and this."""
 
@@ -87,8 +89,8 @@ class Question(_Strict):
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
-    max_tokens: Annotated[int, Field(ge=1)] = Sampling.max_new_tokens
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=_TOKENS)] = Sampling.max_new_tokens
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_TOKENS)] | None = None
     seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
