@@ -58,8 +58,10 @@ def check(project: ProjectConfig) -> None:
         if stage.parent is not None and stage.parent not in others:
             hint = unknown_name(stage.parent, others)
             raise UserError(f"{where}: stages.{name}.parent: no stage {stage.parent!r}; {hint}")
-        if stage.parent in scorers() and stage_of(name).leaves == "policy":
+        if stage.parent in scorers() and stage_of(name).leaves != "scorer":
             raise UserError(f"{where}: stages.{name}.parent: {stage.parent!r} is a reward model and writes no replies")
+        if stage.parent not in (None, BASE) and not stage_of(stage.parent).leaves_model:
+            raise UserError(f"{where}: stages.{name}.parent: {stage.parent!r} leaves no model")
     _check_judges(project)
     _check_rounds(project)
 

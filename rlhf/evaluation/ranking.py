@@ -32,8 +32,8 @@ class RankSettings(SamplingSettings):
     """How replies are sampled, and which of them are kept. Read by the config layer from this source."""
 
     samples: int = 8
-    """Replies a prompt. More finds better and worse ones, at a cost that grows in proportion while the gain grows with
-    the logarithm, and finds more replies that only a wrong reward likes. Usually 4 to 32."""
+    """Replies a prompt. More finds better and worse ones, ever more slowly at a cost in proportion, and finds more
+    replies that only a wrong reward likes. Usually 4 to 32."""
     prompts: int | None = None
     """Most prompts replied to, drawn from those of the training side. More costs time in proportion and gives more
     rows; null takes all. Usually 1,000 to 60,000."""

@@ -60,6 +60,8 @@ def pick_stage(run_dir: Path, stage: str | None = None, policies_only: bool = Tr
         if not policies:
             raise UserError(f"{run_dir}: no finished policy yet{_listed(finished)}")
         stage = policies[-1]
+    elif stage in manifest.finished_stages(run_dir) and stage not in finished and is_stage(stage):
+        raise UserError(f"{run_dir / stage}: {stage} leaves no model{_listed(fitting)}")
     elif not is_stage(stage) or not _is_model(stage):
         raise UserError(f"{run_dir}: no stage {stage!r}; {unknown_name(stage, filter(_is_model, stages()))}")
     elif stage not in finished:

@@ -207,7 +207,9 @@ def _lineage(subject: Subject, report: Mapping[str, Any]) -> str:
             continue
         parents = [f"{parent} `{digest[:12]}`" for parent, digest in stage["parents"].items() if digest]
         lineage = subject.manifests[name].get("lineage")
-        origin = lineage["base"] if lineage else None
+        model = (stage.get("config") or {}).get("model") or {}
+        sampled = model.get("name_or_path") if subject.manifests[name]["leaves"] == "rows" else None
+        origin = lineage["base"] if lineage else sampled
         trained = report["stages"].get(name, {}).get("train_rows")
         rows.append(
             (
@@ -260,6 +262,10 @@ def _sources(report: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str,
 def _data(report: Mapping[str, Any]) -> str:
     used: dict[tuple[str, str, str, str], list[str]] = {}
     for stage, role, source in _sources(report):
+        if "stage" in source:
+            digest = report["provenance"][stage]["parents"].get(source["stage"]) or ""
+            used[role, f"what {source['stage']} left", "–", f"artefact `{digest[:12]}`"] = [stage]
+            continue
         name = source.get("hub") or source.get("file") or source.get("folder") or "–"
         mark = (
             f"SHA-256 `{source['sha256']}`" if "sha256" in source else f"revision {source.get('revision') or 'latest'}"
@@ -302,7 +308,7 @@ def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
             if judge == settings.get("checkpoint_judge"):
                 if settings.get("select") == "best":
                     yield f"`{judge}` chose among the policy's checkpoints: as a judge of it, that model is partial."
-            elif judge in subject.manifest["parents"]:
+            elif judge in _maximised(subject):
                 yield f"The policy was trained to score high with `{judge}`: as a judge of it, that model is partial."
             elif _same_rows(subject.manifests[judge], subject.manifest):
                 yield (
@@ -312,6 +318,13 @@ def _limits(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "This stage was not compared with another: nothing here shows that it is better than its base."
     yield "Safety, bias and factual truth were not examined; in these, expect what the base model does."
+
+
+def _maximised(subject: Subject) -> set[str]:
+    """The stages that a policy read, and those that its rows were chosen by."""
+    read = set(subject.manifest["parents"])
+    rows = [subject.manifests[name] for name in read & subject.manifests.keys()]
+    return read.union(*(other["parents"] for other in rows if other["leaves"] == "rows"))
 
 
 def _same_rows(first: Manifest, second: Manifest) -> bool:

@@ -76,6 +76,32 @@ class Findings(TypedDict):
     """Everything that was looked for (`data.findings.Finding`)."""
 
 
+class Ranked(TypedDict):
+    """What was kept of a policy's replies, by their scores (`evaluation.ranking`)."""
+
+    keep: str
+    """`pairs` of best and worst, or the `best` alone."""
+    prompts: int
+    """Prompts replied to."""
+    kept: int
+    """Prompts of which something is kept."""
+    replies: int
+    cut: float | None
+    """Share of the replies that were cut at the limit."""
+    ties: float | None
+    """Share of the prompts of which no reply scores lower than the best."""
+    judges: dict[str, dict[str, float | None]]
+    """Judge -> mean score of the `best`, of the `worst` and of `all` replies, in its own units."""
+    margin: float | None
+    """Mean score of best less worst, in the units that replies are ranked by."""
+    length_best: float | None
+    """Mean length, tokens."""
+    length_worst: float | None
+    longer: float | None
+    """Share of pairs whose better reply is the longer one, equal lengths half."""
+    longer_ci: list[float] | None
+
+
 class StageReport(TypedDict, total=False):
     """What one stage measured; each stage has some of these fields, and may have others of its own."""
 
@@ -139,7 +165,11 @@ class StageReport(TypedDict, total=False):
     policy: str
     """Gate: the policy whose completions were scored beside the pairs."""
     gates: str
-    """Gate: the stage that may run only if this one passed."""
+    """Gate: the stage that may run only if this one passed; of several the first."""
+    also_gates: list[str]
+    """Gate: the other stages that may run only if this one passed."""
+
+    ranked: Ranked
 
     rows: dict[str, Rows]
     """By set, from the stage's ledger."""

@@ -14,7 +14,7 @@ from rlhf.evaluation.robustness import Change, PerturbedComparison
 from rlhf.evaluation.seeds import MIN_SEEDS, SeedSummary
 from rlhf.report import schema
 from rlhf.report.names import Kind, Names, Row, capital, listed, shown_verdict
-from rlhf.report.schema import Report, Rows, StageReport
+from rlhf.report.schema import Ranked, Report, Rows, StageReport
 from rlhf.workflow import BASE, kind_of
 
 UNITS = {"log-likelihood": "nats a token", "score": ""}
@@ -286,11 +286,21 @@ def _shut_gates(report: Report, names: Names) -> Iterator[Statement]:
             continue
         failed = listed([names.reward_model(name) for name, model in gate["models"].items() if not model["passed"]])
         for stage in report["stages"]:
-            if kind_of(stage) == gate.get("gates"):
+            if kind_of(stage) in (gate.get("gates"), *gate.get("also_gates", [])) and _maximises(report, stage, gate):
                 finding = f"{names.label(stage)} maximised a reward model that did not pass the gate"
                 yield Statement(
                     ("shut gate", stage), "alarm", finding, f"what it gained on {failed} need not be a gain"
                 )
+
+
+def _maximises(report: Report, stage: str, gate: StageReport) -> bool:
+    """Whether a stage maximises a reward model that did not pass; of a gate for one stage alone it is so."""
+    if not gate.get("also_gates"):
+        return True
+    shut = {name for name, model in gate["models"].items() if not model["passed"]}
+    provenance = report["provenance"][stage]
+    settings = (provenance.get("config") or {}).get("trainer") or {}
+    return bool(shut & {*provenance["parents"], *(settings.get("rewards") or {})})
 
 
 def reward_statement(name: str, stage: StageReport, names: Names) -> Statement | None:
@@ -330,8 +340,26 @@ def stage_facts(stage: StageReport) -> list[str]:
             f"score of its replies {number(stage['scores'], 2)} (first rollout: {number(stage['scores_first'], 2)}) "
             f"after {count(round(stage['episodes']), 'reply')} in {count(stage['rollouts'], 'rollout')}"
         )
+    if (ranked := stage.get("ranked")) is not None:
+        facts += _ranked_facts(ranked)
     if stage.get("length_baseline") is not None:
         facts.append(f"by length alone {percent(stage['length_baseline'], stage.get('length_baseline_ci'))}")
+    return facts
+
+
+def _ranked_facts(ranked: Ranked) -> list[str]:
+    """What was kept of replies that were ranked."""
+    kept = f"kept of {ranked['kept']:,} of {count(ranked['prompts'], 'prompt')}, {ranked['replies']:,} replies in all"
+    facts = [("best and worst " if ranked["keep"] == "pairs" else "the best ") + kept]
+    for judge, means in ranked["judges"].items():
+        worst = "" if means["worst"] is None else f", of the worst {number(means['worst'], 2)}"
+        facts.append(f"{judge} of the best {number(means['best'], 2)}{worst}, of all {number(means['all'], 2)}")
+    if ranked["longer"] is not None:
+        facts.append(
+            f"the best is longer than the worst in {percent(ranked['longer'], ranked['longer_ci'])} (mean "
+            f"{number(ranked['length_best'], 1)} and {number(ranked['length_worst'], 1)} tokens)"
+        )
+    facts.append(f"{percent(ranked['cut'])} of replies cut at the limit")
     return facts
 
 
