@@ -256,7 +256,11 @@ def check_launch(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("guide", "project", "recipes", "serving"))],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{name}.md" for name in ("guide", "project", "recipes", "rounds", "serving")),
+    ],
 )
 def test_every_command_on_a_page_exists(page):
     lines = commands_of((ROOT / page).read_text(encoding="utf-8"))
@@ -313,7 +317,10 @@ def test_accelerate_reads_its_files(file):
     [
         "README.md",
         "CONTRIBUTING.md",
-        *(f"docs/{name}.md" for name in ("guide", "project", "rewards", "evidence", "ppo", "recipes", "folding")),
+        *(
+            f"docs/{name}.md"
+            for name in ("guide", "project", "rewards", "evidence", "ppo", "recipes", "rounds", "folding")
+        ),
     ],
 )
 def test_every_project_shown_loads(page, tmp_path):

@@ -63,7 +63,19 @@ def check(project: ProjectConfig) -> None:
         if stage.parent not in (None, BASE) and not stage_of(stage.parent).leaves_model:
             raise UserError(f"{where}: stages.{name}.parent: {stage.parent!r} leaves no model")
     _check_judges(project)
+    _check_prompts(project)
     _check_rounds(project)
+
+
+def _check_prompts(project: ProjectConfig) -> None:
+    """Check that no source of the prompts to evaluate on is to be trained on.
+
+    Raises:
+        UserError: One is.
+    """
+    for source in project.data.prompts.sources if project.data.prompts is not None else ():
+        if source.all_trained:
+            raise UserError(f"{project.path}: data.prompts: {source.source}: nothing trains on prompts to evaluate on")
 
 
 def _check_rounds(project: ProjectConfig) -> None:

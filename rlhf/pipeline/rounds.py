@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ from rlhf.workflow import BASE, policies_of, rewards_of, stage_of
 
 _WEIGHED = ("preferences", "feedback")
 """Sets whose own rows `rounds.earlier` weighs."""
-_SAMPLES = "rank"
-"""The stage that makes pairs of its own, so that a round with it needs no votes."""
 
 
 def begin(project: ProjectConfig, number: int) -> ProjectConfig:
@@ -58,15 +56,18 @@ def begin(project: ProjectConfig, number: int) -> ProjectConfig:
         again = f"rlhf run {project.path}" + (f" --round {number - 1}" if number > 2 else "")
         raise UserError(f"{done}; run it ({again}), or name another stage as rounds.start")
     folder = round_dir(project.run_dir, number)
-    if read_round(folder) is None:
-        votes = [read_votes(round_dir(project.run_dir, before)) for before in range(1, number)]
-        _freeze(project, number, [[vote for vote in cast if _says(vote)] for cast in votes], names)
-    current = of_round(project, number)
-    record = _record(project, number)
-    settled = RoundRecord(**{**record, "start": start, "leaves": left_policy(current)})
-    if settled != record:
-        write_json(folder / ROUND, settled)
-    return current
+    if (record := read_round(folder)) is not None:
+        settled = RoundRecord(**{**record, "start": start, "leaves": left_policy(of_round(project, number))})
+        if settled != record:
+            write_json(folder / ROUND, settled)
+        return of_round(project, number)
+    votes = _votes_of(project, number)
+    rows = {role: [row for cast in votes for row in of_role(cast)] for role, of_role in ROWS.items()}
+    counts, total = {role: len(given) for role, given in rows.items()}, sum(map(len, votes))
+    _check_new(project, number, total, counts, names)
+    leaves = left_policy(_made(project, number, counts))
+    _freeze(folder, RoundRecord(round=number, start=start, leaves=leaves, votes=total, rows=counts), rows)
+    return of_round(project, number)
 
 
 def of_round(project: ProjectConfig, number: int) -> ProjectConfig:
@@ -77,17 +78,23 @@ def of_round(project: ProjectConfig, number: int) -> ProjectConfig:
     """
     if number == 1:
         return project
+    if (record := read_round(round_dir(project.run_dir, number))) is None:
+        raise UserError(f"round {number} has not begun: rlhf run {project.path} --round {number}")
+    return _made(project, number, record["rows"])
+
+
+def _made(project: ProjectConfig, number: int, rows: Mapping[str, int]) -> ProjectConfig:
+    """The project of a round whose votes give each set so many rows."""
     earlier = of_round(project, number - 1)
     names = round_stages(project)
-    kept = {name: project.stages[name] for name in project.stages if name in names}
     folder = round_dir(project.run_dir, number)
     return replace(
         project,
         name=folder.name,
         output_dir=str(folder.parent),
         model=_starting_from(earlier.run_dir / left_policy(earlier), project.model),
-        stages={name: _of_round(stage, names) for name, stage in kept.items()},
-        data=_data(project, folder / VOTES, _record(project, number)["rows"], names),
+        stages={name: _of_round(stage, names) for name, stage in project.stages.items() if name in names},
+        data=_data(project, folder / VOTES, rows, names),
         round=number,
     )
 
@@ -119,13 +126,6 @@ def left_policy(project: ProjectConfig) -> str:
     return policies[-1]
 
 
-def _record(project: ProjectConfig, number: int) -> RoundRecord:
-    folder = round_dir(project.run_dir, number)
-    if (record := read_round(folder)) is None:
-        raise UserError(f"round {number} has not begun: rlhf run {project.path} --round {number}")
-    return record
-
-
 def _check_needs(project: ProjectConfig, name: str, names: Sequence[str]) -> None:
     """Check that what a stage maximises, or is judged by, is trained in the round too.
 
@@ -152,7 +152,7 @@ def _of_round(stage: StageConfig, names: Sequence[str]) -> StageConfig:
     return replace(stage, parent=BASE) if gone else stage
 
 
-def _data(project: ProjectConfig, folder: Path, rows: dict[str, int], names: Sequence[str]) -> DataConfig:
+def _data(project: ProjectConfig, folder: Path, rows: Mapping[str, int], names: Sequence[str]) -> DataConfig:
     """The project's sets with the votes that its stages train on.
 
     What is sampled for comes from where it came from before.
@@ -189,7 +189,7 @@ def _weighed(project: ProjectConfig, source: SourceConfig) -> SourceConfig:
     return replace(source, weight=weight)
 
 
-def _frozen(project: ProjectConfig, folder: Path, role: str, rows: dict[str, int]) -> tuple[SourceConfig, ...]:
+def _frozen(project: ProjectConfig, folder: Path, role: str, rows: Mapping[str, int]) -> tuple[SourceConfig, ...]:
     """The frozen votes as a source of a set; none where they give it no row."""
     if not rows[role]:
         return ()
@@ -197,23 +197,18 @@ def _frozen(project: ProjectConfig, folder: Path, role: str, rows: dict[str, int
     return (SourceConfig(file, format=FORMATS[role], weight=project.rounds.votes, train_all=True),)
 
 
-def _freeze(project: ProjectConfig, number: int, votes: Sequence[Sequence[Vote]], names: Sequence[str]) -> None:
-    """Write the votes of the earlier rounds into the folder of a new one: all of it is there, or nothing.
+def _votes_of(project: ProjectConfig, number: int) -> list[list[Vote]]:
+    """The votes of each round before this one, those that say nothing left out."""
+    cast = (read_votes(round_dir(project.run_dir, before)) for before in range(1, number))
+    return [[vote for vote in votes if _says(vote)] for votes in cast]
 
-    Args:
-        project: The project.
-        number: The new round.
-        votes: Those of each earlier round.
-        names: The stages of the new one.
+
+def _freeze(folder: Path, record: RoundRecord, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write what a new round records, and the rows of its votes, into its folder: all of it is there, or nothing.
 
     Raises:
-        UserError: There is nothing to train on that the round before did not have.
+        UserError: It cannot be written.
     """
-    folder = round_dir(project.run_dir, number)
-    rows = {role: [row for cast in votes for row in of_role(cast)] for role, of_role in ROWS.items()}
-    counts, total = {role: len(given) for role, given in rows.items()}, sum(map(len, votes))
-    before = read_round(round_dir(project.run_dir, number - 1))
-    _check_new(project, number, total - (before["votes"] if before else 0), counts, names)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -222,7 +217,7 @@ def _freeze(project: ProjectConfig, number: int, votes: Sequence[Sequence[Vote]]
             if given:
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in given]
                 (partial / VOTES / f"{role}.jsonl").write_text("".join(lines), encoding="utf-8", errors="replace")
-        write_json(partial / ROUND, RoundRecord(round=number, start="", leaves="", votes=total, rows=counts))
+        write_json(partial / ROUND, record)
         os.rename(partial, folder)
     except OSError as error:
         if read_round(folder) is None:  # else another process has begun it a moment ago
@@ -231,16 +226,17 @@ def _freeze(project: ProjectConfig, number: int, votes: Sequence[Sequence[Vote]]
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_new(project: ProjectConfig, number: int, new: int, rows: dict[str, int], names: Sequence[str]) -> None:
-    """Check that a round has something to train on that the one before did not have.
+def _check_new(project: ProjectConfig, number: int, votes: int, rows: Mapping[str, int], names: Sequence[str]) -> None:
+    """Check that a round has something to train on that the one before did not have: votes, or rows of its own making.
 
     Raises:
         UserError: It has not.
     """
-    if _SAMPLES in names:
+    if any(stage_of(name).leaves == "rows" for name in names):
         return
+    before = read_round(round_dir(project.run_dir, number - 1))
     arena = f"rlhf arena {round_dir(project.run_dir, number - 1)}"
-    if new <= 0:
+    if votes <= (before["votes"] if before else 0):
         raise UserError(f"nothing new for round {number}: no votes since round {number - 1} began; cast some: {arena}")
     reads = _reads(names)
     if not any(rows[role] for role in reads):

@@ -126,7 +126,7 @@ def write_card(folder: Path, subject: Subject, report: Report, to: str | None) -
     )  # fmt: skip
     text = environment.get_template("model_card.md").render(
         metadata=metadata(subject, report).to_yaml(),
-        title=(to or f"{subject.run}-{subject.stage}").rpartition("/")[2],
+        title=(to or f"{subject.run.replace('/', '-')}-{subject.stage}").rpartition("/")[2],
         summary=summary(subject),
         about=subject,
         name=to or "path/to/this/folder",

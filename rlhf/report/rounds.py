@@ -103,7 +103,9 @@ def round_panels(report: Report) -> list[charts.StripPanel]:
             judge,
             "mean score",
             [
-                Estimate(f"Round {each['round']}: {each['label']}", *_mean(each["scores"][judge]), "same")
+                Estimate(
+                    f"Round {each['round']}: {each['label']}", *_mean(each["scores"][judge]), f"p{each['round'] % 6}"
+                )
                 for each in rounds["rounds"]
             ],
             estimate,

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.artifacts.manifest import read_manifest, verify
+from rlhf.artifacts.manifest import artifact_hash, read_manifest, verify
 from rlhf.config.load import load_project
 from rlhf.data.sources import read_rows
 from rlhf.data.votes import read_votes
 from rlhf.errors import UserError
 from rlhf.models.load import adapter_config
-from rlhf.pipeline import folder, rounds, runner
+from rlhf.pipeline import folder, identity, rounds, runner
 from rlhf.pipeline.runs import find_run, pick_stage
 from tests.support.projects import make_project, write_project
 from tests.support.runs import add_stage
@@ -44,6 +44,19 @@ def test_a_round_starts_from_the_last_policy_and_mixes_in_what_was_voted(project
     record = json.loads((made.run_dir / "round.json").read_text())
     assert record == {"round": 2, "start": "dpo", "leaves": "dpo", "votes": 12,
                       "rows": {"preferences": 12, "demonstrations": 0, "feedback": 0}}  # fmt: skip
+
+
+def test_what_it_starts_from_decides_with_what_that_is_for(project, tiny_llama):
+    cast_votes(project.run_dir, PAIRS)
+    parts = identity.identity(rounds.begin(project, 2), "dpo")["base"]
+    assert parts == {"adapter": artifact_hash(project.run_dir / "dpo"), "files": artifact_hash(tiny_llama)}
+
+
+@pytest.mark.parametrize("source", [{"source": "pairs.jsonl", "train_all": True}, {"source": "votes:tiny"}])
+def test_prompts_to_evaluate_on_do_not_train(tmp_path, tiny_llama, source):
+    data = {"preferences": {"source": str(tmp_path / "pairs.jsonl")}, "prompts": source}
+    with pytest.raises(UserError, match=r"data\.prompts: .*: nothing trains on prompts to evaluate on"):
+        make_project(tmp_path, tiny_llama, data=data)
 
 
 def test_votes_that_come_later_change_nothing(project):
@@ -117,6 +130,26 @@ def test_what_a_stage_maximises_is_trained_in_its_round(tmp_path, tiny_llama):
         rounds.begin(made, 2)
 
 
+def test_a_round_that_ranks_needs_no_votes(tmp_path, tiny_llama):
+    stages = {"sft": {}, "rank": {"rewards": {"long": 1.0}}, "dpo": {}}
+    made = make_project(tmp_path, tiny_llama, stages=stages)
+    add_stage(made.run_dir, "dpo", tiny_llama)
+    second = rounds.begin(made, 2)
+    assert list(second.stages) == ["rank", "dpo"]
+    assert second.data.preferences == made.data.preferences
+    assert second.model.name_or_path == str(made.run_dir / "dpo")
+
+
+def test_a_weight_that_no_source_takes_is_refused_before_anything_is_frozen(project):
+    cast_votes(project.run_dir, PAIRS)
+    source = replace(project.data.preferences.sources[0], weight=2.0)
+    data = replace(project.data, preferences=replace(project.data.preferences, sources=(source,)))
+    heavy = replace(project, data=data, rounds=replace(project.rounds, earlier=600.0))
+    with pytest.raises(UserError, match=r"rounds\.earlier: .* would have weight 1200"):
+        rounds.begin(heavy, 2)
+    assert not (project.run_dir / "round-2").exists()
+
+
 def test_without_preferences_of_its_own_a_project_still_samples_for_its_own_prompts(tmp_path, tiny_llama):
     path = write_project(tmp_path, tiny_llama, stages={"sft": {}, "dpo": {}})
     made = load_project(path)
@@ -135,6 +168,25 @@ def test_a_refused_round_leaves_no_folder(project, monkeypatch):
     with pytest.raises(UserError):
         runner.run(made, only=["nonsense"], **SILENT)
     assert not made.run_dir.exists()
+
+
+def test_processes_that_are_launched_are_told_their_round(project, monkeypatch, tmp_path):
+    cast_votes(project.run_dir, PAIRS)
+    made = rounds.begin(project, 2)
+    commands = []
+
+    class Launcher:
+        def __init__(self, command, **options):
+            commands.append(command)
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(runner.subprocess, "Popen", Launcher)
+    runner._accelerate(made, "dpo", "key", tmp_path / "ddp.yaml")
+    place = commands[0].index("--round")
+    assert commands[0][place : place + 4] == ["--round", "2", str(project.path), "dpo"]
+    assert rounds.of_round(load_project(project.path), 2) == made
 
 
 @pytest.mark.slow
