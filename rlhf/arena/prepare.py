@@ -61,7 +61,7 @@ class Preparer(threading.Thread):
         """Why nothing can be prepared at the moment."""
         self.exhausted = False
         """Whether the pool has no more."""
-        self._stop, self._wake = threading.Event(), threading.Event()
+        self._ending, self._wake = threading.Event(), threading.Event()
         self._done: dict[bytes, set[frozenset[str]]] = {}
         self._refused: set[bytes] = set()
 
@@ -76,14 +76,14 @@ class Preparer(threading.Thread):
 
     def stop(self) -> None:
         """End, once the batch at hand is written."""
-        self._stop.set()
+        self._ending.set()
         self._wake.set()
 
     def run(self) -> None:
         """Prepare waves of comparisons as annotators need them."""
         for key, pair in self.store.prepared():
             self._done.setdefault(key, set()).add(pair)
-        while not self._stop.is_set() and not self.exhausted:
+        while not self._ending.is_set() and not self.exhausted:
             if self._enough():
                 self._wake.wait()
                 self._wake.clear()
@@ -94,7 +94,7 @@ class Preparer(threading.Thread):
             except Exception as error:  # an endpoint that is gone, say: the page stays, and it is tried again
                 self.problem = str(UserError(str(error) or type(error).__name__))
                 _LOG.warning("comparisons cannot be prepared: %s", self.problem)
-                self._stop.wait(_PAUSE)
+                self._ending.wait(_PAUSE)
 
     def wave(self) -> bool:
         """Prepare comparisons of the next prompts.
@@ -110,7 +110,7 @@ class Preparer(threading.Thread):
         for contestant in self.contestants:
             for place, reply in self._replies(contestant, prompts, seed):
                 rows[place][contestant.name] = reply
-        if self._stop.is_set():
+        if self._ending.is_set():
             return True
         chosen = most_informative(self._candidates(prompts, rows), self.judges.certain)
         pairs = self.judges.compare([prompts[each.prompt] for each in chosen], [each.replies for each in chosen])
@@ -153,10 +153,10 @@ class Preparer(threading.Thread):
     def _replies(self, contestant: Contestant, prompts: Sequence[Prompt], seed: int) -> Iterator[tuple[int, Reply]]:
         for start in range(0, len(prompts), BATCH):
             self._people_first()
-            if self._stop.is_set():
+            if self._ending.is_set():
                 return
             batch = prompts[start : start + BATCH]
-            found = contestant.replies(batch, self.settings, seed + start // BATCH, self._stop)
+            found = contestant.replies(batch, self.settings, seed + start // BATCH, self._ending)
             written = [(place, reply) for place, reply in enumerate(found, start) if reply is not None]
             scored = self.judges.score([prompts[place] for place, _ in written], [reply for _, reply in written])
             yield from zip((place for place, _ in written), scored, strict=True)
