@@ -19,7 +19,7 @@ from rlhf.data.formats import find
 from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
 from rlhf.data.sources import read_rows
-from rlhf.data.splits import content_key, contexts, own_prompt
+from rlhf.data.splits import content_key, opening, own_prompt
 from rlhf.data.votes import Origin, Reply
 from rlhf.errors import UserError
 
@@ -64,7 +64,7 @@ def held_out_pool(project: ProjectConfig) -> Pool:
     Returns:
         The prompts; none where the comparison takes them all.
     """
-    compared = {content_key(prompt.prompt) for prompt in _compared(project)}
+    compared = _compared(project)
     found: dict[bytes, Prompt] = {}
     left_out = set()
     for name in _SETS:
@@ -74,7 +74,7 @@ def held_out_pool(project: ProjectConfig) -> Pool:
             if where == "train":
                 continue
             key = content_key(own_prompt(record))
-            if key in compared:
+            if content_key(opening(record)) in compared:
                 left_out.add(key)
             elif prompt := _prompt(record):
                 found.setdefault(key, prompt)
@@ -87,7 +87,7 @@ def file_pool(project: ProjectConfig, file: str) -> Pool:
     Raises:
         UserError: It cannot be read, or leaves no prompt.
     """
-    compared = {content_key(prompt.prompt) for prompt in _compared(project)}
+    compared = _compared(project)
     found: dict[bytes, Prompt] = {}
     left_out, unusable, layout = set(), 0, None
     for row, origin in read_rows(SourceConfig(source=file), Path.cwd()):
@@ -100,7 +100,7 @@ def file_pool(project: ProjectConfig, file: str) -> Pool:
         for record in records:
             if (prompt := _prompt(record)) is None:
                 unusable += 1
-            elif any(content_key(context) in compared for context in contexts(record)):
+            elif content_key(opening(record)) in compared:
                 left_out.add(content_key(prompt.prompt))
             else:
                 found.setdefault(content_key(prompt.prompt), prompt)
@@ -185,10 +185,12 @@ def _ranks(values: Sequence[float]) -> list[int]:
     return [first[value] for value in values]
 
 
-def _compared(project: ProjectConfig) -> list[Prompt]:
-    """The prompts of the final comparison; with `data.prompts`, all that it could take."""
+def _compared(project: ProjectConfig) -> set[bytes]:
+    """How the prompts of the final comparison open; with `data.prompts`, of all that it could take."""
+    if not project.evaluate.enabled:
+        return set()
     limit = sys.maxsize if project.data.prompts is not None else project.evaluate.prompts
-    return evaluation_prompts(project, limit) if project.evaluate.enabled else []
+    return {content_key(opening(prompt)) for prompt in evaluation_prompts(project, limit)}
 
 
 def _prompt(record: object) -> Prompt | None:

@@ -11,8 +11,8 @@ from tests.support.arena import Annotator, fill, make_arena, served
 def arena(tmp_path):
     arena = make_arena(tmp_path / "runs" / "tiny")
     fill(arena.store, 3)
-    with served(arena) as url:
-        arena.url = url
+    with served(arena) as address:
+        arena.url = address.url
         yield arena
 
 

@@ -29,7 +29,9 @@ def test_the_finished_policies_are_compared(project):
     assert chosen_policies(project, ["dpo"], 1) == ["dpo"]
 
 
-@pytest.mark.parametrize("wanted", [["dop"], ["ppo"], ["reward"], ["dpo"], ["../../etc/passwd", "sft"], ["dpo@7", "sft"]])
+@pytest.mark.parametrize(
+    "wanted", [["dop"], ["ppo"], ["reward"], ["dpo"], ["../../etc/passwd", "sft"], ["dpo@7", "sft"]]
+)
 def test_what_cannot_be_compared_is_refused(project, wanted):
     with pytest.raises(UserError):
         chosen_policies(project, wanted, 0)

@@ -1,4 +1,4 @@
-"""Twenty annotators at once, and a server that is killed under them: every vote that was acknowledged is there, once."""
+"""Twenty annotators at once, and a server that is killed under them: every acknowledged vote is there, once."""
 
 import os
 import random

@@ -22,8 +22,8 @@ def browser():
 def arena(tmp_path):
     arena = make_arena(tmp_path / "runs" / "tiny")
     fill(arena.store, 12)
-    with served(arena) as url:
-        arena.url = url
+    with served(arena) as address:
+        arena.url = address.url
         yield arena
 
 

@@ -54,6 +54,8 @@ def test_a_file_leaves_out_the_final_comparison_and_counts(project, tmp_path):
     rows = [{"prompt": compared[0].prompt}, {"prompt": "A new one"}, {"prompt": "A new one"}, {"prompt": " "}]
     rows.append({"prompt": [{"role": "user", "content": compared[1].prompt}, {"role": "assistant", "content": "Yes."},
                             {"role": "user", "content": "And?"}]})  # fmt: skip
+    later = file_pool(project, str(write_rows(tmp_path / "later.jsonl", [rows[4], {"prompt": "A new one"}])))
+    assert (len(later.prompts), later.compared) == (1, 1)  # a later turn of a conversation that is compared
     pool = file_pool(project, str(write_rows(tmp_path / "mine.jsonl", rows[:4])))
     assert [prompt.prompt for prompt in pool.prompts] == ["A new one"]
     assert (pool.compared, pool.unusable, pool.origin) == (1, 1, "file")

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import httpx2
-import uvicorn
 
 from rlhf.arena.app import application
 from rlhf.arena.contestants import Contestant
@@ -26,7 +28,7 @@ from rlhf.arena.store import ArenaVotes
 from rlhf.config.project import EvaluateConfig
 from rlhf.data.votes import Reply, votes_file
 from rlhf.serving.guard import Guard, Rules
-from rlhf.serving.listen import Address
+from rlhf.serving.listen import Server, open_address
 
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 32, "seed": 0}
 
@@ -94,10 +96,9 @@ def make_arena(run_dir, names=("sft", "dpo", "ppo"), seed=0, **more):
     return Arena(name=run_dir.name, policies=names, store=store, live=live, sessions=sessions, **more)
 
 
-def guarded(arena, port):
+def guarded(arena, address):
     """The application as it is served."""
-    rules = Rules(rate="100000/minute", policy=CSP, cookie=True)
-    return Guard(application(arena), Address("127.0.0.1", "127.0.0.1", port), rules)
+    return Guard(application(arena), address, Rules(rate="100000/minute", policy=CSP, cookie=True))
 
 
 def free_port():
@@ -108,20 +109,40 @@ def free_port():
 
 
 @contextlib.contextmanager
-def served(arena, port=None):
+def served(arena, host="127.0.0.1"):
     """Serve an arena from a thread; gives its address."""
-    port = port or free_port()
-    config = uvicorn.Config(guarded(arena, port), host="127.0.0.1", port=port, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    opened, address = open_address(host, 0)
+    server = Server(guarded(arena, address))
+    thread = threading.Thread(target=server.run, args=([opened],), daemon=True)
     thread.start()
-    wait_for(f"http://127.0.0.1:{port}")
+    wait_for(address.url)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield address
     finally:
         server.should_exit = True
         thread.join()
         arena.store.close()
+
+
+@contextlib.contextmanager
+def started(*arguments):
+    """`rlhf arena` as a process that ends well; gives its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlhf.cli", "arena", *map(str, arguments), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        found = None
+        while found is None:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            found = re.search(r"judge them at (http://[\d.:]+)", line)
+        yield found[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def wait_for(url, seconds=60.0):
@@ -170,9 +191,9 @@ class Annotator:
 
 def main():
     """Serve until killed."""
-    folder, port = Path(sys.argv[1]), int(sys.argv[2])
-    arena = make_arena(folder, ("sft", "dpo"), seed=None)
-    uvicorn.run(guarded(arena, port), host="127.0.0.1", port=port, log_level="error", access_log=False)
+    arena = make_arena(Path(sys.argv[1]), ("sft", "dpo"), seed=None)
+    opened, address = open_address("127.0.0.1", int(sys.argv[2]))
+    Server(guarded(arena, address)).run([opened])
 
 
 if __name__ == "__main__":
