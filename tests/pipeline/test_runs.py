@@ -66,7 +66,7 @@ def test_the_last_finished_policy_is_picked(run_dir):
 
 @pytest.mark.parametrize(
     ("stage", "message"),
-    [("dop", "no stage 'dop'; did you mean 'dpo'"), ("evaluate", "no stage 'evaluate'"),
+    [("dop", "no stage 'dop'; did you mean 'dpo'"), ("evaluate", "evaluate leaves no model; there is sft"),
      ("dpo", "dpo is not finished; there is sft"), ("reward", "reward is no policy, it cannot reply; there is sft")],
 )  # fmt: skip
 def test_a_stage_that_cannot_be_picked_is_refused(run_dir, stage, message):
