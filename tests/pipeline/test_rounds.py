@@ -7,6 +7,8 @@ import pytest
 
 from rlhf.artifacts.manifest import artifact_hash, read_manifest, verify
 from rlhf.config.load import load_project
+from rlhf.data.prepare import iter_records
+from rlhf.data.records import Feedback
 from rlhf.data.sources import read_rows
 from rlhf.data.votes import read_votes
 from rlhf.errors import UserError
@@ -138,6 +140,19 @@ def test_a_round_that_ranks_needs_no_votes(tmp_path, tiny_llama):
     assert list(second.stages) == ["rank", "dpo"]
     assert second.data.preferences == made.data.preferences
     assert second.model.name_or_path == str(made.run_dir / "dpo")
+
+
+def test_single_judgements_join_the_pairs_that_kto_takes_apart(tmp_path, tiny_llama):
+    made = make_project(tmp_path, tiny_llama, stages={"sft": {}, "kto": {}}, rounds={"earlier": 0.5})
+    add_stage(made.run_dir, "kto", tiny_llama)
+    cast_votes(made.run_dir, [*PAIRS, ("Both bad?", " a", " b", "neither")])
+    second = rounds.begin(made, 2)
+    own, pairs, single = second.data.feedback.sources
+    assert (own.weight, own.all_trained) == (0.5, False)
+    assert (pairs.format, single.format) == ("preference", "kto")
+    read = [record for record, side in iter_records(second, "feedback") if side == "train"]
+    assert sum(isinstance(record, Feedback) for record in read) == 2
+    assert sum(record.origin.startswith(pairs.source) for record in read) == len(PAIRS)
 
 
 def test_a_weight_that_no_source_takes_is_refused_before_anything_is_frozen(project):
