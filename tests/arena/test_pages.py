@@ -4,8 +4,13 @@ import json
 
 import pytest
 
+from rlhf.arena.prepare import Preparer
+from rlhf.arena.prompts import Pool
+from rlhf.arena.scores import Judges
+from rlhf.config.project import EvaluateConfig
+from rlhf.data.records import Prompt
 from rlhf.data.votes import Reply
-from tests.support.arena import SAMPLING, fill, make_arena, served
+from tests.support.arena import SAMPLING, contestants, fill, make_arena, served
 from tests.support.browser import chromium, violations
 
 READY = "[data-save]:not([disabled])"
@@ -194,3 +199,49 @@ def test_letters_are_no_keys_in_a_text_box_or_where_they_are_switched_off(page, 
     page.keyboard.press("Escape")
     page.keyboard.press("a")
     assert page.locator('input[name="verdict"]:checked').count() == 0
+
+
+def test_the_first_comparison_appears_by_itself_and_its_replies_as_they_are_written(browser, tmp_path):
+    arena = make_arena(tmp_path / "runs" / "tiny")
+    pool = Pool([Prompt(f"Question {number}") for number in range(3)], "file", 0)
+    arena.preparer = Preparer(arena.store, pool, contestants(), Judges(), EvaluateConfig())
+    with served(arena) as address:
+        page = browser.new_page()
+        page.goto(address.url)
+        page.wait_for_selector("#name:focus")
+        page.keyboard.type("Ann")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=Replies are being prepared")
+        assert not violations(page)
+        for number in range(3):
+            arena.store.add(f"Question {number}", [Reply("sft", "one"), Reply("dpo", "two")], sampling=SAMPLING)
+        page.wait_for_selector(READY)
+        page.keyboard.press("w")
+        page.wait_for_selector("textarea:focus")
+        page.keyboard.type("word " * 200)
+        page.keyboard.press("Enter")
+        page.wait_for_selector('[data-text="a"]:not(:empty)')
+        assert page.locator(READY).count() == 0
+        page.wait_for_selector(READY)
+        assert page.inner_text('[data-text="b"]').count("word") == 200
+        page.close()
+
+
+def test_a_vote_whose_answer_is_lost_is_sent_again_and_taken_once(page, arena):
+    enter(page)
+    lost = []
+
+    def lose(route):
+        if len(lost) < 2:
+            lost.append(route.fetch().status)
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/votes", lose)
+    page.keyboard.press("b")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(VOTED)
+    assert lost == [200, 200]
+    assert len(arena.store.votes()) == 1
+    page.problems.clear()  # of the requests that were lost

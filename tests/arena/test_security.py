@@ -86,6 +86,13 @@ def test_without_a_name_there_is_nothing_to_see(arena):
         assert httpx2.get(arena.url + path).status_code == 401
 
 
+def test_a_name_is_text(arena):
+    ann = Annotator(arena.url, "<img src=x onerror=alert(1)>")
+    page = ann.client.get("/write").text
+    assert "&lt;img src=x" in page
+    assert "<img" not in page
+
+
 def test_a_log_line_is_one_line(arena, caplog):
     ann = Annotator(arena.url, "Ann")
     ann.client.get("/%0aforged line")
