@@ -300,7 +300,7 @@ def _maximises(report: Report, stage: str, gate: StageReport) -> bool:
     shut = {name for name, model in gate["models"].items() if not model["passed"]}
     provenance = report["provenance"][stage]
     settings = (provenance.get("config") or {}).get("trainer") or {}
-    return bool(shut & {*provenance["parents"], *(settings.get("rewards") or {})})
+    return bool(shut & {*provenance.get("parents", ()), *(settings.get("rewards") or {})})
 
 
 def reward_statement(name: str, stage: StageReport, names: Names) -> Statement | None:

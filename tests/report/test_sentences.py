@@ -96,6 +96,29 @@ def test_a_stage_behind_a_shut_gate_is_an_alarm_before_all_verdicts():
     assert "alarm" not in {statement[-1] for statement in told(stages={"gate": passed, "ppo": {}})}
 
 
+def test_of_several_stages_behind_a_gate_those_are_told_that_maximised_what_it_shut_out():
+    gate = {
+        "passed": False, "models": {"reward": cases.GATE, "other": cases.SHUT}, "gates": "rank", "also_gates": ["ppo"],
+    }  # fmt: skip
+    report = cases.report(comparisons=[], stages={"gate": gate, "rank": {}, "ppo": {}})
+    report["provenance"]["rank"] = {"label": "Rank", "parents": {"reward": "abc"}}
+    report["provenance"]["ppo"] = {"label": "PPO", "parents": {}, "config": {"trainer": {"rewards": {"other": 1.0}}}}
+    assert [statement.id for statement in statements(report) if statement.id[0] == "shut gate"] == [
+        ("shut gate", "ppo")
+    ]
+
+
+def test_what_was_ranked_is_told_in_facts():
+    ranked = {
+        "keep": "pairs", "prompts": 10, "kept": 8, "replies": 40, "cut": 0.1, "ties": 0.2,
+        "judges": {"gold": {"best": 0.9, "worst": 0.1, "all": 0.5}}, "margin": 0.8,
+        "length_best": 12.0, "length_worst": 10.0, "longer": 0.75, "longer_ci": [0.4, 0.93],
+    }  # fmt: skip
+    facts = stage_facts({"ranked": ranked})
+    assert [any(number in fact for fact in facts) for number in ("8 of 10", "0.9", "0.1", "75%", "10%")] == [True] * 5
+    assert len(stage_facts({"ranked": {**ranked, "longer": None, "keep": "best"}})) == len(facts) - 1
+
+
 def test_the_gate_speaks_for_the_reward_model():
     gate = {"passed": True, "models": {"reward": cases.GATE}}
     assert told(comparisons=[], stages={"reward": cases.REWARD, "gate": gate}) == [("gate", "reward", "better")]
