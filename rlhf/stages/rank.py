@@ -76,7 +76,8 @@ def run(context: StageContext) -> Metrics:
     settings, kind = ready.args, policy_kind(ready.start.opened)
     seed, weights = project.stage_seed(context.name), rewards_of(project, context.name)
     count = len(ready.data.train)
-    asked = sorted(random.Random(seed).sample(range(count), min(count, settings.prompts or count)))
+    draw = random.Random(seed + project.round - 1).sample  # each round replies to others
+    asked = sorted(draw(range(count), min(count, settings.prompts or count)))
     rows = ready.data.train.select(asked)
     policy: Any = kind.policy(Roles(ready.start.opened.policy()), settings, context.settings.fold)
     sample_replies(
