@@ -76,6 +76,20 @@ def results(votes: Sequence[Vote]) -> Results:
     )
 
 
+def preferences(found: Results) -> list[tuple[WinRate, bool]]:
+    """The win rate of each pair of policies, of the one that is preferred, and whether its interval excludes one half.
+
+    Those of which that is so come first, the highest rate before the others.
+    """
+    ahead = [
+        rate if rate["rate"] >= 0.5 else found.rates[baseline, policy]
+        for (policy, baseline), rate in found.rates.items()
+        if policy < baseline
+    ]
+    decided = [(rate, rate["rate_ci"] is not None and rate["rate_ci"][0] > 0.5) for rate in ahead]
+    return sorted(decided, key=lambda each: (not each[1], -each[0]["rate"]))
+
+
 def policy_label(name: str) -> str:
     """What a policy is called on the page: `DPO` for `dpo`, `Base` for the base model; a server's name as it is."""
     if name == BASE:

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.arena.pages import strip
-from rlhf.arena.results import policy_label, results
+from rlhf.arena.results import policy_label, preferences, results
 from tests.support.votes import vote
 
 
@@ -22,6 +22,15 @@ def test_results_of_hand_made_votes():
         ("ann", 2, 0, 1, 3.0), ("ben", 2, 1, 0, 5.0),
     ]  # fmt: skip
     assert found.agreement["comparisons"] == 1
+
+
+def test_what_is_preferred_comes_first_and_each_pair_once():
+    votes = [vote("second", comparison=n, prompt=str(n)) for n in range(9)]
+    votes += [vote("tie", ("dpo", "ppo"), comparison=n + 20, prompt=str(n)) for n in range(4)]
+    votes += [vote("second", ("sft", "ppo"), comparison=40)]
+    found = [(rate["policy"], rate["baseline"], decided) for rate, decided in preferences(results(votes))]
+    assert found[0] == ("dpo", "sft", True)
+    assert found[1:] == [("ppo", "sft", False), ("dpo", "ppo", False)]
 
 
 def test_no_votes():
