@@ -80,6 +80,8 @@ class Stage:
     """Fields of `evaluate:` that it does not use, if it looks at policies."""
     own_half: bool = False
     """Whether it trains on one half of its set, and all other stages of that set on the other."""
+    first_round: bool = False
+    """Whether later rounds leave it out, unless `rounds.stages` names it."""
     follows: tuple[str, ...] = ()
     """Stages it starts from, the first that the project has; none of them means the base model."""
     uses: tuple[str, ...] = ()
@@ -331,6 +333,12 @@ def rows_from(project: ProjectConfig, name: str) -> str | None:
         if other in project.stages and leaves_rows is not None and leaves_rows(project, other) in fitting:
             return other
     return None
+
+
+def later_stages(project: ProjectConfig) -> list[str]:
+    """The stages under `stages:` that the rounds after the first have."""
+    named = project.rounds.stages
+    return [name for name in project.stages if (name in named if named else not stage_of(name).first_round)]
 
 
 def policies_of(project: ProjectConfig) -> list[str]:

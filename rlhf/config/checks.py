@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig, StageId
 from rlhf.config.ranges import shown
 from rlhf.errors import UserError, unknown_name
-from rlhf.workflow import BASE, scorers, stage_of, stages
+from rlhf.workflow import BASE, later_stages, scorers, stage_of, stages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAMED = "must be letters, digits, '.', '_' or '-', at most 100 (it names a folder)"
@@ -96,7 +96,7 @@ def _check_rounds(project: ProjectConfig) -> None:
     if rounds.start not in policies:
         hint = unknown_name(rounds.start, policies)
         raise UserError(f"{where}.start: {rounds.start!r} is no policy of the project; {hint}")
-    if rounds.start not in (rounds.stages or [name for name in project.stages if name != "sft"]):
+    if rounds.start not in later_stages(project):
         raise UserError(f"{where}.start: {rounds.start} does not run in later rounds, so that round 3 could not start")
 
 

@@ -30,7 +30,7 @@ from rlhf.data.vote_rows import ROWS
 from rlhf.data.vote_source import FORMATS
 from rlhf.data.votes import Vote, read_votes
 from rlhf.errors import UserError
-from rlhf.workflow import BASE, policies_of, rewards_of, stage_of
+from rlhf.workflow import BASE, later_stages, policies_of, rewards_of, stage_of
 
 _WEIGHED = ("preferences", "feedback")
 """Sets whose own rows `rounds.earlier` weighs."""
@@ -105,8 +105,7 @@ def round_stages(project: ProjectConfig) -> list[str]:
     Raises:
         UserError: One needs another that is not among them.
     """
-    named = project.rounds.stages
-    names = [name for name in project.stages if (name in named if named is not None else name != "sft")]
+    names = later_stages(project)
     for name in names:
         _check_needs(project, name, names)
     return names

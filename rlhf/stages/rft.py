@@ -27,6 +27,7 @@ STAGE = replace(
     label="RFT",
     method="Supervised fine-tuning on the best of its own replies (rejection sampling)",
     rows_of=("rank",),
+    first_round=False,
     follows=("sft",),
     check=check,
 )

@@ -119,6 +119,7 @@ STAGE = Stage(
     dry_run=dry_run,
     method="Supervised fine-tuning on demonstrations",
     data="demonstrations",
+    first_round=True,
     trainer=(*TRL_CONFIG, "trl.trainer.sft_config:SFTConfig", "rlhf.trl_trainers.sft:SFTSettings"),
     choices={
         "loss_type": ("nll", "chunked_nll", "dft"),
