@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import random
 import sqlite3
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.data.durable import explained, open_durable, open_to_read
 from rlhf.data.records import Text
 from rlhf.errors import UserError
 
@@ -33,8 +35,6 @@ Origin = Literal["held out", "file", "typed"]
 
 _json = functools.partial(json.dumps, ensure_ascii=False, default=str)
 _VERSION = 1
-_PATIENCE = 30.0
-"""Seconds to wait for another process that writes."""
 _TABLES = """
 create table comparison (
   id integer primary key, prompt text not null, columns text not null, origin text not null, parent integer
@@ -138,29 +138,17 @@ class Votes(contextlib.AbstractContextManager["Votes"]):
     Args:
         file: The SQLite file; it and its folder are made if need be.
         seed: Of the order in which replies are shown; None draws it.
+        read_only: Whether nothing is written, not even the file.
 
     Raises:
         UserError: The file is damaged, of another version, or cannot be written.
     """
 
-    def __init__(self, file: Path, seed: int | None = None) -> None:
+    def __init__(self, file: Path, seed: int | None = None, read_only: bool = False) -> None:
         self.file = file
         self._random = random.Random(seed)
         self._lock = threading.RLock()
-        with _explained(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(file, _PATIENCE, isolation_level=None, check_same_thread=False)
-            self._connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = wal", "synchronous = full", "foreign_keys = on"):
-                self._connection.execute(f"pragma {pragma}")
-            with self._transaction() as connection:
-                version = connection.execute("pragma user_version").fetchone()[0]
-                if version == 0:
-                    for statement in filter(str.strip, _TABLES.split(";")):
-                        connection.execute(statement)
-                    connection.execute(f"pragma user_version = {_VERSION}")
-                elif version != _VERSION:
-                    raise UserError(f"{file}: votes of version {version}, and this rlhf reads version {_VERSION}")
+        self._connection = open_to_read(file, _VERSION) if read_only else open_durable(file, _TABLES, _VERSION)
 
     def close(self) -> None:
         """Close the file."""
@@ -332,21 +320,26 @@ class Votes(contextlib.AbstractContextManager["Votes"]):
         return vote
 
     def votes(self) -> list[Vote]:
-        """All votes, in the order they were cast."""
+        """All votes, in the order they were cast.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         query = "select * from vote join ballot on ballot.id = vote.ballot order by vote.cast_at, vote.ballot"
-        with self._lock:
+        with explained(self.file), self._lock:
             rows = self._connection.execute(query).fetchall()
-        comparisons = {comparison.id: comparison for comparison in self.comparisons()}  # later: another may add some
-        return [_vote(row, comparisons[row["comparison"]]) for row in rows]
+            comparisons = {each.id: each for each in self.comparisons()}  # later: another may add some
+            return [_vote(row, comparisons[row["comparison"]]) for row in rows]
 
     def _comparisons(self, where: str, *values: Any) -> list[Comparison]:
         query = f"""
-            select comparison.*, reply.* from comparison join reply on reply.comparison = comparison.id {where}
+            select comparison.*, reply.* from comparison left join reply on reply.comparison = comparison.id {where}
             order by comparison.id, place
         """
-        with self._lock:
+        with explained(self.file), self._lock:
             rows = self._connection.execute(query, values).fetchall()
-        return [_comparison(*rows[place : place + 2]) for place in range(0, len(rows), 2)]
+            grouped = itertools.groupby(rows, key=lambda row: row["id"])
+            return [_comparison(*replies) for _, replies in grouped]
 
 
 def votes_file(run_dir: Path) -> Path:
@@ -363,7 +356,7 @@ def read_votes(run_dir: Path) -> list[Vote]:
     file = votes_file(run_dir)
     if not file.is_file():
         return []
-    with Votes(file) as votes:
+    with Votes(file, read_only=True) as votes:
         return votes.votes()
 
 
@@ -383,18 +376,3 @@ def _vote(row: sqlite3.Row, comparison: Comparison) -> Vote:
     good = [None if flag is None else bool(flag) for flag in (row["good_first"], row["good_second"])]
     rest = (row["edit"], row["reason"], row["seconds"], row["cast_at"])
     return Vote(ballot, row["verdict"], (good[0], good[1]), *rest)
-
-
-@contextlib.contextmanager
-def _explained(file: Path) -> Iterator[None]:
-    """What the system or SQLite says against a file, as a line.
-
-    Raises:
-        UserError: The file cannot be opened, or is no file of votes.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{file}: {(error.strerror or str(error)).lower()}") from None
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{file}: cannot be used as the votes of a run: {error}") from None

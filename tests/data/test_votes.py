@@ -175,3 +175,58 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "arena").write_text("a file")
     with pytest.raises(UserError, match="arena"):
         Votes(tmp_path / "arena" / "votes.sqlite")
+
+
+def test_votes_are_read_where_nothing_can_be_written(tmp_path):
+    with Votes(votes_file(tmp_path)) as votes:
+        votes.cast(votes.show(add(votes), "bo"), "first", seconds=1)
+    assert [path.name for path in votes_file(tmp_path).parent.iterdir()] == ["votes.sqlite"]
+    before = votes_file(tmp_path).read_bytes()
+    assert [vote.verdict for vote in read_votes(tmp_path)] == ["first"]
+    assert votes_file(tmp_path).read_bytes() == before
+
+
+def test_votes_are_read_while_they_are_cast(votes, tmp_path):
+    votes.cast(votes.show(add(votes), "bo"), "first", seconds=1)
+    with Votes(votes.file, read_only=True) as reader:
+        assert len(reader.votes()) == 1
+        votes.cast(votes.show(add(votes), "bo"), "tie", seconds=1)
+        assert len(reader.votes()) == 2
+
+
+def test_a_file_that_was_emptied_is_not_taken_for_no_votes(tmp_path):
+    votes_file(tmp_path).parent.mkdir()
+    votes_file(tmp_path).touch()
+    with pytest.raises(UserError, match=r"votes\.sqlite: nothing"):
+        read_votes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete from reply where place = 1",
+        "delete from reply",
+        "delete from comparison",
+        "update comparison set prompt = 'no json'",
+        "update reply set scores = '{'",
+    ],
+)
+def test_damaged_rows_are_one_line(tmp_path, damage):
+    with Votes(votes_file(tmp_path)) as votes:
+        for _ in range(2):
+            votes.cast(votes.show(add(votes), "bo"), "first", seconds=1)
+        votes._connection.execute("pragma foreign_keys = off")
+        votes._connection.execute(damage)
+    with pytest.raises(UserError, match=r"votes\.sqlite: damaged"):
+        read_votes(tmp_path)
+
+
+def test_damaged_pages_are_one_line(tmp_path):
+    with Votes(votes_file(tmp_path)) as votes:
+        for _ in range(40):
+            votes.cast(votes.show(add(votes), "bo"), "first", seconds=1)
+    content = bytearray(votes_file(tmp_path).read_bytes())
+    content[4096:] = b"x" * (len(content) - 4096)
+    votes_file(tmp_path).write_bytes(content)
+    with pytest.raises(UserError, match=r"votes\.sqlite"):
+        read_votes(tmp_path)
