@@ -38,8 +38,8 @@ class RankSettings(SamplingSettings):
     """Most prompts replied to, drawn from those of the training side. More costs time in proportion and gives more
     rows; null takes all. Usually 1,000 to 60,000."""
     keep: str = "pairs"
-    """What is kept of a prompt: its best and its worst reply as a preference (`pairs`), which dpo or kto train on, or
-    its best alone as a demonstration (`best`), which rft trains on."""
+    """What is kept of a prompt: its best and its worst reply as a preference (`pairs`), which stages on pairs train on,
+    or its best alone as a demonstration (`best`), which rft trains on."""
     rewards: dict[str, float] | None = None
     """Name: weight, as in ppo. One reward counts in its own units; each of several is brought to mean 0 and standard
     deviation 1 over all replies. Without this setting it is the run's reward model if there is one, else all under

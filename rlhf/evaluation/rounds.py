@@ -24,7 +24,7 @@ class RoundSummary(TypedDict):
     label: str
     """The stage as it is written in a table."""
     votes: int
-    """Votes that the round trained on."""
+    """Votes cast before the round began, those that skip a comparison left out."""
     scores: dict[str, Quantity]
     """By judge."""
 

@@ -64,7 +64,7 @@ def _judges(manifest: Manifest) -> Mapping[str, Any]:
 
 def rounds_table(report: Report) -> Table:
     """The policies that rounds left, a line for each and each judge; the verdict is on the round before."""
-    header = ("Round", "Policy", "Votes", "Judge", "Score [95%]", "Difference [95%]", "To round 1 [95%]",
+    header = ("Round", "Policy", "Votes cast", "Judge", "Score [95%]", "Difference [95%]", "To round 1 [95%]",
               "Verdict")  # fmt: skip
     rounds = report["rounds"]
     if rounds is None:

@@ -1,6 +1,7 @@
 """The rank stage: a policy replies to prompts several times, rewards score the replies, the best and worst are kept.
 
-As pairs they are what dpo and kto train on (iterative DPO), the best alone is what rft imitates (rejection sampling).
+As pairs they are what dpo and other stages on pairs train on (iterative DPO), the best alone is what rft imitates
+(rejection sampling).
 """
 
 from __future__ import annotations
