@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def application(arena: Arena) -> Starlette:
     routes = [
         Route("/", _page(_home)),
         Route("/write", _page(_write)),
-        Route("/ballots/{ballot:int}", _page(_ballot)),
+        Route("/ballots/{ballot}", _page(_ballot)),
         Route("/writing/{writing}", _page(_writing)),
         Route("/results", _page(_results)),
         Route("/export/{set}.jsonl", _page(_export)),
@@ -53,7 +54,8 @@ def application(arena: Arena) -> Starlette:
         *streams.routes(),
         Mount("/static", StaticFiles(directory=_STATIC)),
     ]
-    app = Starlette(routes=routes, exception_handlers={Refused: _refused, HTTPException: _http_error})
+    handlers = {Refused: _refused, HTTPException: _http_error, sqlite3.Error: _store_error}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.arena = arena
     return app
 
@@ -157,9 +159,16 @@ def _http_error(request: Request, error: Exception) -> Response:
     return _refusal(request, error.status_code, error.detail)
 
 
-def _refusal(request: Request, status: int, message: str) -> Response:
+def _store_error(request: Request, error: Exception) -> Response:
+    """A full disk, or a damaged file of votes; the page that says so asks it nothing."""
+    _LOG.error("%s: %s", arena_of(request).store.file, UserError(str(error)))
+    message = "The votes cannot be read or saved just now; the server's log says why. Please try again."
+    return _refusal(request, 503, message, Session(""))
+
+
+def _refusal(request: Request, status: int, message: str, session: Session | None = None) -> Response:
     where = f"{request.method} {request.url.path}"
     _LOG.warning("refused with %d: %s: %s", status, UserError(where[:200]), UserError(message))
     if "text/html" not in request.headers.get("accept", ""):
         return JSONResponse({"error": message}, status)
-    return _html(request, session_of(request) or Session(""), "message.html", status, message=message)
+    return _html(request, session or session_of(request) or Session(""), "message.html", status, message=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,8 @@ from rlhf.data.votes import Ballot, Verdict
 LONGEST_TEXT = 32_000
 """Most characters of a prompt or an edit."""
 LONGEST_REASON = 2_000
+_UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0\U0001d159")
+"""Letters and symbols without ink: fillers of Hangul, the empty Braille cell, the empty note head."""
 Said = Literal["a", "b", "tie", "neither", "skip"]
 """A verdict in terms of what the page shows: `a` is the reply shown first."""
 
@@ -48,13 +51,18 @@ class VoteBody(_Body):
 
 
 class PromptBody(_Body):
-    """A prompt of the annotator's own, or his next turn in a conversation."""
+    """A prompt of the annotator's own, or their next turn in a conversation."""
 
     text: Annotated[str, Field(max_length=LONGEST_TEXT)]
     after: int | None = None
     """The ballot that the conversation goes on from."""
     reply: Literal["a", "b", "edit"] | None = None
     """What was said in it: one of its replies, or what the annotator wrote should have been said."""
+
+
+def has_visible(text: str) -> bool:
+    """Whether a text has a character that can be seen: no space, control, mark alone, or filler."""
+    return any(unicodedata.category(letter)[0] in "LNPS" and letter not in _UNSEEN for letter in text)
 
 
 def said(verdict: Verdict, swapped: bool) -> Said:

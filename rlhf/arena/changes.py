@@ -1,4 +1,4 @@
-"""What an annotator changes: his name, a vote, a prompt of his own."""
+"""What annotators change: their name, a vote, a prompt of their own."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _vote(request: Request, session: Session, body: bodies.VoteBody) -> Response
 def _ask(request: Request, session: Session, body: bodies.PromptBody) -> Response:
     annotator, arena = annotator_of(request), arena_of(request)
     text = body.text.strip()
-    if not text:
+    if not bodies.has_visible(text):
         raise Refused(422, "Please write something first.")
     prompt: Text = [{"role": "user", "content": text}] if arena.as_messages else text
     pair: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from rlhf.arena import bodies
 from rlhf.arena.live import Live, Writing
 from rlhf.arena.prepare import Preparer
 from rlhf.arena.results import Results, policy_label, results
-from rlhf.arena.sessions import COOKIE, SECONDS, Session, Sessions
+from rlhf.arena.sessions import SECONDS, Session, Sessions, cookie_name
 from rlhf.arena.store import ArenaVotes
 from rlhf.data.votes import Ballot, NoSuchBallot, Vote
 
@@ -76,7 +77,7 @@ def arena_of(request: Request) -> Arena:
 
 def session_of(request: Request) -> Session | None:
     """The session that a request belongs to; None where nobody here signed its cookie."""
-    return arena_of(request).sessions.read(request.cookies.get(COOKIE))
+    return arena_of(request).sessions.read(request.cookies.get(_cookie_name(request)))
 
 
 def annotator_of(request: Request) -> str:
@@ -94,9 +95,13 @@ def annotator_of(request: Request) -> str:
 def keep_session(request: Request, response: Response, session: Session) -> None:
     """Have the browser keep a session."""
     response.set_cookie(
-        COOKIE, arena_of(request).sessions.cookie(session), max_age=SECONDS, httponly=True, samesite="strict",
-        secure=request.url.scheme == "https",
+        _cookie_name(request), arena_of(request).sessions.cookie(session), max_age=SECONDS, httponly=True,
+        samesite="strict", secure=request.url.scheme == "https",
     )  # fmt: skip
+
+
+def _cookie_name(request: Request) -> str:
+    return cookie_name(request.scope["server"][1])
 
 
 def own_ballot(request: Request, session: Session) -> Ballot:
@@ -106,9 +111,14 @@ def own_ballot(request: Request, session: Session) -> Ballot:
         Refused: There is none of this number, or it is another annotator's.
     """
     try:
-        return arena_of(request).store.own_ballot(request.path_params["ballot"], session.annotator or "")
+        return arena_of(request).store.own_ballot(_number(request.path_params["ballot"]), session.annotator or "")
     except NoSuchBallot:
         raise Refused(404, "There is no such comparison for you.") from None
+
+
+def _number(written: str) -> int:
+    """The number in a path; 0, which no ballot has, where it is none that SQLite could hold."""
+    return int(written) if re.fullmatch("[0-9]{1,18}", written) else 0
 
 
 def find_writing(request: Request, annotator: str) -> Writing:

@@ -1,4 +1,4 @@
-"""Comparisons whose replies are being written while the annotator reads: to prompts of his own, and to later turns."""
+"""Comparisons whose replies are being written while the annotator reads: to their own prompts, and to later turns."""
 
 from __future__ import annotations
 
@@ -83,23 +83,23 @@ class Live:
         """Start to write two replies.
 
         Args:
-            annotator: Who asks; what was being written for him ends.
-            prompt: What he asks.
+            annotator: Who asks; what was being written for them ends.
+            prompt: What they ask.
             parent: The ballot that the conversation goes on from.
             pair: The policies that reply; without, or where one is not here, the two compared least.
 
         Raises:
-            TooMany: Others are being written.
+            TooMany: As many are being written as may be; they go on, the annotator's too.
         """
         known = [name for name in pair if name in self._contestants]
         names = list(known if len(known) == 2 else self.store.least_compared(list(self._contestants))[0])
         with self._lock:
             at_work = [each for each in self._writings.values() if not each.ended]
+            if len(at_work) >= AT_ONCE:
+                raise TooMany
             for each in at_work:
                 if each.annotator == annotator:
                     each.stop.set()
-            if len(at_work) >= AT_ONCE:
-                raise TooMany
             self._random.shuffle(names)
             sides = (self._contestants[names[0]], self._contestants[names[1]])
             writing = Writing(

@@ -23,7 +23,7 @@ from rlhf.errors import UserError
 WAVE = 32
 """Prompts that replies are sampled to together."""
 BATCH = 8
-"""Of these, prompts between which somebody who waits for a reply to a prompt of his own comes first."""
+"""Of these, prompts between which somebody who waits for a reply to their own prompt comes first."""
 AHEAD = 24
 """Comparisons that an annotator has not seen yet, below which more are prepared."""
 _PAUSE = 10.0

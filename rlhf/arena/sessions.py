@@ -7,12 +7,13 @@ import hashlib
 import hmac
 import os
 import secrets
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.arena.bodies import has_visible
 from rlhf.errors import UserError
 
-COOKIE = "rlhf_arena"
 HEADER = "x-csrf-token"
 """Where a page sends its token."""
 SECONDS = 30 * 24 * 3600
@@ -72,6 +73,11 @@ class Sessions:
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
+def cookie_name(port: int) -> str:
+    """What the cookie of an arena at a port is called: a browser sends a cookie to every port of a host."""
+    return f"rlhf_arena_{port}"
+
+
 def session_key(folder: Path) -> bytes:
     """The key that signs cookies, from a file that only its owner reads; made if need be, so that restarts keep names.
 
@@ -103,13 +109,17 @@ def session_key(folder: Path) -> bytes:
 
 
 def annotator_name(given: str) -> str:
-    """A name as it is kept: without control characters, and with single spaces.
+    """A name as it is kept: in the form NFKC, without control characters, and with single spaces.
+
+    So names that look alike because they are written in another form are one annotator's.
 
     Raises:
-        ValueError: Nothing is left of it, or it is too long.
+        ValueError: Nothing of it can be seen, or it is too long.
     """
-    name = " ".join("".join(letter if letter.isprintable() else " " for letter in given).split())
-    if not name:
+    shown = (letter for letter in given if unicodedata.category(letter) != "Cf")  # such as a space of no width
+    name = unicodedata.normalize("NFKC", "".join(letter if letter.isprintable() else " " for letter in shown))
+    name = " ".join(name.split())
+    if not has_visible(name):
         raise ValueError("Please give a name.")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"A name has at most {LONGEST_NAME} characters.")

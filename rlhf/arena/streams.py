@@ -23,7 +23,7 @@ _TICK, _LOOK = 0.05, 0.5
 def routes() -> list[Route]:
     """The addresses."""
     return [
-        Route("/ballots/{ballot:int}/replies", _ballot_replies),
+        Route("/ballots/{ballot}/replies", _ballot_replies),
         Route("/writing/{writing}/replies", _writing_replies),
         Route("/waiting", _waiting),
     ]

@@ -163,10 +163,11 @@ class Votes(contextlib.AbstractContextManager["Votes"]):
             self._connection.execute("begin immediate")
             try:
                 yield self._connection
+                self._connection.execute("commit")
             except BaseException:
-                self._connection.execute("rollback")
+                if self._connection.in_transaction:  # of which SQLite itself has not undone all, as on a full disk
+                    self._connection.execute("rollback")
                 raise
-            self._connection.execute("commit")
 
     def add(
         self,

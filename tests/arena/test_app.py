@@ -12,7 +12,7 @@ def arena(tmp_path):
     arena = make_arena(tmp_path / "runs" / "tiny")
     fill(arena.store, 3)
     with served(arena) as address:
-        arena.url = address.url
+        arena.url, arena.port = address.url, address.port
         yield arena
 
 
@@ -72,7 +72,7 @@ def test_a_token_of_another_session_is_refused(arena, caplog):
     assert ann.vote(ballot, "a").status_code == 403
     assert "refused with 403: POST /votes" in caplog.text
     ann.client.cookies.clear()
-    ann.client.cookies.set("rlhf_arena", "forged.QW5u.signature")
+    ann.client.cookies.set(f"rlhf_arena_{arena.port}", "forged.QW5u.signature")
     ann.token = ben.token
     assert ann.vote(ballot, "a").status_code == 401
 
@@ -145,3 +145,38 @@ def test_export_over_http(arena):
     assert rows["demonstrations"][0]["completion"] == [{"role": "assistant", "content": "So."}]
     assert rows["feedback"] == []
     assert ann.client.get("/export/secrets.jsonl").status_code == 404
+
+
+def test_two_arenas_of_one_machine_keep_their_sessions(arena, tmp_path):
+    other = make_arena(tmp_path / "runs" / "other")
+    with served(other) as address:
+        ann = Annotator(arena.url, "Ann")
+        there = Annotator(address.url, "Ann there")
+        cookies = {**dict(ann.client.cookies), **dict(there.client.cookies)}  # as a browser sends them
+        assert len(cookies) == 2
+        ann.client.cookies.update(cookies)
+        assert ann.vote(ann.next()["ballot"], "a").status_code == 200
+
+
+def test_a_vote_that_cannot_be_kept_is_not_acknowledged(arena, caplog):
+    ann = Annotator(arena.url, "Ann")
+    ballot = ann.next()["ballot"]
+    full = arena.store._connection.execute("pragma page_count").fetchone()[0]
+    arena.store._connection.execute(f"pragma max_page_count = {full}")
+    answer = ann.vote(ballot, "a", edit="x" * 30_000)
+    assert (answer.status_code, list(answer.json())) == (503, ["error"])
+    assert "full" in caplog.text
+    assert not arena.store.votes()
+    arena.store._connection.execute("pragma max_page_count = 100000")
+    assert ann.vote(ballot, "a", edit="x" * 30_000).status_code == 200
+    assert len(arena.store.votes()) == 1
+
+
+def test_a_damaged_file_of_votes_is_said_on_the_page_too(arena):
+    ann = Annotator(arena.url, "Ann")
+    ballot = ann.next()["ballot"]
+    arena.store._connection.execute("drop table vote")
+    assert ann.vote(ballot, "a").status_code == 503
+    page = ann.client.get("/results", headers={"Accept": "text/html"})
+    assert page.status_code == 503
+    assert "log says why" in page.text

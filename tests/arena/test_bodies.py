@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.arena.bodies import VoteBody, said
+from rlhf.arena.bodies import VoteBody, has_visible, said
 from rlhf.data.votes import Ballot, Comparison, Reply
 
 
@@ -18,3 +18,13 @@ def test_sides(swapped, shown, kept):
     assert body.verdict_on(ballot) == kept
     assert said(kept, swapped) == shown
     assert body.good_on(ballot) == ((False, True) if swapped else (True, False))
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [("a", True), ("?", True), ("\U0001f642", True), ("\u4f60", True), ("", False), (" \n", False),
+     ("\u200b\u200d\ufeff", False), ("\u3164\uffa0\u115f", False), ("\u2800", False), ("\ufe0f\u034f", False),
+     ("\u202e.", True)],
+)  # fmt: skip
+def test_what_can_be_seen(text, seen):
+    assert has_visible(text) == seen

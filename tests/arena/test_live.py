@@ -111,3 +111,14 @@ def test_a_prompt_that_a_policy_refuses_and_one_that_breaks(store, caplog):
     assert "secret" not in ended(live, live.start("ann", "other"))[1]["message"]
     assert "secret detail" in caplog.text
     assert not store.comparisons()
+
+
+def test_a_prompt_that_is_refused_stops_nothing(store, monkeypatch):
+    monkeypatch.setattr(live_module, "AT_ONCE", 1)
+    slow = Slow("sft")
+    live = made(store, slow, FakeReplier("dpo"))
+    first = live.start("ann", "one")
+    with pytest.raises(TooMany):
+        live.start("ann", "two")
+    slow.go.set()
+    assert ended(live, first)[0] == "ready"

@@ -51,7 +51,9 @@ def test_ten_megabytes_are_refused(arena, caplog):
 @pytest.mark.parametrize(
     "path",
     ["/export/..%2f..%2farena%2fvotes.sqlite.jsonl", "/static/../app.py", "/static/%2e%2e/app.py", "/ballots/-1",
-     "/ballots/99999999999999999999999", "/writing/..%2f..%2fetc%2fpasswd",
+     "/ballots/99999999999999999999999", pytest.param("/ballots/" + "9" * 5000, id="5000 digits"), "/ballots/x",
+     pytest.param("/ballots/" + "9" * 5000 + "/replies", id="replies of 5000 digits"),
+     "/writing/..%2f..%2fetc%2fpasswd",
      "/static/..%2f..%2f..%2farena%2fsession.key"],
 )  # fmt: skip
 def test_paths_lead_nowhere(arena, path):
@@ -76,6 +78,7 @@ def test_broken_bodies_are_refused(arena):
         assert ann.client.post("/prompts", content=content, headers=headers).status_code == 422
     assert ann.post("/prompts", {"text": "Hi", "after": 1, "reply": "a"}).status_code == 404
     assert ann.post("/prompts", {"text": "  "}).status_code == 422
+    assert ann.post("/prompts", {"text": "\u200b\u3164"}).status_code == 422
     assert ann.post("/name", {"name": "\x00"}).status_code == 422
 
 

@@ -40,6 +40,8 @@ def test_the_key_is_kept_for_its_owner_alone(tmp_path):
 def test_names():
     assert annotator_name("  Ann \t B.\n") == "Ann B."
     assert annotator_name("Zoë\x00") == "Zoë"
-    for bad in ("", " \x07", "x" * 61):
+    assert annotator_name("A\u200bnn") == annotator_name("\uff21\uff4e\uff4e") == "Ann"
+    assert annotator_name("Zoe\u0308") == annotator_name("Zo\u00eb") == "Zo\u00eb"
+    for bad in ("", " \x07", "x" * 61, "\u200b\u2060", "\u3164", "\u2800 \ufe0f", "\ufdfa" * 10):
         with pytest.raises(ValueError, match="name"):
             annotator_name(bad)
