@@ -102,7 +102,8 @@ NAMES = (
     LibraryName("trl.trainer.utils:add_fused_lm_head", "the head it adds is given only labelled positions",
                 "model temperature cast_lm_head_to_fp32 outputs"),
     LibraryName("trl.kernels.chunked_logprob:TOKEN_CHUNK_SIZE", "positions that the fused head projects at once"),
-    # transformers: rlhf/ppo, rlhf/training, rlhf/models, rlhf/policies, rlhf/prefix_sharing, rlhf/config
+    # transformers: rlhf/ppo, rlhf/training, rlhf/models, rlhf/policies, rlhf/prefix_sharing, rlhf/serving,
+    # rlhf/config
     LibraryName("transformers:Trainer.training_step", _OVERRIDDEN, "self model inputs num_items_in_batch"),
     LibraryName("transformers:Trainer.compute_loss", _OVERRIDDEN, _LOSS),
     LibraryName("transformers:Trainer.create_optimizer", _OVERRIDDEN, "self model"),
@@ -142,6 +143,8 @@ NAMES = (
                 "self key_states value_states *args *kwargs"),
     LibraryName("transformers.cache_utils:DynamicLayer.lazy_initialization", _CACHE, "self key_states value_states"),
     LibraryName("transformers.cache_utils:DynamicLayer.reorder_cache", _CACHE, "self beam_idx"),
+    LibraryName("transformers.generation.streamers:BaseStreamer.put", _OVERRIDDEN, "self value"),
+    LibraryName("transformers.generation.streamers:BaseStreamer.end", _OVERRIDDEN, "self"),
     LibraryName("transformers.training_args:OptimizerNames", _FIELDS),
     *(LibraryName(f"transformers.trainer_utils:{name}", _FIELDS)
       for name in ("IntervalStrategy", "SaveStrategy", "SchedulerType")),
