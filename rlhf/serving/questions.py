@@ -7,6 +7,7 @@ serve. Fields that change nothing are ignored. A field that is null counts as ab
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -49,6 +50,23 @@ def _only(*values: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _as_list(in_list: Callable[[str], Any]) -> BeforeValidator:
+    """A field that is a list, and of which a text stands for a list of one.
+
+    A union of both would report its errors under names of pydantic's own.
+
+    Args:
+        in_list: What the text is in the list.
+    """
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str | list):
+            raise ValueError("Input should be a valid string or list")
+        return [in_list(value)] if isinstance(value, str) else value
+
+    return BeforeValidator(check)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -68,11 +86,11 @@ class _Part(_Strict):
 
 class _Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: Annotated[list[_Part], _as_list(lambda text: {"type": "text", "text": text})]
 
     def plain(self) -> Message:
         """The message as the rest of the package knows it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -92,10 +110,9 @@ class Question(_Strict):
     max_tokens: Annotated[int, Field(ge=1, le=_TOKENS)] = Sampling.max_new_tokens
     max_completion_tokens: Annotated[int, Field(ge=1, le=_TOKENS)] | None = None
     seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
-    ) = []
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4), _as_list(lambda text: text)
+    ] = []
     n: Annotated[Any, _only(1)] = 1
     top_p: Annotated[Any, _only(1)] = 1
     presence_penalty: Annotated[Any, _only(0)] = 0
@@ -127,9 +144,8 @@ class Question(_Strict):
 
     def sampling(self) -> Sampling:
         """How the reply is sampled; without a seed, by one that nobody knows."""
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        return Sampling(self.temperature, self.max_completion_tokens or self.max_tokens, seed, stops)
+        return Sampling(self.temperature, self.max_completion_tokens or self.max_tokens, seed, tuple(self.stop))
 
 
 def read_question(body: bytes) -> Question:
