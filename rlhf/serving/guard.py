@@ -51,7 +51,7 @@ class Rules:
     rate: str = "1200/minute"
     """Requests of a client, as `limits` writes rates."""
     wrong_tokens: str = "20/minute"
-    """Requests of a client with a wrong token."""
+    """Wrong tokens of a client; the right one always passes."""
     policy: str = NOTHING
     """The content security policy of every answer."""
     cookie: bool = False
@@ -130,27 +130,31 @@ class Guard:
             return 421, "this server is not called that: wrong Host"
         if origins and origins != [f"http://{hosts[0]}"]:
             return 403, "a page of another origin may not ask this server"
+        if _is_of_another_site(scope):
+            return 403, "a page of another site may only lead to this server"
         client = _client(scope)
         if not self._limiter.hit(self._rate, "requests", client):
             return 429, "too many requests"
         if self.address.token is None or scope["path"] in self.rules.open_paths:
             return None
-        if not self._limiter.test(self._wrong_tokens, "tokens", client):
+        given = self._given(scope)
+        if any(_equal(secret, right) for secret, right in given):
+            return None  # whatever else came from this address: a page in its browser may have guessed
+        if given and not self._limiter.hit(self._wrong_tokens, "tokens", client):
             return 429, "too many wrong tokens"
-        if self._knows_token(scope):
-            return None
-        self._limiter.hit(self._wrong_tokens, "tokens", client)
         return 401, "a token is required: Authorization: Bearer TOKEN"
 
-    def _knows_token(self, scope: Scope) -> bool:
+    def _given(self, scope: Scope) -> list[tuple[str, str]]:
+        """Every secret that a client gives, and what is right in its place."""
         token = self.address.token or ""
         for value in _values(scope, b"authorization"):
             scheme, _, given = value.partition(" ")
             if scheme.lower() == "bearer":
-                return _equal(given.strip(), token)
+                return [(given.strip(), token)]
         if not self.rules.cookie:
-            return False
-        return _equal(_cookies(scope).get(self._cookie, ""), self._cookie_value) or _equal(_linked(scope), token)
+            return []
+        pairs = [(_cookies(scope).get(self._cookie, ""), self._cookie_value), (_linked(scope), token)]
+        return [(given, right) for given, right in pairs if given]
 
     def _entry(self, scope: Scope) -> list[tuple[bytes, bytes]] | None:
         """Headers that turn a link with the token into a cookie, and lead to the same page without the token."""
@@ -239,6 +243,16 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 def _client(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else "?"
+
+
+def _is_of_another_site(scope: Scope) -> bool:
+    """Whether a browser asks for a page of another site, and not because somebody follows a link from there.
+
+    An image or a frame sends no `Origin`; browsers say so in headers that no page can change.
+    """
+    sites, modes, places = (_values(scope, f"sec-fetch-{name}".encode()) for name in ("site", "mode", "dest"))
+    followed = modes == ["navigate"] and places in ([], ["document"]) and scope["method"] == "GET"
+    return not followed and not {"cross-site", "same-site"}.isdisjoint(sites)
 
 
 def _cookies(scope: Scope) -> dict[str, str]:

@@ -129,9 +129,34 @@ def test_rates_are_by_client_and_wrong_tokens_have_their_own():
     assert 1 <= int(ask(guard)[1]["retry-after"]) <= 60
     assert ask(guard, client="10.0.0.8")[0] == 200
     guard = Guard(echo, ABROAD, Rules(wrong_tokens="2/minute"))
-    assert [ask(guard)[0] for _ in range(3)] == [401, 401, 429]
-    assert ask(guard, authorization=f"Bearer {TOKEN}")[0] == 429  # who guesses finds out nothing
-    assert ask(guard, client="10.0.0.8", authorization=f"Bearer {TOKEN}")[0] == 200
+    wrong = {"authorization": "Bearer wrong"}
+    assert [ask(guard, **wrong)[0] for _ in range(3)] == [401, 401, 429]
+    assert int(ask(guard, **wrong)[1]["retry-after"]) > 1
+    assert ask(guard, client="10.0.0.8", **wrong)[0] == 401
+
+
+def test_nobody_can_lock_out_who_has_the_token():
+    guard = Guard(echo, ABROAD, Rules(wrong_tokens="2/minute", cookie=True))
+    assert {ask(guard)[0] for _ in range(9)} == {401}  # no token is no wrong token
+    cookie = ask(guard, query=f"token={TOKEN}".encode())[1]["set-cookie"].partition(";")[0]
+    assert [ask(guard, query=b"token=wrong")[0] for _ in range(3)] == [401, 401, 429]
+    assert ask(guard)[0] == 401
+    assert ask(guard, authorization=f"Bearer {TOKEN}")[0] == 200
+    assert ask(guard, cookie=cookie)[0] == 200
+    assert ask(guard, query=f"token={TOKEN}".encode(), cookie="rlhf_8000=old")[0] == 303
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_may_link_here_and_do_nothing_else(site):
+    guard = Guard(echo, HERE, Rules(rate="3/minute"))
+    for mode, place in (("no-cors", "image"), ("cors", "empty"), ("navigate", "iframe"), ("websocket", "websocket")):
+        assert ask(guard, sec_fetch_site=site, sec_fetch_mode=mode, sec_fetch_dest=place)[0] == 403
+    link = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+    assert ask(guard, method="POST", **link)[0] == 403
+    assert ask(guard, sec_fetch_site=site)[0] == 403
+    assert ask(guard, **link)[0] == 200  # and none of the others counted
+    for own in ("same-origin", "none"):
+        assert ask(guard, sec_fetch_site=own, sec_fetch_mode="no-cors", sec_fetch_dest="image")[0] == 200
 
 
 def test_answers_carry_headers_that_an_application_may_replace():
