@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rlhf.errors import UserError
 
@@ -24,6 +25,10 @@ _SHORTEST = 16
 """Characters of a token."""
 _LAST_WORDS = 0.5
 """Seconds that answers under way have when the server ends, before they are cancelled."""
+_PATIENCE = 10.0
+"""Seconds in which the headers of a request have to arrive."""
+_MOST_OF_ONE = 64
+"""Connections of one address."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Application) -> None:
         config = uvicorn.Config(
-            app, http="h11", ws="none", log_config=None, access_log=False, proxy_headers=False, server_header=False,
-            limit_concurrency=256, timeout_graceful_shutdown=2,
+            app, http=_Connection, ws="none", log_config=None, access_log=False, proxy_headers=False,
+            server_header=False, limit_concurrency=256, timeout_graceful_shutdown=2,
         )  # fmt: skip
         super().__init__(config)
         self._app = app
@@ -138,6 +143,48 @@ class Server(uvicorn.Server):
         """End: take no new connections, and cancel what is under way after a moment."""
         asyncio.get_running_loop().call_later(_LAST_WORDS, self._app.end)
         await super().shutdown(sockets)
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed if its request does not arrive, or if its client has too many.
+
+    Otherwise connections that ask nothing would keep everybody else out.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or close it."""
+        client = transport.get_extra_info("peername")[0]
+        if sum(isinstance(each, _Connection) and each.comes_from(client) for each in self.connections) >= _MOST_OF_ONE:
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection that was taken."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._await_request()
+        super().on_response_complete()
+
+    def comes_from(self, address: str) -> bool:
+        """Whether this is the address of the client."""
+        return self.client is not None and self.client[0] == address
+
+    def _await_request(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(_PATIENCE, self._expire)
+
+    def _expire(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
 
 
 def _token_of_environment() -> str | None:

@@ -1,11 +1,16 @@
 """Where a server listens, and who needs a token there."""
 
+import contextlib
+import http.client
 import socket
+import time
 
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.serving import listen
 from rlhf.serving.listen import TOKEN, Address, open_address
+from tests.support.served import FakeReplier, served
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +71,66 @@ def test_what_a_server_is_called():
     assert named.is_called("10.0.0.7:8000")
     assert not named.is_called("localhost:8000")
     assert not named.is_called("10.0.0.8:8000")
+
+
+def connected(address):
+    return socket.create_connection((address.bound, address.port), timeout=5)
+
+
+def closed(connection) -> bool:
+    """Whether the server ends a connection before we have waited too long."""
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(1 << 16):
+            pass
+    return True
+
+
+def health(connection) -> int:
+    connection.request("GET", "/health")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
+def test_a_connection_whose_request_does_not_arrive_is_closed(monkeypatch):
+    monkeypatch.setattr(listen, "_PATIENCE", 0.3)
+    with served(FakeReplier(lambda *_: "x")) as address:
+        silent, slow, later = (connected(address) for _ in range(3))
+        slow.sendall(b"GET /health HTTP/1.1\r\n")
+        later.sendall(f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{address.port}\r\n\r\n".encode())
+        assert later.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        later.sendall(b"GET")
+        for _ in range(4):  # a drip of bytes is no request
+            time.sleep(0.1)
+            with contextlib.suppress(OSError):
+                slow.sendall(b"X: y\r\n")
+        for connection in (silent, slow, later):
+            with connection:
+                assert closed(connection)
+
+
+def test_a_request_that_is_being_answered_is_not_closed(monkeypatch):
+    monkeypatch.setattr(listen, "_PATIENCE", 0.1)
+    body = b'{"model": "it", "messages": [{"role": "user", "content": "x"}]}'
+    with served(FakeReplier(lambda *_: "a b c d", 0.1)) as address:
+        connection = http.client.HTTPConnection(address.bound, address.port, timeout=5)
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        assert b"a b c d" in connection.getresponse().read()
+        assert health(connection) == 200
+        connection.close()
+
+
+def test_an_address_has_so_many_connections(monkeypatch):
+    monkeypatch.setattr(listen, "_MOST_OF_ONE", 2)
+    with served(FakeReplier(lambda *_: "x")) as address:
+        held = [http.client.HTTPConnection(address.bound, address.port, timeout=5) for _ in range(2)]
+        assert [health(each) for each in held] == [200, 200]
+        with connected(address) as third:
+            assert closed(third)
+        assert [health(each) for each in held] == [200, 200]
+        held[0].close()
+        time.sleep(0.1)
+        again = http.client.HTTPConnection(address.bound, address.port, timeout=5)
+        assert health(again) == 200
+        for each in (*held, again):
+            each.close()
