@@ -13,7 +13,7 @@ import rlhf
 from rlhf.errors import Defect, GateClosed, UserError, require
 
 app = typer.Typer(
-    help="SFT, reward models, DPO, PPO, evaluation and publishing, from one YAML file.",
+    help="SFT, reward models, DPO, KTO, PPO, people's votes, evaluation and publishing, from one YAML file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -37,7 +37,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """SFT, reward models, DPO, PPO, evaluation and publishing, from one YAML file."""
+    """SFT, reward models, DPO, KTO, PPO, people's votes, evaluation and publishing, from one YAML file."""
 
 
 def _split(names: str | None) -> list[str]:
@@ -88,10 +88,15 @@ def check(config: Config, overrides: Overrides = None) -> None:
     from rlhf.config.load import load_project
     from rlhf.pipeline import runner
     from rlhf.pipeline.ledger_table import findings_lines, ledger_table
+    from rlhf.workflow import rows_from
 
-    checked = runner.check(load_project(config, overrides or []))
+    project = load_project(config, overrides or [])
+    checked = runner.check(project)
     Console().print(ledger_table({name: prepared.ledger for name, prepared in checked.items()}))
     Console().print(findings_lines({name: prepared.findings for name, prepared in checked.items()}))
+    for name in project.stages:
+        if (source := rows_from(project, name)) is not None:
+            typer.echo(f"{name} trains on what {source} keeps, which is there once {source} has run")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from rlhf.arena.scores import Judges
 from rlhf.arena.sessions import Sessions, session_key
 from rlhf.arena.store import ArenaVotes
 from rlhf.artifacts.manifest import is_finished
+from rlhf.artifacts.rounds import run_name
 from rlhf.config.project import ProjectConfig
 from rlhf.data.votes import votes_file
 from rlhf.serving.guard import Guard, Rules
@@ -66,7 +67,7 @@ def start(
             store, pool, contestants, judges, project.evaluate, project.seed, live.people_first
         )  # fmt: skip
         arena = Arena(
-            name=project.run_dir.name, policies=preparer.names, store=store, live=live, sessions=sessions,
+            name=run_name(project.run_dir), policies=preparer.names, store=store, live=live, sessions=sessions,
             preparer=preparer, as_messages=all(getattr(each.replier, "as_messages", True) for each in contestants),
         )  # fmt: skip
         link = address.url + (f"/?token={address.token}" if address.token else "/")

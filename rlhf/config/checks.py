@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig, StageId
 from rlhf.config.ranges import shown
 from rlhf.errors import UserError, unknown_name
-from rlhf.workflow import BASE, later_stages, scorers, stage_of, stages
+from rlhf.workflow import BASE, later_stages, rewards_of, scorers, stage_of, stages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAMED = "must be letters, digits, '.', '_' or '-', at most 100 (it names a folder)"
@@ -90,13 +90,18 @@ def _check_rounds(project: ProjectConfig) -> None:
             raise UserError(f"{where}.stages: the project has no stage {name!r}; {unknown_name(name, project.stages)}")
     if rounds.stages == []:
         raise UserError(f"{where}.stages: names none; leave it out for all but sft")
+    later = later_stages(project)
+    for name in later:
+        for other in (*rewards_of(project, name), project.stages[name].checkpoint_judge):
+            if other in project.stages and other not in later:  # else the round would maximise something else
+                raise UserError(f"{where}.stages: {name} needs {other}, which is not among them; add it")
     if rounds.start is None:
         return
     policies = [name for name in project.stages if stage_of(name).leaves == "policy"]
     if rounds.start not in policies:
         hint = unknown_name(rounds.start, policies)
         raise UserError(f"{where}.start: {rounds.start!r} is no policy of the project; {hint}")
-    if rounds.start not in later_stages(project):
+    if rounds.start not in later:
         raise UserError(f"{where}.start: {rounds.start} does not run in later rounds, so that round 3 could not start")
 
 

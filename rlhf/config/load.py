@@ -197,8 +197,8 @@ def _owner(steps: list[str]) -> Any:
     """The dataclass in which the last of these keys stands."""
     by_section: Mapping[str, Any] = {
         "model": ModelConfig, "data": DataConfig, "rewards": RewardConfig, "evaluate": EvaluateConfig,
-        "publish": PublishConfig, "stages": StageConfig, "sources": SourceConfig, "retain": RetainConfig,
-        "limits": LimitsConfig,
+        "publish": PublishConfig, "rounds": RoundsConfig, "stages": StageConfig, "sources": SourceConfig,
+        "retain": RetainConfig, "limits": LimitsConfig,
     }  # fmt: skip
     sections = [by_section[step] for step in steps if step in by_section]
     return sections[-1] if sections else ProjectConfig

@@ -82,6 +82,8 @@ def _rows(source: SourceConfig, base: Path, role: str | None) -> list[Row]:
     if role not in ROWS:
         place = f"data.{role}" if role else "this set"
         raise UserError(f"{source.source}: votes give {', '.join(ROWS)}, and no rows of {place}")
+    if not (run_dir / "project.json").is_file() and not votes_file(run_dir).is_file():
+        raise UserError(f"{source.source}: {run_dir} is no run")
     if not votes_file(run_dir).is_file():
         raise UserError(f"{source.source}: nobody has voted there yet: rlhf arena {run_dir}")
     votes = read_votes(run_dir)

@@ -224,6 +224,8 @@ def project_of(run_dir: Path) -> ProjectConfig:
         raise UserError(f"{run_dir}: not a run (no {OWNER} in it)")
     noted = _read_owner(owner, {"config": str, "overrides": list})
     path = Path(os.path.relpath((run_dir / noted["config"]).resolve()))
+    if not path.is_file():
+        raise UserError(f"{owner}: names its config {path}, which is not there; write where it is now under config")
     project = load_project(path, noted["overrides"])
     number = noted.get("round", 1)
     first = run_dir if number == 1 else run_dir.parent

@@ -30,7 +30,7 @@ from rlhf.data.vote_rows import ROWS
 from rlhf.data.vote_source import FORMATS
 from rlhf.data.votes import Vote, read_votes
 from rlhf.errors import UserError
-from rlhf.workflow import BASE, later_stages, policies_of, rewards_of, stage_of
+from rlhf.workflow import BASE, later_stages, policies_of, stage_of
 
 _WEIGHED = ("preferences", "feedback")
 """Sets whose own rows `rounds.earlier` weighs."""
@@ -48,7 +48,7 @@ def begin(project: ProjectConfig, number: int) -> ProjectConfig:
     """
     if number < 2:
         raise UserError(f"--round {number}: the plain run is round 1; the next is --round 2")
-    names = round_stages(project)
+    names = later_stages(project)
     earlier = of_round(project, number - 1)
     start = left_policy(earlier)
     if not is_finished(earlier.run_dir / start):
@@ -86,7 +86,7 @@ def of_round(project: ProjectConfig, number: int) -> ProjectConfig:
 def _made(project: ProjectConfig, number: int, rows: Mapping[str, int]) -> ProjectConfig:
     """The project of a round whose votes give each set so many rows."""
     earlier = of_round(project, number - 1)
-    names = round_stages(project)
+    names = later_stages(project)
     folder = round_dir(project.run_dir, number)
     return replace(
         project,
@@ -97,18 +97,6 @@ def _made(project: ProjectConfig, number: int, rows: Mapping[str, int]) -> Proje
         data=_data(project, folder / VOTES, rows, names),
         round=number,
     )
-
-
-def round_stages(project: ProjectConfig) -> list[str]:
-    """The stages of later rounds that stand under `stages:`.
-
-    Raises:
-        UserError: One needs another that is not among them.
-    """
-    names = later_stages(project)
-    for name in names:
-        _check_needs(project, name, names)
-    return names
 
 
 def left_policy(project: ProjectConfig) -> str:
@@ -123,18 +111,6 @@ def left_policy(project: ProjectConfig) -> str:
     if not policies:
         raise UserError(f"{project.path}: rounds: no stage leaves a policy for a next round to start from")
     return policies[-1]
-
-
-def _check_needs(project: ProjectConfig, name: str, names: Sequence[str]) -> None:
-    """Check that what a stage maximises, or is judged by, is trained in the round too.
-
-    Raises:
-        UserError: It is not: the round would maximise something else.
-    """
-    needed = [*rewards_of(project, name), project.stages[name].checkpoint_judge]
-    for other in needed:
-        if other in project.stages and other not in names:
-            raise UserError(f"{project.path}: rounds.stages: {name} needs {other}, which is not among them; add it")
 
 
 def _starting_from(folder: Path, model: ModelConfig) -> ModelConfig:

@@ -11,6 +11,7 @@ from typing import TextIO
 
 import torch
 
+from rlhf.artifacts.rounds import run_name
 from rlhf.data.records import Message, Text, Unusable
 from rlhf.policies.completion import row_seed
 from rlhf.serving.replies import NoRoom, PolicyReplier, Sampling, load_replier
@@ -89,7 +90,7 @@ def chat(
     conversation.restart(system)
     replier = conversation.replier
     form = "" if replier.as_messages else " It was trained on plain text: each line is a prompt of its own."
-    _note(f"{folder.resolve().parent.name}:{replier.name}.{form} {HELP}")
+    _note(f"{run_name(folder.parent)}:{replier.name}.{form} {HELP}")
     for turn, line in enumerate(_lines(lines or sys.stdin)):
         if not line.strip():
             continue

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from rlhf.artifacts.rounds import run_name
 from rlhf.data.records import Unusable
 from rlhf.errors import UserError, reason
 from rlhf.serving.asynchronous import pieces_of, while_connected
@@ -72,7 +73,7 @@ def serve_stage(folder: Path, opened: socket.socket, address: Address, say: Call
     Raises:
         UserError: The stage cannot be loaded.
     """
-    model = f"{folder.resolve().parent.name}:{folder.name}"
+    model = f"{run_name(folder.parent)}:{folder.name}"
     with opened:
         app = application(load_replier(folder.parent, folder.name), model, address)
         say(f"model {model} at {address.url}/v1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -83,7 +84,8 @@ class ProgressLines(TrainerCallback):
         self.due = now + _INTERVAL
         left = timedelta(seconds=round((now - self.started) / max(1, done) * (state.max_steps - state.global_step)))
         line = f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.4f}, {left} left"
-        print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever read the lines has left; training goes on
+            print(line, file=sys.stderr, flush=True)
 
 
 class ProgressBar(ProgressCallback):

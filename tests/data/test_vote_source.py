@@ -67,10 +67,13 @@ def test_an_arena_that_is_open_goes_on(run, tmp_path):
         ("votes:other", "preferences", "no such run"),
         ("votes:", "preferences", "no such run"),
         ("votes:empty", "preferences", "nobody has voted there yet: rlhf arena"),
+        ("votes:folder", "preferences", "is no run"),
     ],
 )
 def test_what_is_not_there_is_one_line(run, tmp_path, name, role, said):
-    (tmp_path / "runs" / "empty").mkdir()
+    for folder in ("empty", "folder"):
+        (tmp_path / "runs" / folder).mkdir()
+    (tmp_path / "runs" / "empty" / "project.json").touch()
     with pytest.raises(UserError, match=said) as caught:
         list(read_rows(SourceConfig(name), tmp_path, role))
     assert "\n" not in str(caught.value)

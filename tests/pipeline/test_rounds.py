@@ -125,11 +125,13 @@ def test_a_rounds_section_that_cannot_be(tmp_path, tiny_llama, section, said):
 
 def test_what_a_stage_maximises_is_trained_in_its_round(tmp_path, tiny_llama):
     stages = {"sft": {}, "reward": {}, "ppo": {}}
-    made = make_project(tmp_path, tiny_llama, stages=stages, rounds={"stages": ["ppo"]})
-    add_stage(made.run_dir, "ppo", tiny_llama)
-    cast_votes(made.run_dir, PAIRS)
     with pytest.raises(UserError, match=r"rounds\.stages: ppo needs reward"):
-        rounds.begin(made, 2)
+        make_project(tmp_path, tiny_llama, stages=stages, rounds={"stages": ["ppo"]})
+
+
+def test_a_wrong_key_is_held_against_those_of_the_section(tmp_path, tiny_llama):
+    with pytest.raises(UserError, match=r"rounds\.earleir.*did you mean 'earlier'"):
+        make_project(tmp_path, tiny_llama, stages={"dpo": {}}, rounds={"earleir": 0.5})
 
 
 def test_a_round_that_ranks_needs_no_votes(tmp_path, tiny_llama):
