@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rlhf.arena import bodies, pages
+from rlhf.arena import bodies
 from rlhf.arena.context import Arena, Refused, annotator_of, arena_of, keep_session, session_of, told
 from rlhf.arena.live import TooMany
+from rlhf.arena.prompts import turns
 from rlhf.arena.sessions import HEADER, Session, annotator_name
 from rlhf.arena.store import Contradicted
 from rlhf.data.records import Text
@@ -120,5 +121,5 @@ def _next_turn(arena: Arena, annotator: str, body: bodies.PromptBody, text: str)
     if not texts.get(body.reply or "", "").strip():
         raise Refused(422, "Please choose the reply to go on from.")
     said = {"role": "assistant", "content": texts[body.reply or ""].strip()}
-    turns = [*pages.turns(before), said, {"role": "user", "content": text}]
-    return turns, [reply.policy for reply in ballot.comparison.replies]
+    conversation = [*turns(before), said, {"role": "user", "content": text}]
+    return conversation, [reply.policy for reply in ballot.comparison.replies]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from rlhf.config.project import EvaluateConfig
 from rlhf.data.records import Prompt, Text, Unusable
@@ -14,7 +15,7 @@ from rlhf.data.votes import Reply
 
 if TYPE_CHECKING:
     from rlhf.policies.kinds import PolicyKind
-    from rlhf.serving.replies import Replier, Sampling
+    from rlhf.serving.replies import PolicyReplier, Replier, Sampling
 
 _REQUESTS = 4
 """Most requests at a time to an endpoint."""
@@ -50,15 +51,7 @@ class Contestant:
             stop: Ends requests to an endpoint when it is set.
         """
         if self.kind is not None:
-            model = cast("Any", self.replier).model
-            completed = self.kind.complete(
-                model, prompts, replace(settings, batch_size=min(settings.batch_size, len(prompts))),
-                samples=1, seed=seed, label="",
-            )  # fmt: skip
-            return [
-                self.reply(prompt.prompt, row[0].text, row[0].finished)
-                for prompt, row in zip(prompts, completed.completions, strict=True)
-            ]
+            return self._complete(self.kind, prompts, settings, seed)
         with ThreadPoolExecutor(_REQUESTS) as pool:
             return list(pool.map(lambda prompt: self._ask(prompt.prompt, settings, seed, stop), prompts))
 
@@ -66,6 +59,25 @@ class Contestant:
         """What it wrote; to a conversation without white space at its ends."""
         text = text if isinstance(prompt, str) else text.strip()
         return Reply(self.name, text, self.replier.artifact, finished)
+
+    def _complete(
+        self, kind: PolicyKind, prompts: Sequence[Prompt], settings: EvaluateConfig, seed: int
+    ) -> list[Reply | None]:
+        """Replies of a policy that is loaded here, to prompts in the form that it was trained on."""
+        replier = cast("PolicyReplier", self.replier)
+        asked: dict[int, Prompt] = {}
+        for place, prompt in enumerate(prompts):
+            with contextlib.suppress(Unusable):
+                asked[place] = replace(prompt, prompt=replier.as_trained(prompt.prompt))
+        if not asked:
+            return [None] * len(prompts)
+        batched = replace(settings, batch_size=min(settings.batch_size, len(asked)))
+        completed = kind.complete(replier.model, [*asked.values()], batched, samples=1, seed=seed, label="")
+        replies = {
+            place: self.reply(prompt.prompt, row[0].text, row[0].finished)
+            for (place, prompt), row in zip(asked.items(), completed.completions, strict=True)
+        }
+        return [replies.get(place) for place in range(len(prompts))]
 
     def _ask(self, prompt: Text, settings: EvaluateConfig, seed: int, stop: Event) -> Reply | None:
         sampling = sampling_of(settings, seed)

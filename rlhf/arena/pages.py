@@ -7,8 +7,8 @@ from typing import Any
 
 import jinja2
 
+from rlhf.arena.prompts import turns
 from rlhf.arena.results import Results, policy_label, preferences
-from rlhf.data.records import Text
 from rlhf.evaluation import formatting
 
 _SCALE = 1000
@@ -38,11 +38,6 @@ def render(template: str, **values: Any) -> str:
         values: What it shows.
     """
     return _environment().get_template(template).render(**values)
-
-
-def turns(prompt: Text) -> list[dict[str, str]]:
-    """A prompt as turns of a conversation."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def percent(share: float) -> str:

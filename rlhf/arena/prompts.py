@@ -9,7 +9,7 @@ import difflib
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from rlhf.config.project import ProjectConfig, SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.prepare import evaluation_prompts, iter_records
-from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
+from rlhf.data.records import Demonstration, Message, Prompt, Record, Text, Unusable, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.splits import content_key, opening, own_prompt
 from rlhf.data.votes import Origin, Reply
@@ -39,6 +39,10 @@ class Pool:
     """Prompts of the final comparison that were left out."""
     unusable: int = 0
     """Rows of a file that hold no prompt."""
+
+    def in_messages(self) -> Pool:
+        """The same prompts for policies trained on messages: plain text is what a user says."""
+        return replace(self, prompts=[replace(prompt, prompt=turns(prompt.prompt)) for prompt in self.prompts])
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def held_out_pool(project: ProjectConfig) -> Pool:
             if where == "train":
                 continue
             key = content_key(own_prompt(record))
-            if content_key(opening(record)) in compared:
+            if _asked(record) & compared:
                 left_out.add(key)
             elif prompt := _prompt(record):
                 found.setdefault(key, prompt)
@@ -100,7 +104,7 @@ def file_pool(project: ProjectConfig, file: str) -> Pool:
         for record in records:
             if (prompt := _prompt(record)) is None:
                 unusable += 1
-            elif content_key(opening(record)) in compared:
+            elif _asked(record) & compared:
                 left_out.add(content_key(prompt.prompt))
             else:
                 found.setdefault(content_key(prompt.prompt), prompt)
@@ -158,6 +162,11 @@ def candidates_of(number: int, replies: Mapping[str, Reply], pairs: Collection[f
     ]
 
 
+def turns(prompt: Text) -> list[Message]:
+    """A prompt as turns of a conversation; plain text is what a user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 def difference(first: str, second: str) -> float:
     """How much two replies differ, 0 to 1: the share of their words that is not common to both, in order."""
     return 1.0 - difflib.SequenceMatcher(None, first.split(), second.split(), autojunk=False).ratio()
@@ -186,11 +195,28 @@ def _ranks(values: Sequence[float]) -> list[int]:
 
 
 def _compared(project: ProjectConfig) -> set[bytes]:
-    """How the prompts of the final comparison open; with `data.prompts`, of all that it could take."""
+    """How the prompts of the final comparison open, with and without what stands before the user's first turn.
+
+    With `data.prompts` they are all that it could take.
+    """
     if not project.evaluate.enabled:
         return set()
     limit = sys.maxsize if project.data.prompts is not None else project.evaluate.prompts
-    return {content_key(opening(prompt)) for prompt in evaluation_prompts(project, limit)}
+    prompts = evaluation_prompts(project, limit)
+    return {content_key(text) for prompt in prompts for text in (opening(prompt), _turns_of_user(prompt.prompt)[0])}
+
+
+def _asked(record: Record) -> set[bytes]:
+    """What a record's prompt is compared by: its opening, and the user's first and last turn by themselves."""
+    said = _turns_of_user(own_prompt(record))
+    return {content_key(text) for text in (opening(record), said[0], said[-1])}
+
+
+def _turns_of_user(prompt: Text) -> list[Text]:
+    """What the user says in a prompt; the prompt itself where that is nothing."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [message["content"] for message in prompt if message["role"] == "user"] or [prompt]
 
 
 def _prompt(record: object) -> Prompt | None:

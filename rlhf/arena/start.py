@@ -58,6 +58,8 @@ def start(
         pool = _pool(project, wishes.prompts, say)
         servers = _servers(wishes)
         contestants = [*_load(project, policies, say), *servers]
+        as_messages = all(getattr(each.replier, "as_messages", True) for each in contestants)
+        pool = pool.in_messages() if as_messages else pool
         judges = _judges(project, *judging, say)
         store = ArenaVotes(votes_file(project.run_dir))
         stack.callback(store.close)
@@ -68,7 +70,7 @@ def start(
         )  # fmt: skip
         arena = Arena(
             name=run_name(project.run_dir), policies=preparer.names, store=store, live=live, sessions=sessions,
-            preparer=preparer, as_messages=all(getattr(each.replier, "as_messages", True) for each in contestants),
+            preparer=preparer, as_messages=as_messages,
         )  # fmt: skip
         link = address.url + (f"/?token={address.token}" if address.token else "/")
         say(f"{', '.join(arena.policies)}: judge them at {link} (Ctrl-C ends)")

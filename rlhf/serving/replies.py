@@ -155,7 +155,7 @@ class PolicyReplier:
             Unusable: The prompt leaves no room for a reply, the chat template refuses it, a message holds a special
                 token, or the policy was trained on plain text and this is a conversation.
         """
-        ids = self.codec.prompt(self._as_trained(prompt))
+        ids = self.codec.prompt(self.as_trained(prompt))
         room = sampling.max_new_tokens
         if self.limit is not None:
             room = min(room, self.limit - self._taken(ids))
@@ -163,8 +163,12 @@ class PolicyReplier:
             raise NoRoom(f"{len(ids)} tokens leave no room for a reply in the model's context of {self.limit}")
         return Stream(lambda stream: self._pieces(stream, ids, room, sampling, stop or threading.Event()))
 
-    def _as_trained(self, prompt: Text) -> Text:
-        """The prompt in the form that the policy was trained on."""
+    def as_trained(self, prompt: Text) -> Text:
+        """The prompt in the form that the policy was trained on.
+
+        Raises:
+            Unusable: It was trained on plain text and this is a conversation, or a message holds a special token.
+        """
         if not self.as_messages:
             if isinstance(prompt, str):
                 return prompt

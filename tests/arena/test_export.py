@@ -1,5 +1,7 @@
 """Votes as data sets."""
 
+import os
+
 import datasets
 import pytest
 
@@ -33,18 +35,66 @@ def test_both_ways_of_datasets_load_what_was_written(tmp_path):
 
 
 def test_an_export_again_replaces_the_first(tmp_path):
-    export([vote("first"), vote("second", comparison=2)], tmp_path, "tiny")
-    assert export([vote("neither")], tmp_path, "tiny") == {"preferences": 0, "demonstrations": 0, "feedback": 2}
-    assert not (tmp_path / "preferences").exists()
-    assert not (tmp_path / "preferences.jsonl").exists()
+    out = tmp_path / "out"
+    export([vote("first"), vote("second", comparison=2)], out, "tiny")
+    assert export([vote("neither")], out, "tiny") == {"preferences": 0, "demonstrations": 0, "feedback": 2}
+    assert sorted(file.name for file in out.iterdir()) == ["README.md", "feedback", "feedback.jsonl"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_is_no_data_set_is_not_deleted(tmp_path):
-    (tmp_path / "preferences").mkdir()
-    (tmp_path / "preferences" / "mine.txt").write_text("keep", encoding="utf-8")
-    with pytest.raises(UserError, match="no data set"):
-        export([vote("first")], tmp_path, "tiny")
-    assert (tmp_path / "preferences" / "mine.txt").is_file()
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("kept", ["README.md", "preferences.jsonl", "preferences/mine.txt", "mine.txt", ".git/HEAD"])
+def test_what_is_no_export_is_left_as_it_is(tmp_path, kept):
+    out = tmp_path / "out"
+    (out / kept).parent.mkdir(parents=True)
+    (out / kept).write_text("keep", encoding="utf-8")
+    with pytest.raises(UserError, match="give another folder"):
+        export([vote("first")], out, "tiny")
+    assert contents(tmp_path) == {f"out/{kept}": b"keep"}
+
+
+def test_what_was_added_to_an_export_is_left_too(tmp_path):
+    out = tmp_path / "out"
+    export([vote("first")], out, "tiny")
+    (out / "notes.txt").write_text("keep", encoding="utf-8")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        export([vote("neither")], out, "tiny")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("failing", ["Dataset.save_to_disk", "os.replace"])
+def test_a_failure_leaves_the_earlier_export_whole(tmp_path, monkeypatch, failing):
+    out = tmp_path / "out"
+    export([vote("first")], out, "tiny")
+    before, replace = contents(tmp_path), os.replace
+
+    def fails(source, target):
+        if target == out and not source.name.endswith("-before"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if failing == "os.replace":
+        monkeypatch.setattr(os, "replace", fails)
+    else:
+        monkeypatch.setattr(datasets.Dataset, "save_to_disk", full)
+    with pytest.raises(UserError, match="no space"):
+        export([vote("neither"), vote("second", comparison=2)], out, "tiny")
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_and_a_link_to_one_are_taken(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    export([vote("first")], tmp_path / "link", "tiny")
+    assert (tmp_path / "real" / "README.md").is_file()
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_run_without_votes_has_nothing_to_export(tmp_path):

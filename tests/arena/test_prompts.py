@@ -6,6 +6,7 @@ import pytest
 
 from rlhf.arena.prompts import (
     Candidate,
+    Pool,
     candidates_of,
     difference,
     file_pool,
@@ -14,6 +15,7 @@ from rlhf.arena.prompts import (
     uncertainty,
 )
 from rlhf.data.prepare import evaluation_prompts, iter_records
+from rlhf.data.records import Prompt
 from rlhf.data.votes import Reply
 from rlhf.errors import UserError
 from tests.support.projects import chats, make_project, pairs, write_rows
@@ -65,6 +67,35 @@ def test_a_file_leaves_out_the_final_comparison_and_counts(project, tmp_path):
         file_pool(project, str(tmp_path / "missing.jsonl"))
     with pytest.raises(UserError):
         file_pool(project, str(write_rows(tmp_path / "empty.jsonl", [])))
+
+
+def test_a_system_message_hides_no_prompt_of_the_comparison(project, tmp_path):
+    compared = evaluation_prompts(project, project.evaluate.prompts)[0].prompt
+    system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": compared}
+    example = [{"role": "user", "content": "An example"}, {"role": "assistant", "content": "So."}]
+    rows = [{"prompt": turns} for turns in ([system, user], [*example, user], [system, *example, user])]
+    pool = file_pool(project, str(write_rows(tmp_path / "mine.jsonl", [*rows, {"prompt": [system, example[0]]}])))
+    assert [prompt.prompt for prompt in pool.prompts] == [[system, example[0]]]
+    assert pool.compared == 3
+
+
+def test_a_comparison_behind_a_system_message_is_not_shown_without_it(tmp_path):
+    rows = chats(80)
+    for row in rows:
+        row["prompt"] = [{"role": "system", "content": "Be kind."}, *row["prompt"]]
+    project = make_project(tmp_path, tmp_path / "no-model", rows)
+    compared = evaluation_prompts(project, project.evaluate.prompts)[0].prompt
+    mine = write_rows(tmp_path / "mine.jsonl", [{"prompt": compared[-1]["content"]}, {"prompt": "A new one"}])
+    pool = file_pool(project, str(mine))
+    assert [prompt.prompt for prompt in pool.prompts] == ["A new one"]
+
+
+def test_plain_text_is_what_a_user_says():
+    said = [{"role": "user", "content": "Q?"}]
+    pool = Pool([Prompt("Q?", {"name": "Ada"}), Prompt(said)], "file", 2, 1).in_messages()
+    assert [prompt.prompt for prompt in pool.prompts] == [said, said]
+    assert pool.prompts[0].extra == {"name": "Ada"}
+    assert (pool.origin, pool.compared, pool.unusable) == ("file", 2, 1)
 
 
 def test_a_conversation_file_is_read(tmp_path):
