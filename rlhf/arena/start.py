@@ -98,13 +98,12 @@ def _pool(project: ProjectConfig, file: str | None, say: Callable[[str], None]) 
 def _servers(wishes: Wishes) -> list[Contestant]:
     """Policies behind servers, each asked once, so that one that does not reply is known before anything is loaded."""
     from rlhf.serving.endpoint import EndpointReplier
-    from rlhf.serving.replies import Sampling
 
     found = []
     for each in dict.fromkeys(wishes.against):
         url, _, model = each.partition("#")
         replier = EndpointReplier(url, model or None, wishes.api_key_env)
-        replier.stream("Say hello.", Sampling(temperature=0.0, max_new_tokens=1)).text()
+        replier.check()
         found.append(Contestant(replier))
     return found
 

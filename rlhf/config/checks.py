@@ -192,6 +192,8 @@ def endpoint_problem(url: str, with_key: bool) -> str | None:
         url: The base URL.
         with_key: Whether a key will be sent to it.
     """
+    if not url.isprintable():
+        return "a base URL has no control characters"
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

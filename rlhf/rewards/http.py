@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -42,10 +44,28 @@ def client_of(endpoint: str, key: str | None, timeout: float) -> httpx2.Client:
         key: What the server wants to see, if anything.
         timeout: Seconds without a byte from the server after which a request has failed.
     """
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    direct = urlsplit(endpoint).scheme == "http"
-    waits = httpx2.Timeout(timeout, connect=10.0)
-    return httpx2.Client(headers=headers, timeout=waits, follow_redirects=False, trust_env=not direct)
+    return httpx2.Client(**_options(endpoint, key, timeout))
+
+
+def async_client_of(endpoint: str, key: str | None, timeout: float, tls: ssl.SSLContext) -> httpx2.AsyncClient:
+    """The same for an event loop, whose requests can be cancelled.
+
+    Args:
+        endpoint: As of `client_of`.
+        key: As of `client_of`.
+        timeout: As of `client_of`.
+        tls: The certificates that it trusts; reading them takes longer than a request.
+    """
+    return httpx2.AsyncClient(**_options(endpoint, key, timeout), verify=tls)
+
+
+def _options(endpoint: str, key: str | None, timeout: float) -> dict[str, Any]:
+    return {
+        "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
+        "timeout": httpx2.Timeout(timeout, connect=10.0),
+        "follow_redirects": False,
+        "trust_env": urlsplit(endpoint).scheme != "http",
+    }
 
 
 def final_refusal(response: httpx2.Response, key: str | None) -> str | None:
@@ -57,7 +77,10 @@ def final_refusal(response: httpx2.Response, key: str | None) -> str | None:
     """
     status = response.status_code
     if response.has_redirect_location:
-        host = urlsplit(response.headers["Location"]).netloc.rpartition("@")[2] or "another path"
+        try:
+            host = urlsplit(response.headers["Location"]).netloc.rpartition("@")[2] or "another path"
+        except ValueError:
+            host = "what is no address"
         return f"it redirects to {host}, where nothing is sent; give the address itself"
     if status in (401, 403):
         hint = "the key is refused" if key else "it wants a key: set api_key_env"
@@ -75,7 +98,7 @@ def may_recover(status: int) -> bool:
 def complaint(response: httpx2.Response, key: str | None) -> str:
     """What a server says went wrong, shortened, and without the key in case it repeats what it was sent."""
     text = response.text
-    with contextlib.suppress(ValueError):  # not JSON: show the text as it is
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON that can be read: show the text as it is
         body = response.json()
         known = body if isinstance(body, dict) else {}
         problem = next((known[name] for name in ("error", "message", "detail") if known.get(name)), text)
@@ -85,6 +108,6 @@ def complaint(response: httpx2.Response, key: str | None) -> str:
 
 
 def on_a_line(text: str, key: str | None) -> str:
-    """A text on a single line, without the key."""
-    text = " ".join(text.split())
+    """A text on a single line, without the key and without control characters."""
+    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
     return text if key is None else text.replace(key, "…")
