@@ -195,16 +195,18 @@ def arena(
         "arena", "evalica", "krippendorff", "limits", "sklearn", "sse_starlette", "starlette", "statsmodels", "uvicorn"
     )  # fmt: skip
     from rlhf.arena.choices import Wishes, chosen_judges, chosen_policies
+    from rlhf.arena.lock import only_arena
     from rlhf.serving.listen import open_address
 
     wishes = Wishes(_split(policies), prompts, against or [], api_key_env, _split(judges))
     names = chosen_policies(project, wishes.policies, len(wishes.against))
     judging = chosen_judges(project, wishes.judges)
-    opened, address = open_address(host, port)  # before anything heavy is imported
-    quiet_libraries()
-    from rlhf.arena.start import start
+    with only_arena(folder):
+        opened, address = open_address(host, port)  # before anything heavy is imported
+        quiet_libraries()
+        from rlhf.arena.start import start
 
-    start(project, wishes, names, judging, opened, address, typer.echo)
+        start(project, wishes, names, judging, opened, address, typer.echo)
 
 
 @app.command()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from rlhf.arena.app import application
@@ -26,8 +29,8 @@ from rlhf.workflow import BASE, scorers
 
 _RATE = "12000/minute"
 """Requests of one address: many annotators may share it, and a page is a handful of requests."""
-_PATIENCE = 10.0
-"""Seconds that a batch of replies under way has when the server ends."""
+_PATIENCE = 2.0
+"""Seconds that replies under way have when the server has ended."""
 
 
 def start(
@@ -81,7 +84,22 @@ def start(
         finally:
             live.stop()
             preparer.stop()
-            preparer.join(_PATIENCE)
+            end_within(_PATIENCE)
+            preparer.join()
+
+
+def end_within(seconds: float) -> None:
+    """End this process after a while, whatever its threads still wait for; every vote is on disk by then.
+
+    Python itself waits for the threads that ask servers, and a thread that is computing can crash it on the way out.
+
+    Args:
+        seconds: How long it may take to end by itself.
+    """
+    status = 0 if sys.exc_info()[0] is None else 1
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
 
 
 def _pool(project: ProjectConfig, file: str | None, say: Callable[[str], None]) -> Pool:

@@ -3,11 +3,13 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from rlhf.arena.choices import Wishes
+from rlhf.arena.lock import only_arena
 from rlhf.arena.start import _servers
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.data.votes import read_votes
@@ -86,6 +88,49 @@ def test_what_is_refused_is_one_line_before_anything_is_loaded(project, tmp_path
             assert "Traceback" not in done.stderr
             (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert words in line
+
+
+def test_a_second_arena_of_the_run_is_refused_before_anything_is_loaded(project):
+    with only_arena(project.run_dir):
+        done = run(project.run_dir, "--port", "0")
+    assert done.returncode == 2
+    assert "open already" in done.stderr
+    assert "loading" not in done.stdout
+
+
+@pytest.mark.parametrize(("raised", "status"), [("", 0), ("raise ValueError", 1)])
+def test_a_thread_that_hangs_keeps_no_process(raised, status):
+    code = f"""
+import threading
+from rlhf.arena.start import end_within
+threading.Thread(target=threading.Event().wait).start()
+try:
+    {raised or "pass"}
+finally:
+    end_within(0.1)
+"""
+    assert (
+        subprocess.run([sys.executable, "-c", code], timeout=60, stderr=subprocess.PIPE, check=False).returncode
+        == status
+    )
+
+
+def test_a_server_that_hangs_keeps_no_arena(project):
+    asked, over = threading.Event(), threading.Event()
+
+    def hangs(prompt, sampling):
+        if sampling.max_new_tokens > 1:  # the first question, whether it is there, has one
+            asked.set()
+            over.wait(60)
+        return "Hello."
+
+    with served(FakeReplier(hangs), "far") as far:
+        with started(project.run_dir, "--policies", "sft", "--against", f"{far.url}/v1"):
+            assert asked.wait(60)
+            begun = time.monotonic()
+        took = time.monotonic() - begun
+        over.set()
+    assert took < 4
 
 
 def test_a_server_that_is_not_there():
