@@ -82,7 +82,7 @@ def _page(answer: Callable[[Request, Session], Response]) -> Callable[[Request],
 def _html(request: Request, session: Session, template: str, status: int = 200, **values: Any) -> Response:
     arena = arena_of(request)
     text = pages.render(
-        template, arena=arena, annotator=session.annotator, token=arena.sessions.token(session),
+        template, arena=arena, label=arena.label, annotator=session.annotator, token=arena.sessions.token(session),
         judged=arena.store.judged(session.annotator) if session.annotator else 0, path=request.url.path, **values,
     )  # fmt: skip
     return HTMLResponse(text, status)

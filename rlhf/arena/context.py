@@ -44,6 +44,8 @@ class Arena:
 
     name: str
     """The run's."""
+    base: str
+    """What its base model is called."""
     policies: Sequence[str]
     """Under comparison."""
     store: ArenaVotes
@@ -61,6 +63,10 @@ class Arena:
         if self._results is None or self._results[0] != size:
             self._results = (size, results(self.store.votes()))
         return self._results[1]
+
+    def label(self, policy: str) -> str:
+        """What a policy is called on the page."""
+        return policy_label(policy, self.base)
 
     def next_ballot(self, annotator: str) -> Ballot | None:
         """What an annotator judges next; more is prepared if little is left."""
@@ -143,6 +149,6 @@ def told(request: Request, vote: Vote) -> dict[str, Any]:
     sides = zip(("a", "b"), vote.ballot.shown_replies, strict=True)
     return {
         "ballot": vote.ballot.id, "verdict": bodies.said(vote.verdict, vote.ballot.swapped),
-        **{side: {"policy": reply.policy, "label": policy_label(reply.policy)} for side, reply in sides},
+        **{side: {"policy": reply.policy, "label": arena_of(request).label(reply.policy)} for side, reply in sides},
         "edited": vote.edit is not None, "judged": arena_of(request).store.judged(vote.ballot.annotator),
     }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from rlhf.arena.prompts import turns
-from rlhf.arena.results import Results, policy_label, preferences
+from rlhf.arena.results import Results, preferences
 from rlhf.evaluation import formatting
 
 _SCALE = 1000
@@ -21,9 +21,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("rlhf.arena"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(
-        label=policy_label, turns=turns, formatting=formatting, strip=strip, preferences=preferences
-    )
+    environment.globals.update(turns=turns, formatting=formatting, strip=strip, preferences=preferences)
     environment.filters.update(
         percent=percent, interval=interval, rating=rating_interval, seconds=formatting.duration, two=two
     )

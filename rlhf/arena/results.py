@@ -6,7 +6,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from rlhf.artifacts.rounds import read_round
 from rlhf.config.project import StageId
 from rlhf.data.votes import VERDICTS, Verdict, Vote
 from rlhf.evaluation.agreement import Agreement, JudgeAgreement, annotator_agreement, judge_agreement
@@ -90,10 +92,21 @@ def preferences(found: Results) -> list[tuple[WinRate, bool]]:
     return sorted(decided, key=lambda each: (not each[1], -each[0]["rate"]))
 
 
-def policy_label(name: str) -> str:
-    """What a policy is called on the page: `DPO` for `dpo`, `Base` for the base model; a server's name as it is."""
+def base_label(run_dir: Path) -> str:
+    """What the base model of a run is called: of a later round, the policy that it starts from."""
+    record = read_round(run_dir)
+    return "Base" if record is None else f"Round {record['round'] - 1}'s {policy_label(record['start'])}"
+
+
+def policy_label(name: str, base: str = "Base") -> str:
+    """What a policy is called on the page: `DPO` for `dpo`; a server's name as it is.
+
+    Args:
+        name: The policy's name in the run.
+        base: What the base model is called; of a later round it is what the round before left.
+    """
     if name == BASE:
-        return "Base"
+        return base
     if not is_stage(name):
         return name
     repetition = StageId.parse(name).repetition

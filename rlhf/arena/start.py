@@ -16,6 +16,7 @@ from rlhf.arena.context import CSP, Arena
 from rlhf.arena.live import Live
 from rlhf.arena.prepare import Preparer
 from rlhf.arena.prompts import Pool, file_pool, held_out_pool
+from rlhf.arena.results import base_label
 from rlhf.arena.scores import Judges
 from rlhf.arena.sessions import Sessions, session_key
 from rlhf.arena.store import ArenaVotes
@@ -72,8 +73,8 @@ def start(
             store, pool, contestants, judges, project.evaluate, project.seed, live.people_first
         )  # fmt: skip
         arena = Arena(
-            name=run_name(project.run_dir), policies=preparer.names, store=store, live=live, sessions=sessions,
-            preparer=preparer, as_messages=as_messages,
+            name=run_name(project.run_dir), base=base_label(project.run_dir), policies=preparer.names, store=store,
+            live=live, sessions=sessions, preparer=preparer, as_messages=as_messages,
         )  # fmt: skip
         link = address.url + (f"/?token={address.token}" if address.token else "/")
         say(f"{', '.join(arena.policies)}: judge them at {link} (Ctrl-C ends)")

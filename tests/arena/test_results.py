@@ -1,9 +1,11 @@
 """What the page of results shows."""
 
+import json
+
 import pytest
 
 from rlhf.arena.pages import strip
-from rlhf.arena.results import policy_label, preferences, results
+from rlhf.arena.results import base_label, policy_label, preferences, results
 from tests.support.votes import vote
 
 
@@ -51,3 +53,11 @@ def test_a_strip_spans_all_intervals():
 def test_labels():
     names = ["base", "dpo", "dpo@1", "http://127.0.0.1:8000/v1 some-model", "../etc"]
     assert [policy_label(name) for name in names] == ["Base", "DPO", "DPO@1", *names[3:]]
+
+
+def test_the_base_of_a_later_round_is_what_it_starts_from(tmp_path):
+    assert base_label(tmp_path) == "Base"
+    record = {"round": 3, "start": "dpo", "leaves": "dpo", "votes": 1, "rows": {}}
+    (tmp_path / "round.json").write_text(json.dumps(record))
+    assert base_label(tmp_path) == "Round 2's DPO"
+    assert policy_label("base", base_label(tmp_path)) == "Round 2's DPO"

@@ -93,7 +93,7 @@ def make_arena(run_dir, names=("sft", "dpo", "ppo"), seed=0, **more):
     judges = Judges({"length": length})
     live = Live(store, contestants(*names), judges, EvaluateConfig(max_new_tokens=32), seed)
     sessions = Sessions(session_key(store.file.parent))
-    return Arena(name=run_dir.name, policies=names, store=store, live=live, sessions=sessions, **more)
+    return Arena(name=run_dir.name, base="Base", policies=names, store=store, live=live, sessions=sessions, **more)
 
 
 def guarded(arena, address):
