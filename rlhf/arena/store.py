@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from rlhf.data.splits import content_key
-from rlhf.data.votes import AlreadyCast, Ballot, NoSuchBallot, Verdict, Vote, Votes
+from rlhf.data.votes import AlreadyCast, Ballot, NoSuchBallot, Verdict, Vote, Votes, vote_of
 
 Key = tuple[bytes, frozenset[str]]
 """A prompt and the two policies that reply to it."""
@@ -51,12 +51,7 @@ class ArenaVotes(Votes):
         """The vote of a ballot, if it has been cast."""
         with self._lock:
             row = self._connection.execute("select * from vote where ballot = ?", (ballot.id,)).fetchone()
-        if row is None:
-            return None
-        good = tuple(None if row[name] is None else bool(row[name]) for name in ("good_first", "good_second"))
-        return Vote(
-            ballot, row["verdict"], (good[0], good[1]), row["edit"], row["reason"], row["seconds"], row["cast_at"]
-        )  # fmt: skip
+        return None if row is None else vote_of(row, ballot)
 
     def cast_once(
         self,

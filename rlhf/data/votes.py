@@ -259,7 +259,7 @@ class Votes(contextlib.AbstractContextManager["Votes"]):
             row = connection.execute(
                 "select * from ballot where comparison = ? and annotator = ?", (comparison, annotator)
             ).fetchone()
-        return Ballot(row["id"], shown, annotator, bool(row["swapped"]), row["shown"])
+        return _ballot(row, shown)
 
     def open_ballot(self, annotator: str) -> Ballot | None:
         """The ballot that an annotator was shown last and has not voted on."""
@@ -330,7 +330,7 @@ class Votes(contextlib.AbstractContextManager["Votes"]):
         with explained(self.file), self._lock:
             rows = self._connection.execute(query).fetchall()
             comparisons = {each.id: each for each in self.comparisons()}  # later: another may add some
-            return [_vote(row, comparisons[row["comparison"]]) for row in rows]
+            return [vote_of(row, _ballot(row, comparisons[row["comparison"]])) for row in rows]
 
     def _comparisons(self, where: str, *values: Any) -> list[Comparison]:
         query = f"""
@@ -372,8 +372,17 @@ def _comparison(first: sqlite3.Row, second: sqlite3.Row) -> Comparison:
     )  # fmt: skip
 
 
-def _vote(row: sqlite3.Row, comparison: Comparison) -> Vote:
-    ballot = Ballot(row["id"], comparison, row["annotator"], bool(row["swapped"]), row["shown"])
+def _ballot(row: sqlite3.Row, comparison: Comparison) -> Ballot:
+    return Ballot(row["id"], comparison, row["annotator"], bool(row["swapped"]), row["shown"])
+
+
+def vote_of(row: sqlite3.Row, ballot: Ballot) -> Vote:
+    """The vote on a ballot.
+
+    Args:
+        row: Of the table `vote`.
+        ballot: What was judged.
+    """
     good = [None if flag is None else bool(flag) for flag in (row["good_first"], row["good_second"])]
     rest = (row["edit"], row["reason"], row["seconds"], row["cast_at"])
     return Vote(ballot, row["verdict"], (good[0], good[1]), *rest)
