@@ -13,7 +13,7 @@ import rlhf
 from rlhf.errors import Defect, GateClosed, UserError, require
 
 app = typer.Typer(
-    help="SFT, reward models, DPO, KTO, PPO, people's votes, evaluation and publishing, from one YAML file.",
+    help="SFT, reward models, DPO, PPO, people's votes, evaluation and publishing, from one YAML file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -37,7 +37,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """SFT, reward models, DPO, KTO, PPO, people's votes, evaluation and publishing, from one YAML file."""
+    """SFT, reward models, DPO, PPO, people's votes, evaluation and publishing, from one YAML file."""
 
 
 def _split(names: str | None) -> list[str]:
