@@ -345,7 +345,6 @@ def test_a_client_that_leaves_stops_its_reply():
             lines = response.iter_lines()
             assert [next(lines) for _ in range(6)][-1] == ""
         assert replier.stopped.wait(10)
-        replier.stopped.clear()
         connection = http.client.HTTPConnection("127.0.0.1", address.port)
         connection.request("POST", "/v1/chat/completions", json.dumps(ASK), {"Content-Type": "application/json"})
         while len(replier.prompts) < 2:

@@ -27,8 +27,10 @@ class FakeReplier:
         self.answer, self.delay = answer, delay
         self.prompts: list[Text] = []
         self.stopped = threading.Event()
+        """Set when the last reply is not wanted any more."""
 
     def stream(self, prompt: Text, sampling: Sampling, stop: threading.Event | None = None) -> Stream:
+        self.stopped = stop or threading.Event()
         self.prompts.append(prompt)
 
         def pieces(stream: Stream) -> Iterator[str]:
@@ -36,7 +38,6 @@ class FakeReplier:
             stream.prompt_tokens, stream.completion_tokens = 7, 0
             for number, word in enumerate(words):
                 if stop is not None and stop.wait(self.delay):
-                    self.stopped.set()
                     return
                 stream.completion_tokens += 1
                 yield word if number == 0 else f" {word}"
