@@ -16,10 +16,9 @@ from starlette.routing import Route
 from rlhf.arena import bodies
 from rlhf.arena.context import Arena, Refused, annotator_of, arena_of, keep_session, session_of, told
 from rlhf.arena.live import TooMany
-from rlhf.arena.prompts import turns
 from rlhf.arena.sessions import HEADER, Session, annotator_name
 from rlhf.arena.store import Contradicted
-from rlhf.data.records import Text
+from rlhf.data.records import Text, as_conversation
 from rlhf.data.votes import NoSuchBallot
 
 Body = TypeVar("Body", bound=pydantic.BaseModel)
@@ -93,7 +92,7 @@ def _ask(request: Request, session: Session, body: bodies.PromptBody) -> Respons
     text = body.text.strip()
     if not bodies.has_visible(text):
         raise Refused(422, "Please write something first.")
-    prompt: Text = [{"role": "user", "content": text}] if arena.as_messages else text
+    prompt: Text = as_conversation(text) if arena.as_messages else text
     pair: list[str] = []
     if body.after is not None:
         prompt, pair = _next_turn(arena, annotator, body, text)
@@ -121,5 +120,5 @@ def _next_turn(arena: Arena, annotator: str, body: bodies.PromptBody, text: str)
     if not texts.get(body.reply or "", "").strip():
         raise Refused(422, "Please choose the reply to go on from.")
     said = {"role": "assistant", "content": texts[body.reply or ""].strip()}
-    conversation = [*turns(before), said, {"role": "user", "content": text}]
+    conversation = [*as_conversation(before), said, {"role": "user", "content": text}]
     return conversation, [reply.policy for reply in ballot.comparison.replies]

@@ -22,8 +22,6 @@ AT_ONCE = 16
 """Most comparisons written at a time."""
 KEPT = 256
 """Finished ones of which the events are kept, for a page that is loaded again."""
-SIDES = ("a", "b")
-"""The reply shown first, and the other."""
 _PATIENCE = 60.0
 """Longest that preparing waits for people, in seconds."""
 _LOG = logging.getLogger("rlhf.arena")

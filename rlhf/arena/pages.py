@@ -7,8 +7,8 @@ from typing import Any
 
 import jinja2
 
-from rlhf.arena.prompts import turns
 from rlhf.arena.results import Results, preferences
+from rlhf.data.records import as_conversation
 from rlhf.evaluation import formatting
 
 _SCALE = 1000
@@ -21,7 +21,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("rlhf.arena"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(turns=turns, formatting=formatting, strip=strip, preferences=preferences)
+    environment.globals.update(turns=as_conversation, formatting=formatting, strip=strip, preferences=preferences)
     environment.filters.update(
         percent=percent, interval=interval, rating=rating_interval, seconds=formatting.duration, two=two
     )

@@ -17,7 +17,7 @@ from rlhf.config.project import ProjectConfig, SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.prepare import evaluation_prompts, iter_records
-from rlhf.data.records import Demonstration, Message, Prompt, Record, Text, Unusable, as_role
+from rlhf.data.records import Demonstration, Prompt, Record, Text, Unusable, as_conversation, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.splits import content_key, opening, own_prompt
 from rlhf.data.votes import Origin, Reply
@@ -42,7 +42,9 @@ class Pool:
 
     def in_messages(self) -> Pool:
         """The same prompts for policies trained on messages: plain text is what a user says."""
-        return replace(self, prompts=[replace(prompt, prompt=turns(prompt.prompt)) for prompt in self.prompts])
+        return replace(
+            self, prompts=[replace(prompt, prompt=as_conversation(prompt.prompt)) for prompt in self.prompts]
+        )
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,6 @@ def candidates_of(number: int, replies: Mapping[str, Reply], pairs: Collection[f
         for first, second in combinations(replies, 2)
         if frozenset((first, second)) not in pairs
     ]
-
-
-def turns(prompt: Text) -> list[Message]:
-    """A prompt as turns of a conversation; plain text is what a user says."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def difference(first: str, second: str) -> float:

@@ -8,10 +8,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rlhf.data.records import Prompt
+from rlhf.data.records import Prompt, as_completion
 from rlhf.data.votes import Reply
 from rlhf.errors import UserError
-from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 

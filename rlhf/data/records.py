@@ -160,6 +160,20 @@ def as_role(record: Record, role: str) -> Record:
     return convert(record)
 
 
+def as_completion(prompt: Text, text: str) -> Text:
+    """A completion's text in the form of its prompt, as reward functions take it.
+
+    To a prompt of plain text it is plain text as it is, since it goes on where the prompt ends; to a conversation it is
+    a message of the assistant.
+    """
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text.strip()}]
+
+
+def as_conversation(prompt: Text) -> list[Message]:
+    """A prompt as turns of a conversation; plain text is what a user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
 def _as_demonstration(record: Record) -> Record:
     match record:
         case Demonstration() | Labelled() | Spanned():

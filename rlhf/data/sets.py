@@ -11,12 +11,10 @@ from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.inspector import Inspector
 from rlhf.data.ledger import IDENTICAL, Ledger
-from rlhf.data.records import Record, Unusable, as_role
+from rlhf.data.records import ROLES, Record, Unusable, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.vote_source import FORMATS, is_votes
 from rlhf.errors import UserError
-
-_SETS = ("demonstrations", "preferences", "feedback", "prompts", "rollouts")
 
 
 def source_set(project: ProjectConfig, role: str) -> str:
@@ -44,7 +42,7 @@ def dataset(project: ProjectConfig, role: str) -> DatasetConfig:
 def always_trained(project: ProjectConfig) -> dict[str, list[SourceConfig]]:
     """The sources whose rows are all trained on, by the set that they are in; sets without one are left out."""
     found = {}
-    for name in _SETS:
+    for name in ROLES:
         given = getattr(project.data, name)
         if given is not None and (sources := [source for source in given.sources if source.all_trained]):
             found[name] = sources

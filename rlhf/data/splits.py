@@ -13,7 +13,18 @@ import math
 from typing import Literal
 
 from rlhf.data.images import image_bytes
-from rlhf.data.records import Demonstration, Feedback, Image, Labelled, Preference, Prompt, Record, Spanned, Text
+from rlhf.data.records import (
+    Demonstration,
+    Feedback,
+    Image,
+    Labelled,
+    Preference,
+    Prompt,
+    Record,
+    Spanned,
+    Text,
+    as_conversation,
+)
 
 Side = Literal["train", "eval"]
 
@@ -26,7 +37,7 @@ def canonical(text: Text) -> str:
     """
     if isinstance(text, Image):
         return f"image {hashlib.blake2b(image_bytes(text), digest_size=16).hexdigest()}"
-    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    messages = as_conversation(text)
     return json.dumps([[message["role"], message["content"].strip()] for message in messages])
 
 

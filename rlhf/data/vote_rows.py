@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.data.records import Message, Text
+from rlhf.data.records import as_completion
 from rlhf.data.votes import Vote
 
 
@@ -28,7 +28,7 @@ def preference_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
         if first == second:
             continue
         comparison = comparisons[number]
-        texts = [_as_completion(comparison.prompt, reply.text) for reply in comparison.replies]
+        texts = [as_completion(comparison.prompt, reply.text) for reply in comparison.replies]
         chosen, rejected = texts if first > second else reversed(texts)
         rows.append(
             {
@@ -45,7 +45,7 @@ def demonstration_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
         {
             **vote.ballot.comparison.columns,
             "prompt": vote.ballot.comparison.prompt,
-            "completion": _as_completion(vote.ballot.comparison.prompt, vote.edit),
+            "completion": as_completion(vote.ballot.comparison.prompt, vote.edit),
         }
         for vote in votes
         if vote.edit
@@ -63,7 +63,7 @@ def feedback_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
         for reply, good in zip(comparison.replies, vote.good, strict=True):
             label = False if vote.verdict == "neither" else good
             if label is not None:
-                completion = _as_completion(comparison.prompt, reply.text)
+                completion = as_completion(comparison.prompt, reply.text)
                 rows.append(
                     {**comparison.columns, "prompt": comparison.prompt, "completion": completion, "label": label}
                 )
@@ -72,9 +72,3 @@ def feedback_rows(votes: Sequence[Vote]) -> list[dict[str, Any]]:
 
 ROWS = {"preferences": preference_rows, "demonstrations": demonstration_rows, "feedback": feedback_rows}
 """Votes as the rows of a set of `data:`."""
-
-
-def _as_completion(prompt: Text, text: str) -> Text:
-    """A reply's text in the form of its prompt."""
-    message: Message = {"role": "assistant", "content": text.strip()}
-    return text if isinstance(prompt, str) else [message]

@@ -66,7 +66,8 @@ class TextEnv(RowEnv):
     @property
     def completion(self) -> Text:
         """The completion so far, as the reward function takes it."""
-        from rlhf.policies.completion import as_completion, decode
+        from rlhf.data.records import as_completion
+        from rlhf.policies.completion import decode
 
         return as_completion(self.rows.prompts[self.row], decode(self._ids, self.tokenizer))
 

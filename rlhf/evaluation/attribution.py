@@ -13,12 +13,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.artifacts.open import OpenedModel
-from rlhf.data.records import Encoded, Prompt
+from rlhf.data.records import Encoded, Prompt, as_completion
 from rlhf.evaluation.attributed import Attribution
 from rlhf.evaluation.samples import Row
 from rlhf.models.load import context_length, is_encoder
 from rlhf.models.tasks import LABEL
-from rlhf.policies.completion import as_completion
 from rlhf.policies.kinds import policy_kind
 from rlhf.rewards.labels import log_odds
 from rlhf.rewards.model import RewardModel, sequence_ids

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
 from rlhf.data.prepare import evaluation_prompts, iter_records
-from rlhf.data.records import Prompt, as_role
+from rlhf.data.records import Prompt, as_completion, as_role
 from rlhf.data.sets import source_set
 from rlhf.data.splits import Side, content_key
 from rlhf.errors import UserError
@@ -24,7 +24,6 @@ from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state, sharded
-from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 from rlhf.artifacts.open import OpenedModel, open_model, open_stage
 from rlhf.config.project import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
-from rlhf.data.records import Prompt, Text
+from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
 from rlhf.models.settings import base_settings, stage_settings
-from rlhf.policies.completion import as_completion
 from rlhf.policies.kinds import Completed, policy_kind
 from rlhf.workflow import policies_of
 

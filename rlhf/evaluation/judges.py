@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.config.project import ProjectConfig
-from rlhf.data.records import Prompt, Text
+from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
 from rlhf.evaluation.samples import Row, SampledCompletion
-from rlhf.policies.completion import as_completion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_rewards

@@ -15,14 +15,13 @@ from rlhf.artifacts.open import OpenedModel
 from rlhf.config.project import EvaluateConfig, ProjectConfig, RetainConfig, SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
-from rlhf.data.records import Demonstration, Prompt, Unusable, as_role
+from rlhf.data.records import Demonstration, Prompt, Unusable, as_completion, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.regressions import Measure, RetainedRow
 from rlhf.models.load import context_length
 from rlhf.models.tasks import CAUSAL_LM
-from rlhf.policies.completion import as_completion
 from rlhf.policies.kinds import policy_kind
 from rlhf.rewards import RewardFunction, columns_of
 

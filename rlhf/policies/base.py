@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rlhf.data.records import as_completion
 from rlhf.models.roles import Roles
-from rlhf.policies.completion import Completion, as_completion
+from rlhf.policies.completion import Completion
 from rlhf.policies.protocol import Input, Packed, RewardArguments
 from rlhf.rewards import columns_of
 

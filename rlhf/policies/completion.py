@@ -9,8 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.records import Text
-
 
 @dataclass(frozen=True)
 class Completion:
@@ -41,12 +39,3 @@ def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 def decoded(completions: Sequence[Sequence[Completion]], tokenizer: PreTrainedTokenizerBase) -> list[list[Completion]]:
     """The same completions with their text."""
     return [[replace(completion, text=decode(completion.ids, tokenizer)) for completion in row] for row in completions]
-
-
-def as_completion(prompt: Text, text: str) -> Text:
-    """A completion's text in the form of its prompt, as reward functions take it.
-
-    To a prompt of plain text it is plain text as it is, since it goes on where the prompt ends; to a conversation it is
-    a message of the assistant.
-    """
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text.strip()}]

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 from rlhf.config.checks import endpoint_problem
-from rlhf.data.records import Text
+from rlhf.data.records import Text, as_conversation
 from rlhf.errors import UserError
 from rlhf.rewards.http import async_client_of, complaint, final_refusal, key_of, may_recover, on_a_line
 from rlhf.rewards.pairwise import writable
@@ -88,9 +88,9 @@ class EndpointReplier:
 
         Whoever reads it gets a `UserError` where the server does not answer, or breaks off.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = [{**turn, "content": writable(turn["content"])} for turn in as_conversation(prompt)]
         request: dict[str, Any] = {
-            "model": self.model, "messages": [{**turn, "content": writable(turn["content"])} for turn in messages],
+            "model": self.model, "messages": messages,
             "stream": True, "temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
         }  # fmt: skip

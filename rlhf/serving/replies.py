@@ -31,7 +31,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from rlhf.artifacts.open import OpenedModel, open_stage
-from rlhf.data.records import Text, Unusable
+from rlhf.data.records import Text, Unusable, as_conversation
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.models.load import context_length
@@ -175,7 +175,7 @@ class PolicyReplier:
             if [message["role"] for message in prompt] == ["user"]:
                 return prompt[0]["content"]
             raise Unusable(f"{self.name} was trained on plain text: it replies to one message of the user")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = as_conversation(prompt)
         for message in messages:
             if found := next((token for token in self._special if token in message["content"]), None):
                 raise Unusable(f"a message holds {found!r}, by which the model tells turns apart")

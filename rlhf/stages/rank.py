@@ -123,7 +123,7 @@ def _keep(context: StageContext, settings: Any, weights: dict[str, float], not_a
 
 def _row(line: Any, scores: list[float], kept: Any, keep: str) -> dict[str, Any]:
     """A preference or a demonstration, with the columns of the prompt's row and the scores that decided."""
-    from rlhf.policies.completion import as_completion
+    from rlhf.data.records import as_completion
 
     prompt = line["prompt"]
     best = as_completion(prompt, line["replies"][kept.best]["text"])

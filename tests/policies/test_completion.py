@@ -1,4 +1,5 @@
-from rlhf.policies.completion import Completion, as_completion, decode, decoded
+from rlhf.data.records import as_completion
+from rlhf.policies.completion import Completion, decode, decoded
 
 
 def test_special_tokens_are_no_text(tiny_tokenizer):
