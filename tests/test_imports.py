@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ORDER = [
-    {"errors", "network", "config", "workflow"},  # reading a YAML asks which stages there are
+    {"errors", "durable", "interrupts", "network", "config", "workflow"},  # reading a YAML asks which stages there are
     {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},
