@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -40,26 +41,31 @@ class MetricsFile(TrainerCallback):
                     "lower learning_rate"
                 )
         if state.is_world_process_zero and logs:
+            logs = {name: value for name, value in logs.items() if name != "train_loss"}  # since the last resume alone
             row = {"step": state.global_step, **logs}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
 
 def keep_through(path: Path, step: int) -> None:
-    """Drop from a file, whose lines have a `step`, what an interrupted run wrote after the resumed checkpoint."""
+    """Drop from a file, whose lines have a `step`, what an interrupted run wrote after the resumed checkpoint.
+
+    A summary of the whole training, and an evaluation behind it, are of its last step too, and are written again.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
-    kept = [line for line in lines if _step(line) <= step]
+    kept = itertools.takewhile(lambda line: _step(line) <= step, lines)
     whole = path.with_name(path.name + ".new")
     whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     whole.replace(path)
 
 
 def _step(line: str) -> float:
-    """The step of a line; a line that was cut short, by a full disk say, comes after all others."""
+    """The step of a line; a summary and a line that was cut short, by a full disk say, come after all others."""
     try:
-        return json.loads(line)["step"]
+        row = json.loads(line)
     except ValueError:
         return math.inf
+    return math.inf if "train_runtime" in row else row["step"]
 
 
 class ProgressLines(TrainerCallback):

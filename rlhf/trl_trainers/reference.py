@@ -37,7 +37,10 @@ class ReferenceTrainer(_Base):
     _reference_key: str | None = None
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's, stored beside the dataset; its key lacks what else decides the numbers."""
+        """TRL's, stored beside the dataset; its key lacks what else decides the numbers.
+
+        Random generators are left as they were, so that a training finds them stored as it computed them.
+        """
         self.patch_models()
         if self._reference_key is None:
             versions = (trl.__version__, transformers.__version__, torch.__version__)
@@ -45,7 +48,8 @@ class ReferenceTrainer(_Base):
             damping = getattr(self, "ld_alpha", None)
             self._reference_key = Hasher.hash((self._precompute_model_hash, damping, precision, versions))
             self._precompute_model_hash = self._reference_key
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+        with torch.random.fork_rng():
+            return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if "prompt_ids" in dataset.column_names:

@@ -326,7 +326,10 @@ def on_disk(folder, pairs):
 
 
 def test_stored_reference_log_probs(tmp_path, tokenizer):
-    """Computed once, before training, and kept beside the data; what decides them is their name."""
+    """Computed once, before training, and kept beside the data; what decides them is their name.
+
+    A training draws the same random numbers whether it computes or finds them.
+    """
     data = on_disk(tmp_path / "data", rows(8))
 
     def make(kind, **fields):
@@ -339,10 +342,12 @@ def test_stored_reference_log_probs(tmp_path, tokenizer):
         return len(list((tmp_path / "data").glob("cache-*.arrow")))
 
     first = make(DPOTrainer)
+    drawn = torch.get_rng_state()
     assert stored(first) == ["ref_chosen_logps", "ref_rejected_logps"]
     assert files() == 1
     again = make(DPOTrainer)
     assert files() == 1
+    assert torch.equal(torch.get_rng_state(), drawn)
     expected = logs(make(Tokenised, precompute_ref_log_probs=False))
     assert_logs(logs(first), expected)
     assert_logs(logs(again), expected)
