@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_MOST = 100_000
+"""Values in a YAML once its aliases are written out: a few lines can stand for billions of them."""
 
 
 class Loader(yaml.SafeLoader):
@@ -63,10 +67,10 @@ def read(text: str) -> Any:
     """What a YAML text says.
 
     Raises:
-        NotYaml: It is none, or holds what cannot be read, such as a number of 5,000 digits.
+        NotYaml: It is none, or holds what cannot be read, such as a number of 5,000 digits or aliases without end.
     """
     try:
-        return yaml.load(text, Loader=Loader)
+        return _written_out(yaml.load(text, Loader=Loader), itertools.count(1))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -76,6 +80,15 @@ def read(text: str) -> Any:
         raise NotYaml("nested too deeply") from None
     except ValueError as error:  # of a date or a number
         raise NotYaml(str(error)) from None
+
+
+def _written_out(value: Any, number: Iterator[int]) -> Any:
+    """A value in which nothing is shared: an alias is a copy, so that changing one changes no other."""
+    if next(number) > _MOST:
+        raise NotYaml(f"more than {_MOST:,} values once its aliases are written out")
+    if isinstance(value, dict):
+        return {key: _written_out(item, number) for key, item in value.items()}
+    return [_written_out(item, number) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_value(text: str) -> Any:

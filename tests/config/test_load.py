@@ -84,6 +84,13 @@ def test_words_that_yaml_once_took_for_booleans_are_words(path):
     assert project.stages["dpo"].trainer == {"save_strategy": "no", "bf16": False}
 
 
+def test_an_override_changes_one_stage_where_an_alias_names_the_settings_of_two(tmp_path):
+    file = tmp_path / "alias.yaml"
+    file.write_text("name: a\nmodel: {name_or_path: x}\nstages: {sft: &same {max_steps: 2}, dpo: *same}")
+    stages = load_project(file, ["stages.dpo.beta=0.3"]).stages
+    assert (stages["sft"].trainer, stages["dpo"].trainer) == ({"max_steps": 2}, {"max_steps": 2, "beta": 0.3})
+
+
 def test_overrides_come_last(path):
     project = load_project(path, ["stages.dpo.beta=0.3", "seed=7", "stages.reward.max_steps=2", "model.adapter=null"])
     assert project.stages["dpo"].trainer == {"beta": 0.3}
@@ -175,6 +182,10 @@ def test_a_mistake_is_named(path, override, message):
         assert str(path) in str(error.value)
 
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+"""Ten lines that stand for a billion values."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -182,6 +193,8 @@ def test_a_mistake_is_named(path, override, message):
         ("name: a\nname: b\nmodel: {}", ":2:1: not valid YAML: the key 'name' is there twice"),
         ('name: "a\\0b"\nmodel: {}', ":1:7: not valid YAML: NUL"),
         ('name: a\nmodel: {name_or_path: "\\ud800"}', ":2:23: not valid YAML"),
+        ("name: &a [*a]\nmodel: {}", "nested too deeply"),
+        (BOMB, "more than 100,000 values once its aliases are written out"),
         ("just words", "expected a mapping"),
         ("model: {name_or_path: x}", "'name' is missing"),
         ("name: a", "'model' is missing"),
