@@ -164,9 +164,8 @@ def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConf
 
 
 def quiet_environment() -> None:
-    """No telemetry, no chatter: set before the libraries are imported."""
+    """No chatter: set before the libraries are imported."""
     for name, value in {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
