@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import random
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def projects(real: Path, folder: Path) -> dict[str, dict[str, Any]]:
     random.Random(0).shuffle(prompts)
     (folder / "openings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
     (folder / "joy.py").write_text(_JOY, encoding="utf-8")
+    shutil.copy(ROOT / "data/support/gold.py", folder)  # a project runs code of its own folder alone
     quickstart = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text(encoding="utf-8"))
     del quickstart["stages"]["dpo"]
     scratch = {
@@ -77,7 +79,7 @@ def projects(real: Path, folder: Path) -> dict[str, dict[str, Any]]:
     openings = {"rollouts": {"source": str(folder / "openings.jsonl"), "holdout": 0.3}}
     sentiment = {"model": str(folder / "runs/classifier/sft"), "label": 1}
     return {
-        "quickstart": {**quickstart, "rewards": {"gold": {"function": str(ROOT / "data/support/gold.py") + ":score"}}},
+        "quickstart": {**quickstart, "rewards": {"gold": {"function": "gold.py:score"}}},
         "classifier": classifier,
         "stories": {
             "model": {"name_or_path": str(real / "models/stories260K"), "adapter": {"r": 16}},
@@ -86,7 +88,7 @@ def projects(real: Path, folder: Path) -> dict[str, dict[str, Any]]:
         },
         "bytes": {
             "model": {"name_or_path": str(real / "models/atome-vanilla-1M"), "eos_token": "Ċ", "adapter": {"r": 16}},
-            "data": openings, "rewards": {"joy": {"function": str(folder / "joy.py") + ":joy"}},
+            "data": openings, "rewards": {"joy": {"function": "joy.py:joy"}},
             "stages": {"ppo": {**_PPO, "max_new_tokens": 96, "learning_rate": 5.0e-4}},
             "evaluate": {"prompts": 40, "samples": 4, "max_new_tokens": 96},
         },

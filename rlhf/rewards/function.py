@@ -20,6 +20,7 @@ from rlhf.artifacts.hashing import sha256_file
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.rewards import RewardFunction
+from rlhf.rewards.allowed import check_module, code_file
 from rlhf.rewards.sources import code_behind
 
 BUILT_IN = "rlhf.rewards."
@@ -38,12 +39,13 @@ def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any
             name does not replace them. A parameter annotated `Path` gets a path that the project's folder resolves.
 
     Raises:
-        UserError: The file, module or function does not exist, importing it fails, or it does not take these arguments.
+        UserError: The file, module or function does not exist, its code lies neither in the project's folder nor in an
+            installed package, importing it fails, or it does not take these arguments.
     """
     target, separator, name = spec.rpartition(":")
     if not separator:
         raise UserError(f"rewards: {spec!r}: expected package.module:function or path/to/file.py:function")
-    module = _module_from_file(project.resolve(target)) if target.endswith(".py") else _module(target)
+    module = _module_from_file(code_file(target, project)) if target.endswith(".py") else _module(target, project)
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -101,12 +103,17 @@ def function_fingerprint(spec: str, project: ProjectConfig) -> dict[str, Any]:
     """What identifies a reward function, found without importing it: its name, the user's code behind it, its packages.
 
     The code of built-in functions needs no digest: it changes with the version of this package.
+
+    Raises:
+        UserError: The code lies neither in the project's folder nor in an installed package, or there is no such file.
     """
     target, _, name = spec.rpartition(":")
-    path = project.resolve(target)
-    in_file = target.endswith(".py") and path.is_file()
-    identity = {"function": name, "module": None if in_file else target}
-    return identity if target.startswith(BUILT_IN) else {**identity, **code_behind(path if in_file else target)}
+    if target.startswith(BUILT_IN):
+        return {"function": name, "module": target}
+    if target.endswith(".py"):
+        return {"function": name, "module": None, **code_behind(code_file(target, project))}
+    check_module(target, project)
+    return {"function": name, "module": target, **code_behind(target)}
 
 
 def _checked(
@@ -200,8 +207,6 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"rewards: {path}: no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -211,6 +216,7 @@ def _module_from_file(path: Path) -> ModuleType:
     return module
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str, project: ProjectConfig) -> ModuleType:
+    check_module(name, project)
     with _told(f"rewards: module {name!r} cannot be imported"):
         return importlib.import_module(name)

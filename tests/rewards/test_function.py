@@ -23,9 +23,10 @@ def project(tmp_path, tiny_llama):
     return make_project(tmp_path, tiny_llama)
 
 
-def test_by_file_and_by_module(project):
-    assert load_function("mine.py:length", project)(["p", "p"], ["ab", "abc"]) == [2.0, 3.0]
-    assert load_function("tests.support.rewards:always_one", project)(["p"], ["ab"], topic=[1]) == [1.0]
+def test_by_file_and_by_module(project, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("mine.py", "mine", str(tmp_path / "mine.py")):
+        assert load_function(f"{target}:length", project)(["p", "p"], ["ab", "abc"], topic=[1]) == [2.0, 3.0], target
 
 
 @pytest.mark.parametrize(
