@@ -188,8 +188,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def finished_stages(run_dir: Path) -> list[str]:
-    """Names of the finished stages in a run's folder, in alphabetical order."""
-    return sorted(path.parent.name for path in run_dir.glob(f"*/{MANIFEST}"))
+    """Names of the finished stages in a run's folder, in alphabetical order; what is on its way there is left out."""
+    return sorted(path.parent.name for path in run_dir.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
 
 
 def verify(folder: Path) -> Manifest:

@@ -39,6 +39,7 @@ from rlhf.data.sets import always_trained, dataset, records, source_set, without
 from rlhf.data.sources import fingerprint
 from rlhf.data.splits import Side, content_key, contexts, copies, half_of, own_prompt
 from rlhf.data.stream import progress, worked_ahead
+from rlhf.durable import sync_tree, written_whole
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def prepare(
     if identity is None or _read_key(key_file) != identity:
         directory.mkdir(parents=True, exist_ok=True)
         _prepare(project, role, encode, directory, keep_columns, ahead, half)
-        key_file.write_text(json.dumps({"key": identity}), encoding="utf-8")
+        sync_tree(directory)  # the key says that all of it is there
+        with written_whole(key_file) as partial:
+            partial.write_text(json.dumps({"key": identity}), encoding="utf-8")
     prepared = load_prepared(directory)
     check_limits(project.data.limits, role, prepared.ledger, prepared.findings)
     return prepared

@@ -14,9 +14,10 @@ from typing import Any
 from rlhf.artifacts.hashing import digest
 from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
 from rlhf.config.project import ProjectConfig, StageId
+from rlhf.durable import sync_tree, written_whole
 from rlhf.errors import RowsToCome
 from rlhf.failure import explained_stage
-from rlhf.pipeline import folder, identity
+from rlhf.pipeline import folder, identity, partial
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
@@ -41,8 +42,13 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if main:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        worked = folder.claim(directory, identity.beginning(decides, processes), versions())
+        worked = partial.claim(directory, identity.beginning(decides, processes), versions())
     _wait(project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None)
+    if partial.is_whole(project, name):  # and was killed before it was moved
+        _wait()
+        if main:
+            partial.settle(project, name)
+        return
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
@@ -51,8 +57,9 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if main:
         record = _record(context, decides, dict(metrics), time.perf_counter() - start)
         record["earlier_versions"] = worked[:-1]
+        sync_tree(directory)
         write_manifest(directory, record)
-        folder.move_into_place(directory, project.run_dir / name)
+        partial.move_into_place(directory, project.run_dir / name)
 
 
 def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = ()) -> None:
@@ -87,15 +94,16 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
     except RowsToCome:
         pass  # all else that can be checked has been
     finally:
-        folder.remove_if_empty(directory)
+        partial.remove_if_empty(directory)
 
 
 def _record(context: StageContext, decides: dict[str, Any], metrics: dict[str, Any], seconds: float) -> Manifest:
     """The manifest of a finished stage."""
     project, directory = context.project, context.directory
     for name in ("ledger.json", "dropped.jsonl", "findings.json"):
-        if (directory / "data" / name).is_file() and not (directory / name).is_file():
-            shutil.copy(directory / "data" / name, directory / name)
+        if (directory / partial.DATA / name).is_file() and not (directory / name).is_file():
+            with written_whole(directory / name) as copy:
+                shutil.copy(directory / partial.DATA / name, copy)
     recorded: Any = {key: metrics.pop(key) for key in _RECORDED if key in metrics}
     trained = project.has_stage(context.name)
     options = dataclasses.asdict(context.settings) if trained else {}

@@ -1,17 +1,11 @@
-"""The folders of a run: whose it is, who is at work there, where a stage writes, and how its result gets into place.
-
-A stage's folder is there whole or not at all: it is written beside its place (`.STAGE.partial`) and moved.
-"""
+"""The folder of a run: whose it is, and who is at work there."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
-import json
 import os
 import shutil
-import sys
 import threading
 import time
 import uuid
@@ -24,16 +18,17 @@ from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.artifacts.rounds import ROUND, VOTES
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
+from rlhf.durable import rename_durably, sync_folder
 from rlhf.errors import UserError
-from rlhf.pipeline import identity
 from rlhf.pipeline.rounds import of_round
 
 OWNER = "project.json"
-IDENTITY = "identity.json"
 LOCK = ".lock"
 """Held by the one who runs the project; holds the key of that run."""
 WORKING = ".working"
 """Held, together, by the processes of a stage."""
+_BEFORE_OWNER = {LOCK, WORKING, ROUND, VOTES, *(f"{name}.partial" for name in (OWNER, ROUND))}
+"""What a run's folder can hold before it says whose it is; the last are left where a process is killed as it writes."""
 _LINGER = 15.0
 """Seconds that the processes of a stage have to end once their run has."""
 
@@ -58,7 +53,10 @@ class RunLock:
         """Remove a run that never began; an earlier one keeps what it has."""
         if not self.new:
             return
-        shutil.rmtree(self.project.run_dir)
+        withdrawn = _withdrawn(self.project)
+        shutil.rmtree(withdrawn, ignore_errors=True)
+        rename_durably(self.project.run_dir, withdrawn)
+        shutil.rmtree(withdrawn)
         for folder in self.made[1:]:
             if any(folder.iterdir()):
                 break
@@ -92,11 +90,14 @@ def locked(project: ProjectConfig) -> Iterator[RunLock]:
         _check_owner(project)
         made = tuple(folder for folder in (run_dir, *run_dir.parents) if not folder.exists())
         run_dir.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            sync_folder(folder.parent)
         lock, working = ((run_dir / name).open("a", encoding="utf-8") for name in (LOCK, WORKING))
     except OSError as error:
         raise UserError(f"{run_dir}: {error.strerror}; give another output_dir:") from None
     with lock, working:
         _take(lock, working, run_dir)
+        shutil.rmtree(_withdrawn(project), ignore_errors=True)
         held = RunLock(project, uuid.uuid4().hex, made, not (run_dir / OWNER).is_file())
         own_folder(project)
         lock.truncate(0)
@@ -127,7 +128,7 @@ def _take(lock: IO[str], working: IO[str], run_dir: Path) -> None:
     try:
         if not _within(_LINGER, nobody_works):
             raise UserError(f"{run_dir}: processes of an earlier run are still at work here; end them")
-        if not os.fstat(lock.fileno()).st_nlink:  # withdrawn by the run that was waited for
+        if not _is_at(run_dir / LOCK, lock):  # withdrawn by the run that was waited for
             raise UserError(f"{run_dir}: another run removed it a moment ago; start this one again")
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be locked ({error.strerror}); give another output_dir:") from None
@@ -140,6 +141,14 @@ def _try(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _within(seconds: float, condition: Callable[[], bool]) -> bool:
@@ -192,9 +201,14 @@ def _check_owner(project: ProjectConfig) -> None:
                 f"{folder}: belongs to {(folder / other).resolve()}; give {project.path} another name: or output_dir:"
             )
     elif folder.exists() and (
-        not folder.is_dir() or any(child.name not in (LOCK, WORKING, ROUND, VOTES) for child in folder.iterdir())
+        not folder.is_dir() or any(child.name not in _BEFORE_OWNER for child in folder.iterdir())
     ):
         raise UserError(f"{folder}: holds something that is not a run; give another name: or output_dir:")
+
+
+def _withdrawn(project: ProjectConfig) -> Path:
+    """Where the folder of a run that never began is moved to be deleted: half deleted it would be nobody's run."""
+    return project.run_dir.with_name(f".{project.run_dir.name}.withdrawn")
 
 
 def _config(project: ProjectConfig) -> str:
@@ -235,111 +249,3 @@ def project_of(run_dir: Path) -> ProjectConfig:
 def partial_dir(project: ProjectConfig, name: str) -> Path:
     """Where a stage writes until it is done."""
     return project.run_dir / f".{name}.partial"
-
-
-def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) -> list[dict[str, str]]:
-    """Make a partial folder the place of a stage that begins so; what began so and was interrupted goes on there.
-
-    What began otherwise is moved aside (`.STAGE.set-aside-N`), and comes back when the stage is to begin that way
-    again: nothing is deleted. Versions may differ: checkpoints outlive them, and days of training are not for an
-    upgrade to undo; it is said and recorded. Prepared data stays, it has a key of its own.
-
-    Args:
-        directory: The partial folder.
-        beginning: What decides which checkpoints can be gone on from.
-        versions: Of the packages that compute now.
-
-    Returns:
-        The versions that worked on the stage so far, the present ones last.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    beginning = json.loads(json.dumps(beginning, default=str))
-    stem = directory.with_suffix(".set-aside")
-    before = _beginning(directory)
-    if before["beginning"] != beginning and _work(directory):
-        number = next(n for n in itertools.count(1) if not Path(f"{stem}-{n}").exists())
-        aside = Path(f"{stem}-{number}")
-        _move_work(directory, aside)
-        _say(
-            f"{_stage_of(directory)}: what was interrupted cannot go on "
-            f"(changed: {changed(before['beginning'], beginning)}) and is kept in {aside}: "
-            f"change that back and it goes on, or delete it by rm -r {aside}"
-        )
-    worked = before["versions"]
-    if before["beginning"] != beginning:
-        worked = []
-        for aside in sorted(directory.parent.glob(f"{stem.name}-*")):
-            if (kept := _beginning(aside))["beginning"] == beginning:
-                worked = kept["versions"]
-                _move_work(aside, directory)
-                aside.rmdir()
-                _say(f"{_stage_of(directory)}: goes on with what was kept in {aside}")
-                break
-    if worked and worked[-1] != versions:
-        _say(f"{_stage_of(directory)}: goes on with what was begun with {other_versions(worked[-1], versions)}")
-    worked = [*(earlier for earlier in worked if earlier != versions), versions]
-    write_json(directory / IDENTITY, {"beginning": beginning, "versions": worked})
-    return worked
-
-
-def interrupted(project: ProjectConfig, name: str) -> dict[str, Any] | None:
-    """How a stage began that was interrupted; None where there is nothing to go on with."""
-    directory = partial_dir(project, name)
-    return _beginning(directory)["beginning"] if directory.is_dir() and _work(directory) else None
-
-
-def changed(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first keys in which two beginnings differ; of one that is not known, that it is not."""
-    return ", ".join(identity.changes(before, now)[:4]) if before else f"the form of {IDENTITY}"
-
-
-def other_versions(before: dict[str, str], now: dict[str, str]) -> str:
-    """`torch 2.12.0 (now 2.13.0), …` for the packages whose versions differ."""
-    return ", ".join(f"{name} {old} (now {now.get(name)})" for name, old in before.items() if now.get(name) != old)
-
-
-def _beginning(directory: Path) -> dict[str, Any]:
-    """How the work in a folder began, and with which versions; nothing where an earlier form of the file is there."""
-    path = directory / IDENTITY
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return kept if "beginning" in kept else {"beginning": {}, "versions": []}
-
-
-def _work(directory: Path) -> list[Path]:
-    """What a stage has written in a partial folder; an empty folder, as the making of a trainer leaves it, is none."""
-    children = [child for child in directory.iterdir() if child.name not in ("data", IDENTITY)]
-    return [child for child in children if not child.is_dir() or any(child.iterdir())]
-
-
-def _move_work(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for child in [*_work(source), source / IDENTITY]:
-        with contextlib.suppress(FileNotFoundError):  # not noted: the move before was cut short
-            os.replace(child, target / child.name)
-
-
-def _stage_of(partial: Path) -> str:
-    return partial.name.removeprefix(".").removesuffix(".partial")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def remove_if_empty(directory: Path) -> None:
-    """Leave no folder behind in which nothing is."""
-    for folder in (directory / "data", directory):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def move_into_place(partial: Path, final: Path) -> None:
-    """Put a finished folder where the stage's artefact belongs; what stood there goes only then."""
-    shutil.rmtree(partial / "data", ignore_errors=True)
-    (partial / IDENTITY).unlink(missing_ok=True)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old, ignore_errors=True)

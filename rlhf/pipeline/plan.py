@@ -10,7 +10,7 @@ import rlhf
 from rlhf.artifacts.manifest import read_manifest, versions
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
-from rlhf.pipeline import folder, identity
+from rlhf.pipeline import identity, partial
 from rlhf.workflow import gates_of, is_stage, parents_of, planned, stage_of
 
 
@@ -102,12 +102,12 @@ def _why(project: ProjectConfig, name: str, running: set[str], forced: bool) -> 
 
 def _changed_since_it_began(project: ProjectConfig, name: str) -> str:
     """Why a stage that was interrupted will not go on, where it will not."""
-    before = folder.interrupted(project, name)
+    before = partial.interrupted(project, name)
     if before is None:
         return ""
     now = identity.beginning(_identity(project, name))
     before = {key: before[key] for key in before if key in now}
-    return f"; begins anew, changed since it was interrupted: {folder.changed(before, now)}" if before != now else ""
+    return f"; begins anew, changed since it was interrupted: {partial.changed(before, now)}" if before != now else ""
 
 
 def _identity(project: ProjectConfig, name: str) -> dict[str, Any]:
@@ -121,5 +121,5 @@ def _note(project: ProjectConfig, name: str) -> str:
     They do not make it stale: an upgrade is no reason to train for days again unasked.
     """
     manifest = read_manifest(project.run_dir / name)
-    others = folder.other_versions(manifest["versions"], versions()) if manifest else ""
+    others = partial.other_versions(manifest["versions"], versions()) if manifest else ""
     return f" (made with {others}; --force {name} makes it again)" if others else ""

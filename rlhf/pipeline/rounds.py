@@ -29,6 +29,7 @@ from rlhf.config.project import (
 from rlhf.data.vote_rows import ROWS
 from rlhf.data.vote_source import FORMATS
 from rlhf.data.votes import Vote, read_votes
+from rlhf.durable import rename_durably, sync_tree
 from rlhf.errors import UserError
 from rlhf.workflow import BASE, later_stages, policies_of, stage_of
 
@@ -184,6 +185,9 @@ def _freeze(folder: Path, record: RoundRecord, rows: Mapping[str, Sequence[Mappi
     Raises:
         UserError: It cannot be written.
     """
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):
+        if not _lives(left.suffixes[-2].removeprefix(".")):
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -193,12 +197,24 @@ def _freeze(folder: Path, record: RoundRecord, rows: Mapping[str, Sequence[Mappi
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in given]
                 (partial / VOTES / f"{role}.jsonl").write_text("".join(lines), encoding="utf-8", errors="replace")
         write_json(partial / ROUND, record)
-        os.rename(partial, folder)
+        sync_tree(partial)
+        rename_durably(partial, folder)
     except OSError as error:
         if read_round(folder) is None:  # else another process has begun it a moment ago
             raise UserError(f"{folder}: {(error.strerror or str(error)).lower()}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process of this machine has the number."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):
+        pass
+    return True
 
 
 def _check_new(project: ProjectConfig, number: int, votes: int, rows: Mapping[str, int], names: Sequence[str]) -> None:

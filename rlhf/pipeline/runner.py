@@ -27,7 +27,7 @@ from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError
-from rlhf.pipeline import folder, gatekeeper
+from rlhf.pipeline import folder, gatekeeper, partial
 from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
 from rlhf.pipeline.plan import Plan, plan
 from rlhf.pipeline.stage import guarded
@@ -78,6 +78,8 @@ def run(
     """
     with folder.locked(project) as run_lock:
         try:
+            for name in planned(project):
+                partial.settle(project, name)
             plans = plan(project, only, force)
             _check_data(project, plans, run_lock.key, say)
         except (UserError, StageFailed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class JudgeCache:
         with self._lock:
             with self.path.open("ab") as file:
                 file.write(b"\n" + line if self._torn else line)
+                file.flush()
+                os.fsync(file.fileno())
             self._torn = False
             self._answers[key] = answer
 

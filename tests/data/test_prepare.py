@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shutil
 
 import pytest
 
@@ -12,6 +13,7 @@ from rlhf.data.records import Encoded, Feedback, Unusable
 from rlhf.data.sets import source_set
 from rlhf.data.splits import canonical
 from rlhf.errors import UserError
+from tests.support.kill import at_every_change
 
 
 def encode(record):
@@ -271,6 +273,24 @@ def test_an_identical_preparation_is_reused(write, project, tmp_path, capsys):
     assert again(key="other", seed=1, keep_columns=True)[0]
     assert again(key=None)[0]
     assert again(key=None)[0]
+
+
+def test_a_preparation_that_is_killed_is_not_taken_for_a_whole_one(write, project, tmp_path):
+    out = tmp_path / "out"
+    older, made = (project(demonstrations=write(f"{count}.jsonl", rows(count)), holdout=0.2) for count in (20, 30))
+
+    def reset():
+        shutil.rmtree(out, ignore_errors=True)
+        prepare(older, "demonstrations", encode, out, key="k")
+
+    def again():
+        return prepare(made, "demonstrations", encode, out, key="k")
+
+    for where in at_every_change(out, reset, again):
+        assert len(again().train) + len(again().eval) == 30, where
+        assert sorted(path.name for path in out.iterdir()) == [
+            "dropped.jsonl", "eval", "findings.json", "ledger.json", "prepared.json", "train"
+        ], where  # fmt: skip
 
 
 def test_limits_are_held_on_every_call_and_leave_a_folder_to_look_into(write, project, tmp_path):

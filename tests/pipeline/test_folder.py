@@ -15,7 +15,8 @@ import pytest
 
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import folder, identity, runner, stage
+from rlhf.pipeline import folder, runner, stage
+from tests.support.kill import at_every_change
 from tests.support.projects import make_project
 
 RUN = """
@@ -160,81 +161,17 @@ def test_a_folder_that_is_withdrawn_while_its_lock_is_awaited_is_not_held(projec
     assert not project.run_dir.exists()
 
 
-NOW = {"torch": "2", "rlhf": "1"}
+def test_a_run_that_is_killed_as_it_is_made_or_withdrawn_can_be_started_again(project):
+    runs = project.run_dir.parent
 
+    def made_and_withdrawn():
+        with folder.locked(project) as run_lock:
+            for name in ("base", "sft", "reward", "dpo", "kto", "evaluate"):
+                folder.partial_dir(project, name).mkdir()
+            run_lock.withdraw()
 
-@pytest.fixture
-def partial(project):
-    """A stage that was interrupted after a checkpoint."""
-    directory = folder.partial_dir(project, "sft")
-    assert folder.claim(directory, {"trainer": {"beta": 1}, "processes": 2}, NOW) == [NOW]
-    (directory / "checkpoints").mkdir()
-    (directory / "checkpoints/weights").write_text("hours")
-    (directory / "data").mkdir()
-    return directory
-
-
-@pytest.mark.parametrize(
-    ("beginning", "changed"),
-    [
-        ({"trainer": {"beta": 2}, "processes": 2}, "trainer.beta"),
-        ({"trainer": {"beta": 1}, "processes": 1}, "processes"),
-    ],
-)
-def test_what_cannot_go_on_is_kept_and_comes_back_when_the_change_does(partial, beginning, changed, capsys):
-    folder.claim(partial, beginning, NOW)
-    aside = partial.with_name(".sft.set-aside-1")
-    said = capsys.readouterr().err
-    assert f"(changed: {changed})" in said
-    assert f"rm -r {aside}" in said
-    assert said.count("\n") == 1
-    assert (aside / "checkpoints/weights").read_text() == "hours"
-    assert sorted(path.name for path in partial.iterdir()) == ["data", folder.IDENTITY]
-    (partial / "metrics.jsonl").write_text("minutes")
-    folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, NOW)
-    assert (partial / "checkpoints/weights").read_text() == "hours"
-    assert not aside.exists()
-    assert (partial.with_name(".sft.set-aside-2") / "metrics.jsonl").read_text() == "minutes"
-
-
-@pytest.mark.parametrize("noted", ['{"trainer": {"beta": 1}, "package": "1"}', None])
-def test_work_that_nobody_knows_the_beginning_of_is_not_gone_on_with(partial, noted, capsys):
-    (partial / folder.IDENTITY).unlink()
-    if noted is not None:
-        (partial / folder.IDENTITY).write_text(noted)
-    beginning = {"trainer": {"beta": 1}, "processes": 2}
-    assert folder.claim(partial, beginning, NOW) == [NOW]
-    assert (partial.with_name(".sft.set-aside-1") / "checkpoints/weights").read_text() == "hours"
-    assert sorted(path.name for path in partial.iterdir()) == ["data", folder.IDENTITY]
-    assert f"(changed: the form of {folder.IDENTITY})" in capsys.readouterr().err
-
-
-def test_the_empty_folder_of_a_trainer_that_was_only_tried_is_no_work(project, capsys):
-    directory = folder.partial_dir(project, "sft")
-    (directory / "checkpoints").mkdir(parents=True)
-    assert folder.interrupted(project, "sft") is None
-    folder.claim(directory, {"seed": 0}, NOW)
-    assert [path.name for path in project.run_dir.iterdir()] == [".sft.partial"]
-    assert capsys.readouterr().err == ""
-
-
-def test_an_upgrade_lets_a_stage_go_on_and_is_recorded(partial, capsys):
-    later = {"torch": "3", "rlhf": "1"}
-    assert folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, later) == [NOW, later]
-    assert "torch 2 (now 3)" in capsys.readouterr().err
-    assert (partial / "checkpoints/weights").read_text() == "hours"
-    assert folder.claim(partial, {"trainer": {"beta": 1}, "processes": 2}, later) == [NOW, later]
-    assert capsys.readouterr().err == ""
-
-
-def test_a_plan_says_what_keeps_an_interrupted_stage_from_going_on(project):
-    directory = folder.partial_dir(project, "sft")
-    folder.claim(directory, identity.beginning(identity.identity(project, "sft"), 1), NOW)
-    (directory / "metrics.jsonl").touch()
-    assert runner.plan(project, only=["sft"])[0].reason == "not done yet"
-    changed = load_project(project.path, ["stages.sft.learning_rate=0.5"])
-    reason = runner.plan(changed, only=["sft"])[0].reason
-    assert reason.startswith("not done yet; ")
-    assert reason.endswith(": trainer.learning_rate")
-    (directory / folder.IDENTITY).write_text('{"package": "1"}')
-    assert folder.IDENTITY in runner.plan(project, only=["sft"])[0].reason
+    for where in at_every_change(runs, lambda: shutil.rmtree(runs, ignore_errors=True), made_and_withdrawn):
+        with folder.locked(project) as run_lock:
+            run_lock.note_overrides()
+        assert [path.name for path in runs.iterdir()] == [project.name], where
+        assert folder.project_of(project.run_dir).name == project.name

@@ -1,6 +1,10 @@
 """Rounds: what they start from, what they train on, what is frozen, and what is refused."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,6 +19,7 @@ from rlhf.errors import UserError
 from rlhf.models.load import adapter_config
 from rlhf.pipeline import folder, identity, rounds, runner
 from rlhf.pipeline.runs import find_run, pick_stage
+from tests.support.kill import at_every_change
 from tests.support.projects import make_project, write_project
 from tests.support.runs import add_stage
 from tests.support.votes import cast_votes
@@ -68,6 +73,31 @@ def test_votes_that_come_later_change_nothing(project):
     cast_votes(project.run_dir, PAIRS, annotator="Ben")
     assert rounds.begin(project, 2) == before
     assert {path: path.read_bytes() for path in before.run_dir.rglob("*") if path.is_file()} == files
+
+
+def test_a_round_that_is_killed_as_it_begins_begins_again_and_leaves_nothing(project):
+    cast_votes(project.run_dir, PAIRS)
+    round_dir = project.run_dir / "round-2"
+    left, at_work = (project.run_dir / f".round-2.{number}.partial" for number in (ended_process(), os.getppid()))
+    before = set(project.run_dir.iterdir()) | {at_work}
+
+    def reset():
+        shutil.rmtree(round_dir, ignore_errors=True)
+        left.mkdir(exist_ok=True)
+        at_work.mkdir(exist_ok=True)
+
+    reset()
+    made = rounds.begin(project, 2)
+    for where in at_every_change(project.run_dir, reset, lambda: rounds.begin(project, 2)):
+        assert rounds.begin(project, 2) == made, where
+        assert len((round_dir / "votes/preferences.jsonl").read_text().splitlines()) == 12, where
+        assert set(project.run_dir.iterdir()) <= {*before, round_dir}, where
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def test_the_third_round_has_the_votes_of_both_before_it(project, tiny_llama):
