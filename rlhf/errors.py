@@ -6,6 +6,8 @@ import difflib
 import importlib.util
 from collections.abc import Iterable
 
+from rlhf.secrets import masked
+
 _LONGEST = 300
 """Most characters shown of a library's message."""
 
@@ -15,15 +17,18 @@ class UserError(Exception):
 
     The message is one line that names the file, line, column or key concerned. The command line prints it without a
     traceback and exits with code 2; in Python it is an ordinary exception. Characters that do not print, such as a line
-    break in a column's name, are escaped as in Python source.
+    break in a column's name, are escaped as in Python source, and secrets are left out.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in masked(message)))
 
 
 class Defect(Exception):
-    """A bug of this package; the message is one line. The command line exits with code 1."""
+    """A bug of this package; the message is one line without secrets. The command line exits with code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class GateClosed(Exception):

@@ -22,6 +22,7 @@ import rlhf
 from rlhf.config.project import ProjectConfig
 from rlhf.config.ranges import shown
 from rlhf.errors import Defect, GateClosed, UserError
+from rlhf.secrets import masked
 
 _LONGEST = 400
 """Characters of a library's message that are shown."""
@@ -164,7 +165,7 @@ def _file_name(where: str) -> str:
 
 def _write_traceback(error: Exception, name: str, folder: Path | None) -> str:
     """Write the traceback; return a clause that says where."""
-    text = "".join(traceback.format_exception(error))
+    text = masked("".join(traceback.format_exception(error)))
     with contextlib.suppress(OSError):
         if folder is not None and folder.is_dir():
             path = folder / f"{name}.txt"

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 ORDER = [
-    {"errors", "durable", "interrupts", "network", "config", "workflow"},  # reading a YAML asks which stages there are
+    # reading a YAML asks which stages there are
+    {"errors", "durable", "interrupts", "network", "secrets", "config", "workflow"},
     {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,11 +36,11 @@ from rlhf.models.tasks import LABEL, Task, is_encoder
 from rlhf.models.tokenizer import check_tokenizer
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.report.build import build_report
+from rlhf.secrets import holds_secret
 
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
 _TEXT = {".json", ".jinja", ".txt", ".md"}
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _SUPERSEDED = ["*.safetensors", "*.safetensors.index.json", *_WEIGHTS[:2], ADAPTER_CONFIG]
 """Files of an earlier push that go: an adapter beside whole weights would load as another model."""
 
@@ -311,8 +310,8 @@ def _sweep(folder: Path) -> tuple[tuple[str, int], ...]:
         if path.suffix not in _ALLOWED:
             raise UserError(f"{path}: a {path.suffix} file is not published; only {', '.join(sorted(_ALLOWED))} are")
         text = path.read_text(encoding="utf-8", errors="replace") if path.suffix in _TEXT else ""
-        if _TOKEN.search(text) or any(secret in text for secret in secrets):
-            raise UserError(f"{path}: holds a hub token or a path of this machine; nothing was published")
+        if holds_secret(text) or any(secret in text for secret in secrets):
+            raise UserError(f"{path}: holds a token or a path of this machine; nothing was published")
         files.append((name, path.stat().st_size))
     return tuple(files)
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from rlhf.errors import UserError
+from rlhf.secrets import remember
 
 _LONGEST = 200
 """Characters shown of a complaint."""
@@ -31,6 +32,7 @@ def key_of(variable: str, where: str) -> str:
         raise UserError(f"{where}: the environment variable {variable} is not set")
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"{where}: what stands in {variable} cannot be a key: it has odd characters")
+    remember(key)
     return key
 
 

@@ -198,7 +198,7 @@ def test_a_token_that_gets_into_a_file_stops_everything(run, tmp_path):
     record = json.loads((run_dir / "sft" / "stage.json").read_text())
     record["config"]["trainer"]["run_name"] = TOKEN
     (run_dir / "sft" / "stage.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="holds a hub token"):
+    with pytest.raises(UserError, match="holds a token"):
         hub.publish(run_dir, "sft", None, dry_run=True)
     assert not (run_dir / "published").exists()
 
