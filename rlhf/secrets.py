@@ -29,7 +29,7 @@ def masked(text: str) -> str:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a text holds a secret that this process knows, or what looks like a token; logins in URLs do not count."""
+    """Whether a text holds a secret that this process knows, or what looks like a token; no login in a URL is one."""
     return _SHAPES.search(text) is not None or any(secret in text for secret in _secrets())
 
 

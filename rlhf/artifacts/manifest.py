@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import rlhf
+from rlhf.artifacts.confined import check_confined
 from rlhf.artifacts.hashing import digest, sha256_file
 from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.errors import UserError
@@ -199,8 +200,9 @@ def verify(folder: Path) -> Manifest:
         Its manifest.
 
     Raises:
-        UserError: The stage is not finished, or files have changed since.
+        UserError: The stage is not finished, files have changed since, or a link among them leads outside.
     """
+    check_confined(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder}: no finished stage is there (no {MANIFEST})")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from rlhf.artifacts.confined import check_confined
 from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.artifacts.rounds import ROUND, VOTES
 from rlhf.config.load import load_project
@@ -83,10 +84,11 @@ def locked(project: ProjectConfig) -> Iterator[RunLock]:
 
     Raises:
         UserError: Another run is at work there, the folder belongs to another config or holds something that is no
-            run, or it cannot be made.
+            run or a link that leads outside, or it cannot be made.
     """
     run_dir = project.run_dir
     try:
+        check_confined(run_dir)
         _check_owner(project)
         made = tuple(folder for folder in (run_dir, *run_dir.parents) if not folder.exists())
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -231,13 +233,20 @@ def project_of(run_dir: Path) -> ProjectConfig:
     """The project that a run's folder belongs to, with the overrides of its last run; of a round's, that round's.
 
     Raises:
-        UserError: The folder is no run, or its config is gone.
+        UserError: The folder is no run, its config is gone or lies in the run itself, or a link in it leads outside.
     """
     owner = run_dir / OWNER
     if not owner.is_file():
         raise UserError(f"{run_dir}: not a run (no {OWNER} in it)")
+    check_confined(run_dir)
     noted = _read_owner(owner, {"config": str, "overrides": list})
-    path = Path(os.path.relpath((run_dir / noted["config"]).resolve()))
+    whole = (run_dir / noted["config"]).resolve()
+    path = Path(os.path.relpath(whole))
+    if whole.is_relative_to(run_dir.resolve()):
+        raise UserError(
+            f"{owner}: names its config {path}, which lies in the run itself: somebody else may have written it; move "
+            "it out of there, and write where it is now under config"
+        )
     if not path.is_file():
         raise UserError(f"{owner}: names its config {path}, which is not there; write where it is now under config")
     project = load_project(path, noted["overrides"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf.artifacts import manifest
+from rlhf.artifacts.confined import check_confined
 from rlhf.config.load import load_project
 from rlhf.errors import UserError, unknown_name
 from rlhf.pipeline.folder import OWNER
@@ -27,8 +28,14 @@ def find_run(spec: str, output_dir: str | Path = "runs") -> tuple[Path, str | No
         The run's folder, and the stage's name as given (`pick_stage` checks it) or None.
 
     Raises:
-        UserError: There is no such run; the nearest name is given.
+        UserError: There is no such run, and the nearest name is given; or a link in it leads outside.
     """
+    found = _find(spec, output_dir)
+    check_confined(found[0])
+    return found
+
+
+def _find(spec: str, output_dir: str | Path) -> tuple[Path, str | None]:
     whole = _locate(spec, Path(output_dir))
     if whole is not None:
         return whole

@@ -23,6 +23,7 @@ from peft import PeftModel
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.artifacts.confined import check_confined
 from rlhf.artifacts.manifest import Manifest, is_finished, read_manifests
 from rlhf.artifacts.open import OpenedModel, open_stage
 from rlhf.artifacts.rounds import run_name
@@ -127,8 +128,9 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
 
     Raises:
         UserError: The stage is not finished, stages that it came from were replaced since, nobody else has its base, or
-            the folder does not give the outputs recorded in training.
+            the folder does not give the outputs recorded in training; or a link in the run leads outside.
     """
+    check_confined(run_dir)
     source = run_dir / stage
     opened = open_stage(source)
     manifests = read_manifests(run_dir)
@@ -305,8 +307,10 @@ def _sweep(folder: Path) -> tuple[tuple[str, int], ...]:
     """
     secrets = [secret for secret in (get_token(), str(Path.home()) if len(Path.home().parts) > 2 else None) if secret]
     files = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file()):
         name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise UserError(f"{path}: a link is not published: what it leads to would be")
         if path.suffix not in _ALLOWED:
             raise UserError(f"{path}: a {path.suffix} file is not published; only {', '.join(sorted(_ALLOWED))} are")
         text = path.read_text(encoding="utf-8", errors="replace") if path.suffix in _TEXT else ""

@@ -48,11 +48,11 @@ def code_file(target: str, project: ProjectConfig) -> Path:
     if not found:
         raise UserError(f"rewards: {project.resolve(target)}: no such file")
     folder = project_folder(project)
-    inside = [path for path in found if path.is_relative_to(folder)]
+    inside = [path for path in found if _is_own(path, folder, project)]
     if not inside:
         raise UserError(
-            f"rewards: {target}: lies at {found[0]}, outside the project's folder {folder}, and is not run; copy it "
-            "into that folder, or install it as a package and name its module"
+            f"rewards: {target}: lies at {found[0]}, {_where(found[0], folder)}, and is not run; copy it into the "
+            "project's folder, or install it as a package and name its module"
         )
     return inside[0]
 
@@ -73,14 +73,29 @@ def check_module(name: str, project: ProjectConfig) -> None:
     folder = project_folder(project)
     while spec is not None:
         for place in _places(spec):
-            if not place.resolve().is_relative_to(folder):
+            if not _is_own(found := place.resolve(), folder, project):
                 raise UserError(
-                    f"rewards: {name}: lies at {place.resolve()}, is not installed and lies outside the project's "
-                    f"folder {folder}, and is not run; install it (pip install -e), or move it into that folder"
+                    f"rewards: {name}: lies at {found}, is not installed and {_where(found, folder)}, and is not run; "
+                    "install it (pip install -e), or move it into the project's folder"
                 )
         if not inner or spec.submodule_search_locations is None:
             return
         spec = PathFinder.find_spec(inner.pop(0), list(spec.submodule_search_locations))
+
+
+def _is_own(path: Path, folder: Path, project: ProjectConfig) -> bool:
+    """Whether a file is the project's own: it lies in its folder, and not among what a run has left there.
+
+    The folder of a run may come from somebody else.
+    """
+    run = project.run_dir.resolve()
+    first = run if project.round == 1 else run.parent
+    return path.is_relative_to(folder) and not path.is_relative_to(first)
+
+
+def _where(path: Path, folder: Path) -> str:
+    inside = path.is_relative_to(folder)
+    return "in the folder of the run" if inside else f"outside the project's folder {folder}"
 
 
 def _found(top: str) -> ModuleSpec | None:

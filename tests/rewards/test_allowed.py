@@ -71,6 +71,16 @@ def test_a_link_that_leads_outside_is_refused(project, elsewhere, tmp_path, ran,
     assert str(elsewhere / "evil.py") in refused("code/evil.py:score", project, ran)
 
 
+def test_code_that_lies_in_the_run_is_refused(project, elsewhere, tmp_path, ran, monkeypatch):
+    """A run's folder may come from somebody else, and its record may name code."""
+    elsewhere.rename(project.run_dir.parent.parent / "moved")
+    project.run_dir.parent.mkdir()
+    (tmp_path / "project/moved").rename(project.run_dir)
+    assert "in the folder of the run" in refused("runs/tiny/evil.py:score", project, ran)
+    monkeypatch.syspath_prepend(project.run_dir)
+    assert "in the folder of the run" in refused("evil:score", project, ran)
+
+
 def test_a_link_within_the_folder_is_followed(project, tmp_path):
     (tmp_path / "project/other.py").symlink_to("judge.py")
     assert code_file("other.py", project) == (tmp_path / "project/judge.py").resolve()
