@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import rlhf
-from rlhf.errors import Defect, GateClosed, UserError, require
+from rlhf import interrupts
+from rlhf.errors import Defect, GateClosed, Incident, UserError, require
 
 app = typer.Typer(
     help="SFT, reward models, DPO, PPO, people's votes, evaluation and publishing, from one YAML file.",
@@ -44,6 +47,18 @@ def _split(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
 
 
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into a line and an exit code of their own, once what was started has ended."""
+    try:
+        with interrupts.listening():
+            yield
+    except interrupts.Interrupted as interrupt:
+        if not interrupt.said:
+            typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(interrupt.exit_code) from None
+
+
 @app.command()
 def run(
     config: Config,
@@ -66,13 +81,11 @@ def run(
     if accelerate is not None and not accelerate.is_file():
         raise UserError(f"{accelerate}: no such file")
     try:
-        plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
+        with _stopping():
+            plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
     except GateClosed:
         _report(project.run_dir)
         raise
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
     page = project.run_dir / "report.html"
     if any(plan.reason for plan in plans) or not page.is_file():
         _report(project.run_dir)
@@ -91,7 +104,8 @@ def check(config: Config, overrides: Overrides = None) -> None:
     from rlhf.workflow import rows_from
 
     project = load_project(config, overrides or [])
-    checked = runner.check(project)
+    with _stopping():
+        checked = runner.check(project)
     Console().print(ledger_table({name: prepared.ledger for name, prepared in checked.items()}))
     Console().print(findings_lines({name: prepared.findings for name, prepared in checked.items()}))
     for name in project.stages:
@@ -108,7 +122,8 @@ def evaluate(run: Run) -> None:
 
     folder, _ = find_run(run)
     project = project_of(folder)
-    runner.run(project, only=["evaluate"], say=typer.echo)
+    with _stopping():
+        runner.run(project, only=["evaluate"], say=typer.echo)
     _report(folder)
 
 
@@ -270,21 +285,22 @@ def _report(folder: Path) -> Path:
 def main() -> None:
     """Run the command; an error becomes one line and an exit code.
 
-    1 is a defect of this package, 2 a mistake of the user (or of a library), 3 a closed gate, 130 an interrupt.
+    1 is a defect of this package, 2 a mistake of the user (or of a library), 3 a closed gate, 4 a number that is not
+    finite, 130 SIGINT and 143 SIGTERM.
     """
     from rlhf.failure import explained
     from rlhf.pipeline.runner import StageFailed
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that stages end with the command that started them
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what it started ends with it
     try:
         with explained("rlhf", passed=(StageFailed,)):
             app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Defect as error:
+    except (Defect, Incident) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(1 if isinstance(error, Defect) else 4)
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(3)

@@ -35,6 +35,10 @@ class GateClosed(Exception):
     """A reward model did not pass its gate; the message says why. The command line exits with code 3."""
 
 
+class Incident(Exception):
+    """A loss or a gradient was not finite; the message says where. The command line exits with code 4."""
+
+
 class RowsToCome(Exception):
     """The rows that a stage trains on do not exist yet, since another stage will make them."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import rlhf
 from rlhf.config.project import ProjectConfig
 from rlhf.config.ranges import shown
-from rlhf.errors import Defect, GateClosed, UserError
+from rlhf.errors import Defect, GateClosed, Incident, UserError
 from rlhf.secrets import masked
 
 _LONGEST = 400
@@ -40,7 +40,7 @@ def explained(
 ) -> Iterator[None]:
     """Turn whatever is raised inside into a line that a user can act on.
 
-    `UserError`, `GateClosed` and `Defect` are such lines already, and pass.
+    `UserError`, `GateClosed`, `Incident` and `Defect` are such lines already, and pass.
 
     Args:
         where: What was being done, such as `demo.yaml: stages.dpo`.
@@ -52,7 +52,7 @@ def explained(
         UserError: A library raised something, or the user's own code did.
         Defect: This package's own code raised something.
     """
-    already_lines: tuple[type[BaseException], ...] = (UserError, GateClosed, Defect, *passed)
+    already_lines: tuple[type[BaseException], ...] = (UserError, GateClosed, Defect, Incident, *passed)
     name = _file_name(where)
     if folder is not None:
         (folder / f"{name}.txt").unlink(missing_ok=True)  # of an earlier attempt

@@ -36,9 +36,14 @@ def test_contents_are_synced_before_the_name_and_the_name_after_it(tmp_path, cal
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path):
     write_json(tmp_path / "a.json", {"value": 1})
-    with pytest.raises(KeyboardInterrupt), durable.written_whole(tmp_path / "a.json") as partial:
-        partial.write_text("{")
-        raise KeyboardInterrupt
+
+    def write():
+        with durable.written_whole(tmp_path / "a.json") as partial:
+            partial.write_text("{")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == '{\n  "value": 1\n}\n'
 

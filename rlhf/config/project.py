@@ -29,8 +29,7 @@ def _within(interval: str | Interval) -> AfterValidator:
 
 _PLAIN = Field(strict=True)
 """A number is no boolean, and no text that looks like one."""
-SEEDS = Interval.of("[0, 4294967295]")
-"""What NumPy takes."""
+SEEDS = Interval.of("[0, 4294967295]")  # what NumPy takes
 MOST_SEEDS = 100
 Flag = Annotated[bool, _PLAIN]
 Share = Annotated[float, _PLAIN, _within("[0, 1]")]
@@ -308,12 +307,14 @@ class StageConfig:
     adapter: dict[str, Any] | Literal["inherit"] | None = "inherit"
     """As `model.adapter`, for this stage alone."""
     freeze: list[str] = dataclasses.field(default_factory=list)
-    """Patterns of parts of the model that are not trained, such as `embeddings` and `encoder.layer.[0-3]`: parts of
-    parameters' names, regular expressions between dots. More forgets less and learns less."""
+    """Parts of the model that are not trained, such as `embeddings` and `encoder.layer.[0-3]`: parts of parameters'
+    names, regular expressions between dots. More forgets less and learns less."""
     checkpoint_judge: str | None = None
     """Name of a judge, not maximised, that scores every checkpoint of a policy."""
     select: Literal["last", "best"] = "last"
     """Which checkpoint of a policy is kept: the last, or the one that the checkpoint judge scores highest."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite ends the training, or is skipped; `incident.json` describes it."""
     seeds: Annotated[int, _PLAIN, _within(f"[1, {MOST_SEEDS}]")] = 1
     """How often it is trained, each time from another seed; what follows starts from the first."""
     fold: Flag = True

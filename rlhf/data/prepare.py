@@ -49,8 +49,10 @@ _SIDES: tuple[Side, Side] = ("train", "eval")
 _KEY_FILE = "prepared.json"
 _INDEX_FILE = "index.partial"
 _FILES = (LEDGER_FILE, DROPPED_FILE, FINDINGS_FILE)
-_LAYOUT = 4
+_LAYOUT = 5
 """Version of the layout of a prepared folder; folders of other versions are prepared again."""
+_ORIGIN = "origin"
+"""Column of file and line on disk; no trainer sees it."""
 _REPEATED, _REPEATED_SHARE = 1_000_000, 100
 """Weights may repeat rows this often in total, or this often per row read on average, whichever is more."""
 Encode = Callable[[Any], Encoded | list[Encoded]]
@@ -65,6 +67,8 @@ class Prepared:
     """Encoded rows, memory-mapped; with the column `extra` (the row's other columns as JSON) if asked for."""
     eval: datasets.Dataset
     """The held-out rows likewise; may be empty."""
+    origins: Sequence[str]
+    """File and line that each training row is from; read from disk as it is asked for."""
     ledger: Ledger
     """What became of every row."""
     findings: Findings
@@ -172,7 +176,9 @@ def load_prepared(directory: Path) -> Prepared:
         if not path.is_file():
             raise UserError(f"{directory}: no prepared data here ({path.relative_to(directory)} is missing)")
     train, held_out = (Dataset.from_file(str(path)) for path in paths)
-    return Prepared(train, held_out, Ledger.load(directory), Findings.load(directory))
+    origins: Any = train[_ORIGIN]
+    train, held_out = (rows.remove_columns(_ORIGIN) for rows in (train, held_out))
+    return Prepared(train, held_out, origins, Ledger.load(directory), Findings.load(directory))
 
 
 def iter_records(project: ProjectConfig, role: str, ledger: Ledger | None = None) -> Iterator[tuple[Record, Side]]:
@@ -344,7 +350,7 @@ def _encode(
     extra = {"extra": json.dumps(item.record.extra)} if keep_columns else {}
     for _ in range(item.copies):
         for row in rows:
-            files[item.side].add({**row.columns, **extra})
+            files[item.side].add({**row.columns, **extra, _ORIGIN: item.record.origin})
 
 
 def _identity(project: ProjectConfig, role: str, keep_columns: bool, key: str) -> str:

@@ -27,12 +27,15 @@ from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError
+from rlhf.interrupts import Interrupted
 from rlhf.pipeline import folder, gatekeeper, partial
 from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
 from rlhf.pipeline.plan import Plan, plan
 from rlhf.pipeline.stage import guarded
 from rlhf.workflow import kind_of, planned, rows_from, stage_of, stages
 
+_SAID = (1, 2, 4)
+"""Exit codes behind a line that says why."""
 _PATIENCE = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
 
@@ -209,12 +212,16 @@ def _start(
         raise StageFailed(name, -signal.SIGKILL) from None
     try:
         process.join()
+    except Interrupted as interrupt:
+        process.terminate()  # it saves what it has and ends; another signal to this process ends both at once
+        process.join()
+        raise Interrupted(interrupt.number, said=process.exitcode == 128 + signal.SIGTERM) from None
     except BaseException:
         process.terminate()
         process.join()
         raise
     if process.exitcode:
-        raise StageFailed(name, process.exitcode, said=process.exitcode in (1, 2))
+        raise StageFailed(name, process.exitcode, said=process.exitcode in _SAID)
 
 
 def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
@@ -231,6 +238,9 @@ def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> No
         launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
         try:
             code = launcher.wait()
+        except Interrupted as interrupt:
+            _end(launcher)
+            raise Interrupted(interrupt.number, said=told.read() == str(128 + signal.SIGTERM)) from None
         except BaseException:
             _end(launcher)
             raise

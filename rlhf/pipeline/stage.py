@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlhf import interrupts
 from rlhf.config import trainer_fields
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
-from rlhf.errors import Defect, GateClosed, UserError
+from rlhf.errors import Defect, GateClosed, Incident, UserError
 from rlhf.failure import explained
+from rlhf.interrupts import Interrupted
 from rlhf.pipeline import folder, gatekeeper
 from rlhf.pipeline.execute import attempt, join_stage, quiet_environment, run_stage
 from rlhf.pipeline.rounds import begin, of_round
@@ -111,23 +113,24 @@ def guarded(action: Callable[[], None]) -> int:
     """Run something; what goes wrong becomes one line on stderr.
 
     Returns:
-        0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate, 130 where the user
-        ended it.
+        0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate, 4 for a number that
+        is not finite, 128 and the signal where one ended it.
     """
     try:
-        with explained("rlhf"):
+        with interrupts.listening(), explained("rlhf"):
             action()
-    except (UserError, Defect) as error:
+    except (UserError, Defect, Incident) as error:
         if int(os.environ.get("RANK", "0")) != 0:
             time.sleep(_GRACE)
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 1 if isinstance(error, Defect) else 2 if isinstance(error, UserError) else 4
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
     return 0
 
 

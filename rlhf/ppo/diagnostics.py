@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from rlhf.objectives.kl import k1
 from rlhf.objectives.masking import Reduce, masked_mean, masked_moments, masked_sum
+from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.rollout import Collected
 
 
@@ -133,6 +134,48 @@ def disagreement(what: str, distance: float, mismatch_hint: str) -> str | None:
         f"{what} by {distance:.2g} nats a token, where it must be 0: either {mismatch_hint}, or its adapter changes it "
         "before it is trained"
     )
+
+
+def signs_of_trouble(
+    metrics: Mapping[str, float], args: PPOConfig, rollout: int, history: list[dict[str, float]]
+) -> Iterator[tuple[str, str]]:
+    """What a rollout's metrics say in plain words where something is wrong: the kind of trouble, and a sentence.
+
+    Args:
+        metrics: Of the rollout (`rollout_metrics`).
+        args: Settings of the training.
+        rollout: Its number, from 0.
+        history: As `hacking_signs` has it.
+    """
+    cut = 1 - metrics["response/eos_share"]
+    if metrics["objective/kl"] < -1:
+        yield (
+            "kl",
+            (
+                f"the mean KL of rollout {rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by more than "
+                "chance, the log-probabilities of sampling and of training differ"
+            ),
+        )
+    if rollout == 0 and cut > 0.5 and args.bootstraps:
+        yield (
+            "cut",
+            (
+                f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
+                "raise it, or set truncated: score"
+            ),
+        )
+    if metrics.get("objective/alike") == 1 and args.estimator.min_group > 1:
+        yield (
+            "alike",
+            (
+                f"in rollout {rollout} all replies to a prompt have the same score, for every prompt: there is nothing "
+                "to learn from; raise samples_per_prompt or temperature, or use a reward that tells them apart"
+            ),
+        )
+    if metrics["response/scored_share"] < 0.5:
+        yield "unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored"
+    if signs := hacking_signs(history):
+        yield "hacking", signs
 
 
 def hacking_signs(history: list[dict[str, float]], window: int = 5) -> str | None:

@@ -6,6 +6,7 @@ optimizer step each. So whatever the Trainer does between epochs happens between
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -18,16 +19,20 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from rlhf.errors import UserError
+from rlhf import interrupts
+from rlhf.errors import Incident, UserError
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Policy
 from rlhf.ppo import diagnostics
 from rlhf.ppo.config import PPOConfig, round_to_rollouts
+from rlhf.ppo.minibatches import RolloutLoader
 from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN_REWARD
+from rlhf.training.states import random_state, set_random_state
+from rlhf.training.trainer import ResumableTrainer
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
 """Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
@@ -38,7 +43,7 @@ _LARGE_STEP = 0.2
 common."""
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(ResumableTrainer, Trainer):
     """PPO, RLOO, GRPO and REINFORCE on one loop.
 
     Args:
@@ -79,6 +84,7 @@ class PPOTrainer(Trainer):
         self._metrics: defaultdict[str, list[float]] = defaultdict(list)
         self._sums: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
         self._rollout = 0
+        self._rows: list[int] = []
         self._stopped = False
         self._warned: list[str] = []
 
@@ -86,37 +92,65 @@ class PPOTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """The micro-batches of one rollout."""
-        return _RolloutLoader(self)
+        return RolloutLoader(self)
 
     def collect_rollout(self, number: int) -> Rollout:
         """Rollout `number` with the policy as it is now."""
         args, world, rank = self.args, self.args.world_size, self.args.process_index
         self._rollout, self._stopped = number, False
-        with torch.no_grad(), self.accelerator.autocast():
+        with self._may_end_at_once(), torch.no_grad(), self.accelerator.autocast():
             self._fit_reward_scale()
             count = args.prompts_per_process * world
-            numbers = prompt_numbers(rollout=number, count=count, prompts=len(self.prompts), seed=args.seed)
             places = range(rank, count, world)
             seeds = [
                 [row_seed(args.seed, "rollout", number, place, sample) for sample in range(args.samples_per_prompt)]
                 for place in places
             ]
-            inputs = [self.prompts[numbers[place]] for place in places]
+            inputs = [self.prompts[place] for place in self.prompts_of(number)]
             collected = collect(
                 policy=self.policy, rewards=self.rewards, args=args, inputs=inputs, seeds=seeds, kl_coef=self.kl_coef,
-                reduce=self._reduce,
+                reduce=self.reduce,
             )  # fmt: skip
             names = list(self.rewards.parts)
             metrics = diagnostics.rollout_metrics(
-                collected=collected, names=names, kl_coef=self.kl_coef, reduce=self._reduce
+                collected=collected, names=names, kl_coef=self.kl_coef, reduce=self.reduce
             )
             if number == 0:
-                distance = diagnostics.reference_distance(collected=collected, reduce=self._reduce)
+                distance = diagnostics.reference_distance(collected=collected, reduce=self.reduce)
                 self._check_agreement("before its first step the policy is off its reference", distance)
         self._finish_rollout(
             number, metrics, diagnostics.sample_rows(collected=collected, names=names, count=args.log_completions)
         )
         return collected.rollout
+
+    def prompts_of(self, rollout: int) -> list[int]:
+        """Numbers of the prompts that this process completes in a rollout."""
+        world, rank = self.args.world_size, self.args.process_index
+        count = self.args.prompts_per_process * world
+        return prompt_numbers(rollout=rollout, count=count, prompts=len(self.prompts), seed=self.args.seed)[rank::world]
+
+    @contextlib.contextmanager
+    def _may_end_at_once(self) -> Iterator[None]:
+        """Collects a rollout, which a signal may end anywhere: a checkpoint then stands before it.
+
+        With several processes it is collected to its end, since none can tell where the others are.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        if self.args.world_size > 1:
+            yield
+            return
+        before = random_state()
+        try:
+            with interrupts.at_once():
+                yield
+        except interrupts.Interrupted:
+            if self.is_in_train and self.state.global_step:
+                set_random_state(before)
+                self.scheduled = False
+                self._save_checkpoint(self.model, None)
+            raise
 
     def _fit_reward_scale(self) -> None:
         """Before the first rollout, bring each reward to mean 0 and std 1 on completions of the starting policy.
@@ -153,7 +187,10 @@ class PPOTrainer(Trainer):
         for name, value in {**metrics, "episodes": float(episodes * (number + 1))}.items():
             self._metrics[name].append(value)
         if "objective/kl" not in metrics:  # only what is finite is there
-            raise self._diverged(f"the KL of rollout {number}")
+            raise Incident(
+                f"stages.{self.stage}: the KL of rollout {number} is not finite: the run has diverged; lower "
+                "learning_rate"
+            )
         names = {"objective/scores": "scores", "response/length": "length", "objective/kl": "kl"}
         if all(name in metrics for name in names):
             self.history.append({short: metrics[name] for name, short in names.items()})
@@ -170,29 +207,8 @@ class PPOTrainer(Trainer):
 
     def _warn(self, metrics: dict[str, float]) -> None:
         """Say in plain words what numbers alone would hide."""
-        args, cut = self.args, 1 - metrics["response/eos_share"]
-        if metrics["objective/kl"] < -1:
-            self._warn_once(
-                "kl",
-                f"the mean KL of rollout {self._rollout} is {metrics['objective/kl']:.2f} nats a reply: below 0 by "
-                "more than chance, the log-probabilities of sampling and of training differ",
-            )
-        if self._rollout == 0 and cut > 0.5 and args.bootstraps:
-            self._warn_once(
-                "cut",
-                f"{cut:.0%} of the replies hit max_new_tokens ({args.max_new_tokens}) and get no score of their own: "
-                "raise it, or set truncated: score",
-            )
-        if metrics.get("objective/alike") == 1 and args.estimator.min_group > 1:
-            self._warn_once(
-                "alike",
-                f"in rollout {self._rollout} all replies to a prompt have the same score, for every prompt: there is "
-                "nothing to learn from; raise samples_per_prompt or temperature, or use a reward that tells them apart",
-            )
-        if metrics["response/scored_share"] < 0.5:
-            self._warn_once("unscored", f"only {metrics['response/scored_share']:.0%} of the replies could be scored")
-        if signs := diagnostics.hacking_signs(self.history):
-            self._warn_once("hacking", signs)
+        for kind, message in diagnostics.signs_of_trouble(metrics, self.args, self._rollout, self.history):
+            self._warn_once(kind, message)
 
     def _warn_once(self, kind: str, message: str) -> None:
         """Warn on the main process, once for each kind."""
@@ -207,9 +223,6 @@ class PPOTrainer(Trainer):
             raise UserError(f"stages.{self.stage}: {message}")
         if message:
             self._warn_once("distance", message)
-
-    def _diverged(self, what: str) -> UserError:
-        return UserError(f"stages.{self.stage}: {what} is not finite: the run has diverged; lower learning_rate")
 
     # optimisation
 
@@ -245,6 +258,7 @@ class PPOTrainer(Trainer):
         no gradients the optimizer leaves the weights alone.
         """
         loss = torch.zeros((), device=self.args.device)
+        self._rows += inputs.get("rows", ())
         if self._stopped:
             if self.accelerator.sync_gradients:
                 self._metrics["policy/stopped"].append(1.0)
@@ -253,6 +267,7 @@ class PPOTrainer(Trainer):
             loss += super().training_step(model, {**inputs, "role": role}, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._end_of_step()
+            self._rows.clear()
         return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; `_end_of_step` reports what is not finite
 
     def _trained_roles(self) -> list[str]:
@@ -301,7 +316,7 @@ class PPOTrainer(Trainer):
     def _end_of_step(self) -> None:
         """After the last micro-batch of an optimizer step: its metrics, and whether it and the next steps are taken."""
         names = list(self._sums)
-        sums = self._reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
+        sums = self.reduce(torch.stack([self._sums.pop(name) for name in names]).double()).tolist()
         metrics = dict(zip(names, sums, strict=True))
         step = self.state.global_step + 1
         ratio, moved = metrics.get("policy/ratio", 1.0), metrics.get("policy/approxkl", 0.0)
@@ -312,6 +327,7 @@ class PPOTrainer(Trainer):
         skipped = ratio > self.args.max_ratio
         if skipped:
             cast(nn.Module, self.model).zero_grad(set_to_none=True)
+            self._losses.clear()
             if self.is_world_process_zero():
                 print(
                     f"{self.stage}: step {step} skipped: the mean probability ratio is {ratio:.1f} (max_ratio "
@@ -319,7 +335,8 @@ class PPOTrainer(Trainer):
                     file=sys.stderr,
                 )
         elif broken := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            raise self._diverged(f"{broken[0]} of step {step}")
+            self.nonfinite(broken[0], self._losses, math.nan, self.model)
+            skipped = True
         if moved > _LARGE_STEP:
             self._warn_once(
                 "step",
@@ -339,7 +356,15 @@ class PPOTrainer(Trainer):
         self._metrics.clear()
         super().log(logs, start_time)
 
-    def _reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+    def rows_of_step(self) -> list[int]:
+        """Numbers of the prompts whose completions the step learns from, on this process."""
+        return list(dict.fromkeys(self._rows))
+
+    def may_stop(self) -> bool:
+        """Whether the rollout's last step has been taken; a checkpoint has no place for a rollout."""
+        return self.state.global_step % self.args.steps_per_rollout == 0
+
+    def reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over processes."""
         if self.args.world_size == 1:
             return tensor
@@ -368,33 +393,3 @@ class PPOTrainer(Trainer):
         self.kl_coef, self.history, self._warned = state["kl_coef"], state["history"], state["said"]
         rewards.mean_K = torch.tensor(state["reward_mean"], dtype=torch.float64)
         rewards.std_K = torch.tensor(state["reward_std"], dtype=torch.float64)
-
-
-class _RolloutLoader:
-    """What the Trainer takes for a data loader: iterating collects a rollout and yields its micro-batches."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer, self.epoch = trainer, 0
-        self.dataset = trainer.prompts
-
-    def __len__(self) -> int:
-        args = self.trainer.args
-        return args.steps_per_rollout * args.gradient_accumulation_steps
-
-    def set_epoch(self, epoch: int) -> None:
-        """The Trainer's epoch is the number of the rollout."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[dict[str, MicroBatch]]:
-        trainer, args = self.trainer, self.trainer.args
-        rollout = trainer.collect_rollout(self.epoch)
-        count = len(rollout.inputs)
-        for pass_index in range(args.num_ppo_epochs):
-            seed = row_seed(args.seed, "minibatches", self.epoch, pass_index)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-            for begin in range(0, count, count // args.num_mini_batches):
-                rows = rollout.by_length(order[begin : begin + count // args.num_mini_batches], trainer.policy)
-                tokens = trainer._reduce(rollout.mask_BT[rows].sum().double()).item()
-                for first in range(0, len(rows), args.per_device_train_batch_size):
-                    chosen = rows[first : first + args.per_device_train_batch_size]
-                    yield {"micro_batch": rollout.micro_batch(chosen, tokens, trainer.policy)}

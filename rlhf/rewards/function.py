@@ -9,13 +9,12 @@ import importlib
 import importlib.util
 import inspect
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlhf import interrupts
 from rlhf.artifacts.hashing import sha256_file
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
@@ -170,40 +169,16 @@ def _told(what: str) -> Iterator[None]:
 
     Whether a signal came tells Ctrl-C apart from these. Ctrl-C ends the run even if that code catches everything.
     """
-    with _interrupts() as came:
+    with interrupts.listening():
         try:
             yield
         except UserError as error:
             raise UserError(f"{what.removesuffix(' failed')}: {error}") from None
         except BaseException as error:
-            if came:
-                raise KeyboardInterrupt from None
+            interrupts.raise_if_asked()
             detail = f": {str(error).splitlines()[0]}" if str(error) else ""
             raise UserError(f"{what}: {type(error).__name__}{detail}") from error
-        if came:
-            raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects the signals that arrive in the meantime and raise KeyboardInterrupt."""
-    came: list[int] = []
-    caught = (signal.SIGINT, signal.SIGTERM)
-    raising = [number for number in caught if signal.getsignal(number) is signal.default_int_handler]
-    if threading.current_thread() is not threading.main_thread():
-        raising = []  # Python interrupts only its main thread
-
-    def note(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.default_int_handler(number, frame)
-
-    for number in raising:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number in raising:
-            signal.signal(number, signal.default_int_handler)
+        interrupts.raise_if_asked()
 
 
 def _module_from_file(path: Path) -> ModuleType:

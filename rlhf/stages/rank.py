@@ -29,7 +29,7 @@ def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and check that there is something to rank by."""
     from rlhf.evaluation.ranking import RankSettings
     from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
-    from rlhf.policies.kinds import Encoder, policy_kind
+    from rlhf.policies.kinds import policy_kind
     from rlhf.policies.settings import sampler_problem
     from rlhf.training.ready import Ready, prepared_data
     from rlhf.training.starting_point import starting_point
@@ -51,13 +51,7 @@ def prepare(context: StageContext) -> Ready:
     except UserError as error:
         raise UserError(f"stages.{context.name}.{error}") from None
 
-    def encode(record: Any) -> Any:
-        encoded: Any = encoder.encode(record)
-        encoded.columns["origin"] = record.origin
-        return encoded
-
-    whole = Encoder(encode, {**encoder.settings, "origin": True}, encoder.ahead)
-    data = prepared_data(context, start, whole, keep_columns=True)
+    data = prepared_data(context, start, encoder, keep_columns=True)
     kind.check_columns(map(json.loads, data.train["extra"]), context.project, f"data.{context.stage.data}")
     return Ready(start, settings, data)
 
@@ -82,7 +76,7 @@ def run(context: StageContext) -> Metrics:
     rows = ready.data.train.select(asked)
     policy: Any = kind.policy(Roles(ready.start.opened.policy()), settings, context.settings.fold)
     sample_replies(
-        context.directory / SAMPLES, policy, kind.inputs(rows), rows["origin"],
+        context.directory / SAMPLES, policy, kind.inputs(rows), [ready.data.origins[row] for row in asked],
         load_rewards(project, context.parents, weights), samples=settings.samples,
         at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
     )  # fmt: skip

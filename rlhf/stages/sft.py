@@ -73,7 +73,7 @@ def run(context: StageContext) -> Metrics:
         if packs and (reason := packing_check(policy.base_model)):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
         model = adapted(policy, start, args)
-    trainer = _trainer(kind, ready, model, speedups_of(context))
+    trainer: Any = _trainer(kind, ready, model, speedups_of(context))
     metrics = run_training(trainer, context)
     kind.finish(trainer.accelerator.unwrap_model(trainer.model), ready.data, args)
     return {**metrics, **save_model(trainer, ready, context)}

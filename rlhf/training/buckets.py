@@ -114,12 +114,17 @@ class ResumedEpoch(TrainerCallback):
         self, args: TrainingArguments, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Set the epoch of every sampler behind the data loader."""
-        queue = [train_dataloader]
-        while queue:
-            sampler = queue.pop()
-            if isinstance(sampler, Sampler) and hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(int(state.epoch or 0))
-            queue += filter(None, (getattr(sampler, name, None) for name in ("batch_sampler", "sampler")))
+        set_epoch(train_dataloader, int(state.epoch or 0))
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Set the epoch of every sampler behind a data loader, however it is wrapped."""
+    queue = [loader]
+    while queue:
+        sampler = queue.pop()
+        if isinstance(sampler, Sampler) and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        queue += filter(None, (getattr(sampler, name, None) for name in ("batch_sampler", "sampler")))
 
 
 def row_lengths(rows: Dataset) -> list[int]:

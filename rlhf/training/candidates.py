@@ -10,11 +10,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
+from rlhf.durable import written_whole
 from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY
+from rlhf.training.trainer import ResumableTrainer
 
 
 class Judge(Protocol):
@@ -46,10 +48,11 @@ class Candidates(TrainerCallback):
     Args:
         policy: The model that is trained, of several roles the policy.
         folder: Where the weights go, a file for each step.
+        trainer: Knows which checkpoints the settings ask for; one that a signal asked for is no candidate.
     """
 
-    def __init__(self, policy: PeftModel | PreTrainedModel, folder: Path) -> None:
-        self.policy, self.folder = policy, folder
+    def __init__(self, policy: PeftModel | PreTrainedModel, folder: Path, trainer: ResumableTrainer) -> None:
+        self.policy, self.folder, self.trainer = policy, folder, trainer
         adapter = isinstance(policy, PeftModel)
         self.trained = {
             name: parameter
@@ -67,21 +70,20 @@ class Candidates(TrainerCallback):
         for step in self.steps():
             if step > state.global_step:
                 self._file(step).unlink()
-        if state.global_step and state.global_step not in self.steps():
+        if state.global_step and self.trainer.scheduled and state.global_step not in self.steps():
             self._write(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the weights, on the main process."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self.trainer.scheduled:
             self._write(state.global_step)
 
     def _write(self, step: int) -> None:
         """Write a file whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained.items()}
-        partial = self.folder / f"{step}.partial"
-        save_file(tensors, partial)
-        partial.replace(self._file(step))
+        with written_whole(self._file(step)) as partial:
+            save_file(tensors, partial)
 
     def _file(self, step: int) -> Path:
         return self.folder / f"{step}.safetensors"
@@ -98,12 +100,12 @@ class Candidates(TrainerCallback):
 
 
 def keep_candidates(
-    judge: Judge | None, policy: PeftModel | PreTrainedModel, folder: Path, trainer: Trainer
+    judge: Judge | None, policy: PeftModel | PreTrainedModel, folder: Path, trainer: ResumableTrainer
 ) -> Candidates | None:
     """Have a trainer keep its checkpoints' policies, where there is a judge to choose among them."""
     if judge is None:
         return None
-    candidates = Candidates(policy, folder / "candidates")
+    candidates = Candidates(policy, folder / "candidates", trainer)
     trainer.add_callback(candidates)
     return candidates
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 
-from rlhf.errors import UserError
+from rlhf.durable import written_whole
+from rlhf.errors import Incident
 
 _INTERVAL = 30.0
 """Seconds between lines of progress."""
@@ -32,16 +33,14 @@ class MetricsFile(TrainerCallback):
         """Append a step's metrics.
 
         Raises:
-            UserError: The run has diverged.
+            Incident: The loss on the held-out rows is not finite.
         """
-        for name in ("loss", "grad_norm", "eval_loss"):
-            if logs and name in logs and not math.isfinite(logs[name]):
-                raise UserError(
-                    f"stages.{self.stage}: {name} is {logs[name]} at step {state.global_step}: the run has diverged; "
-                    "lower learning_rate"
-                )
+        if logs and not math.isfinite(logs.get("eval_loss", 0.0)):
+            raise Incident(
+                f"stages.{self.stage}: eval_loss is {logs['eval_loss']} at step {state.global_step}: the run has "
+                "diverged; lower learning_rate"
+            )
         if state.is_world_process_zero and logs:
-            logs = {name: value for name, value in logs.items() if name != "train_loss"}  # since the last resume alone
             row = {"step": state.global_step, **logs}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -54,9 +53,8 @@ def keep_through(path: Path, step: int) -> None:
     """
     lines = path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else []
     kept = itertools.takewhile(lambda line: _step(line) <= step, lines)
-    whole = path.with_name(path.name + ".new")
-    whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    whole.replace(path)
+    with written_whole(path) as whole:
+        whole.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def _step(line: str) -> float:

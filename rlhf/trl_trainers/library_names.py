@@ -92,7 +92,9 @@ _LOSS = "self model inputs return_outputs num_items_in_batch"
 _METRICS = "the means it logs are weighted by rows or tokens"
 _CACHE = "caches of prompts are joined layer by layer"
 _FIELDS = "the settings of a stage are its fields, read from its source"
-_CHECKPOINT = "PPO's checkpoints hold every role that is trained"
+_CHECKPOINT = "checkpoints are whole, without pickles, and hold every role that PPO trains"
+_FINITE = "no step is taken on numbers that are not finite"
+_GATHERED = "what is gathered between two logs is part of a checkpoint"
 _MERGED = "a merged adapter must not be added once more"
 
 NAMES = (
@@ -104,6 +106,7 @@ NAMES = (
     LibraryName("trl.kernels.chunked_logprob:TOKEN_CHUNK_SIZE", "positions that the fused head projects at once"),
     # transformers: rlhf/ppo, rlhf/training, rlhf/models, rlhf/policies, rlhf/prefix_sharing, rlhf/serving,
     # rlhf/config
+    LibraryName("transformers:Trainer.train", _OVERRIDDEN, "self resume_from_checkpoint trial ignore_keys_for_eval"),
     LibraryName("transformers:Trainer.training_step", _OVERRIDDEN, "self model inputs num_items_in_batch"),
     LibraryName("transformers:Trainer.compute_loss", _OVERRIDDEN, _LOSS),
     LibraryName("transformers:Trainer.create_optimizer", _OVERRIDDEN, "self model"),
@@ -111,6 +114,17 @@ NAMES = (
     LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
     LibraryName("transformers:Trainer._prepare_inputs", "a micro-batch moves to the device", "self inputs"),
     LibraryName("transformers:Trainer._save", _CHECKPOINT, "self output_dir state_dict"),
+    LibraryName("transformers:Trainer._save_checkpoint", _CHECKPOINT, "self model trial"),
+    *(LibraryName(f"transformers:Trainer._save_{name}", _CHECKPOINT, "self output_dir")
+      for name in ("optimizer_and_scheduler", "scaler", "rng_state")),
+    *(LibraryName(f"transformers:Trainer._load_{name}", _CHECKPOINT, "self checkpoint")
+      for name in ("optimizer_and_scheduler", "scaler", "rng_state")),
+    LibraryName("transformers.trainer_callback:ExportableState", _CHECKPOINT),
+    LibraryName("transformers:Trainer._clip_grad_norm", _FINITE, "self model"),
+    LibraryName("transformers:Trainer._get_grad_norm", _FINITE, "self model grad_norm"),
+    LibraryName("transformers:Trainer._get_learning_rate", "an incident names it", "self"),
+    *(LibraryName(f"transformers:Trainer.{name}", _GATHERED, instance=True)
+      for name in ("_tr_loss", "_globalstep_last_logged")),
     LibraryName("transformers:Trainer._load_from_checkpoint", _CHECKPOINT, "self resume_from_checkpoint model"),
     LibraryName("transformers:Trainer.loss_is_scaled_for_ga", "PPO's means have the whole step's denominator"),
     LibraryName("transformers:TrainingArguments._n_gpu", "one process uses one GPU", instance=True),
@@ -121,7 +135,6 @@ NAMES = (
                   instance=True)
       for name in ("lengths", "effective_batch_size", "dp_size", "grad_accum", "seed", "epoch", "rank", "drop_last",
                    "num_full_batches", "remainder")),
-    LibraryName("transformers.trainer_utils:get_last_checkpoint", "an interrupted stage goes on from it", "folder"),
     LibraryName("transformers.integrations.liger:apply_liger_kernel", "a dry run applies what training will apply",
                 "model kernel_config"),
     LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "weights that are sharded are not looked at",

@@ -10,6 +10,7 @@ import trl
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from rlhf.training.trainer import ResumableTrainer
 from rlhf.trl_trainers.speedups import FasterTrainer
 
 
@@ -29,7 +30,7 @@ class SFTSettings(trl.SFTConfig):
     class as it is: `shift` and `noise` of images, `word_dropout` of texts."""
 
 
-class AugmentingTrainer(Trainer):
+class AugmentingTrainer(ResumableTrainer, Trainer):
     """transformers' trainer, whose training batches may be made in another way than those of evaluation.
 
     Args:

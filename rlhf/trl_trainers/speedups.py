@@ -16,13 +16,13 @@ from rlhf.data.tokenize import IGNORED
 from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.fold import fold
 from rlhf.training.buckets import StepBuckets, row_lengths
+from rlhf.training.trainer import ResumableTrainer
 from rlhf.trl_trainers.fused_head import head_where_labelled, small_tiles
 from rlhf.workflow import StageContext
 
 if TYPE_CHECKING:
-    from transformers import Trainer
 
-    class _Base(Trainer):
+    class _Base(ResumableTrainer):
         """What all of TRL's trainers have."""
 
         model: Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any: ...
 else:
-    _Base = object
+    _Base = ResumableTrainer
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,6 @@ def test_the_summary_and_what_follows_it_are_written_again(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]
 
 
-def test_a_mean_loss_since_the_resume_is_not_taken_for_that_of_the_training(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    state = TrainerState(global_step=4, is_world_process_zero=True)
-    logs.MetricsFile("sft", path).on_log(None, state, None, {"train_runtime": 9.0, "train_loss": 0.0})
-    assert json.loads(path.read_text()) == {"step": 4, "train_runtime": 9.0}
-
-
 def test_progress_is_said_first_last_and_now_and_then(monkeypatch, capsys):
     clock = iter([100.0, 110.0, 111.0, 141.0, 142.0, 143.0, 144.0])
     monkeypatch.setattr(logs.time, "monotonic", lambda: next(clock))

@@ -1,0 +1,128 @@
+"""SIGINT and SIGTERM: a training ends behind its step with a checkpoint, everything else at once.
+
+The first signal asks the process to stop, a second one ends it without another word. A signal within a second of the
+first is the same request: who ends a group of processes reaches each of them twice, directly and through its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME = 1.0
+"""Seconds within which a second signal is the same request."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the process to stop.
+
+    Args:
+        number: The signal.
+        said: Whether the user has been told already.
+    """
+
+    def __init__(self, number: int, said: bool = False) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.said = number, said
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM, as shells have it."""
+        return 128 + self.number
+
+
+class _Process:
+    """What this process was asked."""
+
+    listening = 0
+    """Process id of the one that listens; a fork of it has the ordinary handlers."""
+    asked: int | None = None
+    since = 0.0
+    deferred = False
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Handle both signals as this module says; outside the main thread, or inside another such block, do nothing."""
+    if threading.current_thread() is not threading.main_thread() or _Process.listening == os.getpid():
+        yield
+        return
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    _Process.listening, _Process.asked, _Process.deferred = os.getpid(), None, False
+    try:
+        yield
+    finally:
+        _Process.listening, _Process.asked = 0, None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def asked() -> int | None:
+    """The signal by which this process was asked to stop, while it listens."""
+    return _Process.asked
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Only note a signal inside the block; `asked` tells of it.
+
+    Raises:
+        Interrupted: Behind the block, where a signal came and nobody acted on it.
+    """
+    with _deferring(True):
+        yield
+    raise_if_asked()
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Inside `deferred`, a block that a signal may end anywhere.
+
+    Raises:
+        Interrupted: A signal came, before the block or in it.
+    """
+    with _deferring(False):
+        raise_if_asked()
+        yield
+
+
+@contextmanager
+def _deferring(value: bool) -> Iterator[None]:
+    before, _Process.deferred = _Process.deferred, value
+    try:
+        yield
+    finally:
+        _Process.deferred = before
+
+
+def raise_if_asked() -> None:
+    """End, where a signal came that nobody acted on and that is not deferred.
+
+    Raises:
+        Interrupted: One did.
+    """
+    if _Process.asked is not None and not _Process.deferred:
+        raise Interrupted(_Process.asked)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _Process.listening:  # a worker of a data loader, say
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    now = time.monotonic()
+    if _Process.asked is not None:
+        if now - _Process.since > _SAME:
+            os._exit(128 + number)
+        return
+    _Process.asked, _Process.since = number, now
+    if not _Process.deferred:
+        raise Interrupted(number)
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"stopping behind this step; the same signal once more ends it at once\n")

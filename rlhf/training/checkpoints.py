@@ -1,0 +1,163 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is written beside its place. Its manifest comes last, with the size and the SHA-256 of every file; then its
+folder is renamed. So what bears a checkpoint's name was complete, and what was damaged since is recognised.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf.artifacts.hashing import digest, sha256_file
+from rlhf.artifacts.json_files import read_object, write_json
+from rlhf.durable import rename_durably, sync_folder, sync_tree
+from rlhf.errors import UserError
+
+MANIFEST = "checkpoint.json"
+"""Lists the files of a checkpoint."""
+_FORMAT = 1
+_SPARE = 16 * 2**20
+"""Bytes that a save leaves free, for logs and the small files of a checkpoint."""
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def partial_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written; what an earlier attempt left there is removed."""
+    shutil.rmtree(folder / ".partial", ignore_errors=True)
+    partial = folder / ".partial" / f"checkpoint-{step}"
+    partial.mkdir(parents=True)
+    return partial
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Check that a checkpoint fits, before any of it is written.
+
+    Args:
+        folder: Where it will be; it exists.
+        size: Bytes that it takes.
+
+    Raises:
+        UserError: It does not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size + _SPARE:
+        raise UserError(
+            f"{folder}: a checkpoint takes {(size + _SPARE) / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; make "
+            "room, or keep fewer checkpoints (save_total_limit), and start it again: it goes on from the last one"
+        )
+
+
+def seal(partial: Path, step: int, scheduled: bool = True) -> Path:
+    """Complete a checkpoint: list its files, have everything on disk, and give it its name.
+
+    Args:
+        partial: The folder with its files (`partial_folder`).
+        step: The optimizer step behind which it was taken.
+        scheduled: Whether the settings ask for one there; a signal asks for others.
+
+    Returns:
+        The folder that it is in now.
+    """
+    files = {
+        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    sync_tree(partial)
+    manifest = {"format": _FORMAT, "step": step, "scheduled": scheduled, "files": files}
+    write_json(partial / MANIFEST, {**manifest, "digest": digest(manifest)})
+    final = partial.parent.parent / partial.name
+    if final.exists():  # of the same step, and therefore the same
+        shutil.rmtree(partial.parent)
+    else:
+        rename_durably(partial, final)
+        partial.parent.rmdir()
+    return final
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, all of whose files are as it says.
+
+    Raises:
+        UserError: The manifest is missing or damaged; or a file is missing, of another size, with other contents, a
+            symbolic link, or not in the manifest.
+    """
+    path = checkpoint / MANIFEST
+    fields = {"format": int, "step": int, "scheduled": bool, "files": dict, "digest": str}
+    manifest = read_object(path, fields, "the checkpoint cannot be used")
+    if manifest["format"] != _FORMAT:
+        raise UserError(f"{path}: has format {manifest['format']}, not {_FORMAT}")
+    if digest({name: value for name, value in manifest.items() if name != "digest"}) != manifest["digest"]:
+        raise UserError(f"{path}: has other contents than were written")
+    there = {found.relative_to(checkpoint).as_posix() for found in checkpoint.rglob("*") if not found.is_dir()}
+    if more := sorted(there - {MANIFEST, *manifest["files"]}):
+        raise UserError(f"{checkpoint / more[0]}: was not written with its checkpoint")
+    for name, recorded in manifest["files"].items():
+        path = checkpoint / name
+        if ".." in Path(name).parts or Path(name).is_absolute() or path.is_symlink():
+            raise UserError(f"{path}: lies outside of its checkpoint")
+        if not path.is_file():
+            raise UserError(f"{path}: is missing")
+        if not isinstance(recorded, dict) or path.stat().st_size != recorded.get("bytes"):
+            raise UserError(f"{path}: has {path.stat().st_size} bytes, not those that were written")
+        if sha256_file(path) != recorded.get("sha256"):
+            raise UserError(f"{path}: has other contents than were written")
+    return manifest
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step behind which a checkpoint was taken, as its name says."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is as it was written; damaged ones are named, renamed and passed over.
+
+    Args:
+        folder: Of all checkpoints of a training.
+
+    Returns:
+        None where there is none.
+    """
+    for checkpoint in reversed(list(_checkpoints(folder))):
+        try:
+            read_checkpoint(checkpoint)
+            return checkpoint
+        except UserError as error:
+            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            sync_folder(folder)
+            print(f"a checkpoint is damaged, and the one before is used: {error}", file=sys.stderr)
+    return None
+
+
+def drop_old(folder: Path, limit: int | None, best: str | None) -> None:
+    """Delete checkpoints beyond a number, oldest first; never the newest, which was just written, nor the best.
+
+    Args:
+        folder: Of all checkpoints.
+        limit: How many are kept; None or 0 keeps all.
+        best: Path of the one with the best metric, where one is measured.
+    """
+    if not limit:
+        return
+    checkpoints = list(_checkpoints(folder))
+    kept = {checkpoints[-1], *(path for path in checkpoints if best is not None and path.name == Path(best).name)}
+    surplus = [path for path in checkpoints if path not in kept]
+    for checkpoint in surplus[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+        doomed = checkpoint.with_name(f".{checkpoint.name}")  # so that none is there in part
+        shutil.rmtree(doomed, ignore_errors=True)
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """The checkpoints in a folder, by step."""
+    named = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    yield from (path for _, path in sorted(named))

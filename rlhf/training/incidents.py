@@ -1,0 +1,59 @@
+"""Steps whose numbers are not finite, described in `incident.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from rlhf.artifacts.json_files import write_json
+from rlhf.models.device import process_state
+
+INCIDENTS = "incident.json"
+_MOST = 100
+"""Incidents that the file keeps, the first ones."""
+_NORMS = 50
+"""Gradients that are listed, those that are not finite first, then the largest."""
+
+
+def describe(file: Path | None, own: Mapping[str, Any], **common: Any) -> None:
+    """Add an incident to the file. Every process calls it; the main one writes.
+
+    Args:
+        file: Where to; None writes nothing.
+        own: What this process alone knows: its losses and rows.
+        common: What all of them know.
+    """
+    state = process_state()
+    processes = gather_object([{"process": state.process_index, **own}])
+    if file is None or not state.is_main_process:
+        return
+    earlier = json.loads(file.read_text(encoding="utf-8"))["incidents"] if file.is_file() else []
+    incident = {**common, "processes": processes}
+    write_json(file, {"incidents": [*earlier, _in_json(incident)][:_MOST]})
+
+
+def norms(model: torch.nn.Module) -> dict[str, Any]:
+    """Norms of the trained weights and of their gradients, the gradients by parameter."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    gradients = {name: float(weight.grad.norm()) for name, weight in trained.items() if weight.grad is not None}
+    ranked = sorted(gradients, key=lambda name: (math.isfinite(gradients[name]), -gradients[name]))
+    weights = [weight.detach().norm() for weight in trained.values()]
+    return {
+        "weight_norm": float(torch.stack(weights).norm()) if weights else 0.0,
+        "gradient_norms": {name: gradients[name] for name in ranked[:_NORMS]},
+    }
+
+
+def _in_json(value: Any) -> Any:
+    """The same with `nan`, `inf` and `-inf` as text, since JSON has no such numbers."""
+    if isinstance(value, Mapping):
+        return {key: _in_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,350 @@
+"""What every trainer does alike: checkpoints that are whole, exact resume, and no step on numbers that are not finite.
+
+`ResumableTrainer` stands in front of a trainer of transformers or TRL, as in
+`class SFTTrainer(ResumableTrainer, trl.SFTTrainer)`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from rlhf import interrupts
+from rlhf.errors import Incident
+from rlhf.interrupts import Interrupted
+from rlhf.training import checkpoints, incidents
+from rlhf.training.buckets import set_epoch
+from rlhf.training.states import load_state, random_state, save_state, set_random_state
+from rlhf.training.train_loss import mean_train_loss
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    class _Base(Trainer):
+        """What they all have."""
+
+        model: Any
+        optimizer: Any
+        lr_scheduler: Any
+else:
+    _Base = object
+
+_GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights")
+"""What trainers gather between two logs, in memory alone; not every trainer has each."""
+
+
+class ResumableTrainer(_Base):
+    """In front of a trainer: how its checkpoints are written and read, and what stops or skips a step.
+
+    Who runs it sets `stage`, `on_nonfinite`, `incident_file` and `origins`.
+    """
+
+    stage = "train"
+    """Name of the stage, for messages."""
+    on_nonfinite = "stop"
+    """What becomes of a step whose loss or gradient is not finite: `stop` the training, or `skip` the step."""
+    incident_file: Path | None = None
+    """Where such steps are described."""
+    origins: Callable[[], Sequence[str]] | None = None
+    """Gives file and line of every training row."""
+    scheduled = True
+    """Whether the settings ask for the checkpoint that is being written, or that training goes on from."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._skipped = 0
+        self._signal = 0
+        self._resumed_from: Path | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(_AtStart(self))
+
+    # numbers that are not finite
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of a micro-batch; its loss is looked at before the update."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._losses.append(loss.detach())
+        return loss.nan_to_num(0.0, 0.0, 0.0) if self.on_nonfinite == "skip" else loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip the gradient of a step, once it is known to be finite: clipping spreads what is not to all of it."""
+        if self._sharded:
+            return self._checked(super()._clip_grad_norm(model), model)
+        norm = self._checked(self._total_norm(model), model)
+        clip_grads_with_norm_(_with_gradient(model), self.args.max_grad_norm, norm)
+        return norm
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of a step's gradient, where it was not clipped."""
+        if grad_norm is None and not self._sharded:
+            return self._checked(self._total_norm(model), model)
+        norm = super()._get_grad_norm(model, grad_norm)
+        return norm if grad_norm is not None else self._checked(norm, model)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _total_norm(self, model: Any) -> torch.Tensor:
+        self.accelerator.unscale_gradients()
+        return get_total_norm([parameter.grad for parameter in _with_gradient(model)])
+
+    def _checked(self, norm: Any, model: Any) -> Any:
+        """A step's gradient norm; that of no gradient where the step's numbers are not finite and it is skipped.
+
+        The processes agree on it, and on whether one of them was asked to stop.
+
+        Raises:
+            Incident: They are not finite, and no step is skipped.
+        """
+        losses, self._losses = self._losses, []
+        norm = torch.as_tensor(norm, device=self.args.device)
+        in_losses = ~torch.isfinite(torch.stack(losses)).all() if losses else torch.zeros_like(norm, dtype=torch.bool)
+        scaler = self.accelerator.scaler  # float16's looks for such gradients itself, and skips their steps
+        in_gradient = ~torch.isfinite(norm) if scaler is None else torch.zeros_like(in_losses)
+        flags = torch.stack([in_losses, in_gradient]).float().tolist()
+        of_loss, of_gradient, self._signal = self._maximum([*flags, interrupts.asked() or 0])
+        if not of_loss and not of_gradient:
+            return norm
+        self.nonfinite("loss" if of_loss else "gradient", losses, float(norm), model)
+        return torch.zeros_like(norm)
+
+    def _maximum(self, values: list[float]) -> list[int]:
+        """Of each value the largest over processes."""
+        if self.args.world_size > 1:
+            tensor = torch.tensor(values, device=self.args.device)
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+            values = tensor.tolist()
+        return [int(value) for value in values]
+
+    def nonfinite(self, what: str, losses: Sequence[torch.Tensor], norm: float, model: Any) -> None:
+        """Describe the step that is being computed, whose numbers are not finite, and leave it without a gradient.
+
+        Every process calls it.
+
+        Args:
+            what: Which number is not: `loss`, `gradient` or another.
+            losses: Of the step's micro-batches on this process.
+            norm: Of the gradient.
+            model: Has the gradients.
+
+        Raises:
+            Incident: Unless `on_nonfinite` is `skip`.
+        """
+        step = self.state.global_step + 1
+        incidents.describe(
+            self.incident_file, {"losses": [float(loss) for loss in losses], "rows": self._with_origins()},
+            stage=self.stage, step=step, what=what, action=self.on_nonfinite, gradient_norm=norm,
+            learning_rate=self._get_learning_rate(), **incidents.norms(model),
+        )  # fmt: skip
+        if self.on_nonfinite != "skip":
+            described = f"; its rows and norms are in {self.incident_file}" if self.incident_file else ""
+            raise Incident(
+                f"stages.{self.stage}: the {what} of step {step} is not finite, and the step was not taken{described}; "
+                "lower learning_rate, mend those rows, or set on_nonfinite: skip"
+            )
+        self._skipped += 1
+        self._losses.clear()
+        model.zero_grad(set_to_none=True)  # so that the optimizer leaves the weights and its own state alone
+
+    def rows_of_step(self) -> list[int]:
+        """Numbers of the training rows of the step that is being computed, on this process."""
+        loader, args = self.callback_handler.train_dataloader, self.args
+        if getattr(loader, "batch_sampler", None) is None:
+            return []
+        steps = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
+        epoch, step = divmod(self.state.global_step, steps)
+        set_epoch(loader, epoch)  # the order is a function of seed and epoch alone
+        first = step * args.gradient_accumulation_steps
+        batches = itertools.islice(iter(loader.batch_sampler), first, first + args.gradient_accumulation_steps)
+        return [row for batch in batches for row in batch]
+
+    def _with_origins(self) -> list[dict[str, Any]]:
+        """The rows of the step with their places, where the rows are those of the set: packed ones are not."""
+        rows, origins = self.rows_of_step(), self.origins() if self.origins is not None else []
+        known = len(origins) == len(self.train_dataset)  # type: ignore[arg-type]
+        return [{"row": row, **({"origin": origins[row]} if known else {})} for row in rows]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log: the mean loss of all steps at the end, and the number of steps skipped since the last time."""
+        if "train_loss" in logs:  # of the steps since a resume, as the Trainer counts them
+            logs["train_loss"] = mean_train_loss(self.state.log_history) or logs["train_loss"]
+        if self.on_nonfinite == "skip" and "loss" in logs:
+            logs["skipped_steps"], self._skipped = self._skipped, 0
+        super().log(logs, start_time)
+
+    # checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint: the model as transformers does, states as `training.states` does, then its manifest."""
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        final = folder / f"checkpoint-{step}"
+        self.store_flos()
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.check_space(folder, self._size_of_checkpoint())
+            checkpoints.partial_folder(folder, step)
+        self.accelerator.wait_for_everyone()
+        partial = folder / ".partial" / final.name
+        self.save_model(str(partial), _internal_call=True)
+        if best := self.state.best_global_step:
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_scaler(str(partial))
+            self._save_rng_state(str(partial))
+        if self.args.should_save:
+            kept: Any = self.state.stateful_callbacks
+            for callback in (*self.callback_handler.callbacks, self.control):
+                if isinstance(callback, ExportableState):
+                    kept[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.seal(partial, step, self.scheduled)
+            checkpoints.drop_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _size_of_checkpoint(self) -> int:
+        """Bytes of the weights that are saved and of the optimizer's state, which has none before its first step."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        values = (value for state in self.optimizer.state.values() for value in state.values())
+        return sum(tensor.nbytes for tensor in (*weights, *values) if isinstance(tensor, torch.Tensor))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
+            save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))
+        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.accelerator.scaler is not None and self.args.should_save:
+            save_state(Path(output_dir), "scaler", self.accelerator.scaler.state_dict())
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint), "scaler"))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What each process has for itself: random generators, and what was gathered since the last log."""
+        gathered = {name: getattr(self, name) for name in _GATHERED if hasattr(self, name)}
+        state = {"random": random_state(), "gathered": gathered, "skipped": self._skipped}
+        save_state(Path(output_dir), f"process-{self.args.process_index}", state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if (state := self._own_state(checkpoint)) is not None:
+            set_random_state(state["random"])
+
+    def _own_state(self, checkpoint: str | Path | None) -> Any:
+        """What this process had for itself; None where there were fewer processes then."""
+        name = f"process-{self.args.process_index}"
+        if checkpoint is None or not (Path(checkpoint) / f"{name}.json").is_file():
+            return None
+        return load_state(Path(checkpoint), name)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from a checkpoint where one is given.
+
+        Raises:
+            Interrupted: A signal came; behind the step that it came in there is a checkpoint.
+            Incident: A number is not finite.
+        """
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        with interrupts.deferred():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def take_up(self) -> None:
+        """Once training begins: what the checkpoint holds besides what the trainer itself reads."""
+        if self._resumed_from is None:
+            return
+        self.scheduled = checkpoints.read_checkpoint(self._resumed_from)["scheduled"]
+        state = self._own_state(self._resumed_from)
+        if state is None:
+            return
+        self._skipped = state["skipped"]
+        for name, value in state["gathered"].items():
+            _put_back(self, name, value)
+
+    def may_stop(self) -> bool:
+        """Whether a checkpoint of the step that has just been taken holds all that is needed to go on."""
+        return True
+
+
+class _AtStart(TrainerCallback):
+    """Takes up a checkpoint before all other callbacks look at it."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.take_up()
+
+
+class StopAtSignal(TrainerCallback):
+    """Ends a training that was asked to stop, with a checkpoint behind the step. Add it behind all other callbacks."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint that the settings do not ask for."""
+        self.trainer.scheduled = control.should_save
+        control.should_save |= bool(self.trainer._signal) and self.trainer.may_stop()
+
+    def on_prediction_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the evaluation in front of the first step, where there is nothing to save.
+
+        Raises:
+            Interrupted: This process was asked to stop, and no other waits for it.
+        """
+        if state.global_step == 0 and args.world_size == 1 and (number := interrupts.asked()):
+            raise Interrupted(number)
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """End.
+
+        Raises:
+            Interrupted: This process or another was asked to.
+        """
+        if self.trainer._signal and self.trainer.may_stop():
+            raise Interrupted(self.trainer._signal)
+
+
+def _with_gradient(model: Any) -> list[Any]:
+    return [parameter for parameter in model.parameters() if parameter.grad is not None]
+
+
+def _put_back(trainer: Any, name: str, value: Any) -> None:
+    """Give a trainer what it had gathered; dictionaries keep their type, which may make missing entries."""
+    there = getattr(trainer, name)
+    if isinstance(value, torch.Tensor):
+        value = value.to(trainer.args.device)
+    if not isinstance(there, dict):
+        setattr(trainer, name, value)
+        return
+    for key, inner in value.items():
+        if isinstance(there.get(key), dict):
+            there[key].clear()
+            there[key].update(inner)
+        else:
+            there[key] = inner

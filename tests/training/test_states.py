@@ -1,0 +1,54 @@
+"""What goes into a checkpoint's files comes out of them, to the last bit and of the same types."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.training.states import load_state, random_state, save_state, set_random_state
+
+
+def test_states_come_back_as_they_were(tmp_path):
+    state = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}, 1: {}},
+        "param_groups": [{"lr": 0.1 + 0.2, "betas": (0.9, 0.999), "params": [0, 1], "fused": None, "on": True}],
+        "is": "a key that means something here",
+        "odd": float("nan"),
+    }
+    save_state(tmp_path, "optimizer", state)
+    back = load_state(tmp_path, "optimizer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["optimizer.json", "optimizer.safetensors"]
+    assert back["state"].keys() == {0, 1}
+    assert torch.equal(back["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
+    assert back["state"][0]["step"].dtype == torch.float32
+    assert back["param_groups"] == state["param_groups"]
+    assert type(back["param_groups"][0]["betas"]) is tuple
+    assert back["is"] == state["is"]
+    assert back["odd"] != back["odd"]
+
+
+def test_views_of_the_same_memory_are_saved(tmp_path):
+    whole = torch.arange(6.0)
+    save_state(tmp_path, "views", [whole[:3], whole[1:], whole.view(2, 3).T])
+    first, second, turned = load_state(tmp_path, "views")
+    assert first.tolist() == [0, 1, 2]
+    assert second.tolist() == [1, 2, 3, 4, 5]
+    assert turned.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_what_would_need_a_pickle_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"\.a\.1 is a set"):
+        save_state(tmp_path, "odd", {"a": [1, {2}]})
+
+
+def test_random_generators_go_on_where_they_were(tmp_path):
+    def draw():
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+
+    np.random.randn()  # leaves a second normal number in the generator
+    save_state(tmp_path, "rng", random_state())
+    drawn = draw()
+    assert draw() != drawn
+    set_random_state(load_state(tmp_path, "rng"))
+    assert draw() == drawn
