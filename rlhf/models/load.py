@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from transformers import (
     AutoConfig,
     PretrainedConfig,
@@ -105,10 +106,16 @@ def model_config(source: Source) -> PretrainedConfig:
     """The transformers config of a model's base weights.
 
     Raises:
-        UserError: The model does not exist, or cannot be reached.
+        UserError: The model does not exist, cannot be reached, or asks for code from the hub.
     """
     with _as_user_error(source.base):
-        return AutoConfig.from_pretrained(source.base, **_origin(source))
+        config = AutoConfig.from_pretrained(source.base, **_origin(source))
+    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
+        if "/" in str(wanted := getattr(part, "_attn_implementation", None)):
+            raise UserError(
+                f"{source.base}: its config asks for attention by {wanted!r}, code from the hub, which is not run"
+            )
+    return config
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -202,6 +209,7 @@ def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
     """Load a base model, and say how its files differ from its config."""
     check_files(source.base)
+    model_config(source)  # which asks for no code
     with _as_user_error(source.base, config.attn_implementation), _quiet():
         model, info = kind.from_pretrained(
             source.base,
@@ -240,6 +248,8 @@ def _finish(model: PreTrainedModel, source: Source, processor: Processor) -> Pre
             if not model.can_generate() and adapter.task_type == CAUSAL_LM.peft:
                 adapter.task_type = None  # a policy's adapter under a classifier's head
             check_files(str(source.adapter))
+            if not (source.adapter / SAFETENSORS_WEIGHTS_NAME).is_file():  # else peft takes a pickled file
+                raise UserError(f"{source.adapter}: has no {SAFETENSORS_WEIGHTS_NAME}; save the adapter as safetensors")
             adapted = PeftModel.from_pretrained(model, str(source.adapter), config=adapter)
             check_adapter(adapted, source.adapter)
             model = adapted.merge_and_unload()

@@ -5,6 +5,8 @@ transformers draws missing weights at random and drops weights that the config h
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +18,7 @@ from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from rlhf.errors import UserError, reason
 
@@ -52,12 +55,14 @@ def check_files(name: str) -> None:
     """Check that the weight files of a local folder are whole; for a hub model there is nothing to check yet.
 
     Raises:
-        UserError: A file is empty, cut short, a git-LFS pointer or no weights at all.
+        UserError: A file is empty, cut short, a git-LFS pointer or no weights at all; or the index of several files
+            names one elsewhere.
     """
     files = sorted(Path(name).glob("*.safetensors"))
     if not files and (pickled := sorted(Path(name).glob("*.bin"))):
         raise UserError(f"{pickled[0]}: pickled weights are not loaded, as they can run code; save them as safetensors")
     check_pointers(name)
+    _check_index(Path(name) / SAFE_WEIGHTS_INDEX_NAME)
     for path in files:
         try:
             with safe_open(path, framework="pt"):
@@ -65,6 +70,16 @@ def check_files(name: str) -> None:
         except SafetensorError as error:
             problem = "is cut short" if "incomplete metadata" in str(error) else "is no safetensors file"
             raise UserError(f"{path}: {problem} ({reason(error)}); copy or download it again") from None
+
+
+def _check_index(path: Path) -> None:
+    """Check that an index of weight files, where there is one, names files beside it."""
+    if not path.is_file():
+        return
+    with contextlib.suppress(ValueError, AttributeError, KeyError, TypeError):  # no index at all: loading it says so
+        for file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(file).name != file:
+                raise UserError(f"{path}: names weights elsewhere ({file}); take index and weights from the same place")
 
 
 def check_pointers(name: str) -> None:
