@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures lint types format bench learning env clean
+.PHONY: quickstart test slow architectures lint types format audit bench learning env clean
 
 env: $(READY)
 
@@ -43,6 +44,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Known vulnerabilities of the pinned packages; pip-audit has an environment of its own. Says so where it cannot know.
+audit:
+	@rm -f $(AUDIT)/found.json
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv --clear $(AUDIT) && \
+	  $(AUDIT)/bin/pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'; } || true
+	@$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --format json --output $(AUDIT)/found.json 2> $(AUDIT)/log || true
+	@$(PYTHON) -m tests.support.audit $(AUDIT)/found.json
+
 # TRL_PYTHON: interpreter of an environment with trl 1.12; PAIRS: a file of HH pairs. See benchmarks/README.md.
 bench: $(READY)
 	$(BIN)/python benchmarks/rollout.py $(if $(PAIRS),--pairs $(PAIRS))
@@ -53,4 +63,4 @@ learning: $(READY)
 	$(BIN)/python benchmarks/learning.py --real $(REAL)
 
 clean:
-	rm -rf runs $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs $(VENV) $(AUDIT) .pytest_cache .ruff_cache .mypy_cache

@@ -11,21 +11,23 @@ _SHORTEST = 8
 """Characters of a secret: a shorter value, such as `KEY=1`, would take letters out of every text."""
 _SHAPES = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
 """Tokens that are known by their form: of the hub, which a login keeps in a file, and of OpenAI."""
-_LOGIN = re.compile(r"(?<=://)[^/\s'\"]+@")
+_LOGIN = re.compile(r"(?<=:/)(/?)[^/\s'\"]+@")
+"""In a URL; as a path, it has lost one of its slashes."""
 _HIDDEN = "…"
 _told: set[str] = set()
 
 
 def remember(secret: str) -> None:
-    """Take a value for a secret from now on, whatever the variable is called that holds it."""
-    _told.add(secret)
+    """Take a value for a secret from now on, whatever the variable is called that holds it; a short one is none."""
+    if len(secret.strip()) >= _SHORTEST:
+        _told.add(secret.strip())
 
 
 def masked(text: str) -> str:
     """A text in which an ellipsis stands for each secret that this process knows, and for each login in a URL."""
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
-    return _LOGIN.sub(f"{_HIDDEN}@", _SHAPES.sub(_HIDDEN, text))
+    return _LOGIN.sub(rf"\1{_HIDDEN}@", _SHAPES.sub(_HIDDEN, text))
 
 
 def holds_secret(text: str) -> bool:

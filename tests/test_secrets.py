@@ -29,6 +29,7 @@ def test_other_values_stay(monkeypatch, name, value):
         ("https://ada:lovelace@example.org/v1?a=b", "https://…@example.org/v1?a=b"),
         ("http://token@proxy:3128", "http://…@proxy:3128"),
         ("https://ada:p@ss@example.org", "https://…@example.org"),
+        ("no such folder: https:/ada:lovelace@example.org/v1", "no such folder: https:/…@example.org/v1"),
         ("https://example.org/@ada", "https://example.org/@ada"),
         ("mail ada@example.org", "mail ada@example.org"),
         ("hf_" + "a1" * 15 + ", sk-" + "b2" * 15, "…, …"),

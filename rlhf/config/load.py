@@ -8,6 +8,7 @@ takes are those of its trainer's config class; their names are read from the ins
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from rlhf.config.project import (
 from rlhf.config.ranges import shown
 from rlhf.config.yaml_loader import NotYaml, parse_value, read
 from rlhf.errors import UserError, unknown_name
+from rlhf.secrets import remember
 
 __all__ = [
     "DataConfig", "DatasetConfig", "EvaluateConfig", "LimitsConfig", "ModelConfig", "ProjectConfig", "PublishConfig",
@@ -103,6 +105,8 @@ def _build(tree: dict[str, Any], path: Path, overrides: tuple[str, ...]) -> Proj
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from None
     check(project)
+    for reward in project.rewards.values():
+        remember(os.environ.get(reward.api_key_env or "", ""))
     return project
 
 
