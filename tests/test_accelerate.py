@@ -121,9 +121,40 @@ def test_an_interrupted_run_ends_what_accelerate_started(tmp_path, tiny_llama, r
         assert run.poll() is None
         time.sleep(0.05)
     run.terminate()
-    assert run.wait() == 130
+    assert run.wait() == 143
     with locked(project):
         assert not (project.run_dir / "sft").exists()
+    checkpoints = (project.run_dir / ".sft.partial/checkpoints").glob("checkpoint-*")
+    last = max(int(path.name.partition("-")[2]) for path in checkpoints)
+    logged = [json.loads(line) for line in (project.run_dir / ".sft.partial/metrics.jsonl").read_text().splitlines()]
+    assert logged[-1]["step"] == last, "no step is lost"
     subprocess.run(command, check=True, env=environment, capture_output=True)
     rows = [json.loads(line) for line in (project.run_dir / "sft/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 151))
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_with_another_number_of_processes(tmp_path, tiny_llama, root):
+    """With as many rows a step its losses are those of the run that one process trained to its end."""
+    one = {"max_steps": 60, "save_steps": 20, "learning_rate": 1e-3, "logging_steps": 1,
+           "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}  # fmt: skip
+    path = write_project(tmp_path, tiny_llama, stages={"sft": one})
+    recipe = [sys.executable, str(root / "recipes/sft.py"), "--config", str(path)]
+    subprocess.run(recipe, check=True, capture_output=True)
+    (tmp_path / "runs/tiny").rename(tmp_path / "whole")
+    stopped = subprocess.Popen(recipe, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "runs/tiny/.sft.partial"
+    while not (partial / "checkpoints/checkpoint-20").exists():
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    stopped.terminate()
+    assert stopped.wait() == 143
+    launched(root, [str(root / "recipes/sft.py")], "--config", path, "--gradient_accumulation_steps", "1")
+    logs = [
+        [json.loads(line) for line in (folder / "sft/metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "whole", tmp_path / "runs/tiny")
+    ]
+    losses = [[(row["step"], row["loss"]) for row in log if "loss" in row] for log in logs]
+    assert [step for step, _ in losses[1]] == list(range(1, 61))
+    assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], rel=1e-3)
+    assert not list((tmp_path / "runs/tiny").glob(".sft.set-aside-*"))

@@ -42,7 +42,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if main:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        worked = partial.claim(directory, identity.beginning(decides, processes), versions())
+        worked = partial.claim(directory, identity.beginning(project, name, decides, processes), versions())
     _wait(project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None)
     if partial.is_whole(project, name):  # and was killed before it was moved
         _wait()

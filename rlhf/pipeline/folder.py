@@ -21,6 +21,7 @@ from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
 from rlhf.durable import rename_durably, sync_folder
 from rlhf.errors import UserError
+from rlhf.interrupts import Interrupted
 from rlhf.pipeline.rounds import of_round
 
 OWNER = "project.json"
@@ -30,6 +31,8 @@ WORKING = ".working"
 """Held, together, by the processes of a stage."""
 _BEFORE_OWNER = {LOCK, WORKING, ROUND, VOTES, *(f"{name}.partial" for name in (OWNER, ROUND))}
 """What a run's folder can hold before it says whose it is; the last are left where a process is killed as it writes."""
+_SAVING = 40.0
+"""Seconds that they have to save, where a signal ends their run."""
 _LINGER = 15.0
 """Seconds that the processes of a stage have to end once their run has."""
 
@@ -108,6 +111,9 @@ def locked(project: ProjectConfig) -> Iterator[RunLock]:
         fcntl.flock(working, fcntl.LOCK_UN)
         try:
             yield held
+        except Interrupted:  # whoever joined was asked to stop too, and saves what it has
+            _within(_SAVING, lambda: _try(working))
+            raise
         finally:  # whoever joined ends once the lock is free; then the caller may say that the run has ended
             lock.close()
             _within(_LINGER, lambda: _try(working))

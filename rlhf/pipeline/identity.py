@@ -18,7 +18,7 @@ from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
 from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.rewards.function import argument_files, function_fingerprint
-from rlhf.training.defaults import non_default_fields
+from rlhf.training.defaults import non_default_fields, rows_of_step
 from rlhf.workflow import guarded_by, half_for, kind_of, parent_of, parents_of, rewards_of, rows_from, stage_of
 
 NOT_DECIDING = {
@@ -205,15 +205,28 @@ def _learning_fields(name: str, trainer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def beginning(parts: dict[str, Any], processes: int | None = None) -> dict[str, Any]:
-    """What decides whether an interrupted stage can go on: its identity, save for versions, and what cuts its batches.
+_CUTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""How a step's rows are cut into batches, which with the number of processes makes how many rows a step has."""
+
+
+def beginning(project: ProjectConfig, name: str, parts: dict[str, Any], processes: int | None = None) -> dict[str, Any]:
+    """What decides whether an interrupted stage can go on: its identity, save for versions and how steps are cut.
+
+    So a stage goes on with another number of processes, if its steps have as many rows as before.
 
     Args:
+        project: The project.
+        name: The stage.
         parts: Its identity.
         processes: How many train it; None where that is not known yet.
     """
     rest = {key: value for key, value in parts.items() if key != "package"}
-    return rest if processes is None else {**rest, "processes": processes}
+    if "trainer" in rest:
+        rest["trainer"] = {key: value for key, value in rest["trainer"].items() if key not in _CUTS}
+    rows = None
+    if processes is not None and project.has_stage(name):
+        rows = rows_of_step(kind_of(name), project.stage(name).trainer, processes)
+    return rest if rows is None else {**rest, "rows_of_step": rows}
 
 
 def is_current(manifest: Manifest, project: ProjectConfig, name: str) -> bool:

@@ -105,7 +105,7 @@ def _changed_since_it_began(project: ProjectConfig, name: str) -> str:
     before = partial.interrupted(project, name)
     if before is None:
         return ""
-    now = identity.beginning(_identity(project, name))
+    now = identity.beginning(project, name, _identity(project, name))
     before = {key: before[key] for key in before if key in now}
     return f"; begins anew, changed since it was interrupted: {partial.changed(before, now)}" if before != now else ""
 

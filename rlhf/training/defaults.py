@@ -30,6 +30,20 @@ DEFAULTS: dict[str, Any] = {
 _OF_THE_MACHINE = ("bf16", "dataloader_pin_memory")
 
 
+def rows_of_step(stage: str, trainer: dict[str, Any], processes: int) -> int | None:
+    """Rows of an optimizer step over all processes; None for a stage that takes no such steps.
+
+    Args:
+        stage: The kind of stage.
+        trainer: Fields of its trainer's config.
+        processes: How many train it.
+    """
+    fields = {**trainer_fields.class_defaults(stage), **DEFAULTS, **stage_of(stage).defaults, **trainer}
+    if "gradient_accumulation_steps" not in fields:
+        return None
+    return fields["per_device_train_batch_size"] * fields["gradient_accumulation_steps"] * processes
+
+
 def non_default_fields(stage: str, trainer: dict[str, Any]) -> dict[str, Any]:
     """The fields of a stage's YAML that say something else than silence would.
 

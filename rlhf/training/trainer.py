@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
 
 from rlhf import interrupts
@@ -254,6 +255,8 @@ class ResumableTrainer(_Base):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if (state := self._own_state(checkpoint)) is not None:
             set_random_state(state["random"])
+        elif checkpoint is not None:
+            set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
 
     def _own_state(self, checkpoint: str | Path | None) -> Any:
         """What this process had for itself; None where there were fewer processes then."""
@@ -278,6 +281,13 @@ class ResumableTrainer(_Base):
         if self._resumed_from is None:
             return
         self.scheduled = checkpoints.read_checkpoint(self._resumed_from)["scheduled"]
+        before = len(list(self._resumed_from.glob("process-*.json")))
+        if before != self.args.world_size and self.args.should_save:
+            print(
+                f"{self.stage}: goes on with {self.args.world_size} processes instead of {before}: the rows of each "
+                "step stay the same; rounding and random numbers (dropout) differ",
+                file=sys.stderr,
+            )
         state = self._own_state(self._resumed_from)
         if state is None:
             return

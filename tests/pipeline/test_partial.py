@@ -89,7 +89,7 @@ def test_an_upgrade_lets_a_stage_go_on_and_is_recorded(begun, capsys):
 
 def test_a_plan_says_what_keeps_an_interrupted_stage_from_going_on(project):
     directory = folder.partial_dir(project, "sft")
-    partial.claim(directory, identity.beginning(identity.identity(project, "sft"), 1), NOW)
+    partial.claim(directory, identity.beginning(project, "sft", identity.identity(project, "sft"), 1), NOW)
     (directory / "metrics.jsonl").touch()
     assert runner.plan(project, only=["sft"])[0].reason == "not done yet"
     changed = load_project(project.path, ["stages.sft.learning_rate=0.5"])

@@ -1,7 +1,9 @@
 """The ppo stage: resumed exactly, joined exactly, scored by the reward model it shares a base with, refused clearly."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from rlhf import interrupts
 from rlhf.artifacts.manifest import model_files
 from rlhf.data.tokenize import Codec
 from rlhf.errors import Incident, UserError
@@ -95,11 +98,40 @@ def test_a_resumed_run_is_the_uninterrupted_one(project, monkeypatch, options):
             run_stage(broken, "ppo")
     torch.manual_seed(99)
     run_stage(broken, "ppo")
+    assert_same(whole, broken)
+
+
+@pytest.mark.parametrize(("where", "step"), [("sample", 4), ("training_step", 6)])
+def test_a_signal_leaves_a_checkpoint_between_two_rollouts_and_changes_nothing(project, monkeypatch, where, step):
+    """While the third rollout is sampled, before the rollout; in its first step, behind its last."""
+    whole, broken = project("whole", save_steps=100), project("broken", save_steps=100)
+    run_stage(whole, "ppo")
+    owner = CausalLMPolicy if where == "sample" else PPOTrainer
+    original, calls = getattr(owner, where), []
+
+    def signalled(self, *args, **kwargs):
+        calls.append(where)
+        if len(calls) == (4 if where == "sample" else 5):  # the scores of the starting policy are sampled first
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, where, signalled)
+    with interrupts.listening(), pytest.raises(interrupts.Interrupted):
+        run_stage(broken, "ppo")
+    assert [path.name for path in (broken.run_dir / ".ppo.partial/checkpoints").iterdir()] == [f"checkpoint-{step}"]
+    monkeypatch.undo()
+    torch.manual_seed(99)
+    run_stage(broken, "ppo")
+    assert_same(whole, broken)
+
+
+def assert_same(whole, broken):
+    """Weights, metrics and replies, bit for bit."""
     for name in [path.name for path in model_files(whole.run_dir / "ppo") if path.suffix == ".safetensors"]:
         one, other = (load_file(made.run_dir / "ppo" / name) for made in (whole, broken))
         assert all(torch.equal(one[key], other[key]) for key in one), name
     assert lines(whole.run_dir / "ppo/rollouts.jsonl") == lines(broken.run_dir / "ppo/rollouts.jsonl")
-    timing = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
+    timing = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
     rows = [
         [
             {key: value for key, value in row.items() if key not in timing}
