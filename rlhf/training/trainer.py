@@ -216,7 +216,8 @@ class ResumableTrainer(_Base):
     def _size_of_checkpoint(self) -> int:
         """Bytes of the weights that are saved and of the optimizer's state, which has none before its first step."""
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        values = (value for state in self.optimizer.state.values() for value in state.values())
+        states = getattr(self.optimizer, "state", {}).values()
+        values = (value for state in states if isinstance(state, dict) for value in state.values())
         return sum(tensor.nbytes for tensor in (*weights, *values) if isinstance(tensor, torch.Tensor))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -318,8 +319,9 @@ class StopAtSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint that the settings do not ask for."""
-        self.trainer.scheduled = control.should_save
-        control.should_save |= bool(self.trainer._signal) and self.trainer.may_stop()
+        stops = bool(self.trainer._signal) and self.trainer.may_stop()
+        self.trainer.scheduled = control.should_save or not stops
+        control.should_save |= stops
 
     def on_prediction_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """End the evaluation in front of the first step, where there is nothing to save.
