@@ -36,6 +36,8 @@ stages train on; a comparison of policies."""
 
 BASE = "base"
 """The base model's name among policies and parents; that of a stage, too, where it is made from `scratch:`."""
+CANDIDATES = "candidates"
+"""Folder of a stage with the weights of its checkpoints that a judge chooses among; deleted once the stage is done."""
 TRAINING_ARGUMENTS = ("transformers.training_args:TrainingArguments",)
 """What every trainer's config class derives from."""
 TRL_CONFIG = (*TRAINING_ARGUMENTS, "trl.trainer.base_config:_BaseConfig")

@@ -22,6 +22,7 @@ from rlhf.durable import rename_durably, sync_folder
 from rlhf.errors import UserError
 from rlhf.pipeline import identity
 from rlhf.pipeline.folder import partial_dir
+from rlhf.workflow import CANDIDATES
 
 IDENTITY = "identity.json"
 DATA = "data"
@@ -180,7 +181,8 @@ def _tidy(final: Path) -> None:
     if not is_finished(final):
         return
     _remove(_old(final))
-    _remove(final / DATA)
+    for name in (DATA, CANDIDATES):
+        _remove(final / name)
     (final / IDENTITY).unlink(missing_ok=True)
 
 

@@ -60,7 +60,7 @@ def train_with_reference(context: StageContext, ready: Ready, kind: Any) -> tupl
     """
     from peft import PeftModel
 
-    from rlhf.training.candidates import choose, drop, keep_candidates
+    from rlhf.training.candidates import choose, keep_candidates
     from rlhf.training.run import held_out_metrics, run_training
     from rlhf.training.save import save_model
     from rlhf.training.starting_point import adapted, starting_policy
@@ -82,5 +82,4 @@ def train_with_reference(context: StageContext, ready: Ready, kind: Any) -> tupl
     names = {"rewards/accuracies": "accuracy", "rewards/margins": "margin"}
     metrics = {names.get(key, key): value for key, value in metrics.items()}
     saved = save_model(trainer, ready, context)
-    drop(candidates)
     return {**metrics, **saved}, trainer.state.log_history

@@ -58,7 +58,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.ppo.diagnostics import last_rollout
     from rlhf.ppo.trainer import PPOTrainer
     from rlhf.rewards.load import OWN_REWARD
-    from rlhf.training.candidates import choose, drop, keep_candidates
+    from rlhf.training.candidates import choose, keep_candidates
     from rlhf.training.roles import build_roles, load_maximised
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
@@ -86,7 +86,6 @@ def run(context: StageContext) -> Metrics:
         roles.policy.set_adapter(POLICY)
     metrics.update(choose(judge, candidates, start.opened))
     saved = save_model(trainer, ready, context, roles.policy)
-    drop(candidates)
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 
 

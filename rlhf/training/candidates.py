@@ -1,8 +1,10 @@
-"""Checkpoints of a policy as candidates: their weights are kept, and a judge that is handed in chooses among them."""
+"""Checkpoints of a policy as candidates: their weights are kept, and a judge that is handed in chooses among them.
+
+They are there until the stage is in its place: one that is killed before chooses again.
+"""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ from rlhf.durable import written_whole
 from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY
 from rlhf.training.trainer import ResumableTrainer
+from rlhf.workflow import CANDIDATES
 
 
 class Judge(Protocol):
@@ -105,7 +108,7 @@ def keep_candidates(
     """Have a trainer keep its checkpoints' policies, where there is a judge to choose among them."""
     if judge is None:
         return None
-    candidates = Candidates(policy, folder / "candidates", trainer)
+    candidates = Candidates(policy, folder / CANDIDATES, trainer)
     trainer.add_callback(candidates)
     return candidates
 
@@ -129,9 +132,3 @@ def choose(judge: Judge | None, candidates: Candidates | None, start: OpenedMode
     broadcast_object_list(said)
     candidates.restore(said[0]["selected_step"])
     return said[0]
-
-
-def drop(candidates: Candidates | None) -> None:
-    """Delete the kept weights, once the artefact is saved: until then a run that was interrupted needs them."""
-    if candidates is not None and process_state().is_main_process:
-        shutil.rmtree(candidates.folder, ignore_errors=True)

@@ -6,6 +6,7 @@ folder is renamed. So what bears a checkpoint's name was complete, and what was 
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import sys
@@ -90,6 +91,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / MANIFEST
     fields = {"format": int, "step": int, "scheduled": bool, "files": dict, "digest": str}
     manifest = read_object(path, fields, "the checkpoint cannot be used")
+    if path.is_symlink():
+        raise UserError(f"{path}: lies outside of its checkpoint")
+    if not path.read_bytes().endswith(b"}\n"):
+        raise UserError(f"{path}: is cut short")
     if manifest["format"] != _FORMAT:
         raise UserError(f"{path}: has format {manifest['format']}, not {_FORMAT}")
     if digest({name: value for name, value in manifest.items() if name != "digest"}) != manifest["digest"]:
@@ -124,17 +129,28 @@ def good_checkpoint(folder: Path) -> Path | None:
     Returns:
         None where there is none.
     """
-    for checkpoint in reversed(list(_checkpoints(folder))):
+    there = list(_checkpoints(folder))
+    while there:
+        checkpoint = there.pop()
         try:
             read_checkpoint(checkpoint)
             return checkpoint
         except UserError as error:
-            aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
+            checkpoint.rename(_aside(checkpoint))
             sync_folder(folder)
-            print(f"a checkpoint is damaged, and the one before is used: {error}", file=sys.stderr)
+            instead = (
+                f"{there[-1].name} is looked at instead" if there else "without one before it training begins anew"
+            )
+            print(f"a checkpoint is damaged, and {instead}: {error}", file=sys.stderr)
     return None
+
+
+def _aside(checkpoint: Path) -> Path:
+    """A name for a damaged checkpoint, which is kept, that no other has."""
+    names = itertools.chain(
+        [f"damaged-{checkpoint.name}"], (f"damaged-{checkpoint.name}.{n}" for n in itertools.count(2))
+    )
+    return next(path for path in map(checkpoint.with_name, names) if not path.exists())
 
 
 def drop_old(folder: Path, limit: int | None, best: str | None) -> None:

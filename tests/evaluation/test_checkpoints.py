@@ -13,10 +13,9 @@ from rlhf.errors import UserError
 from rlhf.evaluation import checkpoints
 from rlhf.evaluation.checkpoints import TRACKED, tracking_prompts
 from rlhf.models import probe
-from rlhf.pipeline import identity
+from rlhf.pipeline import execute, identity
 from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.report.build import write_report
-from rlhf.training import candidates
 from rlhf.training.candidates import Candidates
 from rlhf.workflow import StageContext
 from tests.support.projects import make_project, pairs, write_project, write_rows
@@ -150,7 +149,7 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
             places = {
                 "kept": (Candidates, "on_save"),
                 "scored": (checkpoints, "_score_all"),
-                "saved": (candidates, "drop"),
+                "saved": (execute, "_record"),
             }
             place = places[moment]
             with monkeypatch.context() as patch:
