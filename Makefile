@@ -7,7 +7,7 @@ AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures lint types format audit bench learning env clean
+.PHONY: quickstart test slow architectures lint types format audit bench learning endurance env clean
 
 env: $(READY)
 
@@ -61,6 +61,10 @@ bench: $(READY)
 # REAL: folder of data and models, see benchmarks/learning.py. About a quarter of an hour.
 learning: $(READY)
 	$(BIN)/python benchmarks/learning.py --real $(REAL)
+
+# Kills every stage again and again, fills its disk, damages its checkpoints; the tables of docs/endurance.md: 1 to 2 h.
+endurance: $(READY)
+	$(BIN)/python -m tests.support.endurance --out benchmarks/results/endurance.json --page docs/endurance.md
 
 clean:
 	rm -rf runs $(VENV) $(AUDIT) .pytest_cache .ruff_cache .mypy_cache
