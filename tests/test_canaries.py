@@ -80,7 +80,7 @@ def test_no_secret_is_written_shown_or_passed_on(tmp_path, tiny_llama, watch):
     project, logins = tmp_path / "project", tmp_path / "logins"
     project.mkdir()
     logins.mkdir()
-    stages = {name: dict(STEPS) for name in ("sft", "reward")}
+    stages = {"sft": dict(STEPS)}
     with JudgeServer(prefer_longer) as judge, JudgeServer(repeats_the_key) as refuses:
         rewards = {"careful": {"endpoint": judge.url, **CAREFUL}}
         path = write_project(project, tiny_llama, stages=stages, rewards=rewards)
@@ -93,8 +93,8 @@ def test_no_secret_is_written_shown_or_passed_on(tmp_path, tiny_llama, watch):
         watch.run(2, "arena", run, "--export", tmp_path / "votes")
         (project / "raises.py").write_text(RAISES)
         refusing = {"endpoint": refuses.url, **CAREFUL}
-        for name, rewards in {"refused": {"odd": refusing}, "raised": {"odd": {"function": "raises.py:score"}}}.items():
-            write_project(project, tiny_llama, stages=stages, rewards={**rewards, "careful": refusing}, name=name)
+        for odd in ({}, {"odd": {"function": "raises.py:score"}}):  # the same run, whose comparison is stale
+            write_project(project, tiny_llama, stages=stages, rewards={**odd, "careful": refusing})
             assert "…" in watch.run(2, "run", path)
         assert refuses.seen
     rows = write_rows(tmp_path / "rows.jsonl", pairs(8))
