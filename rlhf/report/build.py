@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import json
 import math
@@ -19,6 +18,7 @@ import rlhf
 from rlhf.artifacts.manifest import Manifest, read_manifests
 from rlhf.artifacts.rounds import run_name
 from rlhf.data.findings import FINDINGS_FILE, Findings
+from rlhf.data.images import as_image
 from rlhf.errors import UserError
 from rlhf.evaluation.attributed import ATTRIBUTIONS, Attribution
 from rlhf.evaluation.classifiers import MEASURES, classification, compare_classifiers
@@ -302,7 +302,7 @@ def _pictured(prompt: Any) -> Any:
         path = Path(prompt)
         if path.stat().st_size > _IMAGE_BYTES:
             return prompt
-        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+        return as_image(path.read_bytes()) or prompt  # by its content: a row may name any file so
     except (OSError, ValueError):
         return prompt
 

@@ -182,15 +182,22 @@ def test_a_policy_that_is_surer_than_it_is_right_is_named(report):
 
 
 def test_images_stand_in_the_page_itself(tmp_path):
-    (tmp_path / "three.png").write_bytes(b"\x89PNG small")
+    (tmp_path / "three.png").write_bytes(b"\x89PNG\r\n small")
+    (tmp_path / "key.png").write_bytes(b"BEGIN PRIVATE KEY")
     (tmp_path / "large.png").write_bytes(bytes(100_000))
-    prompts = [str(tmp_path / "three.png"), str(tmp_path / "large.png"), str(tmp_path / "gone.png"), "a text", "\0.png"]
+    prompts = [
+        str(tmp_path / "three.png"),
+        str(tmp_path / "large.png"),
+        str(tmp_path / "key.png"),
+        str(tmp_path / "gone.png"),
+        "\0.png",
+    ]
     run = fake_label_run(tmp_path / "digits", prompts=30)
     rows = [{**row, "prompt": prompts[row["index"] % 5]} for row in label_rows(30)]
     (run / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = build_report(run)
     shown = [row["prompt"] for row in made["samples"][:5]]
-    assert shown == ["data:image/png;base64," + base64.b64encode(b"\x89PNG small").decode(), *prompts[1:]]
+    assert shown == ["data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n small").decode(), *prompts[1:]]
     flips = made["classification"]["flips"][0]["repaired_rows"]
     assert all(flip["prompt"] == made["samples"][flip["index"]]["prompt"] for flip in flips)
     manifest = json.loads((run / "evaluate" / "stage.json").read_text())
