@@ -7,9 +7,12 @@ import pytest
 
 from rlhf.artifacts.confined import check_confined
 from rlhf.artifacts.manifest import verify
+from rlhf.artifacts.open import open_model
+from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.pipeline import folder
-from rlhf.pipeline.runs import find_run
+from rlhf.pipeline.identity import base_fingerprint
+from rlhf.pipeline.runs import find_run, pick_stage
 from rlhf.publish.hub import build_folder
 from tests.support.projects import make_project
 from tests.support.runs import tiny_run
@@ -95,6 +98,26 @@ def test_links_within_a_run_and_a_run_that_is_a_link_are_fine(run_dir, tmp_path)
     (tmp_path / "runs/linked").symlink_to(run_dir, target_is_directory=True)
     check_confined(tmp_path / "runs/linked")
     check_confined(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("stage", ["../outside", "..", "/etc", "sft/../sft", "sft/.", ""])
+def test_a_stage_is_named_and_no_path(run_dir, stage):
+    shutil.copytree(run_dir / "sft", run_dir.parent / "outside")
+    with pytest.raises(UserError, match="no stage"):
+        pick_stage(run_dir, stage)
+
+
+def test_a_base_model_may_lie_anywhere_and_consist_of_links(tmp_path, tiny_llama):
+    """As in the hub's cache, whose snapshots are links to blobs."""
+    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for number, file in enumerate(sorted(tiny_llama.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../blobs/{number}")
+    project = make_project(tmp_path, snapshot)
+    assert base_fingerprint(project.model, project) == base_fingerprint(ModelConfig(str(tiny_llama)), project)
+    assert open_model(project.model).policy(placed=False).num_parameters() > 0
 
 
 def test_a_config_that_lies_in_the_run_is_not_read(run_dir, tmp_path, tiny_llama):
