@@ -86,6 +86,7 @@ def complete(
     samples: int,
     label: str,
     reference: Callable[[], PreTrainedModel] | None = None,
+    first: int = 0,
 ) -> Completed:
     """Answer prompts as `evaluate:` says.
 
@@ -97,8 +98,9 @@ def complete(
         samples: Completions a prompt.
         label: Words before the progress bar.
         reference: Loads what KL is measured to.
+        first: Place of the first prompt among all, where these are some of them.
     """
     return policy_kind(opened).complete(
         model, prompts, project.evaluate, samples=samples, seed=project.seed, label=f"{label} replies",
-        reference=reference,
+        reference=reference, first=first,
     )  # fmt: skip

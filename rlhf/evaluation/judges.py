@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf.config.project import ProjectConfig
 from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
+from rlhf.evaluation.kept import GrowingFile, Kept
 from rlhf.evaluation.samples import Row, SampledCompletion
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
@@ -19,24 +25,38 @@ class CachedScores:
     """A judge that is asked once about what it is asked again, so that identical completions tie.
 
     A model's score of the same text differs by rounding from batch to batch.
+
+    Args:
+        judge: The judge.
+        path: A file that keeps its answers, all those of a call or none, for a stage that is interrupted.
     """
 
-    def __init__(self, judge: RewardFunction) -> None:
+    def __init__(self, judge: RewardFunction, path: Path | None = None) -> None:
         self.judge = judge
+        self.file = None if path is None else GrowingFile(path)
         self.known: dict[str, float | None] = {}
+        for answers in self.file or ():
+            self.known.update(answers)
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float | None]:
         """A score per completion."""
         rows = zip(prompts, completions, *columns.values(), strict=True)
-        keys = [json.dumps(row, sort_keys=True, default=repr) for row in rows]
+        keys = [_key(row) for row in rows]
         first = {key: place for place, key in reversed([*enumerate(keys)]) if key not in self.known}
         new = sorted(first.values())
         if new:
             arguments = ([values[place] for place in new] for values in (prompts, completions))
             more = {name: [values[place] for place in new] for name, values in columns.items()}
             scores = self.judge(*arguments, **more)
-            self.known.update(zip((keys[place] for place in new), scores, strict=True))
+            answers = dict(zip((keys[place] for place in new), scores, strict=True))
+            if self.file is not None:
+                self.file.add([answers])
+            self.known.update(answers)
         return [self.known[key] for key in keys]
+
+
+def _key(row: tuple[Any, ...]) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def score(
@@ -81,7 +101,7 @@ def note(
         row["replies"][policy] = samples
 
 
-def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, judge: EndpointJudge) -> None:
+def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, judge: EndpointJudge, kept: Kept) -> None:
     """Have a judge compare sample with sample of every pair of policies, in place (`Row.preferences`).
 
     Args:
@@ -89,17 +109,32 @@ def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, jud
         pairs: Policy and baseline.
         name: The judge's name.
         judge: The judge.
+        kept: What it said before an interruption, and what that cost, which its report then has as well.
     """
+    stage = kept.once("stage", lambda: uuid.uuid4().hex)
+    counts: Counter[str] = Counter()
     for policy, baseline in pairs:
+        versus = f"{policy} vs {baseline}"
         asked = [
             (row["prompt"], *(as_completion(row["prompt"], sample["text"]) for sample in pair))
             for row in rows
             for pair in zip(row["replies"][policy], row["replies"][baseline], strict=True)
         ]
-        answers = iter(judge.prefer(*(list(column) for column in zip(*asked, strict=True))))
+        columns = [list(column) for column in zip(*asked, strict=True)]
+        said = kept.once(f"{name}, {versus}", functools.partial(_ask, judge, columns, f"{stage} {versus}"))
+        counts.update(said["counts"])
+        answers = iter(said["shares"])
         for row in rows:
             shares = [next(answers) for _ in row["replies"][policy]]
-            row.setdefault("preferences", {}).setdefault(name, {})[f"{policy} vs {baseline}"] = shares
+            row.setdefault("preferences", {}).setdefault(name, {})[versus] = shares
+    judge.counts = counts
+
+
+def _ask(judge: EndpointJudge, columns: list[list[Any]], work: str) -> dict[str, Any]:
+    """The shares that a judge gives, and what that adds to its report."""
+    before = judge.counts.copy()
+    shares = judge.prefer(*columns, work=work)
+    return {"shares": shares, "counts": judge.counts - before}
 
 
 def try_functions(project: ProjectConfig, prompts: Sequence[Prompt]) -> None:

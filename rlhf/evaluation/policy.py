@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from rlhf.artifacts.open import OpenedModel
-from rlhf.config.project import ProjectConfig
+from rlhf.config.project import EvaluateConfig, ProjectConfig
 from rlhf.data.records import Prompt
 from rlhf.evaluation.attributed import Attribution
 from rlhf.evaluation.attribution import of_decisions
 from rlhf.evaluation.completions import complete, open_policy
+from rlhf.evaluation.kept import Kept
 from rlhf.evaluation.retain import RetainedSet, measure
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.completion import Completion
+from rlhf.policies.kinds import Completed
 from rlhf.rewards import RewardFunction
 from rlhf.workflow import BASE, own_base, parent_of, policies_of
+
+_BATCHES = 8
+"""Batches of the sampler between two writes."""
+Load = Callable[[], PreTrainedModel]
 
 
 class PolicyMeasures(NamedTuple):
@@ -57,9 +65,12 @@ def measure_policy(
     prompts: Sequence[Prompt],
     sets: Sequence[RetainedSet],
     judges: Mapping[str, RewardFunction],
-    perturbed: Sequence[Prompt] = (),
+    perturbed: Sequence[Prompt],
+    kept: Kept,
 ) -> PolicyMeasures:
     """Have a policy complete the prompts, as they are and perturbed, and measure it on the retained sets.
+
+    What was made before an interruption is not made again, and the rest becomes what it would have been.
 
     Args:
         project: The project; its `evaluate` section says how to sample.
@@ -70,32 +81,67 @@ def measure_policy(
         sets: Those of `evaluate.retain`.
         judges: What scores completions of a retained set, by name.
         perturbed: Perturbed prompts, completed too.
+        kept: Where what is finished is kept.
     """
     settings = project.evaluate
+    at_once = max(1, _BATCHES * settings.batch_size // settings.samples)
     opened = _open(project, folders, name)
-    model = opened.policy()
+    model = functools.cache(opened.policy)  # loaded once there is something left to do
     start = None if reference is None else _open(project, folders, reference)
-    load_start = None if start is None or not start.has_head else start.policy
-    completed = complete(project, opened, model, prompts, settings.samples, name, load_start)
-    kl: Sequence[Sequence[float | None]] = completed.kl or [[None] * len(row) for row in completed.completions]
-    retained = {each.name: measure(each, opened, model, judges, settings) for each in sets}
-    again = (
-        complete(project, opened, model, perturbed, settings.samples, f"{name} perturbed").completions
-        if perturbed
-        else []
-    )
-    answers = [row[0].text for row in completed.completions[: settings.attributions]]
-    decisions = of_decisions(opened, model, name, prompts[: len(answers)], answers)
-    del model
+    load_start = None if start is None or not start.has_head else functools.cache(start.policy)
+
+    def sampled(label: str, asked: Sequence[Prompt], reference: Load | None = None) -> list[Any]:
+        def batch(first: int, last: int) -> list[dict[str, Any]]:
+            completed = complete(
+                project, opened, model(), asked[first:last], settings.samples, label, reference, first=first
+            )
+            return _lines(completed)
+
+        return kept.lines(f"{label} replies", len(asked), at_once, batch)
+
+    replies = sampled(name, prompts, load_start)
+    retained = {}
+    for each in sets:
+        values = functools.partial(_measured, each, opened, model, judges, settings)
+        retained[each.name] = kept.lines(f"{name} on {each.name}", len(each.records), len(each.records), values)
+    again = sampled(f"{name} perturbed", perturbed)
+    said = [line["replies"][0]["text"] for line in replies[: settings.attributions]]
+    decisions = kept.once(f"{name} decisions", lambda: of_decisions(opened, model(), name, prompts[: len(said)], said))
+    for loaded in (model, load_start):
+        if loaded is not None:
+            loaded.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    completions = [
-        [_unscored(completion, value) for completion, value in zip(row, values, strict=True)]
-        for row, values in zip(completed.completions, kl, strict=True)
+    return PolicyMeasures(
+        [line["replies"] for line in replies], opened.task.policy, sum(line["cut"] for line in replies), retained,
+        [line["replies"] for line in again], decisions,
+    )  # fmt: skip
+
+
+def _measured(
+    retained: RetainedSet,
+    opened: OpenedModel,
+    model: Load,
+    judges: Mapping[str, RewardFunction],
+    settings: EvaluateConfig,
+    first: int,
+    last: int,
+) -> list[float | None]:
+    """The values of a retained set, which is one batch."""
+    return measure(retained, opened, model(), judges, settings)
+
+
+def _lines(completed: Completed) -> list[dict[str, Any]]:
+    """What is kept of the answers to a batch of prompts; the first line has how many prompts of it were cut."""
+    kl: Sequence[Sequence[float | None]] = completed.kl or [[None] * len(row) for row in completed.completions]
+    return [
+        {
+            "replies": [_unscored(completion, value) for completion, value in zip(row, values, strict=True)],
+            "cut": 0 if place else completed.cut,
+        }
+        for place, (row, values) in enumerate(zip(completed.completions, kl, strict=True))
     ]
-    without_kl = [[_unscored(completion, None) for completion in row] for row in again]
-    return PolicyMeasures(completions, opened.task.policy, completed.cut, retained, without_kl, decisions)
 
 
 def answers(project: ProjectConfig, folders: Mapping[str, Path], name: str) -> bool:

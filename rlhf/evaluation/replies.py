@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +12,7 @@ import torch
 
 from rlhf.data.records import Prompt, Text
 from rlhf.evaluation.judges import CachedScores, score
+from rlhf.evaluation.kept import GrowingFile
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.policies.completion import row_seed
 from rlhf.rewards import RewardFunction
@@ -51,14 +51,11 @@ def sample_replies(
     """
     from tqdm import tqdm
 
-    done = _whole_batches(path, at_once, len(inputs))
-    with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(
-            total=len(inputs), initial=done, desc="replies", unit=" prompts", delay=2, disable=None, leave=False
-        ) as bar,
-    ):
-        for first in range(done, len(inputs), at_once):
+    file = GrowingFile(path, at_once, len(inputs))
+    with tqdm(
+        total=len(inputs), initial=file.done, desc="replies", unit=" prompts", delay=2, disable=None, leave=False
+    ) as bar:
+        for first in range(file.done, len(inputs), at_once):
             batch = inputs[first : first + at_once]
             seeds = [
                 [row_seed(seed, "rank", first + row, number) for number in range(samples)] for row in range(len(batch))
@@ -75,27 +72,13 @@ def sample_replies(
             asked = [Prompt(row.prompt, row.columns) for row in batch]
             with torch.autocast(policy.device.type, enabled=False):
                 score(groups, asked, {name: CachedScores(judge) for name, judge in judges.items()})
-            for origin, row, group in zip(origins[first:], batch, groups, strict=False):
-                line = Replies(origin=origin, prompt=row.prompt, columns=row.columns, replies=group)
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            file.add(
+                [
+                    Replies(origin=origin, prompt=row.prompt, columns=row.columns, replies=group)
+                    for origin, row, group in zip(origins[first:], batch, groups, strict=False)
+                ]
+            )
             bar.update(len(batch))
-
-
-def _whole_batches(path: Path, at_once: int, count: int) -> int:
-    """Cut a file to the batches that it has whole; returns how many prompts these are."""
-    if not path.is_file():
-        return 0
-    with path.open("rb+") as file:
-        ends = [0]
-        for line in file:
-            if line.endswith(b"\n"):
-                ends.append(ends[-1] + len(line))
-        lines = len(ends) - 1
-        done = lines if lines == count else lines // at_once * at_once
-        file.truncate(ends[done])
-    return done
 
 
 def read_replies(path: Path) -> Iterator[Replies]:

@@ -20,6 +20,7 @@ from rlhf.artifacts.manifest import MANIFEST, artifact_hash, is_finished, read_m
 from rlhf.config.project import ProjectConfig
 from rlhf.durable import rename_durably, sync_folder
 from rlhf.errors import UserError
+from rlhf.evaluation.kept import KEPT
 from rlhf.pipeline import identity
 from rlhf.pipeline.folder import partial_dir
 from rlhf.workflow import CANDIDATES
@@ -181,7 +182,7 @@ def _tidy(final: Path) -> None:
     if not is_finished(final):
         return
     _remove(_old(final))
-    for name in (DATA, CANDIDATES):
+    for name in (DATA, CANDIDATES, KEPT):
         _remove(final / name)
     (final / IDENTITY).unlink(missing_ok=True)
 

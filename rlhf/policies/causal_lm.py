@@ -290,12 +290,14 @@ class CausalLMKind(PolicyKind):
         seed: int,
         label: str,
         reference: Callable[[], PreTrainedModel] | None = None,
+        first: int = 0,
     ) -> Completed:
         """Sample completions; of a prompt that leaves no room for one, the end is kept."""
         ids, cut = fitted(model, Codec(self.tokenizer), [each.prompt for each in prompts], settings.max_new_tokens)
         sampled = sample(
             model, self.tokenizer, ids, samples=samples, max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature, batch_size=settings.batch_size, seed=seed, label=label,
+            first=first,
         )  # fmt: skip
         if reference is None:
             return Completed(sampled, None, cut)

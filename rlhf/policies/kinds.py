@@ -168,6 +168,7 @@ class PolicyKind(ABC):
         seed: int,
         label: str,
         reference: Callable[[], PreTrainedModel] | None = None,
+        first: int = 0,
     ) -> Completed:
         """Answer prompts, for evaluation.
 
@@ -179,6 +180,7 @@ class PolicyKind(ABC):
             seed: Of the sampling.
             label: Words before the progress bar.
             reference: Loads what KL is measured to.
+            first: Place of the first prompt among all, where these are some of them: a seed goes by the place.
         """
 
     def check_columns(self, columns: Iterable[Mapping[str, Any]], project: ProjectConfig, where: str) -> None:
@@ -218,7 +220,14 @@ def policy_kind(opened: OpenedModel) -> PolicyKind:
 
 
 def answered(
-    kind: PolicyKind, policy: Any, prompts: Sequence[Prompt], *, samples: int, seed: int, batch_size: int
+    kind: PolicyKind,
+    policy: Any,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    first: int = 0,
 ) -> Completed:
     """Answers of a policy whose actions come from logits (`policies.base.LogitsPolicy`), for evaluation.
 
@@ -229,21 +238,24 @@ def answered(
         samples: Completions a prompt.
         seed: Of the sampling.
         batch_size: Sequences a forward pass.
+        first: Place of the first prompt among all.
     """
     encode = kind.prompts(None).encode
     encoded = [_one(encode(prompt)) for prompt in prompts]
     rows = [{**row.columns, "extra": json.dumps(prompt.extra)} for row, prompt in zip(encoded, prompts, strict=True)]
     inputs = kind.inputs(rows)
     policy.eval()
-    seeds = [[row_seed(seed, place, number) for number in range(samples)] for place in range(len(inputs))]
+    places = range(first, first + len(inputs))
+    seeds = [[row_seed(seed, place, number) for number in range(samples)] for place in places]
     completions = policy.sample(inputs, seeds)
     cut = sum(row.truncated for row in encoded)
     if policy.roles.reference_model is None:
         return Completed(completions, None, cut)
     kl: list[list[float]] = []
-    for first in range(0, len(inputs), max(1, batch_size // samples)):
-        last = first + max(1, batch_size // samples)
-        packed = policy.pack(inputs[first:last], completions[first:last]).to(policy.device)
+    at_once = max(1, batch_size // samples)
+    for start in range(0, len(inputs), at_once):
+        rows_of = slice(start, start + at_once)
+        packed = policy.pack(inputs[rows_of], completions[rows_of]).to(policy.device)
         kl += policy.kl(packed).view(-1, samples).tolist()
     return Completed(completions, kl, cut)
 

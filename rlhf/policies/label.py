@@ -260,11 +260,12 @@ class LabelKind(PolicyKind):
         seed: int,
         label: str,
         reference: Callable[[], PreTrainedModel] | None = None,
+        first: int = 0,
     ) -> Completed:
         """The likeliest class of each input."""
         roles = Roles(model, reference=None if reference is None else reference())
         policy = LabelPolicy(roles, self.reader, self.opened.classes, 0.0, settings.batch_size)
-        return answered(self, policy, prompts, samples=1, seed=seed, batch_size=settings.batch_size)
+        return answered(self, policy, prompts, samples=1, seed=seed, batch_size=settings.batch_size, first=first)
 
 
 KIND = LabelKind

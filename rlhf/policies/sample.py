@@ -29,6 +29,7 @@ def sample(
     batch_size: int,
     seed: int,
     label: str = "sampling",
+    first: int = 0,
 ) -> list[list[Completion]]:
     """Sample completions, with their text.
 
@@ -42,6 +43,7 @@ def sample(
         batch_size: Completions sampled at once.
         seed: Seed of the sampling; the global random state is not touched.
         label: Words before the progress bar.
+        first: Place of the first prompt among all, where these are some of them: a seed goes by the place.
 
     Returns:
         For each prompt its completions, in the order of the prompts.
@@ -61,5 +63,6 @@ def sample(
         batching_of(model),
         label,
     )
-    seeds = [[row_seed(seed, prompt, number) for number in range(samples)] for prompt in range(len(prompts))]
+    places = range(first, first + len(prompts))
+    seeds = [[row_seed(seed, place, number) for number in range(samples)] for place in places]
     return decoded(sampler(prompts, seeds), tokenizer)

@@ -242,6 +242,7 @@ class Seq2SeqKind(PolicyKind):
         seed: int,
         label: str,
         reference: Callable[[], PreTrainedModel] | None = None,
+        first: int = 0,
     ) -> Completed:
         """Sample completions; of a prompt that is too long, the start is kept."""
         self._check_room(settings.max_new_tokens, "evaluate.max_new_tokens")
@@ -250,7 +251,7 @@ class Seq2SeqKind(PolicyKind):
             roles, self.tokenizer, settings.max_new_tokens, settings.temperature, settings.batch_size, label
         )
         samples = samples if settings.temperature > 0 else 1  # greedy completions of a prompt are all the same
-        return answered(self, policy, prompts, samples=samples, seed=seed, batch_size=settings.batch_size)
+        return answered(self, policy, prompts, samples=samples, seed=seed, batch_size=settings.batch_size, first=first)
 
 
 KIND = Seq2SeqKind

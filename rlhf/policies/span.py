@@ -341,11 +341,12 @@ class SpanKind(PolicyKind):
         seed: int,
         label: str,
         reference: Callable[[], PreTrainedModel] | None = None,
+        first: int = 0,
     ) -> Completed:
         """The likeliest answer to each question."""
         roles = Roles(model, reference=None if reference is None else reference())
         policy = self._policy(roles, 0.0, settings.batch_size, settings.max_new_tokens)
-        return answered(self, policy, prompts, samples=1, seed=seed, batch_size=settings.batch_size)
+        return answered(self, policy, prompts, samples=1, seed=seed, batch_size=settings.batch_size, first=first)
 
 
 KIND = SpanKind

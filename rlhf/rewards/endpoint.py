@@ -137,18 +137,24 @@ class EndpointJudge:
         self.workers, self.max_failures = workers, max_failures
         self.cache = JudgeCache(folder)
         self._key = None if api_key_env is None else key_of(api_key_env, f"rewards.{name}.api_key_env")
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        """What `report` says, as far as it is counted."""
+        self._work: str | None = None
         self._failed_in_row, self._works = 0, False
         self._unreadable: _Answer | None = None  # the last one
         self._lock, self._stop = threading.Lock(), threading.Event()
 
-    def prefer(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[float | None]:
+    def prefer(
+        self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text], *, work: str | None = None
+    ) -> list[float | None]:
         """Which of two completions is better, for each pair.
 
         Args:
             prompts: N prompts, text or messages.
             first: N completions, text or messages.
             second: N completions to compare with the first.
+            work: Names this call, so that after an interruption the same call counts what it has asked before as asked,
+                and not as answered from the file.
 
         Returns:
             N preferences for `first`: 1, 0.5 or 0, by `preference`; None if there is no readable answer in one of the
@@ -159,6 +165,7 @@ class EndpointJudge:
         """
         pairs = [self._both_orders(*pair) for pair in zip(prompts, first, second, strict=True)]
         asked = {request_key(self.endpoint, request): request for pair in pairs if pair is not None for request in pair}
+        self._work = work
         verdicts = self._verdicts(asked)
         return [self._preference(pair, verdicts) for pair in pairs]
 
@@ -177,7 +184,7 @@ class EndpointJudge:
 
     def report(self) -> JudgeReport:
         """What was asked so far, how often the two orders disagreed, and the tokens spent."""
-        counts = dict.fromkeys(JudgeReport.__annotations__, 0) | self._counts
+        counts = dict.fromkeys(JudgeReport.__annotations__, 0) | self.counts
         bias = counts["disagree"] / counts["both_orders"] if counts["both_orders"] else None
         return cast("JudgeReport", {**counts, "endpoint": self.endpoint, "model": self.model, "position_bias": bias})
 
@@ -208,7 +215,10 @@ class EndpointJudge:
         """Verdicts by request key, from the cache where it has them."""
         verdicts = {key: read_verdict(self.cache.get(key) or "") for key in asked}
         missing = [key for key, verdict in verdicts.items() if verdict is None]
-        self._count(questions=len(asked), cached=len(asked) - len(missing))
+        again = [spent for key in asked if verdicts[key] is not None and (spent := self.cache.spent(key, self._work))]
+        for spent in again:
+            self._count(**spent)
+        self._count(questions=len(asked), cached=len(asked) - len(missing) - len(again))
         self._works |= len(missing) < len(asked)
         if not missing:
             return verdicts
@@ -233,21 +243,32 @@ class EndpointJudge:
 
     def _ask(self, client: httpx2.Client, key: str, request: dict[str, Any], patience: int) -> Verdict | None:
         """Ask until there is a verdict, at most twice, and cache the answer that has it."""
+        spent: Counter[str] = Counter()
+        try:
+            return self._ask_twice(client, key, request, patience, spent)
+        finally:
+            self._count(**spent)
+
+    def _ask_twice(
+        self, client: httpx2.Client, key: str, request: dict[str, Any], patience: int, spent: Counter[str]
+    ) -> Verdict | None:
         exchange: list[Message] = []
         for _ in range(_ASKED_AT_MOST):
-            answer = self._complete(client, {**request, "messages": request["messages"] + exchange}, patience)
+            answer = self._complete(client, {**request, "messages": request["messages"] + exchange}, patience, spent)
             if answer is None:
                 return None
             verdict = None if answer.cut else read_verdict(answer.text)
             if verdict is not None:
-                self.cache.add(key, self.model, answer.text)
+                self.cache.add(key, self.model, answer.text, spent, self._work)
                 return verdict
             exchange = [{"role": "assistant", "content": answer.text or "-"}, {"role": "user", "content": REMINDER}]
             self._unreadable = answer
         self._count(unreadable=1)
         return None
 
-    def _complete(self, client: httpx2.Client, request: dict[str, Any], patience: int) -> _Answer | None:
+    def _complete(
+        self, client: httpx2.Client, request: dict[str, Any], patience: int, spent: Counter[str]
+    ) -> _Answer | None:
         """The model's answer, after as many tries as it takes; None if there is none.
 
         Raises:
@@ -256,10 +277,10 @@ class EndpointJudge:
         for attempt in itertools.count():
             if self._stop.is_set():
                 break
-            self._count(requests=1)
+            spent["requests"] += 1
             result = self._try(client, request)
             if isinstance(result, _Answer):
-                self._count(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
+                spent.update(prompt_tokens=result.prompt_tokens, completion_tokens=result.completion_tokens)
                 with self._lock:
                     self._failed_in_row, self._works = 0, True
                 return result
@@ -305,7 +326,7 @@ class EndpointJudge:
 
     def _count(self, **more: int) -> None:
         with self._lock:
-            self._counts.update(more)
+            self.counts.update(more)
 
 
 def _answer(body: Any) -> _Answer:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class JudgeCache:
             cause = (error.strerror or str(error)).lower()
             raise UserError(f"rewards: {self.path}: answers cannot be kept: {cause}") from None
         self._torn = not content.endswith(b"\n") and bool(content)
-        self._answers = dict(row for row in map(_row, content.splitlines()) if row is not None)
+        self._answers = {row["key"]: row for row in map(_row, content.splitlines()) if row is not None}
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -49,31 +50,44 @@ class JudgeCache:
     def get(self, key: str) -> str | None:
         """The answer to a request, or None if it has not been asked."""
         with self._lock:
-            return self._answers.get(key)
+            return self._answers[key]["answer"] if key in self._answers else None
 
-    def add(self, key: str, model: str, answer: str) -> None:
+    def spent(self, key: str, work: str | None) -> dict[str, int] | None:
+        """What the answer to a request cost, where a call of this name asked for it; None else."""
+        with self._lock:
+            row = self._answers.get(key, {})
+        return row["spent"] if work is not None and row.get("work") == work else None
+
+    def add(
+        self, key: str, model: str, answer: str, spent: Mapping[str, int] | None = None, work: str | None = None
+    ) -> None:
         """Store an answer; it is on disk when this returns.
 
         Args:
             key: The request's `request_key`.
             model: Who answered, for people who read the file.
             answer: The text of the answer.
+            spent: What it cost: requests, and tokens.
+            work: Names the call that asked.
         """
-        line = json.dumps({"key": key, "model": model, "answer": answer}).encode() + b"\n"
+        row: dict[str, Any] = {"key": key, "model": model, "answer": answer}
+        if work is not None:
+            row |= {"work": work, "spent": dict(spent or {})}
+        line = json.dumps(row).encode() + b"\n"
         with self._lock:
             with self.path.open("ab") as file:
                 file.write(b"\n" + line if self._torn else line)
                 file.flush()
                 os.fsync(file.fileno())
             self._torn = False
-            self._answers[key] = answer
+            self._answers[key] = row
 
 
-def _row(line: bytes) -> tuple[str, str] | None:
-    """Key and answer of a line; None if it has none."""
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line with a key and an answer; None if it has none."""
     try:
         row = json.loads(line)
         key, answer = row["key"], row["answer"]
     except (ValueError, KeyError, TypeError):
         return None
-    return (key, answer) if isinstance(key, str) and isinstance(answer, str) else None
+    return row if isinstance(key, str) and isinstance(answer, str) else None

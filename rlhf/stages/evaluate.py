@@ -45,13 +45,15 @@ def run(context: StageContext) -> Metrics:
     """Write `samples.jsonl`: a line per prompt with each policy's completions, their scores, lengths and KL (`Row`).
 
     `retained.jsonl` has the values on the sets of `evaluate.retain` (`RetainedRow`), `perturbed.jsonl` the answers to
-    perturbed prompts (`PerturbedRow`), and `attributions.jsonl` the tokens that scores rest on (`Attribution`).
+    perturbed prompts (`PerturbedRow`), and `attributions.jsonl` the tokens that scores rest on (`Attribution`). What
+    was sampled and judged before an interruption is used, and the files become what they would have been.
     """
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.attributed import ATTRIBUTIONS
     from rlhf.evaluation.attribution import of_reward_models
     from rlhf.evaluation.compare import comparison_pairs
     from rlhf.evaluation.judges import CachedScores, note, prefer
+    from rlhf.evaluation.kept import KEPT, Kept
     from rlhf.evaluation.perturb import perturbed_prompts
     from rlhf.evaluation.policy import answers, measure_policy, started_from
     from rlhf.evaluation.regressions import RETAINED
@@ -61,7 +63,8 @@ def run(context: StageContext) -> Metrics:
     from rlhf.rewards.load import load_judges, load_rewards
 
     project = context.project
-    judges = {name: CachedScores(judge) for name, judge in load_rewards(project, context.parents).items()}
+    kept, scoring = Kept(context.directory / KEPT), load_rewards(project, context.parents)
+    judges = {name: CachedScores(judge, kept.path(f"scores {name}")) for name, judge in scoring.items()}
     comparing = load_judges(project)
     references = {name: started_from(project, name) for name in policies_of(project)}
     policies = list(dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references]))
@@ -77,20 +80,20 @@ def run(context: StageContext) -> Metrics:
     for name in policies:
         measures = measure_policy(
             project, context.parents, name, references.get(name), prompts, sets, judges,
-            perturbed=[each.prompt for each in changed],
+            [each.prompt for each in changed], kept,
         )  # fmt: skip
         note(rows, prompts, name, measures.completions, judges)
         note(again, [prompts[each.place] for each in changed], name, measures.perturbed, judges)
         cut, kinds[name], retained[name] = measures.cut, measures.kind, measures.retained
         attributions += measures.decisions
     explained = rows[: project.evaluate.attributions]
-    attributions += of_reward_models({name: judge.judge for name, judge in judges.items()}, explained, policies[-1])
+    attributions += kept.once("attributions", lambda: of_reward_models(scoring, explained, policies[-1]))
     write_lines(context.directory / PERTURBED, again)
     write_lines(context.directory / ATTRIBUTIONS, attributions)
     if sets:
         write(context.directory / RETAINED, sets, retained)
     for name, judge in comparing.items():
-        prefer(rows, comparison_pairs(policies, references), name, judge)
+        prefer(rows, comparison_pairs(policies, references), name, judge, kept)
     write_lines(context.directory / "samples.jsonl", rows)
     return {
         "policies": policies, "kinds": kinds, "judges": [*judges, *comparing],

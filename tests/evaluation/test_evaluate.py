@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -9,11 +10,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
+from rlhf.evaluation import policy
 from rlhf.evaluation.judges import CachedScores
+from rlhf.evaluation.kept import GrowingFile
 from rlhf.models.scratch import train_tokenizer
 from rlhf.pipeline.execute import run_stage
 from rlhf.pipeline.folder import own_folder
 from rlhf.report.build import build_report
+from rlhf.rewards.endpoint import EndpointJudge
+from rlhf.rewards.judge_cache import JudgeCache
 from rlhf.stages.evaluate import prepare
 from rlhf.workflow import StageContext
 from tests.support.judge_server import JudgeServer, Raw, prefer_longer
@@ -245,3 +250,98 @@ def test_language_models_are_perturbed_too_and_reward_models_explained(project, 
     report = build_report(changed.run_dir)
     assert report["classification"] is None
     assert [row["judge"] for row in report["robustness"]["comparisons"]] == ["helpful"]
+
+
+class Ended(BaseException):
+    """The end of a process."""
+
+
+class Counted:
+    """How many prompts are sampled for, and what judges are asked; it can end the stage after a batch of anything."""
+
+    def __init__(self, monkeypatch):
+        self.sampled = self.judged = 0
+        self.left, self.answers_left, self.torn = -1, -1, False
+        complete, add, keep, make = policy.complete, GrowingFile.add, JudgeCache.add, CachedScores.__init__
+
+        def completed(project, opened, model, prompts, *args, **kwargs):
+            self.sampled += len(prompts)
+            return complete(project, opened, model, prompts, *args, **kwargs)
+
+        def made(cached, judge, path=None):
+            def judged(prompts, completions, **columns):
+                self.judged += len(prompts)
+                return judge(prompts, completions, **columns)
+
+            make(cached, judged, path)
+
+        def added(file, batch):
+            if self.torn and self.left == 0:
+                file.path.open("a").write(json.dumps(batch[0])[:-1])
+                raise Ended
+            add(file, batch)
+            if self.left == 0:
+                raise Ended
+            self.left -= 1
+
+        def kept(cache, *args):
+            keep(cache, *args)
+            if self.answers_left == 0:
+                raise Ended
+            self.answers_left -= 1
+
+        monkeypatch.setattr(policy, "complete", completed)
+        monkeypatch.setattr(CachedScores, "__init__", made)
+        monkeypatch.setattr(GrowingFile, "add", added)
+        monkeypatch.setattr(JudgeCache, "add", kept)
+        monkeypatch.setitem(EndpointJudge.__init__.__kwdefaults__, "workers", 1)
+
+
+@pytest.mark.parametrize(
+    ("torn", "batches"),
+    [
+        pytest.param(False, 6, id="now and then"),
+        pytest.param(False, 1, id="after each batch", marks=pytest.mark.slow),
+        pytest.param(True, 2, id="in a batch", marks=pytest.mark.slow),
+    ],
+)
+def test_an_evaluation_that_ends_again_and_again_becomes_the_same(
+    project, server, tmp_path, monkeypatch, torn, batches
+):
+    """It ends after so many further batches of anything, and after so many further answers of the endpoint."""
+    changes = [
+        "evaluate.perturb=[case]", "evaluate.prompts=6", "evaluate.batch_size=1", "evaluate.samples=2",
+        f"evaluate.retain={{known: {{source: {tmp_path / 'keep.jsonl'}}}}}",
+        f"rewards.long={{function: '{tmp_path / 'judge.py'}:score'}}",
+    ]  # fmt: skip
+    write_rows(tmp_path / "keep.jsonl", [{"text": "A text to find likely."}, {"text": "Another one."}])
+    whole, ended = (load_project(project.path, [*changes, f"name={name}"]) for name in ("whole", "ended"))
+    for each in (whole, ended):
+        own_folder(each)
+        shutil.copytree(project.run_dir / "sft", each.run_dir / "sft")
+    counted = Counted(monkeypatch)
+    run_stage(whole, "evaluate")
+    expected = (counted.sampled, counted.judged, len(server.seen))
+    counted.sampled = counted.judged = ends = 0
+    server.seen.clear()
+    counted.torn = torn
+    while not (ended.run_dir / "evaluate").exists():
+        counted.left, counted.answers_left = batches - 1, 10
+        try:
+            run_stage(ended, "evaluate")
+        except Ended:
+            ends += 1
+    assert ends > 12 // batches
+    if not torn:
+        assert (counted.sampled, counted.judged) == expected[:2]
+        assert expected[2] <= len(server.seen) <= expected[2] + ends
+    folders = [each.run_dir / "evaluate" for each in (whole, ended)]
+    names = {path.name for path in folders[0].iterdir()}
+    assert names == {"samples.jsonl", "perturbed.jsonl", "retained.jsonl", "stage.json"}
+    assert {path.name for path in folders[1].iterdir()} == names
+    for name in names - {"stage.json"}:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    first, second = (read_manifest(folder) for folder in folders)
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"]["comparing"]["judge"]["requests"] > 0
+    assert first["artifact"] == second["artifact"]

@@ -1,11 +1,11 @@
-"""Scores of replies as one number, by hand; where an interrupted file goes on."""
+"""Scores of replies as one number, by hand."""
 
 import json
 import math
 
 import pytest
 
-from rlhf.evaluation.replies import _whole_batches, total_scores
+from rlhf.evaluation.replies import total_scores
 
 
 def write(path, scores):
@@ -33,27 +33,3 @@ def test_several_are_brought_to_one_scale(tmp_path):
     assert totals == pytest.approx([0.0, 0.0, 0.0])
     (totals,) = total_scores(path, {"a": 2.0, "b": 1.0})
     assert totals == pytest.approx([-1.0, 0.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "done"),
-    [
-        ("", 5, 0),
-        ("1\n", 5, 0),
-        ("1\n2\n", 5, 2),
-        ("1\n2\n3\n", 5, 2),
-        ("1\n2\n3\n4", 5, 2),  # a torn line is none
-        ("1\n2\n3\n4\n", 5, 4),
-        ("1\n2\n3\n4\n5\n", 5, 5),  # the last batch is a short one
-        ("1\n2\n3\n4\n5", 5, 4),
-    ],
-)
-def test_a_file_goes_on_behind_its_last_whole_batch(tmp_path, text, count, done):
-    file = tmp_path / "samples.jsonl"
-    file.write_text(text)
-    assert _whole_batches(file, 2, count) == done
-    assert file.read_text() == "".join(f"{number}\n" for number in range(1, done + 1))
-
-
-def test_no_file_is_no_batch(tmp_path):
-    assert _whole_batches(tmp_path / "samples.jsonl", 2, 5) == 0

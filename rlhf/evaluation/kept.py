@@ -1,0 +1,91 @@
+"""What was made a batch at a time, in files that grow: what an interrupted stage has made, it does not make again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from rlhf.durable import sync_folder
+
+KEPT = "kept"
+"""Folder of a stage that is at work, in which it keeps what it need not do again; deleted once the stage is done."""
+
+
+class GrowingFile:
+    """JSON values, one a line, that are added in batches; a batch is in the file whole or not at all.
+
+    Args:
+        path: The file, and its folder, which are made if need be.
+        at_once: Lines of a batch.
+        count: Lines of the whole file, where that is known: the last batch may be a short one.
+    """
+
+    def __init__(self, path: Path, at_once: int = 1, count: int | None = None) -> None:
+        self.path = path
+        self.done = _whole_batches(path, at_once, count)
+        """Lines that are there."""
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            sync_folder(path.parent)
+
+    def add(self, batch: Sequence[Any]) -> None:
+        """Append a batch; it is on disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in batch)
+            file.flush()
+            os.fsync(file.fileno())
+        self.done += len(batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The lines."""
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _whole_batches(path: Path, at_once: int, count: int | None) -> int:
+    """Cut a file to the batches that it has whole; returns how many lines these are."""
+    if not path.is_file():
+        return 0
+    with path.open("rb+") as file:
+        ends = [0]
+        for line in file:
+            if line.endswith(b"\n"):
+                ends.append(ends[-1] + len(line))
+        lines = len(ends) - 1
+        done = lines if lines == count else lines // at_once * at_once
+        file.truncate(ends[done])
+    return done
+
+
+class Kept(NamedTuple):
+    """A folder of such files, a file for each thing that is made."""
+
+    folder: Path
+
+    def path(self, what: str) -> Path:
+        """The file of something, whatever characters its name has."""
+        return self.folder / f"{quote(what, safe=' @')}.jsonl"
+
+    def lines(self, what: str, count: int, at_once: int, make: Callable[[int, int], Sequence[Any]]) -> list[Any]:
+        """A JSON value for each of `count` items; the batches that are not there yet are made.
+
+        Args:
+            what: Names them.
+            count: How many.
+            at_once: Items of a batch.
+            make: Makes those from its first argument up to, not including, its second.
+        """
+        file = GrowingFile(self.path(what), at_once, count)
+        for first in range(file.done, count, at_once):
+            file.add(make(first, min(first + at_once, count)))
+        return list(file)
+
+    def once(self, what: str, make: Callable[[], Any]) -> Any:
+        """A JSON value that is made once."""
+        return self.lines(what, 1, 1, lambda first, last: [make()])[0]
