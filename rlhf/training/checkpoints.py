@@ -7,6 +7,7 @@ folder is renamed. So what bears a checkpoint's name was complete, and what was 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 import sys
@@ -156,21 +157,34 @@ def _aside(checkpoint: Path) -> Path:
 def drop_old(folder: Path, limit: int | None, best: str | None) -> None:
     """Delete checkpoints beyond a number, oldest first; never the newest, which was just written, nor the best.
 
+    One that a signal asked for goes as soon as there is a newer one, so that those that are left do not depend on it.
+    What a run was deleting when it was killed is deleted, too.
+
     Args:
         folder: Of all checkpoints.
         limit: How many are kept; None or 0 keeps all.
         best: Path of the one with the best metric, where one is measured.
     """
-    if not limit:
-        return
-    checkpoints = list(_checkpoints(folder))
-    kept = {checkpoints[-1], *(path for path in checkpoints if best is not None and path.name == Path(best).name)}
-    surplus = [path for path in checkpoints if path not in kept]
-    for checkpoint in surplus[: max(0, len(checkpoints) - max(limit, len(kept)))]:
-        doomed = checkpoint.with_name(f".{checkpoint.name}")  # so that none is there in part
+    for doomed in folder.glob(".checkpoint-*"):
         shutil.rmtree(doomed, ignore_errors=True)
+    checkpoints = list(_checkpoints(folder))
+    kept = {*checkpoints[-1:], *(path for path in checkpoints if best is not None and path.name == Path(best).name)}
+    dropped = [path for path in checkpoints if path not in kept and not _scheduled(path)]
+    surplus = [path for path in checkpoints if path not in kept and path not in dropped]
+    if limit:
+        dropped += surplus[: max(0, len(surplus) + len(kept) - max(limit, len(kept)))]
+    for checkpoint in dropped:
+        doomed = checkpoint.with_name(f".{checkpoint.name}")  # so that none is there in part
         checkpoint.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _scheduled(checkpoint: Path) -> bool:
+    """Whether the settings asked for a checkpoint; of one that does not say, that they did."""
+    try:
+        return bool(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["scheduled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:

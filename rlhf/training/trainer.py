@@ -277,11 +277,21 @@ class ResumableTrainer(_Base):
         with interrupts.deferred():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, unless no step is left: the trainer itself looks only behind a step, and takes one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def take_up(self) -> None:
         """Once training begins: what the checkpoint holds besides what the trainer itself reads."""
         if self._resumed_from is None:
             return
         self.scheduled = checkpoints.read_checkpoint(self._resumed_from)["scheduled"]
+        if self.args.should_save:  # a run that was killed between writing this checkpoint and dropping another
+            best = self.state.best_model_checkpoint
+            checkpoints.drop_old(self._resumed_from.parent, self.args.save_total_limit, best)
         before = len(list(self._resumed_from.glob("process-*.json")))
         if before != self.args.world_size and self.args.should_save:
             print(

@@ -112,6 +112,7 @@ NAMES = (
     LibraryName("transformers:Trainer.create_optimizer", _OVERRIDDEN, "self model"),
     LibraryName("transformers:Trainer.get_train_dataloader", _OVERRIDDEN, "self"),
     LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
+    LibraryName("transformers:Trainer._run_epoch", "a training that was killed behind its last step takes no other"),
     LibraryName("transformers:Trainer._prepare_inputs", "a micro-batch moves to the device", "self inputs"),
     LibraryName("transformers:Trainer._save", _CHECKPOINT, "self output_dir state_dict"),
     LibraryName("transformers:Trainer._save_checkpoint", _CHECKPOINT, "self model trial"),

@@ -4,6 +4,7 @@ import pytest
 
 from rlhf.config.load import load_project
 from rlhf.pipeline.execute import run_stage
+from rlhf.training import checkpoints
 from tests.support.endurance import damages
 from tests.support.endurance.fingerprints import differences, fingerprints
 from tests.support.projects import make_project
@@ -42,10 +43,10 @@ def test_every_damage_is_recognised(whole, tmp_path, stage, adapter):
     project = whole(adapter)
     if not (project.run_dir / stage).exists():
         run_stage(project, stage)
-    checkpoints = project.run_dir / stage / "checkpoints"
-    last, before = [path.name for path in damages.newest(checkpoints)[:2]]
-    found = list(damages.look(checkpoints, tmp_path / "copy"))
-    files = {path.name for path in damages.files_of(checkpoints / last)}
+    folder = project.run_dir / stage / "checkpoints"
+    last, before = [path.name for path in damages.newest(folder)[:2]]
+    found = list(damages.look(folder, tmp_path / "copy"))
+    files = {path.name for path in damages.files_of(folder / last)}
     weights = {"ppo": "roles.safetensors", "weights": "model.safetensors", "adapter": "adapter_model.safetensors"}
     assert {weights[stage if stage == "ppo" else adapter], "optimizer.safetensors", "checkpoint.json"} <= files
     assert len(found) >= len(files) * (len(damages.OF_A_FILE) - 1)
@@ -75,6 +76,17 @@ def test_a_stage_goes_on_from_the_one_before_or_anew(whole, monkeypatch, capsys,
     assert differences(expected, fingerprints(project.run_dir / "sft")) == []
     kept = [path.name for path in (project.run_dir / "sft/checkpoints").iterdir() if path.name.startswith("damaged-")]
     assert len(kept) == len(said)
+
+
+def test_a_stage_drops_what_it_was_about_to_drop(whole, monkeypatch):
+    project = load_project(whole().path, ["name=dropping"])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "drop_old", lambda folder, *args: (folder / "checkpoint-6").exists() and killed())
+        with pytest.raises(Killed):
+            run_stage(project, "sft")
+    assert len(damages.newest(project.run_dir / ".sft.partial/checkpoints")) == 3
+    run_stage(project, "sft")
+    assert differences(fingerprints(whole().run_dir / "sft"), fingerprints(project.run_dir / "sft")) == []
 
 
 def killed(*args, **kwargs):

@@ -28,7 +28,7 @@ _PPO = {
 """Six rollouts with an adapting KL coefficient and two normalised rewards."""
 _SETTINGS: dict[str, dict[str, Any]] = {
     "sft": _EPOCHS,
-    "reward": _EPOCHS,
+    "reward": {**_EPOCHS, "max_steps": 16, "save_steps": 4},  # ends within an epoch
     "rank": {"keep": "best", "samples": 2, "max_new_tokens": 8, "sampling_batch_size": 2, "truncated": "score"},
     "rft": _EPOCHS,
     "dpo": {**_EPOCHS, **_JUDGED},
