@@ -1,6 +1,6 @@
 """Changes of a row that leave its class as it is, drawn anew each time that a training batch has the row.
 
-They draw from torch's default generator, so that a run's seed decides them.
+They draw from torch's default generator, which the trainer seeds for each batch, so that a resumed run draws the same.
 """
 
 from __future__ import annotations

@@ -200,7 +200,8 @@ class LabelKind(PolicyKind):
                 batch["labels"] = torch.tensor([row[0] for row in labels])
             return batch
 
-        return Supervised(collate, loss, share_right, partial(collate, augment=args.augment or ()))
+        augmenting = partial(collate, augment=args.augment) if args.augment else None
+        return Supervised(collate, loss, share_right, augmenting)
 
     @torch.no_grad()
     def finish(self, model: Any, data: Prepared, args: Any) -> None:

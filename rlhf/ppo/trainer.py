@@ -372,12 +372,8 @@ class PPOTrainer(ResumableTrainer, Trainer):
 
     # checkpoints
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Everything that is trained, under its own name; frozen weights are where they came from."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_weights(self, folder: Path) -> None:
+        """Every role's trained weights, under its own name, and what PPO carries from rollout to rollout."""
         self.policy.save(folder / WEIGHTS)
         rewards = self.rewards
         state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
@@ -385,8 +381,8 @@ class PPOTrainer(ResumableTrainer, Trainer):
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
     @torch.no_grad()
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote."""
         self.policy.load(folder / WEIGHTS)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         rewards = self.rewards

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
 
 from rlhf import interrupts
-from rlhf.errors import Incident
+from rlhf.errors import Incident, UserError
 from rlhf.interrupts import Interrupted
 from rlhf.training import checkpoints, incidents
 from rlhf.training.buckets import set_epoch
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
         model: Any
         optimizer: Any
         lr_scheduler: Any
+        ref_model: Any
 else:
     _Base = object
 
+WEIGHTS = "weights.safetensors"
+"""File of a checkpoint: everything that is trained."""
 _GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights")
 """What trainers gather between two logs, in memory alone; not every trainer has each."""
 
@@ -185,7 +189,7 @@ class ResumableTrainer(_Base):
     # checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint: the model as transformers does, states as `training.states` does, then its manifest."""
+        """Write a checkpoint: what is trained, the states of what trains it, then the manifest."""
         folder, step = Path(str(self.args.output_dir)), self.state.global_step
         final = folder / f"checkpoint-{step}"
         self.store_flos()
@@ -195,7 +199,10 @@ class ResumableTrainer(_Base):
             checkpoints.partial_folder(folder, step)
         self.accelerator.wait_for_everyone()
         partial = folder / ".partial" / final.name
-        self.save_model(str(partial), _internal_call=True)
+        if self._sharded:
+            self.save_model(str(partial), _internal_call=True)
+        elif self.args.should_save:
+            self.save_weights(partial)
         if best := self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
         if not self.args.save_only_model:
@@ -220,10 +227,44 @@ class ResumableTrainer(_Base):
         values = (value for state in states if isinstance(state, dict) for value in state.values())
         return sum(tensor.nbytes for tensor in (*weights, *values) if isinstance(tensor, torch.Tensor))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)  # a pickle
+    def save_weights(self, folder: Path) -> None:
+        """Write what is trained, on the main process; what is frozen is where it came from.
+
+        Under the names that weights have in memory: a library's own form may rename them, and what is not known by its
+        name when it is loaded keeps the weights of the start.
+        """
+        save_file({name: tensor.detach().contiguous() for name, tensor in self._trained().items()}, folder / WEIGHTS)
+
+    @torch.no_grad()
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote, every tensor of it and no other."""
+        tensors, trained = load_file(folder / WEIGHTS), self._trained()
+        if tensors.keys() != trained.keys():
+            names = ", ".join(sorted(tensors.keys() ^ trained.keys())[:3])
+            raise UserError(f"{folder / WEIGHTS}: does not have the weights that are trained ({names})")
+        for name, tensor in tensors.items():
+            trained[name].copy_(tensor)
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """Trained weights, and what a model remembers of its batches; those of a reference that follows too."""
+        follows = getattr(self.args, "sync_ref_model", False)
+        tensors = {}
+        for prefix, model in {"": self.model, **({"reference.": self.ref_model} if follows else {})}.items():
+            remembered = model.state_dict(keep_vars=True).keys() & dict(model.named_buffers()).keys()
+            for name, weight in model.named_parameters():
+                if weight.requires_grad or prefix:
+                    tensors[prefix + name] = weight
+            tensors |= {prefix + name: model.get_buffer(name) for name in sorted(remembered)}
+        return tensors
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.load_weights(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._sharded:

@@ -111,10 +111,11 @@ NAMES = (
     LibraryName("transformers:Trainer.compute_loss", _OVERRIDDEN, _LOSS),
     LibraryName("transformers:Trainer.create_optimizer", _OVERRIDDEN, "self model"),
     LibraryName("transformers:Trainer.get_train_dataloader", _OVERRIDDEN, "self"),
+    LibraryName("transformers:Trainer.get_batch_samples", _OVERRIDDEN, "self epoch_iterator num_batches device"),
     LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
     LibraryName("transformers:Trainer._run_epoch", "a training that was killed behind its last step takes no other"),
     LibraryName("transformers:Trainer._prepare_inputs", "a micro-batch moves to the device", "self inputs"),
-    LibraryName("transformers:Trainer._save", _CHECKPOINT, "self output_dir state_dict"),
+    LibraryName("transformers:Trainer._load_best_model", _CHECKPOINT, "self"),
     LibraryName("transformers:Trainer._save_checkpoint", _CHECKPOINT, "self model trial"),
     *(LibraryName(f"transformers:Trainer._save_{name}", _CHECKPOINT, "self output_dir")
       for name in ("optimizer_and_scheduler", "scaler", "rng_state")),

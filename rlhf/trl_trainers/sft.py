@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 import trl
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from rlhf.policies.completion import row_seed
 from rlhf.training.trainer import ResumableTrainer
 from rlhf.trl_trainers.speedups import FasterTrainer
 
@@ -33,6 +35,9 @@ class SFTSettings(trl.SFTConfig):
 class AugmentingTrainer(ResumableTrainer, Trainer):
     """transformers' trainer, whose training batches may be made in another way than those of evaluation.
 
+    They are made when their step begins, from a seed that step and process decide. Made by the data loader, which works
+    ahead, they would depend on what was drawn before, and a resumed run would draw other changes.
+
     Args:
         *args: Of `transformers.Trainer`.
         training_collator: Makes them; None takes `data_collator`.
@@ -44,13 +49,30 @@ class AugmentingTrainer(ResumableTrainer, Trainer):
         self._training_collator = training_collator
 
     def get_train_dataloader(self) -> DataLoader:
-        """The training batches."""
+        """The training batches, as lists of rows where a collator of their own makes them."""
         evaluation = self.data_collator
-        self.data_collator = self._training_collator or evaluation
+        self.data_collator = evaluation if self._training_collator is None else cast(Any, list)
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = evaluation
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step."""
+        batches = epoch_iterator if self._training_collator is None else self._made(epoch_iterator)
+        return super().get_batch_samples(batches, num_batches, device)
+
+    def _made(self, batches: Iterator[list[Any]]) -> Iterator[Any]:
+        assert self._training_collator is not None
+        for number, rows in enumerate(batches):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(
+                    row_seed(self.args.seed, "batch", self.state.global_step, number, self.args.process_index)
+                )
+                batch = self._training_collator(rows)
+            yield batch
 
 
 class SFTTrainer(FasterTrainer, trl.SFTTrainer):

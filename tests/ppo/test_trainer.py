@@ -275,8 +275,11 @@ def test_it_trains_the_same_with_recomputed_activations(tmp_path, tiny_llama, ad
 def test_a_checkpoint_is_written_by_one_process(tmp_path, tiny_llama, monkeypatch, rank):
     trainer = make_trainer(tmp_path, tiny_llama)
     monkeypatch.setattr(PPOConfig, "process_index", rank)
-    trainer._save(str(tmp_path / "checkpoint"))
-    assert {path.name for path in tmp_path.glob("checkpoint/*")} == ({WEIGHTS, STATE} if rank == 0 else set())
+    trainer.create_optimizer_and_scheduler(4)
+    (tmp_path / ".partial/checkpoint-0").mkdir(parents=True)
+    trainer._save_checkpoint(trainer.model, None)
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {WEIGHTS, STATE} <= written if rank == 0 else written == {"process-1.json", "process-1.safetensors"}
 
 
 def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):

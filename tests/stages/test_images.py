@@ -1,9 +1,14 @@
 """Image classifiers through the pipeline: supervised, online, compared, and what they refuse."""
 
 import json
+import os
+import signal
 
 import pytest
+from transformers import Trainer
 
+from rlhf import interrupts
+from rlhf.artifacts.manifest import artifact_hash
 from rlhf.artifacts.open import open_stage
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
@@ -47,6 +52,30 @@ def project(tmp_path):
 
 RESNET = {"architecture": "resnet", "image_size": 8, "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16],
           "depths": [1, 1], "layer_type": "basic"}  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_augments_as_the_uninterrupted_one(project, monkeypatch, workers):
+    """With dropout between the draws, in an epoch that is under way, whoever loads the data."""
+    options = {"max_steps": 4, "save_strategy": "no", "dataloader_num_workers": workers}
+    tiny = project({**SCRATCH, "hidden_dropout_prob": 0.2}, per_device_train_batch_size=4, **options)
+    run_stage(tiny, "base")
+    run_stage(tiny, "sft")
+    whole = artifact_hash(tiny.run_dir / "sft")
+    original = Trainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    with interrupts.listening(), pytest.raises(interrupts.Interrupted):
+        run_stage(tiny, "sft")
+    assert [path.name for path in (tiny.run_dir / ".sft.partial/checkpoints").iterdir()] == ["checkpoint-3"]
+    monkeypatch.undo()
+    run_stage(tiny, "sft")
+    assert artifact_hash(tiny.run_dir / "sft") == whole
 
 
 @pytest.mark.parametrize(("scratch", "ppo"), [(SCRATCH, {"adapter": {"r": 2}}), (RESNET, {})])

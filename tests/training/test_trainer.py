@@ -15,6 +15,7 @@ from rlhf.data.prepare import load_prepared
 from rlhf.errors import Incident
 from rlhf.interrupts import Interrupted
 from rlhf.pipeline.execute import run_stage
+from rlhf.training.trainer import WEIGHTS
 from tests.support.damage import record_of
 from tests.support.projects import make_project
 
@@ -82,7 +83,7 @@ def test_a_step_that_is_skipped_leaves_the_weights_alone_and_is_counted(tmp_path
     spoiled(2)
     run_stage(project, "sft")
     first, second = (project.run_dir / f"sft/checkpoints/checkpoint-{step}" for step in (1, 2))
-    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+    for name in (WEIGHTS, "optimizer.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert [row["skipped_steps"] for row in metrics(project, "sft") if "loss" in row] == [0, 1]
     assert all(math.isfinite(row["loss"]) for row in metrics(project, "sft") if "loss" in row)
