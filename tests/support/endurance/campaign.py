@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,13 +36,17 @@ class Row:
     runs: int = 0
     identical: int = 0
     seconds: float = 0.0
-    codes: dict[str, int] = field(default_factory=Counter)
+    codes: dict[str, int] = field(default_factory=dict)
     """Exit code -> how often a disturbed attempt left it."""
     counts: dict[str, int] = field(default_factory=dict)
     """What else is counted, by the heading of its column."""
     slowest: float = 0.0
     """Most seconds from a signal to the end."""
     problems: list[str] = field(default_factory=list)
+
+    def count(self, code: int) -> None:
+        """Count an exit code."""
+        self.codes[str(code)] = self.codes.get(str(code), 0) + 1
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Campaign:
                 return wrong(ended, job, row.processes)
             row.times += 1
             row.in_a_save += in_a_save(ended.event)
-            row.codes[str(next(code for code in ended.codes if code))] += 1
+            row.count(next(code for code in ended.codes if code))
             row.slowest = round(max(row.slowest, ended.after if disturbance.seconds is not None else 0.0), 1)
             where = f"{disturbance.seconds:.2f} s" if disturbance.seconds is not None else ended.event
             self.say(f"  {job.run}: {row.times} from {found or 'the start'} at {where.replace(str(job.folder), '')}")

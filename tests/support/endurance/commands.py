@@ -87,7 +87,7 @@ def _to_its_end(
         if code == 0:
             return []
         row.times += 1
-        row.codes[str(code)] = row.codes.get(str(code), 0) + 1
+        row.count(code)
         row.slowest = round(max(row.slowest, time.perf_counter() - sent), 1)
         lines = _log(campaign, run).read_text(encoding="utf-8", errors="replace").splitlines()
         campaign.say(f"  {run}: {row.times}, {number}, exit code {code}: {lines[-1][:120] if lines else ''}")

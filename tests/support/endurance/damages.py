@@ -153,7 +153,11 @@ def damage(campaign: Campaign, stage: str) -> Row:
     }
     row.problems = [f"{one.file} {one.damage}: {one.lines}" for one in found if one.used != before]
     job = campaign.begin(f"damage-{stage}", stage)
-    campaign.server.attempt(job, 1, Disturbance(seconds=campaign.whole(stage).seconds * 0.9))
+    events = campaign.whole(stage).events
+    saved = [
+        number for number, (kind, path) in enumerate(events) if kind == "rename" and "/.partial/checkpoint" in path
+    ]
+    campaign.server.attempt(job, 1, Disturbance(event=saved[-1] + 1))  # behind the last checkpoint
     for checkpoint in newest(job.folder / f".{stage}.partial" / "checkpoints")[:1]:
         OF_A_FILE["cut in half"](files_of(checkpoint)[-1])
         row.resumed += 1

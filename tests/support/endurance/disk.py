@@ -68,7 +68,7 @@ def _to_its_end(
         if ended.codes == (0,):
             break
         row.times += 1
-        row.codes[str(ended.codes[0])] += 1
+        row.count(ended.codes[0])
         lines = [line for line in said(job) if line.startswith("error:")]
         campaign.say(f"  {job.run}: {row.times} from {found or 'the start'} at {size} bytes: {' / '.join(lines)[:150]}")
         problems += _bad_end(job, ended.codes, lines)
