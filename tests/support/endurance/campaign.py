@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlhf.config.load import load_project
 from rlhf.pipeline.folder import own_folder
+from rlhf.pipeline.partial import settle
 from rlhf.workflow import parents_of
 from tests.support.endurance.attempts import Disturbance, Ended, Server, said
 from tests.support.endurance.child import Job
@@ -156,7 +157,8 @@ class Campaign:
             self.say(f"  {job.run}: {row.times} from {found or 'the start'} at {where.replace(str(job.folder), '')}")
             if loud := noisy(job, row.processes, number):
                 return loud
-            if (job.folder / job.stage / "stage.json").is_file():
+            if (job.folder / job.stage / "stage.json").is_file():  # what `rlhf run` does then
+                settle(load_project(job.config, [f"name={job.run}", *job.overrides]), job.stage)
                 return []
 
 
