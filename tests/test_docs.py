@@ -394,7 +394,7 @@ def test_hooks_and_ci_run_what_make_runs():
         assert hook["entry"].partition(" --")[0] in makefile  # the tools of .venv, which constraints.txt pins
     ((_, job),) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].items()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
-    assert "make lint types test slow" in [step.get("run") for step in job["steps"]]
+    assert "make lint types audit test slow" in [step.get("run") for step in job["steps"]]
 
 
 def test_the_examples_for_contributors_work():

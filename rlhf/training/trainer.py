@@ -1,4 +1,4 @@
-"""What every trainer does alike: checkpoints that are whole, exact resume, and no step on numbers that are not finite.
+"""What every trainer does alike: checkpoints that are whole, exact resume, and an end at signals that loses nothing.
 
 `ResumableTrainer` stands in front of a trainer of transformers or TRL, as in
 `class SFTTrainer(ResumableTrainer, trl.SFTTrainer)`.
@@ -6,39 +6,21 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
 
 from rlhf import interrupts
-from rlhf.errors import Incident, UserError
+from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
-from rlhf.training import checkpoints, incidents
-from rlhf.training.buckets import set_epoch
+from rlhf.training import checkpoints
+from rlhf.training.finite import FiniteTrainer
 from rlhf.training.states import load_state, random_state, save_state, set_random_state
-from rlhf.training.train_loss import mean_train_loss
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    class _Base(Trainer):
-        """What they all have."""
-
-        model: Any
-        optimizer: Any
-        lr_scheduler: Any
-        ref_model: Any
-else:
-    _Base = object
 
 WEIGHTS = "weights.safetensors"
 """File of a checkpoint: everything that is trained."""
@@ -46,147 +28,16 @@ _GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_to
 """What trainers gather between two logs, in memory alone; not every trainer has each."""
 
 
-class ResumableTrainer(_Base):
-    """In front of a trainer: how its checkpoints are written and read, and what stops or skips a step.
+class ResumableTrainer(FiniteTrainer):
+    """In front of a trainer: how its checkpoints are written and read, and how a signal ends it."""
 
-    Who runs it sets `stage`, `on_nonfinite`, `incident_file` and `origins`.
-    """
-
-    stage = "train"
-    """Name of the stage, for messages."""
-    on_nonfinite = "stop"
-    """What becomes of a step whose loss or gradient is not finite: `stop` the training, or `skip` the step."""
-    incident_file: Path | None = None
-    """Where such steps are described."""
-    origins: Callable[[], Sequence[str]] | None = None
-    """Gives file and line of every training row."""
     scheduled = True
     """Whether the settings ask for the checkpoint that is being written, or that training goes on from."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._skipped = 0
-        self._signal = 0
         self._resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_AtStart(self))
-
-    # numbers that are not finite
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of a micro-batch; its loss is looked at before the update."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._losses.append(loss.detach())
-        return loss.nan_to_num(0.0, 0.0, 0.0) if self.on_nonfinite == "skip" else loss
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip the gradient of a step, once it is known to be finite: clipping spreads what is not to all of it."""
-        if self._sharded:
-            return self._checked(super()._clip_grad_norm(model), model)
-        norm = self._checked(self._total_norm(model), model)
-        clip_grads_with_norm_(_with_gradient(model), self.args.max_grad_norm, norm)
-        return norm
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm of a step's gradient, where it was not clipped."""
-        if grad_norm is None and not self._sharded:
-            return self._checked(self._total_norm(model), model)
-        norm = super()._get_grad_norm(model, grad_norm)
-        return norm if grad_norm is not None else self._checked(norm, model)
-
-    @property
-    def _sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
-    def _total_norm(self, model: Any) -> torch.Tensor:
-        self.accelerator.unscale_gradients()
-        return get_total_norm([parameter.grad for parameter in _with_gradient(model)])
-
-    def _checked(self, norm: Any, model: Any) -> Any:
-        """A step's gradient norm; that of no gradient where the step's numbers are not finite and it is skipped.
-
-        The processes agree on it, and on whether one of them was asked to stop.
-
-        Raises:
-            Incident: They are not finite, and no step is skipped.
-        """
-        losses, self._losses = self._losses, []
-        norm = torch.as_tensor(norm, device=self.args.device)
-        in_losses = ~torch.isfinite(torch.stack(losses)).all() if losses else torch.zeros_like(norm, dtype=torch.bool)
-        scaler = self.accelerator.scaler  # float16's looks for such gradients itself, and skips their steps
-        in_gradient = ~torch.isfinite(norm) if scaler is None else torch.zeros_like(in_losses)
-        flags = torch.stack([in_losses, in_gradient]).float().tolist()
-        of_loss, of_gradient, self._signal = self._maximum([*flags, interrupts.asked() or 0])
-        if not of_loss and not of_gradient:
-            return norm
-        self.nonfinite("loss" if of_loss else "gradient", losses, float(norm), model)
-        return torch.zeros_like(norm)
-
-    def _maximum(self, values: list[float]) -> list[int]:
-        """Of each value the largest over processes."""
-        if self.args.world_size > 1:
-            tensor = torch.tensor(values, device=self.args.device)
-            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-            values = tensor.tolist()
-        return [int(value) for value in values]
-
-    def nonfinite(self, what: str, losses: Sequence[torch.Tensor], norm: float, model: Any) -> None:
-        """Describe the step that is being computed, whose numbers are not finite, and leave it without a gradient.
-
-        Every process calls it.
-
-        Args:
-            what: Which number is not: `loss`, `gradient` or another.
-            losses: Of the step's micro-batches on this process.
-            norm: Of the gradient.
-            model: Has the gradients.
-
-        Raises:
-            Incident: Unless `on_nonfinite` is `skip`.
-        """
-        step = self.state.global_step + 1
-        incidents.describe(
-            self.incident_file, {"losses": [float(loss) for loss in losses], "rows": self._with_origins()},
-            stage=self.stage, step=step, what=what, action=self.on_nonfinite, gradient_norm=norm,
-            learning_rate=self._get_learning_rate(), **incidents.norms(model),
-        )  # fmt: skip
-        if self.on_nonfinite != "skip":
-            described = f"; its rows and norms are in {self.incident_file}" if self.incident_file else ""
-            raise Incident(
-                f"stages.{self.stage}: the {what} of step {step} is not finite, and the step was not taken{described}; "
-                "lower learning_rate, mend those rows, or set on_nonfinite: skip"
-            )
-        self._skipped += 1
-        self._losses.clear()
-        model.zero_grad(set_to_none=True)  # so that the optimizer leaves the weights and its own state alone
-
-    def rows_of_step(self) -> list[int]:
-        """Numbers of the training rows of the step that is being computed, on this process."""
-        loader, args = self.callback_handler.train_dataloader, self.args
-        if getattr(loader, "batch_sampler", None) is None:
-            return []
-        steps = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
-        epoch, step = divmod(self.state.global_step, steps)
-        set_epoch(loader, epoch)  # the order is a function of seed and epoch alone
-        first = step * args.gradient_accumulation_steps
-        batches = itertools.islice(iter(loader.batch_sampler), first, first + args.gradient_accumulation_steps)
-        return [row for batch in batches for row in batch]
-
-    def _with_origins(self) -> list[dict[str, Any]]:
-        """The rows of the step with their places, where the rows are those of the set: packed ones are not."""
-        rows, origins = self.rows_of_step(), self.origins() if self.origins is not None else []
-        known = len(origins) == len(self.train_dataset)  # type: ignore[arg-type]
-        return [{"row": row, **({"origin": origins[row]} if known else {})} for row in rows]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log: the mean loss of all steps at the end, and the number of steps skipped since the last time."""
-        if "train_loss" in logs:  # of the steps since a resume, as the Trainer counts them
-            logs["train_loss"] = mean_train_loss(self.state.log_history) or logs["train_loss"]
-        if self.on_nonfinite == "skip" and "loss" in logs:
-            logs["skipped_steps"], self._skipped = self._skipped, 0
-        super().log(logs, start_time)
-
-    # checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: what is trained, the states of what trains it, then the manifest."""
@@ -370,7 +221,7 @@ class StopAtSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint that the settings do not ask for."""
-        stops = bool(self.trainer._signal) and self.trainer.may_stop()
+        stops = bool(self.trainer.signal) and self.trainer.may_stop()
         self.trainer.scheduled = control.should_save or not stops
         control.should_save |= stops
 
@@ -389,12 +240,8 @@ class StopAtSignal(TrainerCallback):
         Raises:
             Interrupted: This process or another was asked to.
         """
-        if self.trainer._signal and self.trainer.may_stop():
-            raise Interrupted(self.trainer._signal)
-
-
-def _with_gradient(model: Any) -> list[Any]:
-    return [parameter for parameter in model.parameters() if parameter.grad is not None]
+        if self.trainer.signal and self.trainer.may_stop():
+            raise Interrupted(self.trainer.signal)
 
 
 def _put_back(trainer: Any, name: str, value: Any) -> None:
