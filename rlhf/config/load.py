@@ -43,22 +43,22 @@ __all__ = [
 
 _OURS = {"path", "overrides", "round"}
 """Fields of a project that no YAML sets."""
-_UNSAID = {"sources", "dict[str,any]", "dict[str,Any]", "list[str]", "str", "int"}
-"""Steps in pydantic's path to an error that are no keys of the YAML."""
+_UNSAID = {"sources", "dict[str,any]", "dict[str,Any]", "list[str]", "str", "int", "[key]"}
+"""Steps in pydantic's path to an error that are no keys of the YAML, but for the first step, which always is one."""
 
 
 def apply_override(tree: dict[str, Any], assignment: str) -> None:
     """Set `a.b.c=value` in a nested mapping, making the mappings on the way."""
     key, separator, value = assignment.partition("=")
     if not separator or not key:
-        raise UserError(f"override {assignment!r}: expected key=value, such as stages.dpo.beta=0.2")
+        raise UserError(f"override {shown(assignment)}: expected key=value, such as stages.dpo.beta=0.2")
     *path, last = key.split(".")
     for part in path:
         if tree.get(part) is None:
             tree[part] = {}
         tree = tree[part]
         if not isinstance(tree, dict):
-            raise UserError(f"override {assignment!r}: {part!r} is not a section")
+            raise UserError(f"override {shown(assignment)}: {shown(part)} is not a section")
     tree[last] = parse_value(value)
 
 
@@ -184,8 +184,8 @@ def _stages(section: Any, path: Path) -> dict[str, Any]:
 def _first_problem(error: ValidationError) -> str:
     """One line for the first thing wrong, an unknown key with its nearest known name."""
     first = error.errors(include_url=False)[0]
-    steps = [str(step) for step in first["loc"] if not str(step)[:1].isupper()]
-    where = ".".join(step for step in steps if step not in _UNSAID)
+    steps = [str(step) for step in first["loc"]]
+    where = ".".join([*steps[:1], *(step for step in steps[1:] if step not in _UNSAID)])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _owner(steps[:-1])
         hint = unknown_name(

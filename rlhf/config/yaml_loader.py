@@ -17,6 +17,19 @@ _MOST = 100_000
 class Loader(yaml.SafeLoader):
     """YAML 1.1 takes `1e-4` for a string, `no` for false, and a key twice; this loader mends all three."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; what is not of the kind that its tag names (`!!timestamp soon`) is refused where it stands."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, yaml.YAMLError):
+                raise
+            kind = node.tag.rpartition(":")[2]
+            why = f": {error}" if isinstance(error, ValueError) else ""
+            raise yaml.constructor.ConstructorError(
+                None, None, f"not a value of kind {kind}{why}", node.start_mark
+            ) from None
+
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """A scalar, which files can be named by and written with: YAML's escapes spell what neither can hold."""
         text = super().construct_scalar(node)
@@ -27,10 +40,12 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A mapping, whose keys must differ."""
+        if not isinstance(node, yaml.MappingNode):  # by its tag alone: `!!map [1]`
+            raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, dict | list):
+            if isinstance(key, dict | list | set):
                 problem = "a key must be a word, not a list or a mapping"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
