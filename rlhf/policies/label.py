@@ -277,7 +277,7 @@ def balanced_weights(labels: Sequence[int], classes: int) -> torch.Tensor:
 
     Source: King and Zeng, "Logistic Regression in Rare Events Data" (2001).
     """
-    counts_C = torch.bincount(torch.tensor(labels), minlength=classes)
+    counts_C = torch.bincount(torch.tensor(labels, device="cpu"), minlength=classes)  # also in a dry run
     return torch.where(counts_C > 0, len(labels) / (classes * counts_C.clamp(min=1)), 0.0)
 
 

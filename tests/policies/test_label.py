@@ -106,6 +106,8 @@ def test_kl_is_that_of_the_whole_distribution():
 def test_a_rare_class_weighs_as_much_as_a_frequent_one():
     weights = balanced_weights([0, 0, 0, 2], 3)
     assert weights.tolist() == pytest.approx([4 / 9, 0.0, 4 / 3])
+    with torch.device("meta"):  # as where a trainer is tried without weights
+        assert balanced_weights([0, 1], 2).tolist() == [1.0, 1.0]
 
 
 def test_the_loss_is_cross_entropy_over_its_denominator():
