@@ -10,6 +10,8 @@ from rlhf.secrets import masked
 
 _LONGEST = 300
 """Most characters shown of a library's message."""
+_LINE = 1200
+"""Most characters of a line, roughly."""
 
 
 class UserError(Exception):
@@ -17,11 +19,13 @@ class UserError(Exception):
 
     The message is one line that names the file, line, column or key concerned. The command line prints it without a
     traceback and exits with code 2; in Python it is an ordinary exception. Characters that do not print, such as a line
-    break in a column's name, are escaped as in Python source, and secrets are left out.
+    break in a column's name, are escaped as in Python source, and secrets are left out. The middle of a line that is
+    very long, as it is where it repeats a value of thousands of characters, is left out.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in masked(message)))
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in masked(message))
+        super().__init__(line if len(line) <= _LINE else f"{line[: _LINE - _LINE // 4]} … {line[-_LINE // 4 :]}")
 
 
 class Defect(Exception):
