@@ -41,6 +41,7 @@ from rlhf.models.weights import (
     check_complete,
     check_files,
     check_finite,
+    check_json,
     check_pointers,
     new_modules,
 )
@@ -108,6 +109,7 @@ def model_config(source: Source) -> PretrainedConfig:
     Raises:
         UserError: The model does not exist, cannot be reached, or asks for code from the hub.
     """
+    check_pointers(source.base)
     with _as_user_error(source.base):
         config = AutoConfig.from_pretrained(source.base, **_origin(source))
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
@@ -308,6 +310,7 @@ def _as_user_error(name: str, attention: str | None = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        check_json(name)
         why = reason(error)
         if isinstance(error, KeyError) and (Path(name) / ADAPTER_CONFIG).is_file():
             why = f"its files lack {error.args[0]} (the head of a reward model is one); train the stage again"

@@ -12,7 +12,7 @@ from rlhf.config.project import ModelConfig
 from rlhf.data.images import in_mode, load_image, shown
 from rlhf.errors import UserError, reason
 from rlhf.models.tokenizer import Processor, load_tokenizer
-from rlhf.models.weights import check_pointers
+from rlhf.models.weights import check_json, check_pointers
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _OF_TEXT = ("tokenizer", "eos_token", "pad_token", "chat_template")
@@ -44,6 +44,7 @@ def load_processor(config: ModelConfig, source: str | Path | None = None, images
             local_files_only=not Path(name).exists() and not network.hub_resolves(),
         )
     except Exception as error:  # a damaged file raises an exception of its own kind
+        check_json(name)
         raise UserError(f"{name}: no image processor can be loaded: {reason(error)}") from None
 
 

@@ -14,7 +14,7 @@ from rlhf import network
 from rlhf.config.project import ModelConfig
 from rlhf.data.tokenize import PLAIN_TEMPLATE
 from rlhf.errors import UserError, reason, unknown_name
-from rlhf.models.weights import check_pointers
+from rlhf.models.weights import check_json, check_pointers
 
 Processor = PreTrainedTokenizerBase | BaseImageProcessor
 """What makes a model's inputs: a tokenizer, or the processor of an image model."""
@@ -47,6 +47,7 @@ def load_tokenizer(config: ModelConfig, source: str | Path | None = None) -> Pre
             local_files_only=not Path(name).exists() and not network.hub_resolves(),
         )
     except Exception as error:  # a damaged file raises an exception of its own kind
+        check_json(name)
         raise UserError(f"{name}: no tokenizer can be loaded: {reason(error)}") from None
     if source is None:
         settle_special_tokens(tokenizer, config)

@@ -83,10 +83,10 @@ def _check_index(path: Path) -> None:
 
 
 def check_pointers(name: str) -> None:
-    """Check that no file of a local folder is empty, or a git-LFS pointer in place of the file.
+    """Check that each file of a local folder can be read, and is neither empty nor a git-LFS pointer in its place.
 
     Raises:
-        UserError: A file is.
+        UserError: A file is, or cannot be.
     """
     for path in sorted(Path(name).glob("*")):
         if path.suffix not in _FILES:
@@ -95,12 +95,30 @@ def check_pointers(name: str) -> None:
             raise UserError(
                 f"{path}: no file to read (a folder, a pipe, or a link to nothing); copy or download it again"
             )
-        with path.open("rb") as file:
-            start = file.read(len(_POINTER))
+        try:
+            with path.open("rb") as file:
+                start = file.read(len(_POINTER))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         if not start:
             raise UserError(f"{path}: the file is empty; copy or download it again")
         if start == _POINTER:
             raise UserError(f"{path}: is a git-LFS pointer and not the file itself; run git lfs pull there")
+
+
+def check_json(name: str) -> None:
+    """Check that each JSON file of a local folder is one; a library says what is wrong with it, but not in which.
+
+    Raises:
+        UserError: A file is none; the message names its line and column.
+    """
+    for path in sorted(Path(name).glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg.lower()}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not valid JSON: {reason(error)}") from None
 
 
 def new_modules(model: PreTrainedModel, misfit: Misfit) -> tuple[str, ...]:

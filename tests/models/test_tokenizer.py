@@ -111,7 +111,7 @@ def test_a_template_may_refuse_some_conversations(bare, tmp_path):
         ("tokenizer.json", b"", r"tokenizer\.json.*empty"),
         ("tokenizer.json", b"[]", "no tokenizer can be loaded"),
         ("tokenizer_config.json", b"[1]", "no tokenizer can be loaded"),
-        ("tokenizer_config.json", b"{", "no tokenizer can be loaded"),
+        ("tokenizer_config.json", b"{", "tokenizer_config.json:1:2: not valid JSON: expecting property name"),
         ("chat_template.jinja", b"\xe9", "no tokenizer can be loaded"),
     ],
 )

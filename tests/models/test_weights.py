@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -98,7 +99,7 @@ DAMAGE = {
     "garbage": (content(lambda data: bytes(range(256)) * 9), "is no safetensors file"),
     "pointer": (content(lambda data: POINTER), "git lfs pull"),
     "pickled": (pickled, r"pytorch_model\.bin"),
-    "no config": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+    "no config": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "field": (settings(hidden_size="wide"), "'hidden_size'"),
 }
 
@@ -175,3 +176,18 @@ def test_what_other_tasks_and_older_versions_leave_is_let_be(tmp_path, tiny_gpt2
     check_numbers(config.name_or_path)
     bert = ModelConfig(name_or_path=str(tiny_bert))  # a head for masked tokens, and no pooler
     assert check_weights(source_of(bert), bert, LABEL) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("tokenizer.json", '{"version": "1.0",\n"model": }', "tokenizer.json:2:10: not valid JSON: expecting value"),
+        ("tokenizer_config.json", "[" * 9999, "tokenizer_config.json: not valid JSON: maximum recursion depth"),
+        ("config.json", "hello", "config.json:1:1: not valid JSON: expecting value"),
+    ],
+)
+def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, name, text, where):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{folder}/{where}")):
+        prepare_stage(make_project(tmp_path, folder), "sft")
