@@ -28,11 +28,13 @@ def read_object(path: Path, fields: Mapping[str, type], remedy: str) -> dict[str
     Raises:
         UserError: The file cannot be read, holds no JSON object, or lacks one of the fields.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: is no file; {remedy}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON; {remedy}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object; {remedy}")

@@ -6,6 +6,7 @@ This module alone reads and writes the file. It is light: JSON and hashes, no to
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ _NOT_MODEL = {
     "tracked.jsonl", "incident.json",
 }  # fmt: skip
 """Files of a stage's folder that describe how its model came about."""
+_DIGEST = "sha256"
+"""Entry of stage.json with the digest of all others."""
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 """Packages whose versions decide what a model computes."""
 _REQUIRED: dict[str, type] = {
@@ -104,6 +107,8 @@ class Manifest(TypedDict):
     prompt_format: NotRequired[str]
     """`messages` or `text`: what its prompts were."""
     lineage: NotRequired[Lineage]
+    records: NotRequired[dict[str, str]]
+    """SHA-256 of each file that describes how its model came about, and of its samples."""
     probe: NotRequired[dict[str, Any] | None]
     """A few sequences with the model's outputs (`models.probe.make`); None where its weights were sharded."""
 
@@ -119,6 +124,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     remedy = f"delete {folder} to run the stage again"
     fields = read_object(path, {}, remedy)
+    recorded = fields.pop(_DIGEST, None)
+    if recorded is not None and recorded != digest(fields):
+        raise UserError(f"{path}: changed since the stage finished; put it back, or {remedy}")
     for name, kind in _REQUIRED.items():
         if not isinstance(fields.get(name), kind):
             versions = fields.get("versions")
@@ -179,8 +187,38 @@ def read_manifests(run_dir: Path) -> dict[str, Manifest]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a stage's manifest, by which it is finished."""
-    write_json(folder / MANIFEST, manifest)
+    """Write a stage's manifest, by which it is finished, with digests of itself and of the folder's records."""
+    records = {path.name: sha256_file(path) for path in _records(folder)}
+    fields = json.loads(json.dumps({**manifest, "records": records}, default=str))
+    write_json(folder / MANIFEST, {**fields, _DIGEST: digest(fields)})
+
+
+def check_records(folder: Path, manifest: Manifest) -> None:
+    """Check that what a finished stage wrote down is unchanged; a file that is gone passes.
+
+    Args:
+        folder: The stage's folder.
+        manifest: Its manifest; one of an earlier version records no digests.
+
+    Raises:
+        UserError: A file has changed, or cannot be read.
+    """
+    recorded = manifest.get("records", {})
+    for path in _records(folder):
+        if path.name in recorded and sha256_file(path) != recorded[path.name]:
+            raise UserError(
+                f"{path}: changed since the stage finished; put it back, or run the stage again with "
+                f"--force {manifest['stage']}"
+            )
+
+
+def _records(folder: Path) -> list[Path]:
+    """The files at the top of a stage's folder that are no part of its model, and its samples, in name order."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.name != MANIFEST and (path.name in _NOT_MODEL or path.suffix == ".jsonl")
+    )
 
 
 def is_finished(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import rlhf
-from rlhf.artifacts.manifest import Manifest, read_manifests
+from rlhf.artifacts.manifest import Manifest, check_records, read_manifests
 from rlhf.artifacts.rounds import run_name
 from rlhf.data.findings import FINDINGS_FILE, Findings
 from rlhf.data.images import as_image
@@ -67,6 +67,8 @@ def build_report(run_dir: str | Path) -> Report:
     manifests = _manifests(run_dir)
     if not manifests:
         raise UserError(f"{run_dir}: no finished stage to report on")
+    for name, manifest in manifests.items():
+        check_records(run_dir / name, manifest)
     comparing = next((name for name, manifest in manifests.items() if _compares(manifest)), None)
     stages = {name: _stage(run_dir / name, manifest) for name, manifest in manifests.items() if name != comparing}
     report = Report(
@@ -193,6 +195,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists without end
+        raise UserError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object")
     return value
@@ -231,13 +235,9 @@ def _stage(folder: Path, manifest: Manifest) -> StageReport:
 
 def _findings(stage_dir: Path) -> dict[str, Any]:
     """`findings`: what the stage's data has that misleads, as in its file, and `lines`, what is worth telling."""
-    path = stage_dir / FINDINGS_FILE
-    if not path.is_file():
+    if not (stage_dir / FINDINGS_FILE).is_file():
         return {}
-    try:
-        findings = Findings.load(stage_dir)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a file of findings; run the stage again") from None
+    findings = Findings.load(stage_dir)
     return {"findings": {"lines": findings.lines(), **findings.as_dict()}}
 
 

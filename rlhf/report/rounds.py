@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from rlhf.artifacts.manifest import Manifest, read_manifests
+from rlhf.artifacts.manifest import Manifest, check_records, read_manifests
 from rlhf.artifacts.rounds import read_round, round_dir
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.formatting import estimate
@@ -39,6 +39,8 @@ def rounds_of(run_dir: Path, read_rows: Callable[[Path], list[dict[str, Any]]]) 
         policy = own["leaves"] if own is not None and number == record["round"] else after["start"] if after else ""
         manifests = read_manifests(folder) if folder.is_dir() else {}
         compared = next((name for name, each in manifests.items() if each.get("leaves") == "comparison"), None)
+        if compared is not None:
+            check_records(folder / compared, manifests[compared])
         rows = cast(list[Row], read_rows(folder / compared / "samples.jsonl")) if compared is not None else []
         left.append(
             Left(

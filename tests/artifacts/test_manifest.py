@@ -1,12 +1,20 @@
 import ast
 import json
+import os
 import re
 import shutil
 
 import pytest
 
 import rlhf
-from rlhf.artifacts.manifest import MANIFEST, artifact_hash, read_manifest, verify, write_manifest
+from rlhf.artifacts.manifest import (
+    MANIFEST,
+    artifact_hash,
+    check_records,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from rlhf.errors import UserError
 from rlhf.pipeline.stage import guarded
 from rlhf.workflow import stage_of
@@ -176,3 +184,38 @@ def test_one_module_names_the_file(root):
         constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in prose]
         files += [path.name for node in constants if isinstance(node.value, str) and MANIFEST in node.value]
     assert files == ["manifest.py"]
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    finish(tmp_path / "sft", metrics={"loss": 0.25, "by": {2: 1.0, 10: 2.0}})
+    path = tmp_path / "sft" / MANIFEST
+    written = path.read_text()
+    assert read_manifest(tmp_path / "sft")["metrics"]["loss"] == 0.25
+    path.write_text(written.replace("0.25", "0.24"))
+    with pytest.raises(UserError, match=r"stage\.json: changed since the stage finished; .* delete .* to run"):
+        read_manifest(tmp_path / "sft")
+    fields = json.loads(written)
+    del fields["sha256"]  # of an earlier version
+    path.write_text(json.dumps(fields))
+    assert read_manifest(tmp_path / "sft")["metrics"]["by"] == {"2": 1.0, "10": 2.0}
+
+
+def test_a_pipe_for_a_manifest_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(UserError, match=r"stage\.json: is no file"):
+        read_manifest(tmp_path)
+
+
+def test_what_a_stage_wrote_down_is_recognised(tmp_path):
+    folder = tmp_path / "evaluate"
+    folder.mkdir()
+    for name in ("samples.jsonl", "metrics.jsonl", "ledger.json"):
+        (folder / name).write_text("{}\n")
+    finish(folder)
+    manifest = read_manifest(folder)
+    (folder / "later.jsonl").touch()
+    (folder / "metrics.jsonl").unlink()
+    check_records(folder, manifest)
+    (folder / "samples.jsonl").write_text("{ }\n")
+    with pytest.raises(UserError, match=r"samples\.jsonl: changed since the stage finished; .* --force evaluate"):
+        check_records(folder, manifest)

@@ -26,6 +26,7 @@ from rlhf.models.adapters import check_joinable, whole_modules
 from rlhf.models.tasks import CAUSAL_LM, SPAN
 from rlhf.publish import hub
 from rlhf.publish.card import Subject, _limits, public_base, publishable
+from tests.support.damage import record_of
 from tests.support.hub_server import READ_ONLY, TOKEN, HubServer, Repository
 from tests.support.reports import JUDGE_REPORT
 from tests.support.runs import SEQUENCES, add_stage, tiny_run
@@ -195,7 +196,7 @@ def test_no_secret_and_no_path_of_this_machine_is_in_any_file(run, tiny_llama, t
 
 def test_a_token_that_gets_into_a_file_stops_everything(run, tmp_path):
     run_dir, _ = run
-    record = json.loads((run_dir / "sft" / "stage.json").read_text())
+    record = record_of(run_dir / "sft")
     record["config"]["trainer"]["run_name"] = TOKEN
     (run_dir / "sft" / "stage.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="holds a token"):
@@ -414,7 +415,7 @@ def test_a_judge_that_learned_with_the_policy_is_called_partial(made, tmp_path):
 
 def test_the_address_of_a_judge_stays_at_home(run, tmp_path):
     run_dir, _ = run
-    record = json.loads((run_dir / "evaluate" / "stage.json").read_text())
+    record = record_of(run_dir / "evaluate")
     record["metrics"]["comparing"] = {"judge": {**JUDGE_REPORT, "endpoint": "http://gpu7.corp.internal:8000/v1"}}
     record["config"]["evaluate"]["rewards"] = {"judge": {"endpoint": "http://gpu7.corp.internal:8000/v1"}}
     (run_dir / "evaluate" / "stage.json").write_text(json.dumps(record))
@@ -429,7 +430,7 @@ def test_what_is_not_the_run_any_more_is_refused(run, tiny_llama, tmp_path):
     run_dir, _ = run
     weights = tmp_path / "runs" / "broken" / "sft"
     shutil.copytree(run_dir / "sft", weights)
-    record = json.loads((weights / "stage.json").read_text())
+    record = record_of(weights)
     record["probe"]["outputs"][0] += 1
     (weights / "stage.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="the model scores its probe sequence"):

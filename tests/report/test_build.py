@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.artifacts.manifest import write_manifest
 from rlhf.errors import UserError
 from rlhf.report import build as reports
 from rlhf.report.build import build_report, write_report
 from rlhf.report.caveats import caveats
 from rlhf.report.sentences import statements
 from tests.support import manifests
+from tests.support.damage import record_of
 from tests.support.projects import write_rows
 from tests.support.reports import FINDINGS, STAGES, fake_full_run, make_row, sample_rows, write_json
 
@@ -68,6 +70,9 @@ def test_what_is_missing_or_broken_is_named(tmp_path, run_maker):
         build_report(tmp_path / "empty")
     run = run_maker()
     samples = run / "evaluate" / "samples.jsonl"
+    samples.write_text('{"index": ' + "9" * 5000 + "}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"samples\.jsonl:1: not valid JSON: Exceeds"):
+        build_report(run)
     samples.write_text('{"index": 0}\n\n{"index":\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"samples\.jsonl:3: not valid JSON"):
         build_report(run)
@@ -76,6 +81,16 @@ def test_what_is_missing_or_broken_is_named(tmp_path, run_maker):
         build_report(run)
     (run / "sft" / "stage.json").write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match=r"stage\.json: holds no JSON object"):
+        build_report(run)
+
+
+def test_samples_that_were_changed_are_not_reported(run_maker):
+    run = run_maker()
+    rows = run / "evaluate" / "samples.jsonl"
+    write_manifest(run / "evaluate", record_of(run / "evaluate"))
+    build_report(run)
+    rows.write_text(rows.read_text(encoding="utf-8").replace("0", "1", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"samples\.jsonl: changed since the stage finished"):
         build_report(run)
 
 

@@ -10,6 +10,7 @@ from rlhf.data.records import Unusable
 from rlhf.errors import UserError
 from rlhf.serving.chat import Conversation, chat, printable
 from rlhf.serving.replies import Sampling, Stream, load_replier
+from tests.support.damage import record_of
 from tests.support.runs import add_stage
 
 
@@ -122,7 +123,7 @@ def test_stages_that_cannot_reply_or_changed_are_refused(run_dir, tiny_bert, tmp
     add_stage(tmp_path / "bert", "sft", tiny_bert, labels=2, adapter=False)
     with pytest.raises(UserError, match="cannot write replies"):
         conversation(tmp_path / "bert", "sft")
-    record = json.loads((run_dir / "sft" / "stage.json").read_text())
+    record = record_of(run_dir / "sft")
     broken = tmp_path / "broken" / "sft"
     broken.mkdir(parents=True)
     for path in (run_dir / "sft").iterdir():
