@@ -8,8 +8,11 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +27,8 @@ from rlhf.rewards.sources import code_behind
 
 BUILT_IN = "rlhf.rewards."
 """The package of this project's own reward functions."""
+_LONGEST = 300
+"""Characters of an exception's message that are shown."""
 LARGEST = 1e15
 """Largest absolute score: sums of squares of larger ones overflow in float32."""
 
@@ -135,7 +140,7 @@ def _checked(
         scores = function(**{**own, **arguments})
         if isinstance(scores, str | bytes | Mapping | Set) or not isinstance(scores, Iterable):
             raise UserError(f"returned a {type(scores).__name__}; expected a list with one score a completion")
-        scores = list(scores)
+        scores = list(scores) if isinstance(scores, Sized) else list(itertools.islice(scores, len(completions) + 1))
         values = [None if score is None else _number(score) for score in scores]
     if len(scores) != len(completions):
         raise UserError(f"rewards: {spec} returned {len(scores)} scores for {len(completions)} completions")
@@ -169,16 +174,43 @@ def _told(what: str) -> Iterator[None]:
 
     Whether a signal came tells Ctrl-C apart from these. Ctrl-C ends the run even if that code catches everything.
     """
-    with interrupts.listening():
+    with _surroundings(), interrupts.listening():
         try:
             yield
         except UserError as error:
             raise UserError(f"{what.removesuffix(' failed')}: {error}") from None
         except BaseException as error:
             interrupts.raise_if_asked()
-            detail = f": {str(error).splitlines()[0]}" if str(error) else ""
-            raise UserError(f"{what}: {type(error).__name__}{detail}") from error
+            raise UserError(f"{what}: {type(error).__name__}{_detail(error)}") from error
         interrupts.raise_if_asked()
+
+
+def _detail(error: BaseException) -> str:
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # of the user's own class, it may fail as anything of theirs
+        return ""
+    return f": {lines[0][:_LONGEST]}" if lines else ""
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[None]:
+    """Put back what else reads: the current folder, in which files are found, and where lines are said."""
+    folder, streams, copies = os.getcwd(), {1: sys.stdout, 2: sys.stderr}, {}
+    for number in streams:
+        with contextlib.suppress(OSError):  # it was closed before
+            copies[number] = os.dup(number)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        for number, copy in copies.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        sys.stdout, sys.stderr = (
+            os.fdopen(number, "w", closefd=False) if stream and stream.closed else stream
+            for number, stream in streams.items()
+        )
 
 
 def _module_from_file(path: Path) -> ModuleType:

@@ -1,4 +1,6 @@
+import os
 import signal
+import sys
 
 import pytest
 
@@ -127,6 +129,14 @@ def test_one_score_a_completion(project):
         load_function("mine.py:short", project)(["p", "p"], ["a", "b"])
 
 
+def test_scores_without_end_are_not_waited_for(project, tmp_path):
+    (tmp_path / "endless.py").write_text(
+        "import itertools\ndef score(prompts, completions, **columns): return itertools.repeat(1.0)\n"
+    )
+    with pytest.raises(UserError, match="returned 3 scores for 2 completions"):
+        load_function("endless.py:score", project)(["p", "p"], ["a", "b"])
+
+
 def test_what_it_changes_is_its_own(project, tmp_path):
     (tmp_path / "own.py").write_text(
         "def score(prompts, completions, **columns):\n"
@@ -139,6 +149,44 @@ def test_what_it_changes_is_its_own(project, tmp_path):
     with pytest.raises(UserError, match="0 scores for 1 completions"):
         load_function("own.py:score", project)(["why?"], replies, topics=topics)
     assert (replies, topics) == ([[{"role": "assistant", "content": "yes"}]], [["old"]])
+
+
+def test_it_leaves_the_current_folder_and_says_little(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "away.py").write_text(
+        "import os\n"
+        "os.chdir('/')\n"
+        "def score(prompts, completions, **columns):\n"
+        "    os.chdir('/')\n"
+        "    raise ValueError('no ' * 1000)\n"
+    )
+    function = load_function("away.py:score", project)
+    assert os.getcwd() == str(tmp_path)
+    with pytest.raises(UserError, match=r"away\.py:score failed: ValueError: no no") as caught:
+        function(["p"], ["c"])
+    assert os.getcwd() == str(tmp_path)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("closing", ["os.close(2)", "sys.stderr.close()", "sys.stderr = None"])
+def test_it_leaves_the_place_where_errors_are_said(project, tmp_path, capfd, monkeypatch, closing):
+    monkeypatch.setattr(sys, "stderr", os.fdopen(2, "w", closefd=False))
+    (tmp_path / "quiet.py").write_text(
+        f"import os, sys\ndef score(prompts, completions, **columns):\n    {closing}\n    return [1.0]\n"
+    )
+    load_function("quiet.py:score", project)(["p"], ["c"])
+    print("said", file=sys.stderr, flush=True)
+    assert capfd.readouterr().err == "said\n"
+
+
+def test_an_exception_that_cannot_be_shown_is_named(project, tmp_path):
+    (tmp_path / "mute.py").write_text(
+        "class Mute(Exception):\n"
+        "    def __str__(self): raise ValueError\n"
+        "def score(prompts, completions, **columns): raise Mute\n"
+    )
+    with pytest.raises(UserError, match=r"mute\.py:score failed: Mute$"):
+        load_function("mute.py:score", project)(["p"], ["c"])
 
 
 def test_the_fingerprint_follows_the_content(project, tmp_path):
