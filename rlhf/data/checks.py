@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _FEW = 10
 """Fewer training rows than this are reported."""
+_COUNTABLE = 1e9
+"""Numbers of rows from here on are rounded."""
 
 
 def check_left(role: str, ledger: Ledger, holdout: float) -> None:
@@ -67,8 +69,9 @@ def none_held_out(role: str, rows: int, holdout: float) -> str:
     """
     if holdout == 0:
         return f"holdout is 0, so data.{role} holds none out"
-    enough = math.ceil(3 / holdout)  # (1 - h)^n < exp(-h n): 19 of 20 sets of this size have one
-    return f"holdout {holdout} keeps none of the {rows} rows of data.{role} (it takes about {enough})"
+    enough = 3 / holdout  # (1 - h)^n < exp(-h n): 19 of 20 sets of this size have one
+    about = f"{math.ceil(enough)}" if enough < _COUNTABLE else f"{enough:g}"
+    return f"holdout {holdout} keeps none of the {rows} rows of data.{role} (it takes about {about})"
 
 
 def check_limits(limits: LimitsConfig, role: str, ledger: Ledger, findings: Findings) -> None:

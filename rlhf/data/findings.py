@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import UserError
+
 FINDINGS_FILE = "findings.json"
 
 KINDS = (
@@ -116,9 +118,19 @@ class Findings:
 
     @classmethod
     def load(cls, directory: Path) -> Findings:
-        """The findings of a folder."""
-        written = json.loads((directory / FINDINGS_FILE).read_text(encoding="utf-8"))
-        return cls(written["set"], tuple(Finding.from_dict(entry) for entry in written["findings"]))
+        """The findings of a folder.
+
+        Raises:
+            UserError: The file cannot be read, or is damaged.
+        """
+        path = directory / FINDINGS_FILE
+        try:
+            written = json.loads(path.read_text(encoding="utf-8"))
+            return cls(written["set"], tuple(Finding.from_dict(entry) for entry in written["findings"]))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            raise UserError(f"{path}: not a file of findings; delete {directory} to prepare the data again") from None
 
 
 def ordered(name: str, entries: Iterable[Finding]) -> Findings:

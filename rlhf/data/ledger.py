@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from rlhf.data.plain import Opaque
+from rlhf.errors import UserError
 
 LEDGER_FILE = "ledger.json"
 DROPPED_FILE = "dropped.jsonl"
@@ -155,8 +156,21 @@ class Ledger:
 
     @classmethod
     def load(cls, directory: Path) -> Ledger:
-        """The ledger that was written to a folder: its counts and the first row of each reason."""
-        sets = json.loads((directory / LEDGER_FILE).read_text(encoding="utf-8"))["sets"]
+        """The ledger that was written to a folder: its counts and the first row of each reason.
+
+        Raises:
+            UserError: The file cannot be read, or is damaged.
+        """
+        path = directory / LEDGER_FILE
+        try:
+            return cls._from(json.loads(path.read_text(encoding="utf-8"))["sets"])
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        except (AttributeError, KeyError, RecursionError, StopIteration, TypeError, ValueError):
+            raise UserError(f"{path}: not a file of counts; delete {directory} to prepare the data again") from None
+
+    @classmethod
+    def _from(cls, sets: dict[str, Any]) -> Ledger:
         name, counts = next(iter(sets.items()))
         ledger = cls(name)
         for count in _COUNTS:

@@ -241,14 +241,14 @@ class Codec:
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"]) if ready is None else ready
 
     def _rendered(self, messages: list[Message], generation_prompt: bool = False) -> str:
-        """A conversation as the chat template writes it."""
+        """A conversation as the chat template writes it; what its code raises is its way to refuse one."""
         from jinja2 import TemplateError
 
         try:
             return str(
                 self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
             )
-        except TemplateError as error:
+        except (TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise Unusable(f"the chat template refuses it: {error}") from None
 
     def _needed(self, record: Record, prompts: bool) -> list[str]:

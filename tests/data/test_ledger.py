@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
+from rlhf.errors import UserError
 
 
 def test_the_ledger_writes_counts_and_rows_and_reads_them_back(tmp_path):
@@ -64,3 +66,13 @@ def test_summary_and_line():
         ("cut to the limit", 1),
     ]
     assert ledger.line() == "preferences: 5 rows read, 2 to train on, 1 held out, 2 dropped (2 × identical)"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"sets": {}}', '{"sets": {"prompts": 3}}', '{"set": "x", "findings": [3]}', "[" * 9999]
+)
+@pytest.mark.parametrize(("kind", "name"), [(Ledger, "ledger.json"), (Findings, "findings.json")])
+def test_a_damaged_file_is_named(tmp_path, kind, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: not a file of .*; delete .* to prepare the data again"):
+        kind.load(tmp_path)

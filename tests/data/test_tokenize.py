@@ -314,6 +314,8 @@ def test_nothing_that_was_tokenised_ahead_is_tokenised_again(byte_tokenizer, mon
 
 
 def test_a_conversation_that_the_template_refuses_is_refused_later(byte_tokenizer):
+    with pytest.raises(Unusable, match=r"the chat template refuses it: .*by zero"):
+        codec(byte_tokenizer, "{{ 1 / 0 }}").pair(Preference(TALK, *ANSWERS))
     picky = "{{ raise_exception('no') if messages|length > 2 }}x"
     made = codec(byte_tokenizer, picky)
     made.ahead([Preference(TALK, *ANSWERS)])
