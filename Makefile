@@ -7,7 +7,7 @@ AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures lint types format audit bench learning endurance env clean
+.PHONY: quickstart test slow architectures fuzz lint types format audit bench learning endurance env clean
 
 env: $(READY)
 
@@ -32,6 +32,13 @@ slow: $(READY)
 architectures: $(READY)
 	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
 	$(BIN)/python -m tests.support.architectures
+
+# INPUTS spoilt inputs, drawn by SEED, and the table of docs/fuzzing.md: 10,000 take about an hour on one core.
+INPUTS ?= 10000
+SEED ?= 0
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --out runs/fuzz
+	$(BIN)/python -m tests.fuzz --table --out runs/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .

