@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -158,3 +159,43 @@ def test_a_stage_goes_on_with_another_number_of_processes(tmp_path, tiny_llama, 
     assert [step for step, _ in losses[1]] == list(range(1, 61))
     assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], rel=1e-3)
     assert not list((tmp_path / "runs/tiny").glob(".sft.set-aside-*"))
+
+
+FAULTS = """
+import os, signal, time
+def score(prompts, completions, **columns):
+    if os.environ["RANK"] == "1":
+        {fault}
+    return [1.0 for completion in completions]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "process 1 of 2 was killed"),
+        ("raise ValueError('no such reply')", "process 1 of 2: .*no such reply"),
+        (
+            "time.sleep(600)",
+            r"process 0 of 2 waited \d+ s in \w+.* for process 1, which is at .*judge.py:\d+ \(score\)",
+        ),
+    ],
+    ids=["killed", "failed", "hangs"],
+)
+def test_a_process_that_fails_ends_all_and_is_what_is_said_once(tmp_path, tiny_llama, root, fault, said):
+    options = {**STAGES["ppo"], "rewards": {"long": 1.0}, "ddp_timeout": 12}
+    path = write_project(tmp_path, tiny_llama, stages={"ppo": options})
+    (tmp_path / "judge.py").write_text(FAULTS.format(fault=fault))
+    command = [sys.executable, "-m", "rlhf.cli", "run", str(path), "--only", "ppo"]
+    command += ["--accelerate", str(root / "recipes/accelerate/cpu.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, run.stderr
+    assert re.search(said, errors[0])
+    assert "Traceback" not in run.stderr
+    assert "closed by peer" not in run.stderr
+    assert run.returncode in (1, 2)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(path) not in listed

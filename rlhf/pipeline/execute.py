@@ -17,7 +17,7 @@ from rlhf.config.project import ProjectConfig, StageId
 from rlhf.durable import sync_tree, written_whole
 from rlhf.errors import RowsToCome
 from rlhf.failure import explained_stage
-from rlhf.pipeline import folder, identity, partial
+from rlhf.pipeline import folder, identity, partial, peers
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
@@ -140,6 +140,7 @@ def _wait(patience: float | None = None) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from rlhf.models.device import process_state
 
+        peers.patience = patience or peers.patience
         process_state(patience).wait_for_everyone()
 
 

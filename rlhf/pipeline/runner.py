@@ -231,7 +231,7 @@ def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfi
 def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> None:
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
         command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config),
+            sys.executable, "-m", "rlhf.pipeline.launcher", "--quiet", "--config_file", str(config),
             "-m", "rlhf.pipeline.stage", "--run", key, "--tell", told.name, "--round", str(project.round),
             str(project.path), name, *project.overrides,
         ]  # fmt: skip

@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,17 +19,10 @@ from rlhf.config.project import ProjectConfig
 from rlhf.errors import Defect, GateClosed, Incident, UserError
 from rlhf.failure import explained
 from rlhf.interrupts import Interrupted
-from rlhf.pipeline import folder, gatekeeper
+from rlhf.pipeline import folder, gatekeeper, peers
 from rlhf.pipeline.execute import attempt, join_stage, quiet_environment, run_stage
 from rlhf.pipeline.rounds import begin, of_round
 from rlhf.workflow import is_stage, planned, stages
-
-_GRACE = 30.0
-"""Seconds in which the main process says what all of them found wrong, and the launcher ends the others.
-
-Were one of these to end first, the launcher would end the main one before it has said anything. A mistake that the main
-process did not see is said after that time.
-"""
 
 
 def launch(stage: str, arguments: Sequence[str] | None = None) -> int:
@@ -112,26 +104,40 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
 def guarded(action: Callable[[], None]) -> int:
     """Run something; what goes wrong becomes one line on stderr.
 
+    Of the processes of a distributed launch each calls this. The first to fail is the one that the user reads of, and
+    the others end with it.
+
     Returns:
         0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate, 4 for a number that
         is not finite, 128 and the signal where one ended it.
     """
+    others = peers.joined()
     try:
         with interrupts.listening(), explained("rlhf"):
             action()
-    except (UserError, Defect, Incident) as error:
-        if int(os.environ.get("RANK", "0")) != 0:
-            time.sleep(_GRACE)
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Defect) else 2 if isinstance(error, UserError) else 4
-    except GateClosed as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 3
+    except (UserError, Defect, Incident, GateClosed) as error:
+        code, line = _said(error)
+        if others is not None:
+            others.fail(code, line, error)
+        print(line, file=sys.stderr)
+        return code
     except KeyboardInterrupt as interrupt:
+        if others is not None and others.troubled():  # a launcher ends those that are left
+            others.end()
         if os.environ.get("RANK", "0") == "0":
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
+    finally:
+        if others is not None:
+            others.done()
     return 0
+
+
+def _said(error: Exception) -> tuple[int, str]:
+    """The exit code and the line of an error."""
+    if isinstance(error, GateClosed):
+        return 3, f"stopped: {error}"
+    return 1 if isinstance(error, Defect) else 4 if isinstance(error, Incident) else 2, f"error: {error}"
 
 
 def _stage_name(name: str) -> str:
@@ -151,6 +157,7 @@ def main() -> int:
     parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")
     args = parser.parse_args()
     quiet_environment()
+    peers.told = args.tell
 
     def work() -> None:
         project = of_round(load_project(args.config, args.overrides), args.round)
