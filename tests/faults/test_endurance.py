@@ -20,4 +20,5 @@ def test_what_is_ended_again_and_again_ends_the_same(tmp_path, root, mode, stage
     rows = json.loads(out.read_text(encoding="utf-8"))
     assert [row["stage"] for row in rows] == stages.split(",")
     assert all(row["times"] == 3 and row["identical"] == row["runs"] > 0 for row in rows)
-    assert sum(row["resumed"] for row in rows) > 0
+    assert mode != "kill" or sum(row["resumed"] for row in rows) > 0
+    assert mode != "term" or {"143", "-15"} >= rows[0]["codes"].keys()
