@@ -91,7 +91,8 @@ def _to_its_end(
         row.slowest = round(max(row.slowest, time.perf_counter() - sent), 1)
         lines = _log(campaign, run).read_text(encoding="utf-8", errors="replace").splitlines()
         campaign.say(f"  {run}: {row.times}, {number}, exit code {code}: {lines[-1][:120] if lines else ''}")
-        if code not in (-number, 128 + number) or any(line.startswith(("Traceback", "error:")) for line in lines):
+        loud = ("error:",) if command.processes > 1 else ("error:", "Traceback")  # torch's launcher adds one of its own
+        if code not in (-number, 128 + number) or any(line.startswith(loud) for line in lines):
             return [f"{run}: exit code {code} after {signal.Signals(number).name}: {' / '.join(lines[-4:])}"]
     code = _start(campaign, command, run).wait()
     return [f"{run}: exit code {code}"] if code else []

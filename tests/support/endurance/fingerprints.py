@@ -40,6 +40,9 @@ def _hash(path: Path, run: str) -> str:
 
 
 def _timeless(value: Any) -> Any:
+    """The value without times; what peft writes in the order of a set is sorted."""
     if isinstance(value, dict):
+        if isinstance(value.get("target_modules"), list):
+            value["target_modules"].sort()
         return {key: _timeless(each) for key, each in value.items() if not key.endswith(TIMES) and "time/" not in key}
     return [_timeless(each) for each in value] if isinstance(value, list) else value
