@@ -163,7 +163,9 @@ class Campaign:
 
 
 def drawn(draw: random.Random, number: int, whole: Whole, processes: int) -> Disturbance:
-    """A random moment: half of them at an event of a file."""
+    """A random moment: half of them at an event of a file; several processes get SIGTERM together, from their launcher."""
+    if number != signal.SIGKILL and processes > 1:
+        return Disturbance(number, seconds=draw.uniform(0, whole.seconds), victims=tuple(range(processes)))
     victims, gap = tuple(draw.sample(range(processes), draw.randint(1, processes))), draw.uniform(0, 0.5)
     if draw.random() < 0.5:
         return Disturbance(number, seconds=draw.uniform(0, whole.seconds), victims=victims, gap=gap)

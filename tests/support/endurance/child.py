@@ -74,7 +74,7 @@ class FileEvents:
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str) and (arguments[2] or 0) & WRITING:
-            if arguments[2] & os.O_DIRECTORY:  # a temporary file without a name
+            if os.path.isdir(arguments[0]):  # a temporary file without a name
                 return
             kind = "append" if arguments[2] & os.O_APPEND or not arguments[2] & os.O_TRUNC else "write"
             self._happens(kind, os.path.abspath(arguments[0]))
