@@ -195,7 +195,7 @@ def models(draw: st.DrawFn, world: Path) -> Input:
 COMMANDS = [
     ("report", "tiny"), ("report", "tiny"), ("evaluate", "tiny"), ("evaluate", "project.yaml"), ("chat", "tiny"),
     ("chat", "tiny:sft"), ("publish", "tiny", "--dry-run"), ("publish", "tiny:reward", "--dry-run", "--merge"),
-    ("arena", "tiny", "--export", "votes"), ("run", "project.yaml"), ("run", "project.yaml"),
+    ("arena", "tiny", "--export", "runs/votes"), ("run", "project.yaml"), ("run", "project.yaml"),
     ("run", "project.yaml", "--only", "evaluate", "--force", "evaluate"),
     ("run", "project.yaml", "--only", "dpo", "--force", "dpo"), ("run", "project.yaml", "--round", "2"),
     ("check", "project.yaml", "data.feedback.source=votes:tiny"),

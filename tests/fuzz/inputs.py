@@ -159,5 +159,5 @@ def _left(given: Input, ended: Ended, box: Box, before: State, errors: str) -> I
             yield f"half-written: {name}"
         elif ended.code and not (given.run or given.trains):
             yield f"left by a refused run: {name}"
-        elif ended.code and given.run and given.command[0] in ("report", "publish", "chat"):
+        elif ended.code and given.run and given.command[0] in ("report", "publish", "chat", "arena"):
             yield f"changed by a refused command: {name}"
