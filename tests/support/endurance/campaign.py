@@ -163,7 +163,7 @@ class Campaign:
 
 
 def drawn(draw: random.Random, number: int, whole: Whole, processes: int) -> Disturbance:
-    """A random moment: half of them at an event of a file; several processes get SIGTERM together, from their launcher."""
+    """A random moment, half of them at an event of a file; several processes get SIGTERM together."""
     if number != signal.SIGKILL and processes > 1:
         return Disturbance(number, seconds=draw.uniform(0, whole.seconds), victims=tuple(range(processes)))
     victims, gap = tuple(draw.sample(range(processes), draw.randint(1, processes))), draw.uniform(0, 0.5)
