@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from rlhf.data.splits import Side, content_key
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import MIN_PROMPTS
 from rlhf.evaluation.completions import complete
+from rlhf.evaluation.kept import KEPT, Kept
 from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
@@ -115,7 +117,8 @@ def _score_all(
     proxy = _Proxy(weights)
     steps = [0, *checkpoints.steps()]
     values: dict[str, list[Floats]] = {"kl": [], "length": [], "checkpoint_judge": [], "proxy": []}
-    for step in steps:
+
+    def measured(step: int) -> dict[str, Any]:
         model = starting_policy
         if step:
             checkpoints.restore(step)
@@ -125,10 +128,18 @@ def _score_all(
         completions, kl, _ = complete(project, start, model, prompts, SAMPLES, label, reference)
         kl_PS = np.zeros((len(prompts), len(completions[0]))) if kl is None else np.array(kl)
         texts = [[completion.text for completion in row] for row in completions]
-        scores = {name: _scores(judges[name], prompts, texts) for name in judges}
-        values["kl"].append(kl_PS.mean(1))
-        lengths = [np.mean([len(completion.ids) for completion in row]) for row in completions]
-        values["length"].append(np.array(lengths))
+        return {
+            "kl": kl_PS.mean(1).tolist(),
+            "length": [float(np.mean([len(completion.ids) for completion in row])) for row in completions],
+            "scores": {name: _scores(judges[name], prompts, texts).tolist() for name in judges},
+        }
+
+    kept = Kept(context.directory / KEPT)
+    for step in steps:
+        said = kept.once(f"step {step}", functools.partial(measured, step))
+        scores = {name: np.array(given) for name, given in said["scores"].items()}
+        values["kl"].append(np.array(said["kl"]))
+        values["length"].append(np.array(said["length"]))
         values["checkpoint_judge"].append(mean_per_prompt(scores[judge]))
         if weights:
             values["proxy"].append(mean_per_prompt(proxy([scores[name] for name in weights])))

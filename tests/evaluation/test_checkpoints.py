@@ -166,6 +166,24 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
     assert found[0]["probe"] == found[1]["probe"]
 
 
+def test_a_checkpoint_that_was_scored_is_not_scored_again(tmp_path, tiny_llama, monkeypatch):
+    project, labels, complete = dpo_project(tmp_path, tiny_llama), [], checkpoints.complete
+
+    def counted(project, opened, model, prompts, samples, label, reference):
+        if label == "dpo step 4" and label not in labels:
+            labels.append(label)
+            raise Killed
+        labels.append(label)
+        return complete(project, opened, model, prompts, samples, label, reference)
+
+    monkeypatch.setattr(checkpoints, "complete", counted)
+    with pytest.raises(Killed):
+        run_stage(project, "dpo")
+    run_stage(project, "dpo")
+    assert labels == ["dpo step 0", "dpo step 2", "dpo step 4", "dpo step 4"]
+    assert not (project.run_dir / "dpo/kept").exists()
+
+
 def test_the_metrics_are_those_of_the_checkpoint_that_is_kept(tmp_path, tiny_llama):
     kept = {}
     for select in ("best", "last"):
