@@ -55,7 +55,7 @@ def put_clocks() -> Counter[str]:
     from rlhf.training.trainer import ResumableTrainer
 
     seconds: Counter[str] = Counter()
-    for name in ("resume", "_save_checkpoint", "_checked"):
+    for name in ("train", "_save_checkpoint", "_checked"):
         setattr(ResumableTrainer, name, timed(seconds, name, getattr(ResumableTrainer, name)))
     checkpoints.seal = timed(seconds, "seal", checkpoints.seal)
     return seconds
@@ -75,8 +75,8 @@ def run(project: ProjectConfig, stage: str, seconds: Counter[str]) -> dict[str, 
 
 def shares(runs: list[dict[str, float]]) -> dict[str, float]:
     """Medians over the runs of a stage: seconds, and shares of the training without what is measured."""
-    rest = [one["resume"] - one["_save_checkpoint"] - one["_checked"] for one in runs]
-    found = {"seconds": statistics.median(one["resume"] for one in runs)}
+    rest = [one["train"] - one["_save_checkpoint"] - one["_checked"] for one in runs]
+    found = {"seconds": statistics.median(one["train"] for one in runs)}
     for name in ("_save_checkpoint", "seal", "_checked"):
         found[name] = statistics.median(one[name] / left for one, left in zip(runs, rest, strict=True))
     found["together"] = statistics.median(
