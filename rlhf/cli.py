@@ -54,8 +54,7 @@ def _stopping() -> Iterator[None]:
         with interrupts.listening():
             yield
     except interrupts.Interrupted as interrupt:
-        if not interrupt.said:
-            typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        interrupts.say(interrupts.CONTINUES)
         raise typer.Exit(interrupt.exit_code) from None
 
 
@@ -282,6 +281,10 @@ def _report(folder: Path) -> Path:
     return page
 
 
+def _terminated(number: int, frame: object) -> None:
+    raise interrupts.Interrupted(number)
+
+
 def main() -> None:
     """Run the command; an error becomes one line and an exit code.
 
@@ -291,10 +294,15 @@ def main() -> None:
     from rlhf.failure import explained
     from rlhf.pipeline.runner import StageFailed
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what it started ends with it
+    signal.signal(signal.SIGTERM, _terminated)  # so that what it started ends with it
     try:
         with explained("rlhf", passed=(StageFailed,)):
             app()
+    except SystemExit as end:  # typer ends with 130 whatever signal it was
+        cause = end.__context__.__cause__ if end.__context__ is not None else None
+        if isinstance(cause, interrupts.Interrupted):
+            sys.exit(cause.exit_code)
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

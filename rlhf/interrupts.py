@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+CONTINUES = "interrupted; the same command continues from the last checkpoint"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME = 1.0
 """Seconds within which a second signal is the same request."""
@@ -24,12 +26,11 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         number: The signal.
-        said: Whether the user has been told already.
     """
 
-    def __init__(self, number: int, said: bool = False) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number, self.said = number, said
+        self.number = number
 
     @property
     def exit_code(self) -> int:
@@ -45,6 +46,8 @@ class _Process:
     asked: int | None = None
     since = 0.0
     deferred = False
+    notice: str | None = None
+    """What is said where a signal is deferred."""
 
 
 @contextmanager
@@ -69,13 +72,16 @@ def asked() -> int | None:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def deferred(notice: str | None = None) -> Iterator[None]:
     """Only note a signal inside the block; `asked` tells of it.
+
+    Args:
+        notice: What is said when one comes.
 
     Raises:
         Interrupted: Behind the block, where a signal came and nobody acted on it.
     """
-    with _deferring(True):
+    with _deferring(True, notice):
         yield
     raise_if_asked()
 
@@ -93,12 +99,13 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
-def _deferring(value: bool) -> Iterator[None]:
-    before, _Process.deferred = _Process.deferred, value
+def _deferring(value: bool, notice: str | None = None) -> Iterator[None]:
+    before = _Process.deferred, _Process.notice
+    _Process.deferred, _Process.notice = value, notice
     try:
         yield
     finally:
-        _Process.deferred = before
+        _Process.deferred, _Process.notice = before
 
 
 def raise_if_asked() -> None:
@@ -112,9 +119,10 @@ def raise_if_asked() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _Process.listening:  # a worker of a data loader, say
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+    if os.getpid() != _Process.listening:  # a fork
+        if not _loads_data():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         return
     now = time.monotonic()
     if _Process.asked is not None:
@@ -124,5 +132,19 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _Process.asked, _Process.since = number, now
     if not _Process.deferred:
         raise Interrupted(number)
-    if os.environ.get("RANK", "0") == "0":
-        os.write(2, b"stopping behind this step; the same signal once more ends it at once\n")
+    if _Process.notice is not None and os.environ.get("RANK", "0") == "0":
+        say(_Process.notice)
+
+
+def _loads_data() -> bool:
+    """Whether this process is a worker of a data loader, which ends with the process that it works for."""
+    data = sys.modules.get("torch.utils.data")
+    return data is not None and data.get_worker_info() is not None
+
+
+def say(line: str) -> None:
+    """Write a line to stderr; to a pipe whose reader has ended, of the same signal perhaps, nothing is written."""
+    try:
+        os.write(2, f"{line}\n".encode())
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

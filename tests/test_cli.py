@@ -115,4 +115,4 @@ def test_an_interrupt_while_libraries_load_is_one_line(project):
     os.killpg(run.pid, signal.SIGINT)
     message = run.communicate()[1]
     assert run.returncode == 130
-    assert message == "interrupted; the same command goes on from the last checkpoint\n"
+    assert message == "interrupted; the same command continues from the last checkpoint\n"

@@ -75,10 +75,13 @@ def test_a_second_signal_ends_the_process_without_another_word():
 
 
 def test_a_fork_ends_as_any_process_does():
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(writer, b"forked")  # a signal before this point is lost by Python's own fork
         time.sleep(60)
         os._exit(0)
+    os.read(reader, 6)
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
@@ -90,3 +93,17 @@ def test_earlier_handlers_come_back():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"
+
+
+def test_a_reader_that_ended_of_the_same_signal_changes_nothing():
+    code = (
+        "import os, signal\nfrom rlhf import interrupts\n"
+        "reader, writer = os.pipe()\nos.dup2(writer, 2)\nos.close(reader)\n"
+        "with interrupts.listening():\n"
+        "    try:\n"
+        "        with interrupts.deferred():\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n            print('went on')\n"
+        "    except interrupts.Interrupted as end:\n        interrupts.say('ended')\n        print(end.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "went on\n130\n"

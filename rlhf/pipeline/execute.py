@@ -147,7 +147,7 @@ def _wait(patience: float | None = None) -> None:
 def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
     """Run or prepare a stage; whatever a library raises becomes a line, with its traceback in the run's folder.
 
-    A run of which no stage has in_run_folder leaves no folder: then the file is among the temporary ones.
+    Where the stage has not begun, the run may leave no folder: then the file is among the temporary ones.
 
     Raises:
         UserError: The stage refuses its input, or a library cannot do what the settings ask for.

@@ -205,8 +205,12 @@ def _learning_fields(name: str, trainer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_CUTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
-"""How a step's rows are cut into batches, which with the number of processes makes how many rows a step has."""
+_LATER = {
+    "trainer": ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    "stage": ("on_nonfinite",),
+}
+"""Settings that may change while a stage is interrupted: how a step's rows are cut into batches, if there stay as many,
+and what becomes of numbers that are not finite, since up to then they were."""
 
 
 def beginning(project: ProjectConfig, name: str, parts: dict[str, Any], processes: int | None = None) -> dict[str, Any]:
@@ -221,8 +225,9 @@ def beginning(project: ProjectConfig, name: str, parts: dict[str, Any], processe
         processes: How many train it; None where that is not known yet.
     """
     rest = {key: value for key, value in parts.items() if key != "package"}
-    if "trainer" in rest:
-        rest["trainer"] = {key: value for key, value in rest["trainer"].items() if key not in _CUTS}
+    for section, names in _LATER.items():
+        if kept := {key: value for key, value in rest.pop(section, {}).items() if key not in names}:
+            rest[section] = kept
     rows = None
     if processes is not None and project.has_stage(name):
         rows = rows_of_step(kind_of(name), project.stage(name).trainer, processes)
@@ -244,8 +249,8 @@ def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> li
     keys: list[str] = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            keys += changes(old, new, f"{prefix}{key}.")
+        if isinstance(old, dict | None) and isinstance(new, dict | None) and (old or new):
+            keys += changes(old or {}, new or {}, f"{prefix}{key}.")
         elif old != new:
             keys.append(f"{prefix}{key}")
     return keys

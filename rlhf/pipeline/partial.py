@@ -23,6 +23,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.kept import KEPT
 from rlhf.pipeline import identity
 from rlhf.pipeline.folder import partial_dir
+from rlhf.training.checkpoints import drop_unscheduled
 from rlhf.workflow import CANDIDATES
 
 IDENTITY = "identity.json"
@@ -184,6 +185,7 @@ def _tidy(final: Path) -> None:
     _remove(_old(final))
     for name in (DATA, CANDIDATES, KEPT):
         _remove(final / name)
+    drop_unscheduled(final / "checkpoints")
     (final / IDENTITY).unlink(missing_ok=True)
 
 

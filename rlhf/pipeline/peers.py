@@ -24,6 +24,8 @@ from typing import Any, NoReturn
 
 _LOOK, _WAIT, _LATE = 0.3, 1.0, 3.0
 """Seconds: between two looks; until whoever failed first has written that down; by which one is late that fails too."""
+_FORGOTTEN = 86400.0
+"""Seconds after which notes that nobody has changed are those of processes that have ended."""
 _COLLECTIVES = "torch.distributed.distributed_c10d"
 _TIMED_OUT = re.compile(r"timed?.?out", re.IGNORECASE)
 
@@ -80,7 +82,7 @@ class Peers:
         notes = self._notes()
         gone = [rank for rank, note in notes.items() if _gone(note)]
         failed = {rank: note["failed"] for rank, note in notes.items() if "failed" in note}
-        code, line = 1, ""
+        code, line = 2, ""
         if gone:
             which = f"process {gone[0]} of {self.world}"
             line = f"error: {which} was killed{_at_step(notes[gone[0]])}; was there memory enough?"
@@ -168,7 +170,7 @@ def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"rlhf-{os.getuid()}-{parent}-{began}-{os.environ.get('MASTER_PORT', '')}"
     folder.mkdir(mode=0o700, exist_ok=True)
     for left in folder.parent.glob(f"rlhf-{os.getuid()}-*-*-*"):
-        if _ended(int(left.name.split("-")[2])):
+        if left.is_dir() and time.time() - left.stat().st_mtime > _FORGOTTEN:
             shutil.rmtree(left, ignore_errors=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder}: belongs to somebody else")

@@ -22,6 +22,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf import interrupts
 from rlhf.config.project import ProjectConfig
 from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
@@ -36,6 +37,8 @@ from rlhf.workflow import kind_of, planned, rows_from, stage_of, stages
 
 _SAID = (1, 2, 4)
 """Exit codes behind a line that says why."""
+_NOBODY_KNOWS = 255
+"""Exit code of a process whose fork server is gone."""
 _PATIENCE = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
 
@@ -207,25 +210,39 @@ def _start(
 ) -> None:
     process = server.Process(target=_child, args=(function, project, name, key), name=name)
     try:
-        process.start()
+        with interrupts.deferred():  # in the middle of it, nobody would know the process
+            process.start()
+        process.join()
     except (EOFError, ConnectionError):  # the server was ended before it could fork, as a rule by the system
         raise StageFailed(name, -signal.SIGKILL) from None
-    try:
-        process.join()
     except Interrupted as interrupt:
         process.terminate()  # it saves what it has and ends; another signal to this process ends both at once
         process.join()
-        raise Interrupted(interrupt.number, said=process.exitcode == 128 + signal.SIGTERM) from None
+        raise Interrupted(interrupt.number) from None
     except BaseException:
         process.terminate()
         process.join()
         raise
+    _check_interrupted(process.exitcode)
+    if process.exitcode == _NOBODY_KNOWS:
+        raise UserError(f"{name}: the process that it was a fork of has ended, and it with that; start the run again")
     if process.exitcode:
         raise StageFailed(name, process.exitcode, said=process.exitcode in _SAID)
 
 
 def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
-    sys.exit(guarded(lambda: join_stage(function, project, name, key)))
+    sys.exit(guarded(lambda: join_stage(function, project, name, key), alone=False))
+
+
+def _check_interrupted(code: int | None) -> None:
+    """End as a stage ended that was asked to, though this process was not.
+
+    Raises:
+        Interrupted: It was.
+    """
+    for number in interrupts.SIGNALS:
+        if code == 128 + number:
+            raise Interrupted(number)
 
 
 def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> None:
@@ -240,12 +257,13 @@ def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> No
             code = launcher.wait()
         except Interrupted as interrupt:
             _end(launcher)
-            raise Interrupted(interrupt.number, said=told.read() == str(128 + signal.SIGTERM)) from None
+            raise Interrupted(interrupt.number) from None
         except BaseException:
             _end(launcher)
             raise
         if code:
             own = told.read()
+            _check_interrupted(int(own or code))
             raise StageFailed(name, int(own or code), said=bool(own))
 
 

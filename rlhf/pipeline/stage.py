@@ -101,11 +101,15 @@ def field_overrides(stage: str, words: Sequence[str]) -> list[str]:
     return overrides
 
 
-def guarded(action: Callable[[], None]) -> int:
+def guarded(action: Callable[[], None], alone: bool = True) -> int:
     """Run something; what goes wrong becomes one line on stderr.
 
     Of the processes of a distributed launch each calls this. The first to fail is the one that the user reads of, and
     the others end with it.
+
+    Args:
+        action: What is run.
+        alone: Whether nobody else tells the user of an interrupt.
 
     Returns:
         0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate, 4 for a number that
@@ -124,8 +128,8 @@ def guarded(action: Callable[[], None]) -> int:
     except KeyboardInterrupt as interrupt:
         if others is not None and others.troubled():  # a launcher ends those that are left
             others.end()
-        if os.environ.get("RANK", "0") == "0":
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        if alone and os.environ.get("RANK", "0") == "0":
+            interrupts.say(interrupts.CONTINUES)
         return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
     finally:
         if others is not None:
@@ -166,7 +170,7 @@ def main() -> int:
         else:
             join_stage(run_stage, project, args.stage, args.run)
 
-    code = guarded(work)
+    code = guarded(work, alone=args.run is None)
     if code and args.tell is not None and int(os.environ.get("RANK", "0")) == 0:
         args.tell.write_text(str(code), encoding="utf-8")
     return code

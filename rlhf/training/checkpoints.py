@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -49,8 +50,8 @@ def check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE:
         raise UserError(
-            f"{folder}: a checkpoint takes {(size + _SPARE) / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; make "
-            "room, or keep fewer checkpoints (save_total_limit), and start it again: it goes on from the last one"
+            f"{folder}: a checkpoint needs {(size + _SPARE) / 1e6:,.0f} MB of free space, and {free / 1e6:,.0f} MB are "
+            "free; make room, or keep fewer checkpoints (save_total_limit), and start the run again"
         )
 
 
@@ -137,12 +138,12 @@ def good_checkpoint(folder: Path) -> Path | None:
             read_checkpoint(checkpoint)
             return checkpoint
         except UserError as error:
-            checkpoint.rename(_aside(checkpoint))
+            aside = _aside(checkpoint)
+            checkpoint.rename(aside)
             sync_folder(folder)
-            instead = (
-                f"{there[-1].name} is looked at instead" if there else "without one before it training begins anew"
-            )
-            print(f"a checkpoint is damaged, and {instead}: {error}", file=sys.stderr)
+            instead = f"{there[-1].name} is taken instead" if there else "training begins anew, as there is none before"
+            what = str(error).removeprefix(f"{checkpoint}{os.sep}")
+            print(f"{checkpoint} is damaged ({what}); it is kept as {aside.name}, and {instead}", file=sys.stderr)
     return None
 
 
@@ -169,7 +170,7 @@ def drop_old(folder: Path, limit: int | None, best: str | None) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
     checkpoints = list(_checkpoints(folder))
     kept = {*checkpoints[-1:], *(path for path in checkpoints if best is not None and path.name == Path(best).name)}
-    dropped = [path for path in checkpoints if path not in kept and not _scheduled(path)]
+    dropped = [path for path in checkpoints if path not in kept and not is_scheduled(path)]
     surplus = [path for path in checkpoints if path not in kept and path not in dropped]
     if limit:
         dropped += surplus[: max(0, len(surplus) + len(kept) - max(limit, len(kept)))]
@@ -179,7 +180,16 @@ def drop_old(folder: Path, limit: int | None, best: str | None) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _scheduled(checkpoint: Path) -> bool:
+def drop_unscheduled(folder: Path) -> None:
+    """Delete, behind a training, what only signals asked for, and the folder if nothing else is in it."""
+    for checkpoint in _checkpoints(folder):
+        if not is_scheduled(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def is_scheduled(checkpoint: Path) -> bool:
     """Whether the settings asked for a checkpoint; of one that does not say, that they did."""
     try:
         return bool(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["scheduled"])

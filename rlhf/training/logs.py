@@ -63,7 +63,7 @@ def _step(line: str) -> float:
         row = json.loads(line)
     except ValueError:
         return math.inf
-    return math.inf if "train_runtime" in row else row["step"]
+    return math.inf if "train_loss" in row else row["step"]
 
 
 class ProgressLines(TrainerCallback):

@@ -64,6 +64,8 @@ def arguments(context: StageContext, start: StartingPoint) -> TrainingArguments:
     """
     state = process_state()
     given = context.settings.trainer
+    if given.get("save_only_model"):
+        raise UserError(f"stages.{context.name}.save_only_model: no training could continue from such a checkpoint")
     fields = {**DEFAULTS, **context.stage.defaults, **given}
     on_gpu = state.device.type == "cuda"
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from rlhf.data.prepare import load_prepared
-from rlhf.models.device import process_state
 from rlhf.training.buckets import ResumedEpoch
 from rlhf.training.checkpoints import good_checkpoint, step_of
 from rlhf.training.incidents import INCIDENTS
@@ -42,11 +43,14 @@ def run_training(trainer: ResumableTrainer, context: StageContext, logs: Sequenc
         trainer.add_callback(callback)
     train_rows: Any = trainer.train_dataset
     eval_rows: Any = trainer.eval_dataset
-    with process_state().main_process_first():
-        checkpoint = good_checkpoint(context.directory / "checkpoints")
+    trainer.logs = (metrics_file.path, *logs)
+    looked = [good_checkpoint(context.directory / "checkpoints") if trainer.is_world_process_zero() else None]
+    checkpoint = broadcast_object_list(looked)[0]
     if trainer.is_world_process_zero():
-        for path in (metrics_file.path, *logs):
+        for path in trainer.logs:
             keep_through(path, step_of(checkpoint) if checkpoint else 0)
+        if checkpoint is not None:
+            print(f"{context.name}: continues from {checkpoint.name}", file=sys.stderr)
     # not by calling evaluate(): before train() it leaves the model without DDP, and no gradient is ever averaged
     trainer.args.eval_on_start = eval_rows is not None and checkpoint is None
     start = time.perf_counter()

@@ -31,7 +31,7 @@ def save_state(folder: Path, name: str, state: Any) -> None:
         TypeError: Something else is in it.
     """
     tensors: dict[str, torch.Tensor] = {}
-    tree = _flatten(state, "", tensors)
+    tree = _flatten(state, "", tensors, set())
     if tensors:
         save_file(tensors, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(tree), encoding="utf-8")
@@ -44,17 +44,22 @@ def load_state(folder: Path, name: str) -> Any:
     return _unflatten(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
 
 
-def _flatten(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _flatten(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: set[int]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, torch.Tensor):
-        tensors[place] = value.detach().cpu().contiguous().clone()  # safetensors refuses memory that is shared
-        return {_KIND: "tensor", "value": place}
+        name, tensor = str(len(tensors)), value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen:  # safetensors refuses memory that is shared
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        tensors[name] = tensor
+        return {_KIND: "tensor", "value": name}
     if isinstance(value, tuple | list):
-        items = [_flatten(item, f"{place}.{number}", tensors) for number, item in enumerate(value)]
+        items = [_flatten(item, f"{place}.{number}", tensors, seen) for number, item in enumerate(value)]
         return items if isinstance(value, list) else {_KIND: "tuple", "value": items}
     if isinstance(value, Mapping):
-        pairs = [[key, _flatten(item, f"{place}.{key}", tensors)] for key, item in value.items()]
+        pairs = [[key, _flatten(item, f"{place}.{key}", tensors, seen)] for key, item in value.items()]
         if all(isinstance(key, str) and key != _KIND for key in value):
             return dict(pairs)
         return {_KIND: "dict", "value": pairs}

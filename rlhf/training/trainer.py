@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
 
 from rlhf import interrupts
+from rlhf.durable import sync_file
 from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
 from rlhf.training import checkpoints
@@ -31,6 +33,8 @@ _GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_to
 class ResumableTrainer(FiniteTrainer):
     """In front of a trainer: how its checkpoints are written and read, and how a signal ends it."""
 
+    logs: Sequence[Path] = ()
+    """Files that grow by a line a step, set by who runs it: a checkpoint has them on disk."""
     scheduled = True
     """Whether the settings ask for the checkpoint that is being written, or that training goes on from."""
 
@@ -56,10 +60,9 @@ class ResumableTrainer(FiniteTrainer):
             self.save_weights(partial)
         if best := self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(partial))
-            self._save_scaler(str(partial))
-            self._save_rng_state(str(partial))
+        self._save_optimizer_and_scheduler(str(partial))
+        self._save_scaler(str(partial))
+        self._save_rng_state(str(partial))
         if self.args.should_save:
             kept: Any = self.state.stateful_callbacks
             for callback in (*self.callback_handler.callbacks, self.control):
@@ -68,6 +71,8 @@ class ResumableTrainer(FiniteTrainer):
             self.state.save_to_json(str(partial / "trainer_state.json"))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            for log in filter(Path.is_file, self.logs):  # what they have up to here is not written again
+                sync_file(log)
             checkpoints.seal(partial, step, self.scheduled)
             checkpoints.drop_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -166,7 +171,7 @@ class ResumableTrainer(FiniteTrainer):
             Incident: A number is not finite.
         """
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        with interrupts.deferred():
+        with interrupts.deferred("stopping after the current step; another signal ends the run at once"):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -180,14 +185,14 @@ class ResumableTrainer(FiniteTrainer):
         """Once training begins: what the checkpoint holds besides what the trainer itself reads."""
         if self._resumed_from is None:
             return
-        self.scheduled = checkpoints.read_checkpoint(self._resumed_from)["scheduled"]
+        self.scheduled = checkpoints.is_scheduled(self._resumed_from)
         if self.args.should_save:  # a run that was killed between writing this checkpoint and dropping another
             best = self.state.best_model_checkpoint
             checkpoints.drop_old(self._resumed_from.parent, self.args.save_total_limit, best)
         before = len(list(self._resumed_from.glob("process-*.json")))
         if before != self.args.world_size and self.args.should_save:
             print(
-                f"{self.stage}: goes on with {self.args.world_size} processes instead of {before}: the rows of each "
+                f"{self.stage}: continues with {self.args.world_size} processes instead of {before}: the rows of each "
                 "step stay the same; rounding and random numbers (dropout) differ",
                 file=sys.stderr,
             )

@@ -168,7 +168,9 @@ NAMES = (
     LibraryName("peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters", _MERGED),
     LibraryName("peft.tuners.lora:Linear.get_delta_weight", _MERGED, "self adapter"),
     LibraryName("peft.utils.constants:SAFETENSORS_WEIGHTS_NAME", "the file of an adapter's weights"),
-    # accelerate: rlhf/models
+    # accelerate and Python itself: rlhf/models, rlhf/pipeline
+    LibraryName("accelerate.commands.launch:main", "stages are launched without a traceback of the launcher's own"),
+    LibraryName("sys:_current_frames", "where a process is while another waits for it"),
     LibraryName("accelerate:Accelerator._original_forward", "a probe is computed without training's autocast",
                 instance=True),
 )  # fmt: skip

@@ -47,7 +47,7 @@ def test_every_damage_is_recognised(whole, tmp_path, stage, adapter):
     last, before = [path.name for path in damages.newest(folder)[:2]]
     found = list(damages.look(folder, tmp_path / "copy"))
     files = {path.name for path in damages.files_of(folder / last)}
-    weights = {"ppo": "roles.safetensors", "weights": "model.safetensors", "adapter": "adapter_model.safetensors"}
+    weights = {"ppo": "roles.safetensors", "weights": "weights.safetensors", "adapter": "weights.safetensors"}
     assert {weights[stage if stage == "ppo" else adapter], "optimizer.safetensors", "checkpoint.json"} <= files
     assert len(found) >= len(files) * (len(damages.OF_A_FILE) - 1)
     assert [one for one in found if one.used != before] == []
@@ -70,7 +70,7 @@ def test_a_stage_goes_on_from_the_one_before_or_anew(whole, monkeypatch, capsys,
         damages.OF_A_FILE["cut in half"](checkpoint / "optimizer.safetensors")
     capsys.readouterr()
     run_stage(project, "sft")
-    said = [line for line in capsys.readouterr().err.splitlines() if "checkpoint-" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert len(said) == (len(found) if all_damaged else 1)
     assert ("anew" in said[-1]) is all_damaged
     assert differences(expected, fingerprints(project.run_dir / "sft")) == []

@@ -40,7 +40,7 @@ def ends(tmp_path, fault: str, ranks: str = "1", late: float = 60.0) -> tuple[li
 
 def test_a_process_that_is_killed_ends_the_others_which_say_so(tmp_path):
     codes, said, seconds = ends(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
-    assert codes == [1, -9]
+    assert codes == [2, -9]
     assert said == ["error: process 1 of 2 was killed; was there memory enough?"]
     assert seconds < 20
 

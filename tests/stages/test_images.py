@@ -1,6 +1,7 @@
 """Image classifiers through the pipeline: supervised, online, compared, and what they refuse."""
 
 import json
+import multiprocessing
 import os
 import signal
 
@@ -67,6 +68,8 @@ def test_a_resumed_training_augments_as_the_uninterrupted_one(project, monkeypat
     def training_step(trainer, *args, **kwargs):
         if trainer.state.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+            for worker in multiprocessing.active_children():  # as a signal to all processes of a job reaches them
+                os.kill(worker.pid, signal.SIGTERM)
         return original(trainer, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", training_step)

@@ -138,5 +138,5 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_written(tmp_path
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9 - 10**8, 10**8))
     check_space(tmp_path, 10**7)
-    with pytest.raises(UserError, match=r"a checkpoint takes 107 MB, and 100 MB are free"):
+    with pytest.raises(UserError, match=r"a checkpoint needs 107 MB of free space, and 100 MB are free"):
         check_space(tmp_path, 90 * 10**6)

@@ -22,7 +22,8 @@ def test_a_line_that_was_cut_short_goes_with_what_comes_after_the_checkpoint(tmp
 
 def test_the_summary_and_what_follows_it_are_written_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 3, "loss": 1.0}, {"step": 4, "loss": 0.5}, {"step": 4, "train_runtime": 9.0}, {"step": 4}]
+    rows = [{"step": 3, "loss": 1.0, "train_runtime": 8.0}, {"step": 4, "loss": 0.5}]
+    rows += [{"step": 4, "train_runtime": 9.0, "train_loss": 0.75}, {"step": 4}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     logs.keep_through(path, 4)
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:2]
@@ -63,9 +64,9 @@ def test_processes_wait_for_each_other_as_long_as_the_stage_says(monkeypatch):
     assert given == [timedelta(hours=2), None]
 
 
-def test_an_interrupt_is_one_line(capsys):
+def test_an_interrupt_is_one_line(capfd):
     def interrupted():
         raise KeyboardInterrupt
 
     assert guarded(interrupted) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
+    assert capfd.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"

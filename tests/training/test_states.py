@@ -30,11 +30,13 @@ def test_states_come_back_as_they_were(tmp_path):
 
 def test_views_of_the_same_memory_are_saved(tmp_path):
     whole = torch.arange(6.0)
-    save_state(tmp_path, "views", [whole[:3], whole[1:], whole.view(2, 3).T])
-    first, second, turned = load_state(tmp_path, "views")
+    save_state(tmp_path, "views", [whole[:3], whole[1:], whole.view(2, 3).T, whole, whole.view(2, 3)])
+    first, second, turned, same, viewed = load_state(tmp_path, "views")
     assert first.tolist() == [0, 1, 2]
     assert second.tolist() == [1, 2, 3, 4, 5]
     assert turned.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert same.tolist() == [0, 1, 2, 3, 4, 5]
+    assert viewed.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_what_would_need_a_pickle_is_refused(tmp_path):

@@ -77,6 +77,17 @@ def test_a_step_that_is_not_finite_is_not_taken_and_is_described(tmp_path, tiny_
     assert all(":" in place for place in places)
 
 
+def test_what_stopped_is_gone_on_with_by_skipping(tmp_path, tiny_llama, spoiled, capsys):
+    project = make_project(tmp_path, tiny_llama, stages={"sft": OPTIONS})
+    spoiled(5)
+    with pytest.raises(Incident):
+        run_stage(project, "sft")
+    run_stage(make_project(tmp_path, tiny_llama, stages={"sft": {**OPTIONS, "on_nonfinite": "skip"}}), "sft")
+    assert "sft: continues from checkpoint-3" in capsys.readouterr().err
+    incidents = json.loads((project.run_dir / "sft/incident.json").read_text())["incidents"]
+    assert [(incident["step"], incident["action"]) for incident in incidents] == [(5, "stop"), (5, "skip")]
+
+
 def test_a_step_that_is_skipped_leaves_the_weights_alone_and_is_counted(tmp_path, tiny_llama, spoiled):
     options = {**OPTIONS, "max_steps": 2, "on_nonfinite": "skip", "save_steps": 1}
     project = make_project(tmp_path, tiny_llama, stages={"sft": options})
