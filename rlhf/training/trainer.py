@@ -120,7 +120,24 @@ class ResumableTrainer(FiniteTrainer):
             self.load_weights(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        best = str(self.state.best_model_checkpoint)
+        checkpoints.read_checkpoint(Path(best))
+        self._load_from_checkpoint(best)
+
+    def _check_best(self, resumed: Path) -> None:
+        """Make the checkpoint that training continues from the best one, where the best one is damaged or gone."""
+        best, metric = self.state.best_global_step, f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+        if not best:
+            return
+        try:
+            checkpoints.read_checkpoint(resumed.with_name(f"checkpoint-{best}"))
+        except UserError as error:
+            if self.args.should_save:
+                print(f"{self.stage}: the checkpoint with the best {metric} is lost ({error}); {resumed.name} takes "
+                      "its place", file=sys.stderr)  # fmt: skip
+            rows = (row for row in self.state.log_history if row["step"] == self.state.global_step and metric in row)
+            self.state.best_metric = next((row[metric] for row in rows), None)
+            self.state.best_global_step, self.state.best_model_checkpoint = self.state.global_step, str(resumed)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._sharded:
@@ -186,6 +203,7 @@ class ResumableTrainer(FiniteTrainer):
         if self._resumed_from is None:
             return
         self.scheduled = checkpoints.is_scheduled(self._resumed_from)
+        self._check_best(self._resumed_from)
         if self.args.should_save:  # a run that was killed between writing this checkpoint and dropping another
             best = self.state.best_model_checkpoint
             checkpoints.drop_old(self._resumed_from.parent, self.args.save_total_limit, best)

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from rlhf import interrupts
@@ -134,3 +135,31 @@ def test_a_signal_leaves_a_checkpoint_behind_its_step_and_changes_nothing(
     for name in ("optimizer.safetensors", "optimizer.json", "scheduler.json", "process-0.safetensors"):
         assert len({(folder / name).read_bytes() for folder in last}) == 1, name
     assert torch.isfinite(torch.tensor(record_of(stopped.run_dir / stage)["metrics"]["train_loss"]))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_best_checkpoint_is_checked_too(tmp_path, tiny_llama, monkeypatch, capsys, damaged):
+    """`greater_is_better` of a loss that falls makes the first checkpoint the best one."""
+    options = {**OPTIONS, "eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True,
+               "metric_for_best_model": "loss", "greater_is_better": True}  # fmt: skip
+    project = make_project(tmp_path, tiny_llama, stages={"sft": options})
+    original = Trainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        if trainer.state.global_step == 7:
+            raise KeyboardInterrupt
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(project, "sft")
+    monkeypatch.undo()
+    checkpoints = project.run_dir / ".sft.partial/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    if damaged:
+        os.truncate(checkpoints / "checkpoint-3" / WEIGHTS, 100)
+    kept = load_file(checkpoints / f"checkpoint-{6 if damaged else 3}" / WEIGHTS)
+    run_stage(project, "sft")
+    assert ("the best eval_loss is lost" in capsys.readouterr().err) is damaged
+    saved = load_file(project.run_dir / "sft/adapter_model.safetensors")
+    assert all(torch.equal(saved[name.replace(".default", "")], weight) for name, weight in kept.items())
