@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a training ends behind its step with a checkpoint, everything else at once.
+"""SIGINT and SIGTERM: a training ends after the current step with a checkpoint, everything else at once.
 
 The first signal asks the process to stop, a second one ends it without another word. A signal within a second of the
 first is the same request: who ends a group of processes reaches each of them twice, directly and through its parent.
@@ -6,6 +6,7 @@ first is the same request: who ends a group of processes reaches each of them tw
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 CONTINUES = "interrupted; the same command continues from the last checkpoint"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -127,13 +129,20 @@ def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _Process.asked is not None:
         if now - _Process.since > _SAME:
-            os._exit(128 + number)
+            leave(128 + number)
         return
     _Process.asked, _Process.since = number, now
     if not _Process.deferred:
         raise Interrupted(number)
     if _Process.notice is not None and os.environ.get("RANK", "0") == "0":
         say(_Process.notice)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without another word, and those that it started, such as workers of a data loader."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 def _loads_data() -> bool:

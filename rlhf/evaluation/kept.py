@@ -36,7 +36,7 @@ class GrowingFile:
     def add(self, batch: Sequence[Any]) -> None:
         """Append a batch; it is on disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in batch)
+            file.writelines(json.dumps(line) + "\n" for line in batch)
             file.flush()
             os.fsync(file.fileno())
         self.done += len(batch)
@@ -81,6 +81,7 @@ class Kept(NamedTuple):
             at_once: Items of a batch.
             make: Makes those from its first argument up to, not including, its second.
         """
+        at_once = max(1, at_once)
         file = GrowingFile(self.path(what), at_once, count)
         for first in range(file.done, count, at_once):
             file.add(make(first, min(first + at_once, count)))

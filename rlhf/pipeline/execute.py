@@ -26,7 +26,7 @@ _RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
 
 
 def run_stage(project: ProjectConfig, name: str) -> None:
-    """Run a stage to its end; an interrupted one of the same identity goes on where it stopped.
+    """Run a stage to its end; an interrupted one of the same identity continues where it stopped.
 
     Every process of a distributed launch calls this; the main one writes.
 

@@ -21,7 +21,7 @@ from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
 from rlhf.durable import rename_durably, sync_folder
 from rlhf.errors import UserError
-from rlhf.interrupts import Interrupted
+from rlhf.interrupts import Interrupted, leave
 from rlhf.pipeline.rounds import of_round
 
 OWNER = "project.json"
@@ -192,7 +192,7 @@ def _end_with_run(lock: Path) -> None:
     """End this process once the run's lock is free: nothing trains behind the user's back."""
     with lock.open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        os._exit(1)
+        leave(1)
 
 
 def _check_owner(project: ProjectConfig) -> None:

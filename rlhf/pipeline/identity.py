@@ -199,7 +199,8 @@ def _unhandled(config: Any, handled: tuple[str, ...]) -> dict[str, Any]:
 
 def _learning_fields(name: str, trainer: dict[str, Any]) -> dict[str, Any]:
     """What decides what is learned: a default that the YAML writes out is nothing new."""
-    apart = tuple(TRAINER_NOT_DECIDING)
+    chooses = trainer.get("load_best_model_at_end")  # among the checkpoints that there are
+    apart = tuple(key for key in TRAINER_NOT_DECIDING if key != "save_" or not chooses)
     return {
         key: value for key, value in non_default_fields(kind_of(name), trainer).items() if not key.startswith(apart)
     }
@@ -216,7 +217,7 @@ and what becomes of numbers that are not finite, since up to then they were."""
 def beginning(project: ProjectConfig, name: str, parts: dict[str, Any], processes: int | None = None) -> dict[str, Any]:
     """What decides whether an interrupted stage can go on: its identity, save for versions and how steps are cut.
 
-    So a stage goes on with another number of processes, if its steps have as many rows as before.
+    So a stage continues with another number of processes, if its steps have as many rows as before.
 
     Args:
         project: The project.

@@ -32,7 +32,7 @@ DATA = "data"
 
 
 def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) -> list[dict[str, str]]:
-    """Make a partial folder the place of a stage that begins so; what began so and was interrupted goes on there.
+    """Make a partial folder the place of a stage that begins so; what began so and was interrupted continues there.
 
     What began otherwise is moved aside (`.STAGE.set-aside-N`), and comes back when the stage is to begin that way
     again: nothing is deleted. Versions may differ: checkpoints outlive them, and days of training are not for an
@@ -40,7 +40,7 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
 
     Args:
         directory: The partial folder.
-        beginning: What decides which checkpoints can be gone on from.
+        beginning: What decides which checkpoints it can continue from.
         versions: Of the packages that compute now.
 
     Returns:
@@ -60,7 +60,7 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
         _say(
             f"{_stage_of(directory)}: what was interrupted cannot go on "
             f"(changed: {changed(before['beginning'], beginning)}) and is kept in {aside}: "
-            f"change that back and it goes on, or delete it by rm -r {aside}"
+            f"change that back and it continues, or delete it by rm -r {aside}"
         )
     worked = before["versions"]
     if before["beginning"] != beginning:
@@ -71,10 +71,10 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
                 _move_data(directory, aside)
                 shutil.rmtree(directory)  # nothing else is in it
                 rename_durably(aside, directory)
-                _say(f"{_stage_of(directory)}: goes on with what was kept in {aside}")
+                _say(f"{_stage_of(directory)}: continues with what was kept in {aside}")
                 break
     if worked and worked[-1] != versions:
-        _say(f"{_stage_of(directory)}: goes on with what was begun with {other_versions(worked[-1], versions)}")
+        _say(f"{_stage_of(directory)}: continues what was started with {other_versions(worked[-1], versions)}")
     worked = [*(earlier for earlier in worked if earlier != versions), versions]
     write_json(directory / IDENTITY, {"beginning": beginning, "versions": worked})
     return worked

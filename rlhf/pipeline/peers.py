@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rlhf.interrupts import leave
+
 _LOOK, _WAIT, _LATE = 0.3, 1.0, 3.0
 """Seconds: between two looks; until whoever failed first has written that down; by which one is late that fails too."""
 _FORGOTTEN = 86400.0
@@ -97,7 +99,7 @@ class Peers:
             if told is not None:
                 told.write_text(str(code), encoding="utf-8")
         sys.stdout.flush()
-        os._exit(code)
+        leave(code)
 
     def _watch(self) -> None:
         since = None
@@ -170,8 +172,9 @@ def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"rlhf-{os.getuid()}-{parent}-{began}-{os.environ.get('MASTER_PORT', '')}"
     folder.mkdir(mode=0o700, exist_ok=True)
     for left in folder.parent.glob(f"rlhf-{os.getuid()}-*-*-*"):
-        if left.is_dir() and time.time() - left.stat().st_mtime > _FORGOTTEN:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process cleans up, too
+            if time.time() - left.stat().st_mtime > _FORGOTTEN:
+                shutil.rmtree(left, ignore_errors=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder}: belongs to somebody else")
     return folder

@@ -225,7 +225,9 @@ def _start(
         raise
     _check_interrupted(process.exitcode)
     if process.exitcode == _NOBODY_KNOWS:
-        raise UserError(f"{name}: the process that it was a fork of has ended, and it with that; start the run again")
+        raise UserError(
+            f"{name}: the fork server was killed, and the stage with it; was there memory enough? start the run again"
+        )
     if process.exitcode:
         raise StageFailed(name, process.exitcode, said=process.exitcode in _SAID)
 

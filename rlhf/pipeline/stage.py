@@ -118,7 +118,12 @@ def guarded(action: Callable[[], None], alone: bool = True) -> int:
     others = peers.joined()
     try:
         with interrupts.listening(), explained("rlhf"):
-            action()
+            try:
+                action()
+            except Exception:
+                if others is not None and (number := interrupts.asked()):  # then a peer that ended first broke this one
+                    raise Interrupted(number) from None
+                raise
     except (UserError, Defect, Incident, GateClosed) as error:
         code, line = _said(error)
         if others is not None:

@@ -182,6 +182,12 @@ def _stage(name: str, stage: StageReport, names: Names) -> Iterator[Caveat]:
             f"{label}: its checkpoints were scored on prompts that were trained on, since there were no others; which "
             "is best on new ones may be another.",
         )  # fmt: skip
+    if skipped := stage.get("skipped_steps"):
+        yield Caveat(
+            "skipped", name,
+            f"{label}: {count(skipped, 'step')} of {stage['steps']:,} had a loss or a gradient that is not finite and "
+            "changed nothing; incident.json has their rows.",
+        )  # fmt: skip
     if stage.get("warning"):
         yield Caveat("warning", name, f"{label}: {stage['warning']}.")
     before, after = stage.get("loss_before"), stage.get("loss")

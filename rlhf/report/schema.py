@@ -113,6 +113,8 @@ class StageReport(TypedDict, total=False):
     """Mean over all optimizer steps."""
     steps: int
     """Optimizer steps."""
+    skipped_steps: int
+    """Those without an update, since their numbers were not finite (`on_nonfinite: skip`)."""
     train_rows: int
     eval_rows: int
     train_time_s: float

@@ -117,6 +117,29 @@ class ResumedEpoch(TrainerCallback):
         set_epoch(train_dataloader, int(state.epoch or 0))
 
 
+class EpochSeeded(Sampler):
+    """A sampler whose shuffling seed and epoch decide, so that a resumed epoch has its order.
+
+    Args:
+        sampler: Draws from its attribute `generator`, or where that is None from torch's.
+        seed: Of the shuffling.
+    """
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that is drawn next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Set the epoch of every sampler behind a data loader, however it is wrapped."""
     queue = [loader]

@@ -66,7 +66,7 @@ class Candidates(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """After a resume, drop what an interrupted run kept beyond its checkpoint, and keep what it could not.
 
-        The weights are those of the checkpoint that training goes on from.
+        The weights are those of the checkpoint that training continues from.
         """
         if not state.is_world_process_zero:
             return

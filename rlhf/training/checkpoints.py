@@ -90,6 +90,14 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         UserError: The manifest is missing or damaged; or a file is missing, of another size, with other contents, a
             symbolic link, or not in the manifest.
     """
+    try:
+        return _read_checkpoint(checkpoint)
+    except OSError as error:  # a name that no file can have, say
+        raise UserError(f"{checkpoint / MANIFEST}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The manifest; raises OSError where the file system does."""
     path = checkpoint / MANIFEST
     fields = {"format": int, "step": int, "scheduled": bool, "files": dict, "digest": str}
     manifest = read_object(path, fields, "the checkpoint cannot be used")
@@ -101,6 +109,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{path}: has format {manifest['format']}, not {_FORMAT}")
     if digest({name: value for name, value in manifest.items() if name != "digest"}) != manifest["digest"]:
         raise UserError(f"{path}: has other contents than were written")
+    if manifest["step"] != step_of(checkpoint):
+        raise UserError(f"{path}: is that of step {manifest['step']}")
     there = {found.relative_to(checkpoint).as_posix() for found in checkpoint.rglob("*") if not found.is_dir()}
     if more := sorted(there - {MANIFEST, *manifest["files"]}):
         raise UserError(f"{checkpoint / more[0]}: was not written with its checkpoint")

@@ -48,12 +48,16 @@ class FiniteTrainer(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._losses: list[torch.Tensor] = []
-        self._skipped = 0
+        self._sum_before = torch.zeros(())
+        self._skips = False
+        self._steps, self._skipped = 0, 0  # since the last log
         self.signal = 0  # by which a process was asked to stop, as all of them agree
         super().__init__(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a micro-batch; its loss is looked at before the update."""
+        if not self._losses:
+            self._sum_before = self._tr_loss.clone()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss.detach())
         return loss.nan_to_num(0.0, 0.0, 0.0) if self.on_nonfinite == "skip" else loss
@@ -94,20 +98,20 @@ class FiniteTrainer(_Base):
         in_losses = ~torch.isfinite(torch.stack(losses)).all() if losses else torch.zeros_like(norm, dtype=torch.bool)
         scaler = self.accelerator.scaler  # float16's looks for such gradients itself, and skips their steps
         in_gradient = ~torch.isfinite(norm) if scaler is None else torch.zeros_like(in_losses)
-        flags = torch.stack([in_losses, in_gradient]).float().tolist()
-        of_loss, of_gradient, self.signal = self._maximum([*flags, interrupts.asked() or 0])
-        if not of_loss and not of_gradient:
-            return norm
-        self.nonfinite("loss" if of_loss else "gradient", losses, float(norm), model)
-        return torch.zeros_like(norm)
-
-    def _maximum(self, values: list[float]) -> list[int]:
-        """Of each value the largest over processes."""
+        asked = torch.tensor(float(interrupts.asked() or 0), device=self.args.device)
+        flags = torch.stack([in_losses.float(), in_gradient.float(), asked])
         if self.args.world_size > 1:
-            tensor = torch.tensor(values, device=self.args.device)
-            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-            values = tensor.tolist()
-        return [int(value) for value in values]
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        of_loss, of_gradient, self.signal = map(int, flags.tolist())
+        self._steps += 1
+        if of_loss or of_gradient:
+            self.nonfinite("loss" if of_loss else "gradient", losses, float(norm), model)
+            norm = torch.zeros_like(norm)
+        if self._skips:
+            self._skips = False
+            self._skipped += 1
+            self._tr_loss.copy_(self._sum_before)  # the mean that is logged is one over the steps that were taken
+        return norm
 
     def nonfinite(self, what: str, losses: Sequence[torch.Tensor], norm: float, model: Any) -> None:
         """Describe the step that is being computed, whose numbers are not finite, and leave it without a gradient.
@@ -121,21 +125,21 @@ class FiniteTrainer(_Base):
             model: Has the gradients.
 
         Raises:
-            Incident: Unless `on_nonfinite` is `skip`.
+            Incident: Unless `on_nonfinite` is `skip`, or where weights are not finite either, which no step mends.
         """
-        step = self.state.global_step + 1
+        step, norms = self.state.global_step + 1, incidents.norms(model)
+        lost, skips = not math.isfinite(norms["weight_norm"]), self.on_nonfinite == "skip"
         incidents.describe(
             self.incident_file, {"losses": [float(loss) for loss in losses], "rows": self._with_origins()},
             stage=self.stage, step=step, what=what, action=self.on_nonfinite, gradient_norm=norm,
-            learning_rate=self._get_learning_rate(), **incidents.norms(model),
+            learning_rate=self._get_learning_rate(), **norms,
         )  # fmt: skip
-        if self.on_nonfinite != "skip":
+        if lost or not skips:
             described = f"; its rows and norms are in {self.incident_file}" if self.incident_file else ""
-            raise Incident(
-                f"stages.{self.stage}: the {what} of step {step} is not finite, and the step was not taken{described}; "
-                "lower learning_rate, mend those rows, or set on_nonfinite: skip"
-            )
-        self._skipped += 1
+            advice = "and the weights are not either: lower learning_rate" if lost else "and the step was not taken"
+            remedy = "" if lost else "; lower learning_rate, fix those rows, or set on_nonfinite: skip"
+            raise Incident(f"stages.{self.stage}: the {what} of step {step} is not finite, {advice}{described}{remedy}")
+        self._skips = True
         self._losses.clear()
         model.zero_grad(set_to_none=True)  # so that the optimizer leaves the weights and its own state alone
 
@@ -161,8 +165,15 @@ class FiniteTrainer(_Base):
         """Log: the mean loss of all steps at the end, and the number of steps skipped since the last time."""
         if "train_loss" in logs:  # of the steps since a resume, as the Trainer counts them
             logs["train_loss"] = mean_train_loss(self.state.log_history) or logs["train_loss"]
-        if self.on_nonfinite == "skip" and "loss" in logs:
-            logs["skipped_steps"], self._skipped = self._skipped, 0
+        if "loss" in logs:
+            taken = self._steps - self._skipped
+            if self._skipped and taken:
+                logs["loss"] *= self._steps / taken
+            elif self._skipped:
+                del logs["loss"], logs["grad_norm"]
+            if self.on_nonfinite == "skip":
+                logs["skipped_steps"] = self._skipped
+            self._steps, self._skipped = 0, 0
         super().log(logs, start_time)
 
 

@@ -38,6 +38,13 @@ def describe(file: Path | None, own: Mapping[str, Any], **common: Any) -> None:
     write_json(file, {"incidents": [*earlier, _in_json(incident)][:_MOST]})
 
 
+def keep_through(file: Path, step: int) -> None:
+    """Drop the incidents behind a step, which a resumed training meets again."""
+    if file.is_file():
+        incidents = json.loads(file.read_text(encoding="utf-8"))["incidents"]
+        write_json(file, {"incidents": [incident for incident in incidents if incident["step"] <= step]})
+
+
 def norms(model: torch.nn.Module) -> dict[str, Any]:
     """Norms of the trained weights and of their gradients, the gradients by parameter."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

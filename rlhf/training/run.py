@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from rlhf.data.prepare import load_prepared
+from rlhf.training import incidents
 from rlhf.training.buckets import ResumedEpoch
 from rlhf.training.checkpoints import good_checkpoint, step_of
-from rlhf.training.incidents import INCIDENTS
 from rlhf.training.logs import MetricsFile, ProgressBar, ProgressLines, keep_through
 from rlhf.training.train_loss import LogAtCheckpoints, mean_train_loss
 from rlhf.training.trainer import ResumableTrainer, StopAtSignal
@@ -36,7 +36,7 @@ def run_training(trainer: ResumableTrainer, context: StageContext, logs: Sequenc
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
     trainer.add_callback(ProgressLines(context.name) if trainer.args.disable_tqdm else ProgressBar())
     trainer.stage, trainer.on_nonfinite = context.name, context.settings.on_nonfinite
-    trainer.incident_file = context.directory / INCIDENTS
+    trainer.incident_file = context.directory / incidents.INCIDENTS
     trainer.origins = lambda: load_prepared(context.directory / "data").origins
     metrics_file = MetricsFile(context.name, context.directory / "metrics.jsonl")
     for callback in (metrics_file, LogAtCheckpoints(), ResumedEpoch(), StopAtSignal(trainer)):
@@ -49,6 +49,7 @@ def run_training(trainer: ResumableTrainer, context: StageContext, logs: Sequenc
     if trainer.is_world_process_zero():
         for path in trainer.logs:
             keep_through(path, step_of(checkpoint) if checkpoint else 0)
+        incidents.keep_through(trainer.incident_file, step_of(checkpoint) if checkpoint else 0)
         if checkpoint is not None:
             print(f"{context.name}: continues from {checkpoint.name}", file=sys.stderr)
     # not by calling evaluate(): before train() it leaves the model without DDP, and no gradient is ever averaged

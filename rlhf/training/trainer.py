@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
@@ -21,12 +22,13 @@ from rlhf.durable import sync_file
 from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
 from rlhf.training import checkpoints
+from rlhf.training.buckets import EpochSeeded
 from rlhf.training.finite import FiniteTrainer
 from rlhf.training.states import load_state, random_state, save_state, set_random_state
 
 WEIGHTS = "weights.safetensors"
 """File of a checkpoint: everything that is trained."""
-_GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights")
+_GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights", "_steps", "_skipped")
 """What trainers gather between two logs, in memory alone; not every trainer has each."""
 
 
@@ -36,7 +38,7 @@ class ResumableTrainer(FiniteTrainer):
     logs: Sequence[Path] = ()
     """Files that grow by a line a step, set by who runs it: a checkpoint has them on disk."""
     scheduled = True
-    """Whether the settings ask for the checkpoint that is being written, or that training goes on from."""
+    """Whether the settings ask for the checkpoint that is being written, or that training continues from."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._resumed_from: Path | None = None
@@ -129,12 +131,16 @@ class ResumableTrainer(FiniteTrainer):
         best, metric = self.state.best_global_step, f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         if not best:
             return
-        try:
-            checkpoints.read_checkpoint(resumed.with_name(f"checkpoint-{best}"))
-        except UserError as error:
+        problem: list[str | None] = [None]
+        if self.args.should_save:
+            try:
+                checkpoints.read_checkpoint(resumed.with_name(f"checkpoint-{best}"))
+            except UserError as error:
+                problem = [str(error)]
+        if broadcast_object_list(problem)[0] is not None:
             if self.args.should_save:
-                print(f"{self.stage}: the checkpoint with the best {metric} is lost ({error}); {resumed.name} takes "
-                      "its place", file=sys.stderr)  # fmt: skip
+                print(f"{self.stage}: the checkpoint with the best {metric} is lost ({problem[0]}); {resumed.name} "
+                      "takes its place", file=sys.stderr)  # fmt: skip
             rows = (row for row in self.state.log_history if row["step"] == self.state.global_step and metric in row)
             self.state.best_metric = next((row[metric] for row in rows), None)
             self.state.best_global_step, self.state.best_model_checkpoint = self.state.global_step, str(resumed)
@@ -164,7 +170,7 @@ class ResumableTrainer(FiniteTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """What each process has for itself: random generators, and what was gathered since the last log."""
         gathered = {name: getattr(self, name) for name in _GATHERED if hasattr(self, name)}
-        state = {"random": random_state(), "gathered": gathered, "skipped": self._skipped}
+        state = {"random": random_state(), "gathered": gathered}
         save_state(Path(output_dir), f"process-{self.args.process_index}", state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -190,6 +196,13 @@ class ResumableTrainer(FiniteTrainer):
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         with interrupts.deferred("stopping after the current step; another signal ends the run at once"):
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As the Trainer has it, with the order of each epoch a function of the seed."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy != "group_by_length":
+            return sampler
+        return EpochSeeded(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless no step is left: the trainer itself looks only behind a step, and takes one more."""
@@ -217,7 +230,6 @@ class ResumableTrainer(FiniteTrainer):
         state = self._own_state(self._resumed_from)
         if state is None:
             return
-        self._skipped = state["skipped"]
         for name, value in state["gathered"].items():
             _put_back(self, name, value)
 

@@ -86,10 +86,10 @@ def test_what_stopped_is_gone_on_with_by_skipping(tmp_path, tiny_llama, spoiled,
     run_stage(make_project(tmp_path, tiny_llama, stages={"sft": {**OPTIONS, "on_nonfinite": "skip"}}), "sft")
     assert "sft: continues from checkpoint-3" in capsys.readouterr().err
     incidents = json.loads((project.run_dir / "sft/incident.json").read_text())["incidents"]
-    assert [(incident["step"], incident["action"]) for incident in incidents] == [(5, "stop"), (5, "skip")]
+    assert [(incident["step"], incident["action"]) for incident in incidents] == [(5, "skip")]
 
 
-def test_a_step_that_is_skipped_leaves_the_weights_alone_and_is_counted(tmp_path, tiny_llama, spoiled):
+def test_a_step_that_is_skipped_leaves_the_weights_alone_and_is_counted(tmp_path, tiny_llama, spoiled, monkeypatch):
     options = {**OPTIONS, "max_steps": 2, "on_nonfinite": "skip", "save_steps": 1}
     project = make_project(tmp_path, tiny_llama, stages={"sft": options})
     spoiled(2)
@@ -97,8 +97,13 @@ def test_a_step_that_is_skipped_leaves_the_weights_alone_and_is_counted(tmp_path
     first, second = (project.run_dir / f"sft/checkpoints/checkpoint-{step}" for step in (1, 2))
     for name in (WEIGHTS, "optimizer.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    assert [row["skipped_steps"] for row in metrics(project, "sft") if "loss" in row] == [0, 1]
-    assert all(math.isfinite(row["loss"]) for row in metrics(project, "sft") if "loss" in row)
+    assert [row["skipped_steps"] for row in metrics(project, "sft") if "skipped_steps" in row] == [0, 1]
+    whole = make_project(tmp_path, tiny_llama, name="whole", stages={"sft": {**options, "max_steps": 1}})
+    monkeypatch.undo()
+    run_stage(whole, "sft")
+    assert record_of(project.run_dir / "sft")["metrics"]["train_loss"] == pytest.approx(
+        record_of(whole.run_dir / "sft")["metrics"]["train_loss"]
+    ), "the mean of the step that was taken"
     assert record_of(project.run_dir / "sft")["metrics"]["skipped_steps"] == 1
 
 
@@ -163,3 +168,25 @@ def test_the_best_checkpoint_is_checked_too(tmp_path, tiny_llama, monkeypatch, c
     assert ("the best eval_loss is lost" in capsys.readouterr().err) is damaged
     saved = load_file(project.run_dir / "sft/adapter_model.safetensors")
     assert all(torch.equal(saved[name.replace(".default", "")], weight) for name, weight in kept.items())
+
+
+def test_rows_grouped_by_length_come_in_the_same_order_after_a_resume(tmp_path, tiny_llama, monkeypatch):
+    options = {**OPTIONS, "train_sampling_strategy": "group_by_length", "num_train_epochs": 3, "max_steps": 14}
+    whole, stopped = (
+        make_project(tmp_path, tiny_llama, name=name, stages={"sft": options}) for name in ("whole", "stopped")
+    )
+    run_stage(whole, "sft")
+    original = Trainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        if trainer.state.global_step == 10:
+            raise KeyboardInterrupt
+        return original(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stopped, "sft")
+    monkeypatch.undo()
+    torch.manual_seed(99)
+    run_stage(stopped, "sft")
+    assert artifact_hash(whole.run_dir / "sft") == artifact_hash(stopped.run_dir / "sft")

@@ -14,7 +14,7 @@ _COMMON: dict[str, _Cell] = {
     "Processes": lambda row: row["processes"],
 }
 _END: dict[str, _Cell] = {
-    "Went on from a checkpoint": lambda row: row["resumed"],
+    "Continued from a checkpoint": lambda row: row["resumed"],
     "Runs": lambda row: row["runs"],
     "Identical": lambda row: row["identical"],
     "Seconds": lambda row: f"{row['seconds']:.0f}",
@@ -38,7 +38,7 @@ COLUMNS: dict[str, dict[str, _Cell]] = {
     "damage": {
         "Checkpoint of": _COMMON["Stage"], "Damages": lambda row: row["times"],
         **{name: lambda row, name=name: row["counts"][name] for name in _COUNTS},
-        "Gone on beside one, identical": lambda row: row["identical"],
+        "Continued beside one, identical": lambda row: row["identical"],
     },
     "disk": {"Stage": _COMMON["Stage"], "Full": lambda row: row["times"], **_CODES, **_END},
     "read-only": {"Stage": _COMMON["Stage"], "Refused": lambda row: row["times"], **_CODES, **_END},
