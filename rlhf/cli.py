@@ -282,7 +282,7 @@ def _report(folder: Path) -> Path:
 
 
 def _terminated(number: int, frame: object) -> None:
-    sys.exit(128 + number)
+    raise interrupts.Interrupted(number)
 
 
 def main() -> None:
@@ -298,6 +298,11 @@ def main() -> None:
     try:
         with explained("rlhf", passed=(StageFailed,)):
             app()
+    except SystemExit as end:  # typer ends with 130 whatever signal it was
+        cause = end.__context__.__cause__ if end.__context__ is not None else None
+        if isinstance(cause, interrupts.Interrupted):
+            sys.exit(cause.exit_code)
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

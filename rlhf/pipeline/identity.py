@@ -250,8 +250,10 @@ def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> li
     keys: list[str] = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
-        if isinstance(old, dict | None) and isinstance(new, dict | None) and (old or new):
-            keys += changes(old or {}, new or {}, f"{prefix}{key}.")
+        if key in _LATER:  # of settings, which are left out where they are their defaults
+            old, new = old or {}, new or {}
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys += changes(old, new, f"{prefix}{key}.")
         elif old != new:
             keys.append(f"{prefix}{key}")
     return keys

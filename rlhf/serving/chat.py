@@ -13,6 +13,7 @@ import torch
 
 from rlhf.artifacts.rounds import run_name
 from rlhf.data.records import Message, Text, Unusable
+from rlhf.interrupts import Interrupted
 from rlhf.policies.completion import row_seed
 from rlhf.serving.replies import NoRoom, PolicyReplier, Sampling, load_replier
 
@@ -102,6 +103,8 @@ def chat(
             conversation.reply(line, Sampling(temperature, max_new_tokens, row_seed(seed, turn)), out)
         except Unusable as problem:
             _note(problem.reason)
+        except Interrupted:  # by SIGTERM, which ends the conversation
+            raise
         except KeyboardInterrupt:
             _note("\nstopped; that turn is forgotten")
 

@@ -8,4 +8,4 @@ def test_the_keys_that_differ_are_named():
     now = json.loads(json.dumps(before))
     now["trainer"]["beta"] = 0.2
     now["base"] = {"files": "x"}
-    assert identity.changes(before, now) == ["trainer.beta", "base.files"]
+    assert identity.changes(before, now) == ["trainer.beta", "base"]
