@@ -56,7 +56,7 @@ class FiniteTrainer(_Base):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a micro-batch; its loss is looked at before the update."""
-        if not self._losses:
+        if self.on_nonfinite == "skip" and not self._losses:
             self._sum_before = self._tr_loss.clone()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss.detach())
@@ -136,9 +136,11 @@ class FiniteTrainer(_Base):
         )  # fmt: skip
         if lost or not skips:
             described = f"; its rows and norms are in {self.incident_file}" if self.incident_file else ""
-            advice = "and the weights are not either: lower learning_rate" if lost else "and the step was not taken"
-            remedy = "" if lost else "; lower learning_rate, fix those rows, or set on_nonfinite: skip"
-            raise Incident(f"stages.{self.stage}: the {what} of step {step} is not finite, {advice}{described}{remedy}")
+            state = "the weights are not either" if lost else "the step was not taken"
+            remedy = "lower learning_rate" + ("" if lost else ", fix those rows, or set on_nonfinite: skip")
+            raise Incident(
+                f"stages.{self.stage}: the {what} of step {step} is not finite, and {state}{described}; {remedy}"
+            )
         self._skips = True
         self._losses.clear()
         model.zero_grad(set_to_none=True)  # so that the optimizer leaves the weights and its own state alone
