@@ -172,7 +172,8 @@ class FiniteTrainer(_Base):
             if self._skipped and taken:
                 logs["loss"] *= self._steps / taken
             elif self._skipped:
-                del logs["loss"], logs["grad_norm"]
+                logs.pop("loss")
+                logs.pop("grad_norm", None)
             if self.on_nonfinite == "skip":
                 logs["skipped_steps"] = self._skipped
             self._steps, self._skipped = 0, 0

@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainingArguments
 class LogAtCheckpoints(TrainerCallback):
     """Has the loss logged with every checkpoint and at the last step.
 
-    The trainer sums the loss since the last log in memory alone: a run that goes on from a checkpoint would not know of
-    the steps before it that were not logged yet. Add it behind the trainer's own flow, which decides what is saved.
+    So the losses up to a checkpoint can be read as soon as it is there, and those of the last steps are part of the
+    mean over all. Add it behind the trainer's own flow, which decides what is saved.
     """
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:

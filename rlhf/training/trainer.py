@@ -129,7 +129,7 @@ class ResumableTrainer(FiniteTrainer):
     def _check_best(self, resumed: Path) -> None:
         """Make the checkpoint that training continues from the best one, where the best one is damaged or gone."""
         best, metric = self.state.best_global_step, f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-        if not best:
+        if not best or best == self.state.global_step:  # that one has been checked
             return
         problem: list[str | None] = [None]
         if self.args.should_save:

@@ -32,6 +32,21 @@ def metrics(project, stage):
     return [{key: value for key, value in row.items() if not any(part in key for part in timing)} for row in rows]
 
 
+def kill(monkeypatch, project, step):
+    """Train until behind this step, and no further."""
+    original = Trainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        if trainer.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", training_step)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(project, "sft")
+
+
 @pytest.fixture
 def spoiled(monkeypatch):
     """The gradient or the loss of a step is not a number; returns what went into that step."""
@@ -148,17 +163,7 @@ def test_the_best_checkpoint_is_checked_too(tmp_path, tiny_llama, monkeypatch, c
     options = {**OPTIONS, "eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True,
                "metric_for_best_model": "loss", "greater_is_better": True}  # fmt: skip
     project = make_project(tmp_path, tiny_llama, stages={"sft": options})
-    original = Trainer.training_step
-
-    def training_step(trainer, *args, **kwargs):
-        if trainer.state.global_step == 7:
-            raise KeyboardInterrupt
-        return original(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", training_step)
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(project, "sft")
-    monkeypatch.undo()
+    kill(monkeypatch, project, 7)
     checkpoints = project.run_dir / ".sft.partial/checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
     if damaged:
@@ -176,17 +181,7 @@ def test_rows_grouped_by_length_come_in_the_same_order_after_a_resume(tmp_path, 
         make_project(tmp_path, tiny_llama, name=name, stages={"sft": options}) for name in ("whole", "stopped")
     )
     run_stage(whole, "sft")
-    original = Trainer.training_step
-
-    def training_step(trainer, *args, **kwargs):
-        if trainer.state.global_step == 10:
-            raise KeyboardInterrupt
-        return original(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", training_step)
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(stopped, "sft")
-    monkeypatch.undo()
+    kill(monkeypatch, stopped, 10)
     torch.manual_seed(99)
     run_stage(stopped, "sft")
     assert artifact_hash(whole.run_dir / "sft") == artifact_hash(stopped.run_dir / "sft")
