@@ -7,7 +7,7 @@ AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures fuzz lint types format audit bench learning endurance env clean
+.PHONY: quickstart test slow architectures scale fuzz lint types format audit bench learning endurance env clean
 
 env: $(READY)
 
@@ -32,6 +32,10 @@ slow: $(READY)
 architectures: $(READY)
 	$(BIN)/python -m pytest -m architectures tests/test_architectures.py
 	$(BIN)/python -m tests.support.architectures
+
+# Every stage on several CPU processes, sharded by FSDP2 and DeepSpeed: about half an hour on two cores.
+scale: $(READY)
+	$(BIN)/python -m pytest -m scale
 
 # INPUTS spoilt inputs, drawn by SEED, and the table of docs/fuzzing.md: 10,000 take about an hour on one core.
 INPUTS ?= 10000

@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -21,9 +21,28 @@ def process_state(patience: float | None = None) -> PartialState:
     Args:
         patience: Seconds that processes wait for each other before they give up; only the first call's counts. None
             takes torch's default.
+
+    Raises:
+        UserError: The launch asks for FSDP where accelerate would silently leave it out, or for FSDP1.
     """
     timeout = {} if patience is None else {"timeout": timedelta(seconds=patience)}
-    return PartialState(cpu=not torch.accelerator.is_available(), **timeout)
+    state = PartialState(cpu=not torch.accelerator.is_available(), **timeout)
+    if _asked("FSDP") and state.num_processes > 1:
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            raise UserError(
+                "the accelerate config asks for FSDP, which accelerate does not run on CPUs: every process would hold "
+                "and train the whole model; take recipes/accelerate/cpu.yaml there"
+            )
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError(
+                "the accelerate config asks for FSDP1; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml"
+            )
+    return state
+
+
+def _asked(engine: str) -> bool:
+    """Whether the accelerate config asks for `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
 def check_memory(name: str, parameters: int) -> None:
@@ -46,9 +65,9 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
     Args:
         weight: A weight of the model; None asks whether this launch will spread the weights.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return True
-    return weight is not None and (isinstance(weight, DTensor) or hasattr(weight, "ds_id"))
+    if weight is not None:
+        return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+    return _asked("FSDP") and process_state().num_processes > 1
 
 
 def device() -> torch.device:

@@ -1,0 +1,42 @@
+"""Distributed launches on CPUs: the shipped accelerate files, and the environment that lets FSDP2 shard there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "recipes/accelerate"
+
+
+def on_cpus(name: str, folder: Path, processes: int = 2) -> Path:
+    """A copy of a shipped accelerate file for CPU processes: in float32, and with this many of them.
+
+    Args:
+        name: Name of the file without its ending: `fsdp2`.
+        folder: Where the copy is written.
+        processes: Their number.
+    """
+    settings = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
+    settings |= {"mixed_precision": "no", "num_processes": processes}
+    path = folder / f"{name}-{processes}.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a launch on CPUs, in which accelerate shards with FSDP2 and DeepSpeed takes the CPU.
+
+    Args:
+        more: Variables that are added or replaced.
+    """
+    paths = [str(ROOT), str(ROOT / "tests/support/cpu_fsdp"), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        **more,
+    }
