@@ -21,8 +21,10 @@ $(READY): constraints.txt pyproject.toml
 quickstart: $(READY)
 	$(BIN)/rlhf run recipes/quickstart.yaml
 
+# A worker for each processor, each with one thread and with whole test files, whose fixtures are then made once.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile \
+	  --no-loadscope-reorder
 
 # What takes long: the benchmarks at their smallest, a whole run on real pairs.
 slow: $(READY)

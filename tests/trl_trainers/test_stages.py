@@ -145,7 +145,7 @@ def test_a_bert_is_the_reward_model_of_a_llama(tmp_path, tiny_llama, tiny_bert, 
         "reward": {
             "model": {"name_or_path": str(tiny_bert), "adapter": adapter},
             "max_steps": 30,
-            "learning_rate": 1e-2,
+            "learning_rate": 3e-3,
         },
     }
     project = make_project(tmp_path, tiny_llama, chats(), stages=stages)
