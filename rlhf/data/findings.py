@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.durable import written_whole
 from rlhf.errors import UserError
 
 FINDINGS_FILE = "findings.json"
@@ -111,10 +112,9 @@ class Findings:
         return {"set": self.name, "findings": [entry.as_dict() for entry in self.entries]}
 
     def save(self, directory: Path) -> None:
-        """Write `findings.json` atomically."""
-        partial = directory / f"{FINDINGS_FILE}.partial"
-        partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(directory / FINDINGS_FILE)
+        """Write `findings.json`, whole or not at all."""
+        with written_whole(directory / FINDINGS_FILE) as partial:
+            partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path) -> Findings:

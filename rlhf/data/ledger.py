@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from rlhf.data.plain import Opaque
+from rlhf.durable import written_whole
 from rlhf.errors import UserError
 
 LEDGER_FILE = "ledger.json"
@@ -144,15 +145,17 @@ class Ledger:
         """Write `ledger.json`, copying its rows from `dropped.jsonl` one at a time."""
         head = json.dumps({**self.as_dict(), "rows": []}, indent=1)
         opening = head.rpartition("]")[0]
-        partial = directory / f"{LEDGER_FILE}.partial"
-        with partial.open("w", encoding="utf-8") as file, (directory / DROPPED_FILE).open(encoding="utf-8") as dropped:
+        with (
+            written_whole(directory / LEDGER_FILE) as partial,
+            partial.open("w", encoding="utf-8") as file,
+            (directory / DROPPED_FILE).open(encoding="utf-8") as dropped,
+        ):
             file.write(f'{{"sets": {{{json.dumps(self.name)}: {opening}')
             for number, line in enumerate(dropped):
                 row = json.loads(line)
                 file.write(",\n" if number else "\n")
                 json.dump({"origin": row["origin"], "reason": row["reason"]}, file)
             file.write("]}}}\n")
-        partial.replace(directory / LEDGER_FILE)
 
     @classmethod
     def load(cls, directory: Path) -> Ledger:
