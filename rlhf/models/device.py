@@ -76,5 +76,6 @@ def device() -> torch.device:
 
 
 def move(model: nn.Module, to: torch.device) -> None:
-    """Move a model to a device, in place."""
-    model.to(to)
+    """Move a model to a device, in place; one whose weights are spread over processes stays where its parts are."""
+    if not any(map(sharded, model.parameters())):
+        model.to(to)

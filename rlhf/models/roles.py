@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf.models.device import sharded
 from rlhf.models.freeze import frozen
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
@@ -59,16 +60,17 @@ class Roles(nn.Module):
                 untrained.requires_grad_(False)
         self.shared = isinstance(policy, PeftModel)
         disable_dropout(self)
-        self._adapters: list[nn.Parameter] = []
+        self._trained: set[str] = set()
+        """Names of the policy's parameters that are trained, since sharding puts others in their place."""
         if self.shared:
             adapters = (POLICY,) if value_head is None else (POLICY, CRITIC)
-            self._adapters = [
-                parameter
-                for name, parameter in policy.named_parameters()
+            self._trained = {
+                name
+                for name, _ in policy.named_parameters()
                 if any(f".{adapter}." in f"{name}." for adapter in adapters)
                 and not frozen(name, freeze)
                 and f".modules_to_save.{CRITIC}." not in name  # a copy of the policy's head, which no critic reads
-            ]
+            }
             self._train()
 
     def train(self, mode: bool = True) -> Roles:
@@ -87,6 +89,16 @@ class Roles(nn.Module):
     def base(self) -> PreTrainedModel:
         """The policy's model with its own head, without peft's wrapping; whichever adapter is active."""
         return self.policy.get_base_model() if self.shared else self.policy
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters on the policy's base."""
+        return list(self.policy.peft_config) if self.shared else []
+
+    def models(self) -> list[PreTrainedModel]:
+        """The models of transformers: the base that all roles share, or the model of each role."""
+        own: list[Any] = [self.base, self.critic, self.reference_model]
+        return [model for model in own if model is not None]
 
     @property
     def config(self) -> Any:
@@ -232,9 +244,8 @@ class Roles(nn.Module):
 
     def _train(self) -> None:
         """Freeze all but the trained adapters: switching adapters flips requires_grad in peft."""
-        self.policy.requires_grad_(False)
-        for parameter in self._adapters:
-            parameter.requires_grad_(True)
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(name in self._trained)
 
 
 def _head(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
@@ -273,6 +284,7 @@ def _plain_lora(layer: Any) -> bool:
     weight = getattr(layer.get_base_layer(), "weight", None)
     return (
         isinstance(weight, torch.Tensor)
+        and not sharded(weight)
         and weight.is_floating_point()
         and bool(getattr(layer, "lora_A", None))
         and not getattr(layer, "lora_variant", None)

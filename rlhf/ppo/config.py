@@ -240,7 +240,10 @@ def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> lis
         problems.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
     if (adapter or {}).get("bias", "none") != "none":
         problems.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
-    if any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in ("FSDP", "DEEPSPEED")):
-        problems.append("fsdp and deepspeed: runs on one device or data parallel (DDP)")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        problems.append(
+            "the accelerate config asks for DeepSpeed, which trains one model and not several roles; take "
+            "recipes/accelerate/fsdp2.yaml"
+        )
     problem = sampler_problem(args, args.world_size)
     return [*problems, problem] if problem else problems

@@ -17,10 +17,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from rlhf import interrupts
 from rlhf.errors import Incident, UserError
+from rlhf.models.spread import gathered
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.policies.completion import row_seed
@@ -31,8 +33,8 @@ from rlhf.ppo.minibatches import RolloutLoader
 from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN_REWARD
+from rlhf.training.spread import SpreadTrainer
 from rlhf.training.states import random_state, set_random_state
-from rlhf.training.trainer import ResumableTrainer
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
 """Files of a checkpoint: everything that is trained, and the few numbers that PPO carries from rollout to rollout."""
@@ -43,7 +45,7 @@ _LARGE_STEP = 0.2
 common."""
 
 
-class PPOTrainer(ResumableTrainer, Trainer):
+class PPOTrainer(SpreadTrainer, Trainer):
     """PPO, RLOO, GRPO and REINFORCE on one loop.
 
     Args:
@@ -56,7 +58,7 @@ class PPOTrainer(ResumableTrainer, Trainer):
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
-        UserError: It is launched under FSDP or DeepSpeed.
+        UserError: It is launched under DeepSpeed, or under FSDP that accelerate is to apply (`models.spread`).
     """
 
     args: PPOConfig
@@ -77,7 +79,7 @@ class PPOTrainer(ResumableTrainer, Trainer):
         round_to_rollouts(args, len(prompts))
         super().__init__(model=policy, args=args, train_dataset=prompts, **kwargs)  # type: ignore[arg-type]
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(f"stages.{stage}: runs on one device or data parallel (DDP), not under FSDP or DeepSpeed")
+            raise UserError(f"stages.{stage}: runs data parallel (DDP) or under FSDP2, not under other engines")
         self.loss_is_scaled_for_ga = True  # every mean has the denominator of the whole optimizer step
         self.kl_coef = args.kl_coef
         self.history: list[dict[str, float]] = []
@@ -98,7 +100,7 @@ class PPOTrainer(ResumableTrainer, Trainer):
         """Rollout `number` with the policy as it is now."""
         args, world, rank = self.args, self.args.world_size, self.args.process_index
         self._rollout, self._stopped = number, False
-        with self._may_end_at_once(), torch.no_grad(), self.accelerator.autocast():
+        with self._may_end_at_once(), torch.no_grad(), self.accelerator.autocast(), gathered(self.model):
             self._fit_reward_scale()
             count = args.prompts_per_process * world
             places = range(rank, count, world)
@@ -233,16 +235,21 @@ class PPOTrainer(ResumableTrainer, Trainer):
             kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, whole)
             critic = {id(parameter) for parameter in self.policy.trained("critic").values()}
             decayed = set(self.get_decay_parameter_names(whole))
-            groups: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+            groups: defaultdict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
             for name, parameter in whole.named_parameters():
                 if parameter.requires_grad:
                     rate = self.args.critic_learning_rate if id(parameter) in critic else None
                     decay = self.args.weight_decay if name in decayed else 0.0
-                    groups[rate or self.args.learning_rate, decay].append(parameter)
+                    spread = isinstance(parameter, DTensor)  # an update takes one kind of tensor at once
+                    groups[rate or self.args.learning_rate, decay, spread].append(parameter)
             self.optimizer = kind(
                 [
                     {"params": parameters, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), parameters in groups.items()
+                    for (
+                        rate,
+                        decay,
+                        _,
+                    ), parameters in groups.items()  # an update takes no two kinds of tensor together
                 ],
                 **kwargs,
             )
@@ -266,6 +273,7 @@ class PPOTrainer(ResumableTrainer, Trainer):
         for role in self._trained_roles():
             loss += super().training_step(model, {**inputs, "role": role}, num_items_in_batch)
         if self.accelerator.sync_gradients:
+            self.average_gradients()
             self._end_of_step()
             self._rows.clear()
         return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; `_end_of_step` reports what is not finite

@@ -53,6 +53,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.artifacts.open import open_stage
     from rlhf.models.device import process_state
     from rlhf.models.roles import POLICY
+    from rlhf.models.spread import claim, spread
     from rlhf.policies.kinds import policy_kind
     from rlhf.ppo.config import take_every_action
     from rlhf.ppo.diagnostics import last_rollout
@@ -63,9 +64,12 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
 
+    spreads = claim()
     ready = prepare(context)
     start, args = ready.start, ready.args
     roles = build_roles(context, start, args, args.critic_start)
+    if spreads:
+        spread(roles, process_state().device)
     kind = policy_kind(start.opened)
     policy: Any = kind.policy(roles, args, context.settings.fold)
     if roles.reward_head is not None:

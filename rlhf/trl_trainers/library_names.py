@@ -95,6 +95,7 @@ _FIELDS = "the settings of a stage are its fields, read from its source"
 _CHECKPOINT = "checkpoints are whole, without pickles, and hold every role that PPO trains"
 _FINITE = "no step is taken on numbers that are not finite"
 _GATHERED = "what is gathered between two logs is part of a checkpoint"
+_SPREAD = "weights that are spread over processes are left where they are, without DDP around them"
 _MERGED = "a merged adapter must not be added once more"
 
 NAMES = (
@@ -115,6 +116,10 @@ NAMES = (
     LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
     LibraryName("transformers:Trainer._run_epoch", "a training that was killed behind its last step takes no other"),
     LibraryName("transformers:Trainer._prepare_inputs", "a micro-batch moves to the device", "self inputs"),
+    LibraryName("transformers:Trainer._move_model_to_device", _SPREAD, "self model device"),
+    LibraryName("transformers:Trainer._sync_replicated_trainable_parameters", _SPREAD, "self model"),
+    LibraryName("transformers:Trainer.is_distributed_loading_by_transformers", _SPREAD, instance=True),
+    LibraryName("transformers:PreTrainedModel._no_split_modules", "its layers are gathered one by one"),
     LibraryName("transformers:Trainer._load_best_model", _CHECKPOINT, "self"),
     LibraryName("transformers:Trainer._save_checkpoint", _CHECKPOINT, "self model trial"),
     *(LibraryName(f"transformers:Trainer._save_{name}", _CHECKPOINT, "self output_dir")

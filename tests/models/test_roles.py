@@ -70,6 +70,19 @@ def with_adapters_of(roles):
     return get_peft_model(AutoModelForCausalLM.from_config(roles.config), config)
 
 
+def test_what_is_trained_outlives_the_parameters(roles):
+    """Sharding puts others in their place."""
+    expected = roles.trained("policy").keys()
+    for module in roles.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    with roles.reference():
+        pass
+    assert len(expected) > 0
+    assert roles.trained("policy").keys() == expected
+    assert all(parameter.requires_grad for parameter in roles.trained("policy").values())
+
+
 def test_switching_roles_keeps_what_is_trained(roles):
     def trained():
         return {name for name, parameter in roles.named_parameters() if parameter.requires_grad}

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from rlhf.objectives.advantages import ESTIMATORS
-from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.config import PPOConfig, unsupported_settings
 
 
 def documented(path) -> dict[str, str | None]:
@@ -45,3 +45,10 @@ def test_an_estimator_that_compares_needs_something_to_compare(tmp_path):
         problems = PPOConfig(str(tmp_path), advantage=name, samples_per_prompt=1, use_cpu=True).check()
         assert bool(problems) == (estimator.min_group > 1), name
     assert "advantage: unknown 'rlo'" in PPOConfig(str(tmp_path), advantage="rlo", use_cpu=True).check()[0]
+
+
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    args = PPOConfig(str(tmp_path), use_cpu=True)
+    assert unsupported_settings(args, None) == []
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert ["fsdp2.yaml" in problem for problem in unsupported_settings(args, None)] == [True]

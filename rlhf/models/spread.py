@@ -1,0 +1,162 @@
+"""Spreads the frozen and the trained weights of a model over the processes of a launch, with FSDP2.
+
+A process keeps one part in N of every layer, and gathers a layer while it computes it. What is small or used by several
+modules (adapters, norms, tied embeddings) stays whole in each process.
+
+accelerate does the same for a trainer whose model is called as one module. The roles of PPO are called one by one, and
+by parts, so their layers are spread here, each on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
+from torch.distributed.tensor import DTensor
+
+from rlhf.models.device import sharded
+from rlhf.models.roles import Roles
+
+
+def claim() -> bool:
+    """Take the sharding that a launch asks for out of accelerate's hands, before it prepares a model.
+
+    Returns:
+        Whether the launch asks for FSDP2; then the caller is to call `spread`.
+    """
+    asked = sharded()
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # where accelerate and transformers read it
+    return asked
+
+
+def spread(roles: Roles, device: torch.device) -> None:
+    """Give every process its part of the weights, in place; all processes call it.
+
+    The main process has the weights, and sends them layer by layer. The others may hold them on the meta device.
+
+    Args:
+        roles: The models.
+        device: Where the parts go.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    every = []
+    for model in roles.models():
+        whole = _whole(model, roles.adapters)
+        parts: list[Any] = []
+        for layer in _layers(model, whole):
+            _receive(layer, device, whole)
+            parts.append(fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole))
+        for before, part in zip([*parts[:1], *parts], parts, strict=False):
+            # FSDP itself would prefetch what was gathered before, in whatever pass: another role's, or the sampler's
+            part.set_modules_to_backward_prefetch([part if before is parts[0] else before])
+        every += parts
+    share_comm_ctx(every)
+    _receive(roles, device)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether a model's weights are spread over processes."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within, every process has all weights, and may call the model as often as it needs, without the others.
+
+    Nothing is trained or loaded within: the whole weights are copies, which are dropped at the end.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+@torch.no_grad()
+def average_gradients(parameters: Collection[nn.Parameter]) -> None:
+    """Average the gradients of parameters that are whole over the processes, in place, in one all-reduce.
+
+    A parameter without a gradient counts as 0 where another process has one, and stays without where none has.
+
+    Args:
+        parameters: The same ones in each process, in the same order; those that are spread are left to FSDP.
+    """
+    whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if not whole:
+        return
+    grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in whole]
+    used = torch.tensor([one.grad is not None for one in whole], device=grads[0].device)
+    flat = torch.cat([*(grad.flatten().float() for grad in grads), used.float()])
+    dist.all_reduce(flat)
+    *averages, counts = (flat / dist.get_world_size()).split([*(grad.numel() for grad in grads), len(grads)])
+    for parameter, grad, average, count in zip(whole, grads, averages, counts.tolist(), strict=True):
+        parameter.grad = grad.copy_(average.view_as(grad)) if count else None
+
+
+def _whole(model: nn.Module, adapters: Collection[str]) -> set[nn.Parameter]:
+    """Parameters that stay whole: those of adapters, and those that several modules have, such as tied embeddings."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return {
+        parameter
+        for parameter, of in names.items()
+        if len(of) > 1 or any(f".{adapter}." in f"{name}." for name in of for adapter in adapters)
+    }
+
+
+def _layers(model: Any, whole: Collection[nn.Parameter]) -> list[nn.Module]:
+    """The modules that are gathered at once, in order: layers, and embeddings and head where they are not tied."""
+    kinds = set(model._no_split_modules or ())
+    ends: list[Any] = [_input(model), model.get_output_embeddings()]
+    ends = [end for end in ends if isinstance(getattr(end, "weight", None), nn.Parameter) and end.weight not in whole]
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in layers)
+        if not inside and (module in ends or type(module).__name__ in kinds):
+            layers[name] = module
+    return list(layers.values())
+
+
+def _input(model: Any) -> nn.Module | None:
+    """The embedding of a model's input; None where it does not say which it is."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
+@torch.no_grad()
+def _receive(module: nn.Module, device: torch.device, kept: Collection[nn.Parameter] = ()) -> None:
+    """Put parameters and buffers on a device, with the main process's values.
+
+    Args:
+        module: Its tensors that are spread already have what they need.
+        device: Where to.
+        kept: Parameters that are left for later.
+    """
+    placed: dict[torch.Tensor, torch.Tensor] = {}
+    for part in module.modules():
+        for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if isinstance(tensor, DTensor) or tensor in kept:
+                continue
+            if tensor not in placed:
+                there = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                if dist.get_rank() == 0:
+                    there = tensor.detach().to(device).contiguous()
+                dist.broadcast(there, 0)
+                parameter = isinstance(tensor, nn.Parameter)
+                placed[tensor] = nn.Parameter(there, tensor.requires_grad) if parameter else there
+            setattr(part, name, placed[tensor])

@@ -1,0 +1,35 @@
+"""What a trainer does otherwise where the weights of its model are spread over processes by `models.spread`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.models.spread import average_gradients, is_spread
+from rlhf.training.trainer import ResumableTrainer
+
+
+class SpreadTrainer(ResumableTrainer):
+    """In front of a trainer: leaves a spread model as it is, without DDP around it; any other is trained as ever.
+
+    Its subclass calls `average_gradients` behind the last micro-batch of a step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_distributed_loading_by_transformers = is_spread(self.model)  # the Trainer's word for: no DDP around it
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Move a model that is whole; of one that is spread each part is in its place."""
+        if not is_spread(model):
+            super()._move_model_to_device(model, device)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Nothing: `spread` made what is trained equal, and `average_gradients` keeps it so with fewer messages."""
+
+    def average_gradients(self) -> None:
+        """Average the gradients of what is trained and whole, which FSDP leaves alone; under DDP nothing is left."""
+        if self.is_distributed_loading_by_transformers:
+            average_gradients([weight for weight in self.model.parameters() if weight.requires_grad])

@@ -1,0 +1,82 @@
+"""PPO whose weights are spread over processes by FSDP2, against DDP, on real processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.support.launches import environment
+
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
+
+
+def both_ways(folder, base, kind, **fields) -> dict:
+    """What PPO logged and left under DDP and with spread weights, on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "tests.support.spread_on_processes", str(folder), str(base), kind, json.dumps(fields)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "results.pt")
+
+
+def differences(results) -> dict[str, float]:
+    """The largest difference of each logged number, and of the weights."""
+    logs = [results[name]["log"] for name in ("ddp", "spread")]
+    assert len(logs[0]) == len(logs[1])
+    largest: dict[str, float] = {}
+    for row, other in zip(*logs, strict=True):
+        assert row.keys() == other.keys()
+        for name in row.keys() - set(TIMES):
+            largest[name] = max(largest.get(name, 0.0), abs(row[name] - other[name]))
+    ours, theirs = (results[name]["weights"] for name in ("ddp", "spread"))
+    assert ours.keys() == theirs.keys()
+    return {**largest, "weights": max(float((ours[name] - theirs[name]).abs().max()) for name in ours)}
+
+
+def untied(folder, base):
+    """A copy of a model whose head is a matrix of its own."""
+    model = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(folder / "untied")
+    assert "lm_head.weight" in load_file(folder / "untied/model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "untied" / name).write_bytes((base / name).read_bytes())
+    return folder / "untied"
+
+
+def test_an_adapter_on_a_spread_base_trains_as_under_ddp(tmp_path, tiny_llama):
+    """Bit for bit: what is gathered is what was spread, and averages are of the same two numbers."""
+    results = both_ways(tmp_path, tiny_llama, "lora")
+    assert differences(results) == pytest.approx(dict.fromkeys(differences(results), 0.0), abs=1e-7)
+    assert differences(results)["weights"] == 0.0
+    spread = results["spread"]
+    assert spread["spread"] == 2 * sum(  # of each layer: attention, feed-forward, two norms
+        (32 * 32, 2 * 32 * 16, 32 * 32, 3 * 32 * 64, 2 * 32)
+    )
+    assert spread["held"] == spread["all"] - spread["spread"] // 2
+    assert results["ddp"]["held"] == results["ddp"]["all"]
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("ends", ["tied", "untied"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"gradient_checkpointing": True, "samples_per_prompt": 2},
+        {"gradient_accumulation_steps": 2, "advantage": "rloo", "samples_per_prompt": 2},
+    ],
+    ids=["gae", "checkpointing", "rloo"],
+)
+@pytest.mark.parametrize("kind", ["lora", "whole"])
+def test_spread_weights_train_as_under_ddp(tmp_path, tiny_llama, kind, fields, ends):
+    base = tiny_llama if ends == "tied" else untied(tmp_path, tiny_llama)
+    found = differences(both_ways(tmp_path, base, kind, **fields))
+    if kind == "lora":
+        assert found["weights"] == 0.0
+    assert max(found.values()) < 1e-5, found
