@@ -32,7 +32,8 @@ class Roles(nn.Module):
     Args:
         policy: The model that is trained: a PeftModel (one base for all roles), or a plain model, of which all weights
             are trained.
-        value_head: Linear layer of the critic; None where no critic is trained.
+        value_head: Linear layer of the critic; None where no critic is trained. It reads the policy's own states where
+            there is neither an adapter `critic` nor a model for it.
         critic: The critic's backbone, where the policy is no PeftModel.
         reference: The reference, where the policy is no PeftModel.
         reward_head: Linear layer of the reward model, where its adapter is on the policy's base.
@@ -59,15 +60,18 @@ class Roles(nn.Module):
             if untrained is not None:
                 untrained.requires_grad_(False)
         self.shared = isinstance(policy, PeftModel)
+        adapters = set(self.policy.peft_config) if self.shared else set()
+        self.critic_on_policy = value_head is not None and critic is None and CRITIC not in adapters
+        """Whether the critic is a head on the policy's own states."""
+        self._passed: list[Any] | None = None
         disable_dropout(self)
         self._trained: set[str] = set()
         """Names of the policy's parameters that are trained, since sharding puts others in their place."""
         if self.shared:
-            adapters = (POLICY,) if value_head is None else (POLICY, CRITIC)
             self._trained = {
                 name
                 for name, _ in policy.named_parameters()
-                if any(f".{adapter}." in f"{name}." for adapter in adapters)
+                if any(f".{adapter}." in f"{name}." for adapter in adapters & {POLICY, CRITIC})
                 and not frozen(name, freeze)
                 and f".modules_to_save.{CRITIC}." not in name  # a copy of the policy's head, which no critic reads
             }
@@ -130,12 +134,37 @@ class Roles(nn.Module):
             yield model
 
     @contextlib.contextmanager
-    def critic_backbone(self) -> Iterator[nn.Module]:
+    def critic_backbone(self) -> Iterator[Any]:
         """What computes the critic's hidden states; `value` reads them."""
-        backbone = self.base.base_model if self.shared else self.critic
-        assert backbone is not None
-        with self._adapter(CRITIC):
-            yield backbone
+        if not self.critic_on_policy:
+            backbone = self.base.base_model if self.shared else self.critic
+            assert backbone is not None
+            with self._adapter(CRITIC):
+                yield backbone
+        elif self._passed:
+            yield Recalled(self.base.base_model, self._passed[-1])
+        else:
+            alone = self._passed is None
+            with self._adapter(POLICY), torch.no_grad() if alone else contextlib.nullcontext():
+                yield self.base.base_model
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Within, a critic on the policy's states reads those of the policy's forward pass, and trains them.
+
+        It computes them again where that pass calls another module than `base_model` (OPT, encoder-decoders). Outside,
+        only its head learns. A critic of its own computes its states as ever.
+        """
+        if not self.critic_on_policy:
+            yield
+            return
+        passed = self._passed = []
+        handle = self.base.base_model.register_forward_hook(lambda module, given, output: passed.append(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._passed = None
 
     @contextlib.contextmanager
     def reward_backbone(self) -> Iterator[nn.Module]:
@@ -246,6 +275,25 @@ class Roles(nn.Module):
         """Freeze all but the trained adapters: switching adapters flips requires_grad in peft."""
         for name, parameter in self.policy.named_parameters():
             parameter.requires_grad_(name in self._trained)
+
+
+class Recalled:
+    """A backbone that answers a call with what it computed before; all else it is itself.
+
+    Args:
+        backbone: What was called.
+        output: What it gave.
+    """
+
+    def __init__(self, backbone: nn.Module, output: Any) -> None:
+        self._backbone, self._output = backbone, output
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone gave before, whatever the arguments."""
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
 
 
 def _head(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:

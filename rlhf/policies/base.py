@@ -6,6 +6,7 @@ pass: labels, spans, and texts that a decoder writes to an encoded input.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import nn
 from rlhf.data.records import as_completion
 from rlhf.models.roles import Roles
 from rlhf.policies.completion import Completion
-from rlhf.policies.protocol import Input, Packed, RewardArguments
+from rlhf.policies.protocol import Input, Outputs, Packed, RewardArguments
 from rlhf.rewards import columns_of
 
 
@@ -61,6 +62,11 @@ class RolesPolicy(nn.Module):
         return self.roles.has_critic
 
     @property
+    def critic_on_policy(self) -> bool:
+        """Whether the critic is a head on the policy's own states."""
+        return self.roles.critic_on_policy
+
+    @property
     def critic_from_reward(self) -> bool:
         """Whether the critic starts as the run's own reward model."""
         return self.roles.critic_from_reward
@@ -73,11 +79,19 @@ class RolesPolicy(nn.Module):
         """The critic's values; see `Policy.values`."""
         raise NotImplementedError
 
-    def forward(self, role: str, packed: Packed, entropies: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A trained role; see `Policy.__call__`."""
+    def one_pass(self) -> contextlib.AbstractContextManager[None]:
+        """Within, a critic on the policy's states does not compute them again; see `Policy.one_pass`."""
+        return self.roles.one_pass()
+
+    def forward(self, role: str, packed: Packed, entropies: bool = False) -> Outputs:
+        """What a trained role says, or both; see `Policy.__call__`."""
+        if role == "policy":
+            return Outputs(*self.log_probs(packed, entropies))
         if role == "critic":
-            return self.values(packed)[:, :-1], None
-        return self.log_probs(packed, entropies)
+            return Outputs(values_BT=self.values(packed)[:, :-1])
+        with self.one_pass():
+            outputs = Outputs(*self.log_probs(packed, entropies))
+            return outputs._replace(values_BT=self.values(packed)[:, :-1])
 
     def reward_arguments(self, inputs: Sequence[Input], completions: Sequence[Sequence[Completion]]) -> RewardArguments:
         """The text of each completion, in the form of its prompt, and the columns of its row."""

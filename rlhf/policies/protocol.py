@@ -14,6 +14,7 @@ action and after the last. An input has S completions each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -63,6 +64,17 @@ class RewardArguments(NamedTuple):
     columns: dict[str, list[Any]]
 
 
+class Outputs(NamedTuple):
+    """What a forward pass of trained roles gives, [B, T] each; None for a role that was not asked."""
+
+    log_probs_BT: torch.Tensor | None = None
+    """log π of each action, nats."""
+    entropies_BT: torch.Tensor | None = None
+    """Of what each action was drawn from, nats; only if asked for."""
+    values_BT: torch.Tensor | None = None
+    """The critic's value before each action."""
+
+
 class Policy(Protocol[AnyInput, AnyPacked]):
     """What online training optimises, with the roles around it; an `nn.Module`."""
 
@@ -79,6 +91,11 @@ class Policy(Protocol[AnyInput, AnyPacked]):
     @property
     def has_critic(self) -> bool:
         """Whether there are values."""
+        ...
+
+    @property
+    def critic_on_policy(self) -> bool:
+        """Whether the critic is a head on the policy's own states: one forward pass then serves both."""
         ...
 
     @property
@@ -162,13 +179,21 @@ class Policy(Protocol[AnyInput, AnyPacked]):
         """The critic's value before each action, and after the last to the end of the row, [B, T + 1]."""
         ...
 
-    def __call__(
-        self, role: str, packed: AnyPacked, entropies: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A trained role, with gradients: `log_probs` of the `policy`, or `values[:, :-1]` and None of the `critic`.
+    def one_pass(self) -> AbstractContextManager[None]:
+        """Within, `values` after `log_probs` of the same actions takes what it can from that forward pass."""
+        ...
 
-        Training calls this and not the methods, since data parallelism hooks into the call. The two roles share nothing
-        that is trained, so that one can go backwards before the other goes forwards.
+    def __call__(self, role: str, packed: AnyPacked, entropies: bool = False) -> Outputs:
+        """What trained roles say, with gradients.
+
+        Training calls this and not the methods, since data parallelism hooks into the call. Policy and critic share
+        nothing that is trained, so that one can go backwards before the other goes forwards; a critic on the policy's
+        states trains them too if called with the policy, and only its head if called by itself.
+
+        Args:
+            role: The `policy`, the `critic`, or `both` in one pass.
+            packed: Inputs with their actions.
+            entropies: Whether those of the policy are wanted.
         """
         ...
 

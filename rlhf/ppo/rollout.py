@@ -289,11 +289,12 @@ def measure(*, policy: Policy[Any, Any], inputs: Sequence[Input], groups: Groups
         packed = policy.pack([inputs[p] for p in chosen], [groups[p] for p in chosen]).to(policy.device)
         width = packed.mask_BT.shape[1]
         reference_BT[rows, :width] = policy.reference_log_probs(packed).cpu()
-        if values_BU is not None:
-            values_BU[rows, : width + 1] = policy.values(packed).cpu()
-            values_BU[rows, width:] = values_BU[rows, width : width + 1]  # after the last, to the end of the row
-        if policy_BT is not None:
-            policy_BT[rows, :width] = policy.log_probs(packed)[0].cpu()
+        with policy.one_pass():
+            if policy_BT is not None:
+                policy_BT[rows, :width] = policy.log_probs(packed)[0].cpu()
+            if values_BU is not None:
+                values_BU[rows, : width + 1] = policy.values(packed).cpu()
+                values_BU[rows, width:] = values_BU[rows, width : width + 1]  # after the last, to the end of the row
     return Measured(reference_BT, values_BU, policy_BT)
 
 

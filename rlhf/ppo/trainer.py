@@ -26,7 +26,7 @@ from rlhf.models.spread import gathered
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.policies.completion import row_seed
-from rlhf.policies.protocol import Input, Policy
+from rlhf.policies.protocol import Input, Outputs, Policy
 from rlhf.ppo import diagnostics
 from rlhf.ppo.config import PPOConfig, round_to_rollouts
 from rlhf.ppo.minibatches import RolloutLoader
@@ -279,47 +279,55 @@ class PPOTrainer(SpreadTrainer, Trainer):
         return loss.nan_to_num(0.0, 0.0, 0.0)  # of a step that is skipped; `_end_of_step` reports what is not finite
 
     def _trained_roles(self) -> list[str]:
-        """The roles that learn from this rollout."""
+        """The roles that learn from this rollout, a forward and a backward pass each; `both` learn in one."""
         if not self.args.estimator.needs_values:
             return ["policy"]
-        return ["critic"] if self._rollout < self.args.critic_warmup_rollouts else ["policy", "critic"]
+        if self._rollout < self.args.critic_warmup_rollouts:
+            return ["critic"]
+        return ["both"] if self.policy.critic_on_policy else ["policy", "critic"]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of a role on a micro-batch, as its share of the optimizer step's mean.
+        """The loss of a role, or of both, on a micro-batch, as its share of the optimizer step's mean.
 
         DDP averages gradients over processes; as the denominator is global already, the loss is multiplied by their
         number.
         """
-        batch, role = inputs["micro_batch"], inputs["role"]
-        outputs = model(role, batch.packed, self.args.entropy_coef > 0)
-        loss, parts = (self._policy_loss if role == "policy" else self._value_loss)(batch, *outputs)
-        for name, part in parts.items():
-            self._sums[name] = self._sums[name] + part.detach()
+        batch: MicroBatch = inputs["micro_batch"]
+        outputs: Outputs = model(inputs["role"], batch.packed, self.args.entropy_coef > 0)
+        loss = torch.zeros((), device=self.args.device)
+        if outputs.log_probs_BT is not None:
+            loss = loss + self._policy_loss(batch, outputs.log_probs_BT, outputs.entropies_BT)
+        if outputs.values_BT is not None:
+            loss = loss + self._value_loss(batch, outputs.values_BT)
         loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
+    def _add_up(self, role: str, terms: dict[str, torch.Tensor]) -> None:
+        """Add a micro-batch's part of the optimizer step's metrics."""
+        for name, part in terms.items():
+            self._sums[f"{role}/{name}"] = self._sums[f"{role}/{name}"] + part.detach()
+
     def _policy_loss(
         self, batch: MicroBatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> torch.Tensor:
         terms = policy_loss(
             log_probs_BT, batch.log_probs_BT, batch.advantages_BT, batch.mask_BT, self.args.cliprange, batch.tokens,
             batch.weights_BT,
         )  # fmt: skip
-        loss = terms.loss
-        if entropies_BT is not None:
-            loss = loss + self.args.entropy_coef * entropy_loss(entropies_BT, batch.mask_BT, batch.tokens)
-        return loss, {f"policy/{name}": value for name, value in terms._asdict().items()}
+        self._add_up("policy", terms._asdict())
+        if entropies_BT is None:
+            return terms.loss
+        return terms.loss + self.args.entropy_coef * entropy_loss(entropies_BT, batch.mask_BT, batch.tokens)
 
-    def _value_loss(
-        self, batch: MicroBatch, values_BT: torch.Tensor, _: None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _value_loss(self, batch: MicroBatch, values_BT: torch.Tensor) -> torch.Tensor:
         assert batch.values_BT is not None
         terms = value_loss(
             values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.args.cliprange_value, batch.tokens
         )
-        return self.args.vf_coef * terms.loss, {f"value/{name}": value for name, value in terms._asdict().items()}
+        self._add_up("value", terms._asdict())
+        return self.args.vf_coef * terms.loss
 
     def _end_of_step(self) -> None:
         """After the last micro-batch of an optimizer step: its metrics, and whether it and the next steps are taken."""

@@ -133,6 +133,7 @@ STAGE = Stage(
         "total_episodes": "[1, 1e9]", "vf_coef": "[0, inf)", "vllm_memory": "(0, 1]",
     },
     choices={
+        "critic": ("separate", "shared"),
         "critic_from": ("reward", "policy"),
         "kl_estimator": ("k1", "k2", "k3"),
         "sampler": ("transformers", "vllm"),

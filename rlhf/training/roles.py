@@ -42,8 +42,8 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
         context: The stage.
         start: What it starts from.
         args: Their seed draws the fresh adapters.
-        critic_from: What the critic starts from, the `reward` model where that can be, or the `policy`; None for no
-            critic.
+        critic_from: What the critic starts from, the `reward` model where that can be, or the `policy`; `shared` for a
+            head on the policy's own states; None for no critic.
 
     Raises:
         UserError: A model cannot be loaded, or is not what its stage left.
@@ -67,7 +67,7 @@ def build_roles(context: StageContext, start: StartingPoint, args: TrainingArgum
         if part is not None and from_reward:
             add_adapter(policy, CRITIC, part.config, part.state)
             _copy_head(part.head, value_head)
-        else:
+        elif critic_from != "shared":
             critic = lora_config(start.config.adapter, start.task.peft, joined=False)
             critic.modules_to_save = policy.peft_config[POLICY].modules_to_save  # what is whole has no adapter
             policy.add_adapter(CRITIC, critic)
@@ -126,6 +126,8 @@ def _separate_roles(
     if critic_from is None:
         return Roles(base, reference=reference)
     value_head = _zero_head(base)
+    if critic_from == "shared":
+        return Roles(base, value_head, reference=reference)
     scorer = _like_the_policy(folder, start) if folder is not None and critic_from == "reward" else None
     if scorer is None:
         critic = start.opened.policy(placed=False).base_model

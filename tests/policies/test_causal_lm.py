@@ -113,12 +113,16 @@ def test_a_reward_adapter_that_scores_otherwise_than_it_did_is_refused(policy, t
 
 def test_a_role_that_is_called_is_what_its_method_says(policy):
     packed = policy.pack(ROWS, COMPLETIONS)
-    log_probs, entropies = policy("policy", packed, True)
+    log_probs, entropies, nothing = policy("policy", packed, True)
     assert torch.equal(log_probs, policy.log_probs(packed)[0])
     assert entropies.shape == log_probs.shape
-    values, nothing = policy("critic", packed)
-    assert torch.equal(values, policy.values(packed)[:, :-1])
     assert nothing is None
+    critic = policy("critic", packed)
+    assert torch.equal(critic.values_BT, policy.values(packed)[:, :-1])
+    assert critic.log_probs_BT is critic.entropies_BT is None
+    both = policy("both", packed)
+    assert torch.equal(both.log_probs_BT, log_probs)
+    assert torch.equal(both.values_BT, critic.values_BT)
 
 
 def test_rewards_are_given_text_in_the_form_of_its_prompt_and_the_columns_of_its_row(policy):

@@ -69,7 +69,7 @@ def test_the_first_ratio_is_one(make, adapter):
     rollout = trainer.collect_rollout(1)
     batch = rollout.micro_batch(range(4), 1.0, trainer.policy)
     with torch.no_grad():
-        now_BT, _ = trainer.model("policy", batch.packed)
+        now_BT = trainer.model("policy", batch.packed).log_probs_BT
     ratio = (now_BT - batch.log_probs_BT).exp()[batch.mask_BT]
     assert ratio == pytest.approx(torch.ones_like(ratio), abs=1e-5)
     assert (abs(trainer._metrics["objective/kl"][0]) > 1e-3) == adapter
@@ -93,10 +93,11 @@ def test_eight_micro_batches_of_one_are_one_of_eight(make, options):
         torch.testing.assert_close(weight, same[name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_resumed_run_is_the_run_bit_for_bit(make):
-    whole = make(**SHORT)
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_a_resumed_run_is_the_run_bit_for_bit(make, critic):
+    whole = make(**SHORT, critic=critic)
     whole.train()
-    resumed = make(**SHORT)
+    resumed = make(**SHORT, critic=critic)
     resumed.train(resume_from_checkpoint=str(whole.args.output_dir) + "/checkpoint-2")
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(resumed)[name]), name

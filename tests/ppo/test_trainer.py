@@ -51,7 +51,7 @@ def test_the_first_ratio_is_one(tmp_path, request, base, adapter, options):
     rollout = trainer.collect_rollout(1)
     batch = rollout.micro_batch(rollout.by_length(range(8 // rollout.samples), trainer.policy), 1.0, trainer.policy)
     with torch.no_grad():
-        now, _ = trainer.model("policy", batch.packed)
+        now = trainer.model("policy", batch.packed).log_probs_BT
     ratio = (now - batch.log_probs_BT).exp()[batch.mask_BT]
     assert ratio == pytest.approx(torch.ones_like(ratio), abs=1e-5)
     if adapter:
@@ -84,7 +84,7 @@ def batch_completions(rollout):
     return [[completion.ids for completion in group] for group in rollout.completions]
 
 
-@pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2}, {"num_mini_batches": 2}])
+@pytest.mark.parametrize("options", [{}, {"critic": "shared"}, {"samples_per_prompt": 2}, {"num_mini_batches": 2}])
 def test_eight_micro_batches_of_one_are_one_of_eight(tmp_path, tiny_llama, options):
     results = []
     for size in (1, 2, 8):
@@ -102,9 +102,10 @@ def test_eight_micro_batches_of_one_are_one_of_eight(tmp_path, tiny_llama, optio
         assert close(results[0][1], after)
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_what_is_trained_moves_and_nothing_else(tmp_path, tiny_llama, adapter):
-    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter))
+def test_what_is_trained_moves_and_nothing_else(tmp_path, tiny_llama, adapter, critic):
+    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter, critic))
     before = weights(trainer)
     trainer.train()
     after = weights(trainer)
@@ -127,14 +128,15 @@ def test_without_a_critic(tmp_path, tiny_llama, advantage):
 def learned(folder, base, **options) -> list[dict[str, float]]:
     """The rollouts of a run that can learn something in a few seconds: all weights, 32 replies a rollout."""
     fields = {"max_steps": 160, "kl_coef": 0.0, "num_ppo_epochs": 4, "samples_per_prompt": 4, **options}
-    roles = make_roles(base, adapter=False, critic=fields.get("advantage", "gae") == "gae")
+    critic = fields.get("critic", "separate") if fields.get("advantage", "gae") == "gae" else False
+    roles = make_roles(base, adapter=False, critic=critic)
     trainer = make_trainer(folder, base, roles, per_device_train_batch_size=32, **fields)
     trainer.train()
     return rollout_rows(trainer)
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"advantage": "rloo"}, {"advantage": "grpo"}, {"advantage": "reinforce", "gamma": 0.9},
+    {}, {"critic": "shared"}, {"advantage": "rloo"}, {"advantage": "grpo"}, {"advantage": "reinforce", "gamma": 0.9},
 ])  # fmt: skip
 def test_it_learns(tmp_path, tiny_llama, options):
     """To write vowels, from random weights."""
@@ -204,8 +206,9 @@ def test_a_reward_scores_in_its_own_precision(tmp_path, tiny_llama):
     assert scores[:, 0].float().tolist() == weight[:8, 0].tolist()
 
 
-def test_a_step_with_a_wild_ratio_is_skipped(tmp_path, tiny_llama, capsys):
-    trainer = make_trainer(tmp_path, tiny_llama, max_ratio=1e-6)
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_a_step_with_a_wild_ratio_is_skipped(tmp_path, tiny_llama, capsys, critic):
+    trainer = make_trainer(tmp_path, tiny_llama, max_ratio=1e-6, critic=critic)
     before = weights(trainer)
     trainer.train()
     assert close(before, weights(trainer), tolerance=0)
@@ -224,8 +227,9 @@ def test_the_rest_of_a_rollout_is_skipped_at_the_target_kl(tmp_path, tiny_llama)
     assert stopped.state.global_step == 6
 
 
-def test_the_critic_can_learn_alone_at_first(tmp_path, tiny_llama):
-    trainer = make_trainer(tmp_path, tiny_llama, critic_warmup_rollouts=2)
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_the_critic_can_learn_alone_at_first(tmp_path, tiny_llama, critic):
+    trainer = make_trainer(tmp_path, tiny_llama, critic_warmup_rollouts=2, critic=critic)
     before = weights(trainer)
     trainer.train()
     for name, weight in weights(trainer).items():
@@ -244,9 +248,10 @@ def test_the_critic_has_a_learning_rate_of_its_own(tmp_path, tiny_llama):
             assert id(parameter) not in rates
 
 
+@pytest.mark.parametrize("critic", ["separate", "shared"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, adapter):
-    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter))
+def test_recomputed_activations_give_the_same_gradients(tmp_path, tiny_llama, adapter, critic):
+    trainer = make_trainer(tmp_path, tiny_llama, make_roles(tiny_llama, adapter, critic))
     rollout = trainer.collect_rollout(0)
     batch = rollout.micro_batch(range(8), 17.0, trainer.policy)
     plain = gradients(trainer, batch)
@@ -303,7 +308,7 @@ def test_another_engines_log_probabilities_are_corrected(tmp_path, tiny_llama):
     assert rollout.weights_BT[mask] == pytest.approx(wanted[mask], abs=1e-4)
     batch = rollout.micro_batch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
-        now, _ = trainer.model("policy", batch.packed)
+        now = trainer.model("policy", batch.packed).log_probs_BT
     assert now[mask] == pytest.approx(rollout.log_probs_BT[mask], abs=1e-5)
     assert trainer._metrics["sampler/gap"][0] > 0.1
 
@@ -340,8 +345,8 @@ def test_a_first_ratio_other_than_one_ends_the_run(tmp_path, tiny_llama, monkeyp
     forward = CausalLMPolicy.forward
 
     def off(self, role, *args):
-        outputs, entropies = forward(self, role, *args)
-        return (outputs + 0.3 if role == "policy" else outputs), entropies
+        outputs = forward(self, role, *args)
+        return outputs if role == "critic" else outputs._replace(log_probs_BT=outputs.log_probs_BT + 0.3)
 
     monkeypatch.setattr(CausalLMPolicy, "forward", off)
     before = weights(trainer)
@@ -379,7 +384,7 @@ def test_a_tied_head_with_an_adapter_samples_as_it_trains(tmp_path, tiny_llama):
     trainer = make_trainer(tmp_path, tiny_llama, Roles(policy), advantage="reinforce")
     batch = trainer.collect_rollout(1).micro_batch(range(8), 1.0, trainer.policy)
     with torch.no_grad():
-        now, _ = trainer.model("policy", batch.packed)
+        now = trainer.model("policy", batch.packed).log_probs_BT
     assert now[batch.mask_BT] == pytest.approx(batch.log_probs_BT[batch.mask_BT], abs=1e-5)
 
 

@@ -88,15 +88,16 @@ def load(kind: Kind, base: Path) -> Any:
     return strengthened(kind.task.model_class.from_pretrained(base, **options).eval(), kind.factor)
 
 
-def make_roles(kind: Kind, base: Path, adapter: bool = True, critic: bool = True) -> Roles:
-    """Policy, reference and, if wanted, critic."""
+def make_roles(kind: Kind, base: Path, adapter: bool = True, critic: bool | str = True) -> Roles:
+    """Policy, reference and, if wanted, critic: one of its own, or `shared`, a head on the policy."""
     model = load(kind, base)
     head = nn.Linear(model.config.hidden_size, 1) if critic else None
+    own = critic and critic != "shared"
     if not adapter:
-        return Roles(model, head, load(kind, base).base_model if critic else None, load(kind, base))
+        return Roles(model, head, load(kind, base).base_model if own else None, load(kind, base))
     configs = [lora_config({"r": 4}, kind.task.peft, joined=False) for _ in range(2)]
     policy = get_peft_model(model, configs[0])
-    if critic:
+    if own:
         policy.add_adapter(CRITIC, configs[1])
     return Roles(policy, head)
 
@@ -123,7 +124,7 @@ def make_trainer(
     }  # fmt: skip
     args = PPOConfig(**settings)
     kind, tokenizer = KINDS[name], AutoTokenizer.from_pretrained(base)
-    roles = make_roles(kind, base, adapter, args.estimator.needs_values)
+    roles = make_roles(kind, base, adapter, args.estimator.needs_values and args.critic)
     if stir:
         generator = torch.Generator().manual_seed(5)
         for part, parameter in roles.named_parameters():

@@ -24,17 +24,18 @@ def wordy(prompts, completions, **columns) -> list[float]:
     return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in completions]
 
 
-def make_roles(base: Path, adapter: bool = True, critic: bool = True) -> Roles:
-    """Policy, reference and, if wanted, critic."""
+def make_roles(base: Path, adapter: bool = True, critic: bool | str = True) -> Roles:
+    """Policy, reference and, if wanted, critic: one of its own, or `shared`, a head on the policy."""
     set_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base)
     head = nn.Linear(model.config.hidden_size, 1) if critic else None
+    own = critic and critic != "shared"
     if not adapter:
         others = [AutoModelForCausalLM.from_pretrained(base) for _ in range(2)]
-        return Roles(model, head, others[0].base_model if critic else None, others[1])
+        return Roles(model, head, others[0].base_model if own else None, others[1])
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     policy = get_peft_model(model, config)
-    if critic:
+    if own:
         policy.add_adapter(CRITIC, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     return Roles(policy, head)
 
@@ -52,7 +53,7 @@ def make_trainer(
     args = PPOConfig(**settings)
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [PromptRow(tokenizer(text)["input_ids"], text, {"number": number}) for number, text in enumerate(PROMPTS)]
-    roles = roles if roles is not None else make_roles(base, critic=args.estimator.needs_values)
+    roles = roles if roles is not None else make_roles(base, critic=args.estimator.needs_values and args.critic)
     policy = CausalLMPolicy(roles, tokenizer, args, sampler)
     return PPOTrainer(policy, args, rows, Rewards({"wordy": function}, {"wordy": 1.0}))
 
