@@ -154,7 +154,12 @@ def attribution(
 
 
 def of_decisions(
-    opened: OpenedModel, model: PreTrainedModel, policy: str, prompts: Sequence[Prompt], answers: Sequence[str]
+    opened: OpenedModel,
+    model: PreTrainedModel,
+    policy: str,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    first: int = 0,
 ) -> list[Attribution]:
     """What the answers of a classifier rest on; nothing of another kind of policy, or of an image.
 
@@ -162,8 +167,9 @@ def of_decisions(
         opened: The policy.
         model: The policy, loaded.
         policy: Its name.
-        prompts: The first rows of samples.jsonl.
+        prompts: Rows of samples.jsonl, neighbours.
         answers: The class that it named for each; of several the first is explained.
+        first: The line of the first.
     """
     if opened.task != LABEL:
         return []
@@ -171,7 +177,7 @@ def of_decisions(
     names, several = opened.classes
     model.eval()
     found = []
-    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), first):
         said = [name for name in names if name in answer.split(SEPARATOR)] if several else [answer]
         for name in said[:1]:
             encoded = encode(prompt)

@@ -23,9 +23,10 @@ from rlhf.evaluation.compare import MIN_PROMPTS
 from rlhf.evaluation.completions import complete
 from rlhf.evaluation.kept import KEPT, Kept
 from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
+from rlhf.evaluation.shares import by_all, is_main, shared
 from rlhf.evaluation.stats import Floats, mean_per_prompt
 from rlhf.models.adapters import without_peft
-from rlhf.models.device import process_state, sharded
+from rlhf.models.device import sharded
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards
@@ -73,7 +74,7 @@ class CheckpointJudge:
                 f"{stage}.checkpoint_judge: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are "
                 "needed; hold out more (holdout), or leave out data.prompts"
             )
-        if _prompts_side(context) == "train" and process_state().is_main_process:
+        if _prompts_side(context) == "train" and is_main():
             how = "chosen by" if self.settings.select == "best" else "scored on"
             print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts "
                   "the held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
@@ -82,6 +83,8 @@ class CheckpointJudge:
         self, checkpoints: Checkpoints, start: OpenedModel, policy: PeftModel | PreTrainedModel
     ) -> dict[str, Any]:
         """Score the start and every checkpoint by the judge and by what was maximised, and write `tracked.jsonl`.
+
+        Every process calls this: they share the prompts, and the main one writes.
 
         Args:
             checkpoints: The checkpoints' weights.
@@ -125,14 +128,18 @@ def _score_all(
             model = without_peft(policy)
         reference = (lambda: starting_policy) if step else None
         label = f"{context.name} step {step}"
-        completions, kl, _ = complete(project, start, model, prompts, SAMPLES, label, reference)
-        kl_PS = np.zeros((len(prompts), len(completions[0]))) if kl is None else np.array(kl)
-        texts = [[completion.text for completion in row] for row in completions]
-        return {
-            "kl": kl_PS.mean(1).tolist(),
-            "length": [float(np.mean([len(completion.ids) for completion in row])) for row in completions],
-            "scores": {name: _scores(judges[name], prompts, texts).tolist() for name in judges},
-        }
+
+        def answered(first: int, last: int) -> list[tuple[list[str], float, float]]:
+            asked = prompts[first:last]
+            completions, kl, _ = complete(project, start, model, asked, SAMPLES, label, reference, first=first)
+            kl_PS = np.zeros((len(asked), len(completions[0]))) if kl is None else np.array(kl)
+            texts = [[completion.text for completion in row] for row in completions]
+            length_P = [float(np.mean([len(completion.ids) for completion in row])) for row in completions]
+            return [*zip(texts, kl_PS.mean(1).tolist(), length_P, strict=True)]
+
+        texts, kl_P, length_P = zip(*shared(0, len(prompts), answered), strict=True)
+        scores = {name: _scores(by_all(judge), prompts, texts).tolist() for name, judge in judges.items()}
+        return {"kl": kl_P, "length": length_P, "scores": scores}
 
     kept = Kept(context.directory / KEPT)
     for step in steps:
@@ -156,7 +163,8 @@ def _score_all(
         for at, step in enumerate(steps)
     ]
     rows = as_rows(points, **values)
-    (context.directory / TRACKED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if is_main():
+        (context.directory / TRACKED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return points, used["checkpoint_judge"]
 
 

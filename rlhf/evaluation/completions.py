@@ -13,6 +13,7 @@ from rlhf.config.project import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
+from rlhf.evaluation.shares import is_main, shared
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.kinds import Completed, policy_kind
 from rlhf.workflow import policies_of
@@ -69,13 +70,21 @@ def held_out_completions(
         count: Most prompts.
     """
     prompts = evaluation_prompts(project, count)
-    opened = open_policy(project, folder, stage)
-    model = opened.policy()
-    completions = complete(project, opened, model, prompts, 1, policy).completions
-    del model
-    gc.collect()
+    texts = _texts(project, open_policy(project, folder, stage), policy, prompts)
+    gc.collect()  # the model
     asked = [prompt.prompt for prompt in prompts]
-    return asked, [as_completion(prompt, row[0].text) for prompt, row in zip(asked, completions, strict=True)]
+    return asked, [as_completion(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
+
+
+def _texts(project: ProjectConfig, opened: OpenedModel, name: str, prompts: Sequence[Prompt]) -> list[str]:
+    """A completion of each prompt; processes share the prompts."""
+    model = opened.policy()
+
+    def written(first: int, last: int) -> list[str]:
+        completed = complete(project, opened, model, prompts[first:last], 1, name, first=first)
+        return [row[0].text for row in completed.completions]
+
+    return shared(0, len(prompts), written)
 
 
 def complete(
@@ -96,11 +105,11 @@ def complete(
         model: The policy.
         prompts: What is answered.
         samples: Completions a prompt.
-        label: Words before the progress bar.
+        label: Words before the progress bar, which the main process shows.
         reference: Loads what KL is measured to.
         first: Place of the first prompt among all, where these are some of them.
     """
     return policy_kind(opened).complete(
-        model, prompts, project.evaluate, samples=samples, seed=project.seed, label=f"{label} replies",
-        reference=reference, first=first,
+        model, prompts, project.evaluate, samples=samples, seed=project.seed,
+        label=f"{label} replies" if is_main() else "", reference=reference, first=first,
     )  # fmt: skip

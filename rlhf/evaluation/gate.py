@@ -21,6 +21,7 @@ from rlhf.evaluation.reward_model import (
     margins,
     score_pairs,
 )
+from rlhf.evaluation.shares import by_all, from_main
 from rlhf.evaluation.stats import Floats, wilson_interval
 from rlhf.rewards import RewardFunction
 
@@ -89,10 +90,10 @@ class Remark(NamedTuple):
 def measure(
     judge: RewardFunction, pairs: Pairs, prompts: Sequence[Text], completions: Sequence[Text]
 ) -> tuple[Measures, Floats]:
-    """Measure a reward model.
+    """Measure a reward model; several processes share its pairs and completions.
 
     Args:
-        judge: The reward model.
+        judge: The reward model, loaded by every process.
         pairs: Held-out pairs.
         prompts: Prompts.
         completions: One of the policy that training starts from to each prompt, scored beside the pairs.
@@ -100,12 +101,13 @@ def measure(
     Returns:
         What was measured, and the margin of each pair.
     """
-    scores_M2 = score_pairs(judge, pairs.records)
+    ask = by_all(judge)
+    scores_M2 = score_pairs(ask, pairs.records)
     known = scores_M2[np.isfinite(scores_M2)]
     spread = float(known.std()) if len(known) else 0.0
-    policy_N = np.array(judge(prompts, completions), dtype=float)
+    policy_N = np.array(ask(prompts, completions), dtype=float)
     measures = Measures(
-        invariance=invariance(judge, pairs.records[:TRIED], spread),
+        invariance=from_main(lambda: invariance(judge, pairs.records[:TRIED], spread)),  # in batches as on one process
         scores=distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N}),
         **examine(scores_M2, pairs),
     )

@@ -16,6 +16,7 @@ from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
 from rlhf.evaluation.kept import GrowingFile, Kept
 from rlhf.evaluation.samples import Row, SampledCompletion
+from rlhf.evaluation.shares import from_main
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_rewards
@@ -27,7 +28,7 @@ class CachedScores:
     A model's score of the same text differs by rounding from batch to batch.
 
     Args:
-        judge: The judge.
+        judge: The judge; one that all processes ask together where the file is theirs too (`shares.by_all`).
         path: A file that keeps its answers, all those of a call or none, for a stage that is interrupted.
     """
 
@@ -111,7 +112,7 @@ def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, jud
         judge: The judge.
         kept: What it said before an interruption, and what that cost, which its report then has as well.
     """
-    stage = kept.once("stage", lambda: uuid.uuid4().hex)
+    stage = kept.once("stage", lambda: uuid.uuid4().hex)  # of the main process, which alone asks an endpoint
     counts: Counter[str] = Counter()
     for policy, baseline in pairs:
         versus = f"{policy} vs {baseline}"
@@ -121,7 +122,8 @@ def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, jud
             for pair in zip(row["replies"][policy], row["replies"][baseline], strict=True)
         ]
         columns = [list(column) for column in zip(*asked, strict=True)]
-        said = kept.once(f"{name}, {versus}", functools.partial(_ask, judge, columns, f"{stage} {versus}"))
+        ask = functools.partial(_ask, judge, columns, f"{stage} {versus}")
+        said = kept.once(f"{name}, {versus}", functools.partial(from_main, ask))
         counts.update(said["counts"])
         answers = iter(said["shares"])
         for row in rows:

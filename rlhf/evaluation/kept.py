@@ -1,4 +1,7 @@
-"""What was made a batch at a time, in files that grow: what an interrupted stage has made, it does not make again."""
+"""What was made a batch at a time, in files that grow: what an interrupted stage has made, it does not make again.
+
+The processes of a launch call all of this alike: they share the work, and the main one reads and writes the files.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from rlhf.durable import sync_folder
+from rlhf.evaluation.shares import from_main, is_main, processes, shared
 
 KEPT = "kept"
 """Folder of a stage that is at work, in which it keeps what it need not do again; deleted once the stage is done."""
@@ -26,26 +30,57 @@ class GrowingFile:
 
     def __init__(self, path: Path, at_once: int = 1, count: int | None = None) -> None:
         self.path = path
-        self.done = _whole_batches(path, at_once, count)
+        self.done: int = from_main(lambda: _opened(path, at_once, count))
         """Lines that are there."""
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            sync_folder(path.parent)
 
     def add(self, batch: Sequence[Any]) -> None:
-        """Append a batch; it is on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in batch)
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a batch; it is on disk when this returns on the main process."""
+        if is_main():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in batch)
+                file.flush()
+                os.fsync(file.fileno())
         self.done += len(batch)
 
     def __iter__(self) -> Iterator[Any]:
         """The lines."""
+        yield from from_main(self._lines)
+
+    def _lines(self) -> list[Any]:
         with self.path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+            return [json.loads(line) for line in file]
+
+
+def grow(path: Path, count: int, at_once: int, make: Callable[[int, int], Sequence[Any]]) -> Iterator[GrowingFile]:
+    """Make the lines of a file that are not there yet, a round at a time, in which each process makes a batch.
+
+    A round that is too short for that is shared out evenly.
+
+    Args:
+        path: The file.
+        count: Lines of the whole file.
+        at_once: Lines of a batch, which one process makes at once.
+        make: Makes those from its first argument up to, not including, its second; it calls no other process.
+
+    Yields:
+        The file, before each round and at the end.
+    """
+    round_of = max(1, at_once) * processes()
+    file = GrowingFile(path, round_of, count)
+    yield file
+    while file.done < count:
+        file.add(shared(file.done, min(file.done + round_of, count), make))
+        yield file
+
+
+def _opened(path: Path, at_once: int, count: int | None) -> int:
+    """Make a file, or cut it to the batches that it has whole; returns how many lines are there."""
+    done = _whole_batches(path, at_once, count)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        sync_folder(path.parent)
+    return done
 
 
 def _whole_batches(path: Path, at_once: int, count: int | None) -> int:
@@ -79,14 +114,14 @@ class Kept(NamedTuple):
             what: Names them.
             count: How many.
             at_once: Items of a batch.
-            make: Makes those from its first argument up to, not including, its second.
+            make: Makes those from its first argument up to, not including, its second; it calls no other process.
         """
-        at_once = max(1, at_once)
-        file = GrowingFile(self.path(what), at_once, count)
-        for first in range(file.done, count, at_once):
-            file.add(make(first, min(first + at_once, count)))
+        *_, file = grow(self.path(what), count, at_once, make)
         return list(file)
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:
-        """A JSON value that is made once."""
-        return self.lines(what, 1, 1, lambda first, last: [make()])[0]
+        """A JSON value that is made once: every process makes it, and that of the main one counts."""
+        file = GrowingFile(self.path(what))
+        if not file.done:
+            file.add([make()])
+        return next(iter(file))

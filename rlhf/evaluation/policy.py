@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from rlhf.evaluation.attributed import Attribution
 from rlhf.evaluation.attribution import of_decisions
 from rlhf.evaluation.completions import complete, open_policy
 from rlhf.evaluation.kept import Kept
-from rlhf.evaluation.retain import RetainedSet, measure
+from rlhf.evaluation.retain import RetainedSet, greedy_completions, judged, log_likelihoods
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.completion import Completion
@@ -100,13 +101,14 @@ def measure_policy(
         return kept.lines(f"{label} replies", len(asked), at_once, batch)
 
     replies = sampled(name, prompts, load_start)
-    retained = {}
-    for each in sets:
-        values = functools.partial(_measured, each, opened, model, judges, settings)
-        retained[each.name] = kept.lines(f"{name} on {each.name}", len(each.records), len(each.records), values)
+    retained = {each.name: _on_retained(each, name, opened, model, judges, settings, kept) for each in sets}
     again = sampled(f"{name} perturbed", perturbed)
     said = [line["replies"][0]["text"] for line in replies[: settings.attributions]]
-    decisions = kept.once(f"{name} decisions", lambda: of_decisions(opened, model(), name, prompts[: len(said)], said))
+    decisions = kept.lines(
+        f"{name} decisions", len(said), len(said),
+        lambda first, last: [of_decisions(opened, model(), name, prompts[row : row + 1], said[row : row + 1], row)
+                             for row in range(first, last)],
+    )  # fmt: skip
     for loaded in (model, load_start):
         if loaded is not None:
             loaded.cache_clear()
@@ -115,21 +117,31 @@ def measure_policy(
         torch.cuda.empty_cache()
     return PolicyMeasures(
         [line["replies"] for line in replies], opened.task.policy, sum(line["cut"] for line in replies), retained,
-        [line["replies"] for line in again], decisions,
+        [line["replies"] for line in again], [*itertools.chain(*decisions)],
     )  # fmt: skip
 
 
-def _measured(
+def _on_retained(
     retained: RetainedSet,
+    name: str,
     opened: OpenedModel,
     model: Load,
     judges: Mapping[str, RewardFunction],
     settings: EvaluateConfig,
-    first: int,
-    last: int,
+    kept: Kept,
 ) -> list[float | None]:
-    """The values of a retained set, which is one batch."""
-    return measure(retained, opened, model(), judges, settings)
+    """A policy's values on a retained set, which is one batch."""
+    count = len(retained.records)
+    if retained.judge is None:
+        return kept.lines(
+            f"{name} on {retained.name}", count, count,
+            lambda first, last: log_likelihoods(retained, opened, model(), first, last),
+        )  # fmt: skip
+    texts = kept.lines(
+        f"{name} solves {retained.name}", count, count,
+        lambda first, last: greedy_completions(retained, opened, model(), settings, first, last),
+    )  # fmt: skip
+    return judged(retained, texts, judges[retained.judge])
 
 
 def _lines(completed: Completed) -> list[dict[str, Any]]:

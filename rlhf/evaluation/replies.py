@@ -12,8 +12,9 @@ import torch
 
 from rlhf.data.records import Prompt, Text
 from rlhf.evaluation.judges import CachedScores, score
-from rlhf.evaluation.kept import GrowingFile
+from rlhf.evaluation.kept import grow
 from rlhf.evaluation.samples import SampledCompletion
+from rlhf.evaluation.shares import is_main
 from rlhf.policies.completion import row_seed
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.compose import Rewards, score_matrix
@@ -37,7 +38,8 @@ def sample_replies(
     """Have a policy reply to prompts and judges score the replies; each prompt is a line of a file, in order.
 
     An interrupted call goes on behind the last batch that is there whole, and the file becomes the same: batches are
-    cut at the same places, and a reply depends on its prompt and its seed alone.
+    cut at the same places, and a reply depends on its prompt and its seed alone. Each process of a launch replies to
+    its share of the prompts and scores what it wrote.
 
     Args:
         path: The file.
@@ -51,34 +53,29 @@ def sample_replies(
     """
     from tqdm import tqdm
 
-    file = GrowingFile(path, at_once, len(inputs))
-    with tqdm(
-        total=len(inputs), initial=file.done, desc="replies", unit=" prompts", delay=2, disable=None, leave=False
-    ) as bar:
-        for first in range(file.done, len(inputs), at_once):
-            batch = inputs[first : first + at_once]
-            seeds = [
-                [row_seed(seed, "rank", first + row, number) for number in range(samples)] for row in range(len(batch))
+    def made(first: int, last: int) -> list[Replies]:
+        batch = inputs[first:last]
+        seeds = [[row_seed(seed, "rank", place, number) for number in range(samples)] for place in range(first, last)]
+        groups = [
+            [
+                SampledCompletion(text=reply.text, tokens=len(reply.ids), finished=reply.finished, kl=None, scores={})
+                for reply in group
             ]
-            groups = [
-                [
-                    SampledCompletion(
-                        text=reply.text, tokens=len(reply.ids), finished=reply.finished, kl=None, scores={}
-                    )
-                    for reply in group
-                ]
-                for group in policy.sample(batch, seeds)
-            ]
-            asked = [Prompt(row.prompt, row.columns) for row in batch]
-            with torch.autocast(policy.device.type, enabled=False):
-                score(groups, asked, {name: CachedScores(judge) for name, judge in judges.items()})
-            file.add(
-                [
-                    Replies(origin=origin, prompt=row.prompt, columns=row.columns, replies=group)
-                    for origin, row, group in zip(origins[first:], batch, groups, strict=False)
-                ]
-            )
-            bar.update(len(batch))
+            for group in policy.sample(batch, seeds)
+        ]
+        asked = [Prompt(row.prompt, row.columns) for row in batch]
+        with torch.autocast(policy.device.type, enabled=False):
+            score(groups, asked, {name: CachedScores(judge) for name, judge in judges.items()})
+        return [
+            Replies(origin=origin, prompt=row.prompt, columns=row.columns, replies=group)
+            for origin, row, group in zip(origins[first:last], batch, groups, strict=True)
+        ]
+
+    count = len(inputs)
+    quiet = None if is_main() else True
+    with tqdm(total=count, desc="replies", unit=" prompts", delay=2, disable=quiet, leave=False) as bar:
+        for file in grow(path, count, at_once, made):
+            bar.update(file.done - bar.n)
 
 
 def read_replies(path: Path) -> Iterator[Replies]:

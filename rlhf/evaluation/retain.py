@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.regressions import Measure, RetainedRow
+from rlhf.evaluation.shares import is_main
 from rlhf.models.load import context_length
 from rlhf.models.tasks import CAUSAL_LM
 from rlhf.policies.kinds import policy_kind
@@ -73,42 +72,59 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> RetainedSe
     return RetainedSet(name, config.judge, tuple(records))  # type: ignore[arg-type]  # as_role gives these two
 
 
-def measure(
-    retained: RetainedSet,
-    opened: OpenedModel,
-    model: PreTrainedModel,
-    judges: Mapping[str, RewardFunction],
-    settings: EvaluateConfig,
+def log_likelihoods(
+    retained: RetainedSet, opened: OpenedModel, model: PreTrainedModel, first: int, last: int
 ) -> list[float | None]:
-    """A value per row, more is better: mean log-likelihood (nats/token), or a judge's score of the greedy completion.
+    """Mean log-likelihood of rows of a set, nats/token, more is better; None where no token is within the context.
 
     Args:
-        retained: The set.
+        retained: A set of texts.
         opened: What the policy is, and its tokenizer.
         model: The policy.
-        judges: What scores, by name.
-        settings: Longest completion, and completions generated at once.
-
-    Returns:
-        None for a row of which nothing is left within the model's context, or that the judge gives no score.
+        first: The first row.
+        last: The row behind the last.
 
     Raises:
         UserError: The policy has no log-likelihood of a text, as it writes none.
     """
-    if retained.judge is None:
-        if opened.task is not CAUSAL_LM:
-            raise UserError(
-                f"evaluate.retain.{retained.name}: the likelihood of a text is that of a language model, not of a "
-                f"{opened.task.policy} policy: name a judge"
-            )
-        limited = Codec(opened.tokenizer, context_length(model.config))
-        return [_log_likelihood(model, limited, record) for record in retained.records]
-    prompts = [record for record in retained.records if isinstance(record, Prompt)]
-    greedy = replace(settings, temperature=0.0)
-    completed = policy_kind(opened).complete(model, prompts, greedy, samples=1, seed=0, label=f"{retained.name}:")
+    if opened.task is not CAUSAL_LM:
+        raise UserError(
+            f"evaluate.retain.{retained.name}: the likelihood of a text is that of a language model, not of a "
+            f"{opened.task.policy} policy: name a judge"
+        )
+    limited = Codec(opened.tokenizer, context_length(model.config))
+    return [_log_likelihood(model, limited, record) for record in retained.records[first:last]]
+
+
+def greedy_completions(
+    retained: RetainedSet, opened: OpenedModel, model: PreTrainedModel, settings: EvaluateConfig, first: int, last: int
+) -> list[str]:
+    """What a policy writes to prompts of a set, decoded greedily.
+
+    Args:
+        retained: A set of prompts.
+        opened: What the policy is, and its tokenizer.
+        model: The policy.
+        settings: Longest completion, and completions generated at once.
+        first: The first row.
+        last: The row behind the last.
+    """
+    greedy, label = replace(settings, temperature=0.0), f"{retained.name}:" if is_main() else ""
+    prompts = _prompts(retained)[first:last]
+    completed = policy_kind(opened).complete(model, prompts, greedy, samples=1, seed=0, label=label, first=first)
+    return [row[0].text for row in completed.completions]
+
+
+def judged(retained: RetainedSet, texts: Sequence[str], judge: RewardFunction) -> list[float | None]:
+    """A judge's score of the completion of each row, more is better; None where it gives none."""
+    prompts = _prompts(retained)
     asked = [prompt.prompt for prompt in prompts]
-    completions = [as_completion(prompt, row[0].text) for prompt, row in zip(asked, completed.completions, strict=True)]
-    return judges[retained.judge](asked, completions, **columns_of([prompt.extra for prompt in prompts]))
+    completions = [as_completion(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
+    return judge(asked, completions, **columns_of([prompt.extra for prompt in prompts]))
+
+
+def _prompts(retained: RetainedSet) -> list[Prompt]:
+    return [record for record in retained.records if isinstance(record, Prompt)]
 
 
 @torch.no_grad()
@@ -127,17 +143,20 @@ def _log_likelihood(model: PreTrainedModel, codec: Codec, record: Any) -> float 
     return float(log_probs[kept].gather(-1, targets[kept, None]).mean())
 
 
-def write(path: Path, sets: Sequence[RetainedSet], values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> None:
-    """`retained.jsonl`: a line a row, with the value of every policy.
+def retained_rows(
+    sets: Sequence[RetainedSet], values: Mapping[str, Mapping[str, Sequence[float | None]]]
+) -> list[RetainedRow]:
+    """The lines of `retained.jsonl`: one a row, with the value of every policy.
 
     Args:
-        path: The file.
         sets: The sets.
         values: Of each policy, of each set, its values.
     """
-    with path.open("w", encoding="utf-8") as file:
-        for retained in sets:
-            for index, record in enumerate(retained.records):
-                by_policy = {policy: of_sets[retained.name][index] for policy, of_sets in values.items()}
-                row = RetainedRow(set=retained.name, measure=retained.measure, origin=record.origin, values=by_policy)
-                file.write(json.dumps(row) + "\n")
+    return [
+        RetainedRow(
+            set=retained.name, measure=retained.measure, origin=record.origin,
+            values={policy: of_sets[retained.name][index] for policy, of_sets in values.items()},
+        )
+        for retained in sets
+        for index, record in enumerate(retained.records)
+    ]  # fmt: skip

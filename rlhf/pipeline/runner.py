@@ -74,7 +74,7 @@ def run(
         project: The project.
         only: Stages to consider; all if empty.
         force: Stages to run again.
-        accelerate_config: Start stages by `accelerate launch --config_file` with this file.
+        accelerate_config: Start stages on many processes, by `accelerate launch --config_file` with this file.
         say: Told what happens, a line at a time.
 
     Raises:
@@ -123,8 +123,7 @@ def _run(
         gatekeeper.require_passed(project, stage_plan.stage)
         say(f"running {stage_plan.stage}")
         started = time.perf_counter()
-        stage = stage_of(stage_plan.stage)
-        if accelerate_config is not None and stage.data is not None and stage.leaves_model:
+        if accelerate_config is not None:
             _accelerate(project, stage_plan.stage, key, accelerate_config)
         else:
             _start(_fork_server(), run_stage, project, stage_plan.stage, key)

@@ -11,6 +11,15 @@ RewardFunction = Callable[..., list[float | None]]
 _ARGUMENTS = ("prompts", "completions")
 
 
+def scores_rows(judge: Any) -> bool:
+    """Whether a reward function scores each row by that row alone, so that rows may be shared out among processes.
+
+    Reward models do. A function may look at the whole batch or remember what it was asked, so it does where it says so,
+    by an attribute: `score.rowwise = True`.
+    """
+    return bool(getattr(judge, "rowwise", False))
+
+
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The other columns of B rows, as reward functions take them: `judge(prompts, completions, **columns_of(rows))`.
 

@@ -23,6 +23,8 @@ class Ensemble:
         std_weight: k; 0 is the plain mean.
     """
 
+    rowwise = True
+
     def __init__(self, models: Sequence[RewardFunction], std_weight: float = 1.0) -> None:
         self.models = tuple(models)
         self.std_weight = std_weight

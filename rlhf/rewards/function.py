@@ -21,7 +21,7 @@ from rlhf import interrupts
 from rlhf.artifacts.hashing import sha256_file
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
-from rlhf.rewards import RewardFunction
+from rlhf.rewards import RewardFunction, scores_rows
 from rlhf.rewards.allowed import check_module, code_file
 from rlhf.rewards.sources import code_behind
 
@@ -56,10 +56,11 @@ def load_function(spec: str, project: ProjectConfig, arguments: Mapping[str, Any
         raise UserError(f"rewards: {target} has no function {name!r}; {unknown_name(name, known)}")
     bound = _bound(function, spec, dict(arguments or {}))
     bound |= {key: project.resolve(str(bound[key])) for key in _paths(function) if bound.get(key) is not None}
-    scored = functools.partial(_checked, function, spec, bound)
+    scored: Any = functools.partial(_checked, function, spec, bound)
+    scored.rowwise = scores_rows(function)
     if target.startswith(BUILT_IN):
         scored([], [])  # a broken pattern or a missing package shows now, not after an hour of training
-    return scored
+    return scored  # type: ignore[no-any-return]
 
 
 def _bound(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> dict[str, Any]:

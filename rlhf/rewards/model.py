@@ -41,6 +41,8 @@ class RewardModel:
         UserError: The model cannot be loaded, has no head, or has several labels and `label` is not one of them.
     """
 
+    rowwise = True
+
     def __init__(self, name: str | Path, batch_size: int = 32, label: int | str | None = None) -> None:
         settings = ModelConfig(name_or_path=str(name), adapter=None)
         opened = open_model(settings)

@@ -10,9 +10,10 @@ from rlhf.workflow import Metrics, Stage, StageContext
 
 def run(context: StageContext) -> Metrics:
     """Write the model and its tokenizer."""
+    from rlhf.evaluation.shares import from_main
     from rlhf.models.scratch import build
 
-    return {"parameters": build(context.project, context.directory).num_parameters()}
+    return from_main(lambda: {"parameters": build(context.project, context.directory).num_parameters()})
 
 
 def absent(project: ProjectConfig) -> str | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.workflow import BASE, Metrics, Stage, StageContext, is_base, policies_of, scorers, stage_of
+
+if TYPE_CHECKING:
+    from rlhf.evaluation.kept import Kept
 
 
 def prepare(context: StageContext) -> None:
@@ -46,25 +49,26 @@ def run(context: StageContext) -> Metrics:
 
     `retained.jsonl` has the values on the sets of `evaluate.retain` (`RetainedRow`), `perturbed.jsonl` the answers to
     perturbed prompts (`PerturbedRow`), and `attributions.jsonl` the tokens that scores rest on (`Attribution`). What
-    was sampled and judged before an interruption is used, and the files become what they would have been.
+    was sampled and judged before an interruption is used, and the files become what they would have been. Several
+    processes share the prompts, and each loads every model whole.
     """
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.attributed import ATTRIBUTIONS
-    from rlhf.evaluation.attribution import of_reward_models
     from rlhf.evaluation.compare import comparison_pairs
     from rlhf.evaluation.judges import CachedScores, note, prefer
     from rlhf.evaluation.kept import KEPT, Kept
     from rlhf.evaluation.perturb import perturbed_prompts
     from rlhf.evaluation.policy import answers, measure_policy, started_from
     from rlhf.evaluation.regressions import RETAINED
-    from rlhf.evaluation.retain import read_retained, write
+    from rlhf.evaluation.retain import read_retained, retained_rows
     from rlhf.evaluation.robustness import PERTURBED, perturbed_rows
     from rlhf.evaluation.samples import Row
+    from rlhf.evaluation.shares import by_all, is_main
     from rlhf.rewards.load import load_judges, load_rewards
 
     project = context.project
     kept, scoring = Kept(context.directory / KEPT), load_rewards(project, context.parents)
-    judges = {name: CachedScores(judge, kept.path(f"scores {name}")) for name, judge in scoring.items()}
+    judges = {name: CachedScores(by_all(judge), kept.path(f"scores {name}")) for name, judge in scoring.items()}
     comparing = load_judges(project)
     references = {name: started_from(project, name) for name in policies_of(project)}
     policies = list(dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references]))
@@ -86,15 +90,17 @@ def run(context: StageContext) -> Metrics:
         note(again, [prompts[each.place] for each in changed], name, measures.perturbed, judges)
         cut, kinds[name], retained[name] = measures.cut, measures.kind, measures.retained
         attributions += measures.decisions
-    explained = rows[: project.evaluate.attributions]
-    attributions += kept.once("attributions", lambda: of_reward_models(scoring, explained, policies[-1]))
-    write_lines(context.directory / PERTURBED, again)
-    write_lines(context.directory / ATTRIBUTIONS, attributions)
-    if sets:
-        write(context.directory / RETAINED, sets, retained)
+    attributions += _explained(scoring, rows[: project.evaluate.attributions], policies[-1], kept)
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge, kept)
-    write_lines(context.directory / "samples.jsonl", rows)
+    if is_main():
+        files: dict[str, Sequence[Any]] = {
+            PERTURBED: again,
+            ATTRIBUTIONS: attributions,
+            RETAINED: retained_rows(sets, retained),
+        }
+        for file, written in {**files, "samples.jsonl": rows}.items():
+            write_lines(context.directory / file, written)
     return {
         "policies": policies, "kinds": kinds, "judges": [*judges, *comparing],
         "parents": references, "references": references,
@@ -102,6 +108,17 @@ def run(context: StageContext) -> Metrics:
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
+
+
+def _explained(scoring: dict[str, Any], rows: Sequence[Any], policy: str, kept: Kept) -> list[Any]:
+    """What the scores of these rows rest on, judge by judge; processes share the rows."""
+    from rlhf.evaluation.attribution import of_reward_models
+
+    def explain(first: int, last: int) -> list[list[Any]]:
+        return [of_reward_models(scoring, [row], policy) for row in rows[first:last]]
+
+    parts = kept.lines("attributions", len(rows), len(rows), explain)
+    return [part for name in scoring for of_row in parts for part in of_row if part["scorer"] == name]
 
 
 def write_lines(path: Path, rows: Sequence[Any]) -> None:

@@ -28,6 +28,7 @@ _BATCHES = 4
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and check that there is something to rank by."""
     from rlhf.evaluation.ranking import RankSettings
+    from rlhf.evaluation.shares import processes
     from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
     from rlhf.policies.kinds import policy_kind
     from rlhf.policies.settings import sampler_problem
@@ -42,7 +43,7 @@ def prepare(context: StageContext) -> Ready:
         )
     limits = [limit for limit in (settings.max_length, start.context_length) if limit is not None]
     settings.max_length = min(limits, default=None)
-    if (problem := sampler_problem(settings, processes=1)) is not None:
+    if (problem := sampler_problem(settings, processes())) is not None:
         raise UserError(f"stages.{context.name}.{problem}")
     check_rewards(context.project, context.name)
     kind = policy_kind(start.opened)
@@ -57,12 +58,13 @@ def prepare(context: StageContext) -> Ready:
 
 
 def run(context: StageContext) -> Metrics:
-    """Sample, score and choose.
+    """Sample and score, which several processes share, and choose, which the main one does.
 
     Writes `samples.jsonl` with every reply and score (`evaluation.replies.Replies`), and `pairs.jsonl` or
     `demonstrations.jsonl` with what is kept.
     """
     from rlhf.evaluation.replies import sample_replies
+    from rlhf.evaluation.shares import is_main
     from rlhf.models.roles import Roles
     from rlhf.policies.kinds import policy_kind
     from rlhf.rewards.load import load_rewards
@@ -80,7 +82,7 @@ def run(context: StageContext) -> Metrics:
         load_rewards(project, context.parents, weights), samples=settings.samples,
         at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
     )  # fmt: skip
-    return _keep(context, settings, weights, count - len(asked))
+    return _keep(context, settings, weights, count - len(asked)) if is_main() else {}
 
 
 def _keep(context: StageContext, settings: Any, weights: dict[str, float], not_asked: int) -> Metrics:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
@@ -33,7 +32,7 @@ class Judge(Protocol):
         """
 
     def choose(self, candidates: Candidates, start: OpenedModel, policy: PeftModel | PreTrainedModel) -> dict[str, Any]:
-        """Score the start and every candidate, on the main process.
+        """Score the start and every candidate; every process calls this, and all are told the same.
 
         Args:
             candidates: The checkpoints; `restore` gives the policy the weights of each.
@@ -114,7 +113,7 @@ def keep_candidates(
 
 
 def choose(judge: Judge | None, candidates: Candidates | None, start: OpenedModel) -> dict[str, Any]:
-    """Have the judge choose, on the main process; every process gives its policy the chosen weights.
+    """Have the judge choose, and give the policy the chosen weights; every process calls this.
 
     Args:
         judge: Whom the stage asks.
@@ -126,9 +125,7 @@ def choose(judge: Judge | None, candidates: Candidates | None, start: OpenedMode
     """
     if judge is None or candidates is None:
         return {}
-    said: list[dict[str, Any]] = [{}]
-    if process_state().is_main_process:
-        said = [judge.choose(candidates, start, candidates.policy)]
-    broadcast_object_list(said)
-    candidates.restore(said[0]["selected_step"])
-    return said[0]
+    process_state().wait_for_everyone()  # the main process has kept the last one
+    said = judge.choose(candidates, start, candidates.policy)
+    candidates.restore(said["selected_step"])
+    return said

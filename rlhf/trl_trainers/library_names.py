@@ -173,6 +173,9 @@ NAMES = (
     LibraryName("peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters", _MERGED),
     LibraryName("peft.tuners.lora:Linear.get_delta_weight", _MERGED, "self adapter"),
     LibraryName("peft.utils.constants:SAFETENSORS_WEIGHTS_NAME", "the file of an adapter's weights"),
+    # torch: rlhf/evaluation
+    LibraryName("torch.distributed.distributed_c10d:_get_default_store", "processes wait for the main one for hours",
+                ""),
     # accelerate and Python itself: rlhf/models, rlhf/pipeline
     LibraryName("accelerate.commands.launch:main", "stages are launched without a traceback of the launcher's own"),
     LibraryName("sys:_current_frames", "where a process is while another waits for it"),

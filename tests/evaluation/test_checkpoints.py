@@ -169,12 +169,12 @@ def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_
 def test_a_checkpoint_that_was_scored_is_not_scored_again(tmp_path, tiny_llama, monkeypatch):
     project, labels, complete = dpo_project(tmp_path, tiny_llama), [], checkpoints.complete
 
-    def counted(project, opened, model, prompts, samples, label, reference):
+    def counted(project, opened, model, prompts, samples, label, reference, first):
         if label == "dpo step 4" and label not in labels:
             labels.append(label)
             raise Killed
         labels.append(label)
-        return complete(project, opened, model, prompts, samples, label, reference)
+        return complete(project, opened, model, prompts, samples, label, reference, first)
 
     monkeypatch.setattr(checkpoints, "complete", counted)
     with pytest.raises(Killed):

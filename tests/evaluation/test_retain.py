@@ -10,7 +10,7 @@ from rlhf.artifacts.open import open_model
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.evaluation.regressions import compare_retained
-from rlhf.evaluation.retain import measure, read_retained
+from rlhf.evaluation.retain import greedy_completions, judged, log_likelihoods, read_retained
 from rlhf.models.settings import base_settings
 from rlhf.pipeline import identity
 from rlhf.pipeline.execute import run_stage
@@ -62,7 +62,7 @@ def test_a_text_counts_by_the_mean_log_likelihood_of_its_tokens(project):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # every next token is equally likely
-    values = measure(general, opened, model, {}, project.evaluate)
+    values = log_likelihoods(general, opened, model, 0, 12)
     assert len(values) == 12
     assert values == pytest.approx([-math.log(model.config.vocab_size)] * 12, rel=1e-5)
 
@@ -70,10 +70,10 @@ def test_a_text_counts_by_the_mean_log_likelihood_of_its_tokens(project):
 def test_a_task_counts_by_its_judge_who_gets_the_rows_columns(project):
     _, sums = read_retained(project)
     opened, model = loaded(project)
-    judge = {"solved": lambda prompts, completions, answer: [float(text) for text in answer]}
-    assert measure(sums, opened, model, judge, project.evaluate) == [0.0, 1.0, 2.0, 3.0, 4.0], (
-        "the first five rows, as limited"
-    )
+    texts = greedy_completions(sums, opened, model, project.evaluate, 0, 5)
+    assert texts[2:] == greedy_completions(sums, opened, model, project.evaluate, 2, 5)
+    values = judged(sums, texts, lambda prompts, completions, answer: [float(text) for text in answer])
+    assert values == [0.0, 1.0, 2.0, 3.0, 4.0], "the first five rows, as limited"
 
 
 def rows(before, after):
