@@ -74,9 +74,7 @@ def run(context: StageContext) -> Metrics:
     policies = list(dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references]))
     policies = [name for name in policies if answers(project, context.parents, name)]
     prompts = evaluation_prompts(project, project.evaluate.prompts)
-    rows = [
-        Row(index=index, prompt=prompt.prompt, columns=prompt.extra, replies={}) for index, prompt in enumerate(prompts)
-    ]
+    rows = [Row(index=n, prompt=prompt.prompt, columns=prompt.extra, replies={}) for n, prompt in enumerate(prompts)]
     sets = read_retained(project)
     changed = perturbed_prompts(prompts, project.evaluate.perturb)
     again = perturbed_rows(rows, changed)
@@ -94,13 +92,10 @@ def run(context: StageContext) -> Metrics:
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge, kept)
     if is_main():
-        files: dict[str, Sequence[Any]] = {
-            PERTURBED: again,
-            ATTRIBUTIONS: attributions,
-            RETAINED: retained_rows(sets, retained),
-        }
-        for file, written in {**files, "samples.jsonl": rows}.items():
-            write_lines(context.directory / file, written)
+        write_lines(context.directory / PERTURBED, again)
+        write_lines(context.directory / ATTRIBUTIONS, attributions)
+        write_lines(context.directory / RETAINED, retained_rows(sets, retained))
+        write_lines(context.directory / "samples.jsonl", rows)
     return {
         "policies": policies, "kinds": kinds, "judges": [*judges, *comparing],
         "parents": references, "references": references,
