@@ -24,11 +24,11 @@ from rlhf import interrupts
 from rlhf.errors import Incident, UserError
 from rlhf.models.spread import gathered
 from rlhf.objectives.kl import adapt_kl_coefficient
-from rlhf.objectives.losses import entropy_loss, policy_loss, value_loss
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Outputs, Policy
 from rlhf.ppo import diagnostics
 from rlhf.ppo.config import PPOConfig, round_to_rollouts
+from rlhf.ppo.loss import micro_batch_loss
 from rlhf.ppo.minibatches import RolloutLoader
 from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
@@ -296,38 +296,11 @@ class PPOTrainer(SpreadTrainer, Trainer):
         """
         batch: MicroBatch = inputs["micro_batch"]
         outputs: Outputs = model(inputs["role"], batch.packed, self.args.entropy_coef > 0)
-        loss = torch.zeros((), device=self.args.device)
-        if outputs.log_probs_BT is not None:
-            loss = loss + self._policy_loss(batch, outputs.log_probs_BT, outputs.entropies_BT)
-        if outputs.values_BT is not None:
-            loss = loss + self._value_loss(batch, outputs.values_BT)
+        loss, parts = micro_batch_loss(batch, outputs, self.args)
+        for name, part in parts.items():
+            self._sums[name] = self._sums[name] + part.detach()
         loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
-
-    def _add_up(self, role: str, terms: dict[str, torch.Tensor]) -> None:
-        """Add a micro-batch's part of the optimizer step's metrics."""
-        for name, part in terms.items():
-            self._sums[f"{role}/{name}"] = self._sums[f"{role}/{name}"] + part.detach()
-
-    def _policy_loss(
-        self, batch: MicroBatch, log_probs_BT: torch.Tensor, entropies_BT: torch.Tensor | None
-    ) -> torch.Tensor:
-        terms = policy_loss(
-            log_probs_BT, batch.log_probs_BT, batch.advantages_BT, batch.mask_BT, self.args.cliprange, batch.tokens,
-            batch.weights_BT,
-        )  # fmt: skip
-        self._add_up("policy", terms._asdict())
-        if entropies_BT is None:
-            return terms.loss
-        return terms.loss + self.args.entropy_coef * entropy_loss(entropies_BT, batch.mask_BT, batch.tokens)
-
-    def _value_loss(self, batch: MicroBatch, values_BT: torch.Tensor) -> torch.Tensor:
-        assert batch.values_BT is not None
-        terms = value_loss(
-            values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.args.cliprange_value, batch.tokens
-        )
-        self._add_up("value", terms._asdict())
-        return self.args.vf_coef * terms.loss
 
     def _end_of_step(self) -> None:
         """After the last micro-batch of an optimizer step: its metrics, and whether it and the next steps are taken."""
