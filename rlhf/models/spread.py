@@ -10,8 +10,9 @@ by parts, so their layers are spread here, each on its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,16 +64,21 @@ def spread(roles: Roles, device: torch.device) -> None:
 
 def is_spread(model: nn.Module) -> bool:
     """Whether a model's weights are spread over processes."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    return bool(_parts(model))
+
+
+def _parts(model: nn.Module) -> list[Any]:
+    """What is gathered at once, in the model's order."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Within, every process has all weights, and may call the model as often as it needs, without the others.
+    """Within, every process has all weights, and calls the model as often as it needs, without the others.
 
     Nothing is trained or loaded within: the whole weights are copies, which are dropped at the end.
     """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = _parts(model)
     for part in parts:
         part.unshard()
         part.set_reshard_after_forward(False, recurse=False)
@@ -82,6 +88,60 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for part in parts:
             part.set_reshard_after_forward(True, recurse=False)
             part.reshard()
+
+
+@contextlib.contextmanager
+def gathered_on_demand(model: nn.Module) -> Iterator[None]:
+    """Within, every process calls the model as often as it needs, and has the weights of one layer at a time.
+
+    Gathering a layer takes all processes, and they need layers at different times: one still writes when another has
+    ended. So before a layer they agree on the first that one of them needs next. All gather it, and those that do not
+    need it drop it again. Who is done goes on with the others until all are. Nothing is trained within.
+    """
+    parts = _parts(model)
+    handles = [
+        part.register_forward_pre_hook(functools.partial(_wait_for, parts, number), prepend=True)
+        for number, part in enumerate(parts)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    _wait_for(parts, len(parts))
+
+
+def _wait_for(parts: Sequence[Any], number: int, *call: Any) -> None:
+    """Gather what other processes need until it is the turn of a part; the number behind the last is for: no part."""
+    while (first := _first_needed(parts, number)) != number:
+        parts[first].unshard()
+        parts[first].reshard()
+
+
+def _first_needed(parts: Sequence[Any], number: int) -> int:
+    """The least of the numbers that the processes ask for."""
+    device = next(parts[0].parameters()).device
+    asked = torch.tensor(number, device=device)
+    dist.all_reduce(asked, dist.ReduceOp.MIN)
+    return int(asked)
+
+
+def fits_whole(model: nn.Module, device: torch.device) -> bool:
+    """Whether all weights of a model that is spread take at most half of the memory that is free on every process.
+
+    The other half is for what a rollout needs besides. All processes call it, and get the same answer.
+    """
+    weights = [weight for weight in model.parameters() if isinstance(weight, DTensor)]
+    needed = sum(weight.numel() * weight.element_size() - weight.to_local().nbytes for weight in weights)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = pages // int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    fits = torch.tensor(int(2 * needed <= free), device=device)
+    dist.all_reduce(fits, dist.ReduceOp.MIN)
+    return bool(fits)
 
 
 @torch.no_grad()

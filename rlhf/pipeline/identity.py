@@ -60,6 +60,7 @@ TRAINER_NOT_DECIDING = {
     "dataloader_num": _SPEED, "dataloader_pin": _SPEED, "dataloader_persistent": _SPEED,
     "dataloader_prefetch": _SPEED, "dataset_num_proc": _SPEED, "torch_empty_cache": _SPEED,
     "per_device_eval_batch_size": "how the held-out rows are cut", "eval_accumulation_steps": _SPEED,
+    "gather_for_rollouts": "another way to the same numbers, up to rounding",
 }  # fmt: skip
 """Beginning of a trainer's field: why a change of it makes no stage stale."""
 

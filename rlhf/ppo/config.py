@@ -134,6 +134,10 @@ class PPOConfig(RewardSettings, KLSettings, CriticSettings, TruncationSettings, 
     max_importance_weight: float = 2.0
     """Where another engine samples, or the weights are below float32: cap of the weight π_trainer/π_sampler of a token.
     Less trusts the sampler's tokens less where the two disagree; `.inf` truncates nothing. Usually 1 to 5."""
+    gather_for_rollouts: bool | None = None
+    """Under FSDP2, whether every process holds all weights while it samples. Without, it gathers each layer for every
+    token: memory as in training, and much slower. Null decides by the free memory, of which the weights may take half.
+    """
     log_completions: int = 4
     """Completions of each rollout written to rollouts.jsonl. More is more to read, and a larger file."""
 

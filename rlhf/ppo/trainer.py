@@ -22,7 +22,6 @@ from transformers import Trainer
 
 from rlhf import interrupts
 from rlhf.errors import Incident, UserError
-from rlhf.models.spread import gathered
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Outputs, Policy
@@ -74,7 +73,7 @@ class PPOTrainer(SpreadTrainer, Trainer):
         **kwargs: Any,
     ) -> None:
         self.policy, self.prompts, self.rewards, self.samples_file = policy, prompts, rewards, samples_file
-        self.stage = stage
+        self.stage, self.gathers = stage, args.gather_for_rollouts
         args._n_gpu = min(1, args.n_gpu)  # several GPUs are several processes: DataParallel cannot part a rollout
         round_to_rollouts(args, len(prompts))
         super().__init__(model=policy, args=args, train_dataset=prompts, **kwargs)  # type: ignore[arg-type]
@@ -100,7 +99,7 @@ class PPOTrainer(SpreadTrainer, Trainer):
         """Rollout `number` with the policy as it is now."""
         args, world, rank = self.args, self.args.world_size, self.args.process_index
         self._rollout, self._stopped = number, False
-        with self._may_end_at_once(), torch.no_grad(), self.accelerator.autocast(), gathered(self.model):
+        with self._may_end_at_once(), torch.no_grad(), self.accelerator.autocast(), self.free_calls():
             self._fit_reward_scale()
             count = args.prompts_per_process * world
             places = range(rank, count, world)

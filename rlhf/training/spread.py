@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlhf.models.spread import average_gradients, is_spread
+from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand, is_spread
 from rlhf.training.trainer import ResumableTrainer
 
 
 class SpreadTrainer(ResumableTrainer):
     """In front of a trainer: leaves a spread model as it is, without DDP around it; any other is trained as ever.
 
-    Its subclass calls `average_gradients` behind the last micro-batch of a step.
+    Its subclass calls `average_gradients` behind the last micro-batch of a step, and samples within `free_calls`.
+    """
+
+    gathers: bool | None = None
+    """Whether every process holds all weights while it samples; None until it has been decided by the memory there is.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,3 +40,20 @@ class SpreadTrainer(ResumableTrainer):
         """Average the gradients of what is trained and whole, which FSDP leaves alone; under DDP nothing is left."""
         if self.is_distributed_loading_by_transformers:
             average_gradients([weight for weight in self.model.parameters() if weight.requires_grad])
+
+    @contextlib.contextmanager
+    def free_calls(self) -> Iterator[None]:
+        """Within, processes call the model as often as each needs, and train nothing."""
+        if not self.is_distributed_loading_by_transformers:
+            yield
+            return
+        if self.gathers is None:
+            self.gathers = fits_whole(self.model, self.args.device)
+            if not self.gathers and self.is_world_process_zero():
+                print(
+                    f"{self.stage}: the whole weights leave too little memory to sample: each layer is gathered for "
+                    "every token (gather_for_rollouts)",
+                    file=sys.stderr,
+                )
+        with gathered(self.model) if self.gathers else gathered_on_demand(self.model):
+            yield
