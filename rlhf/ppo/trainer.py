@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 from rlhf import interrupts
@@ -32,7 +31,7 @@ from rlhf.ppo.minibatches import RolloutLoader
 from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN_REWARD
-from rlhf.training.spread import SpreadTrainer
+from rlhf.training.spread import SpreadTrainer, parameter_groups
 from rlhf.training.states import random_state, set_random_state
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
@@ -234,24 +233,12 @@ class PPOTrainer(SpreadTrainer, Trainer):
             kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, whole)
             critic = {id(parameter) for parameter in self.policy.trained("critic").values()}
             decayed = set(self.get_decay_parameter_names(whole))
-            groups: defaultdict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
-            for name, parameter in whole.named_parameters():
-                if parameter.requires_grad:
-                    rate = self.args.critic_learning_rate if id(parameter) in critic else None
-                    decay = self.args.weight_decay if name in decayed else 0.0
-                    spread = isinstance(parameter, DTensor)  # an update takes one kind of tensor at once
-                    groups[rate or self.args.learning_rate, decay, spread].append(parameter)
-            self.optimizer = kind(
-                [
-                    {"params": parameters, "lr": rate, "weight_decay": decay}
-                    for (
-                        rate,
-                        decay,
-                        _,
-                    ), parameters in groups.items()  # an update takes no two kinds of tensor together
-                ],
-                **kwargs,
+            rates = (self.args.learning_rate, self.args.critic_learning_rate or self.args.learning_rate)
+            groups = parameter_groups(
+                (parameter, rates[id(parameter) in critic], self.args.weight_decay if name in decayed else 0.0)
+                for name, parameter in whole.named_parameters()
             )
+            self.optimizer = kind(groups, **kwargs)
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from rlhf.models.device import sharded
 from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand, is_spread
 from rlhf.training.trainer import ResumableTrainer
 
@@ -57,3 +59,18 @@ class SpreadTrainer(ResumableTrainer):
                 )
         with gathered(self.model) if self.gathers else gathered_on_demand(self.model):
             yield
+
+
+def parameter_groups(parameters: Iterable[tuple[nn.Parameter, float, float]]) -> list[dict[str, Any]]:
+    """Groups of an optimizer, by learning rate and weight decay.
+
+    What is whole and what is spread stand in groups of their own: an update takes one kind of tensor at once.
+
+    Args:
+        parameters: Each with its learning rate and weight decay; those that are not trained are left out.
+    """
+    groups: defaultdict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
+    for parameter, rate, decay in parameters:
+        if parameter.requires_grad:
+            groups[rate, decay, sharded(parameter)].append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay, _), params in groups.items()]

@@ -60,6 +60,9 @@ def test_an_adapter_on_a_spread_base_trains_as_under_ddp(tmp_path, tiny_llama):
     )
     assert spread["held"] == spread["all"] - spread["spread"] // 2
     assert results["ddp"]["held"] == results["ddp"]["all"]
+    for outputs, count in zip(results["calls"], (5, 7), strict=True):  # processes that call a model apart
+        assert len(outputs["whole"]) == count
+        assert outputs["gathered"] == outputs["on demand"] == outputs["whole"]
 
 
 @pytest.mark.scale
@@ -70,13 +73,14 @@ def test_an_adapter_on_a_spread_base_trains_as_under_ddp(tmp_path, tiny_llama):
         {},
         {"gradient_checkpointing": True, "samples_per_prompt": 2},
         {"gradient_accumulation_steps": 2, "advantage": "rloo", "samples_per_prompt": 2},
+        {"gather_for_rollouts": False},
     ],
-    ids=["gae", "checkpointing", "rloo"],
+    ids=["gae", "checkpointing", "rloo", "on demand"],
 )
 @pytest.mark.parametrize("kind", ["lora", "whole"])
 def test_spread_weights_train_as_under_ddp(tmp_path, tiny_llama, kind, fields, ends):
     base = tiny_llama if ends == "tied" else untied(tmp_path, tiny_llama)
     found = differences(both_ways(tmp_path, base, kind, **fields))
-    if kind == "lora":
+    if kind == "lora" and fields.get("gather_for_rollouts") is None:
         assert found["weights"] == 0.0
     assert max(found.values()) < 1e-5, found

@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 -m tests.support.spread_on_processes OUT BASE lora|w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from rlhf.models.device import process_state
-from rlhf.models.spread import spread
+from rlhf.models.spread import gathered, gathered_on_demand, spread
 from tests.support.ppo import make_roles, make_trainer
 
 
@@ -39,6 +40,23 @@ def trained(folder: Path, base: Path, adapter: bool, spreads: bool, fields: dict
     }  # fmt: skip
 
 
+@torch.no_grad()
+def uneven_calls(base: Path) -> dict[str, list[float]]:
+    """Outputs of calls of which each process makes another number, in each way to gather, and of the whole model."""
+    ids = torch.arange(12).view(2, 6) + dist.get_rank()
+    found = {}
+    for name, gather in {"whole": None, "gathered": gathered, "on demand": gathered_on_demand}.items():
+        roles = make_roles(base)
+        if gather is not None:
+            spread(roles, process_state().device)
+        with gather(roles) if gather else contextlib.nullcontext():
+            states = [roles.base.base_model(ids).last_hidden_state for _ in range(3 * dist.get_rank())]
+            logits = [roles.base(ids[:, : 2 + place]).logits for place in range(4 - dist.get_rank())]
+        logits.append(roles.base(ids).logits)  # behind it they call together again
+        found[name] = [tensor.double().sum().item() for tensor in (*states, *logits)]
+    return found
+
+
 def main(out: str, base: str, kind: str, fields: str = "{}") -> None:
     """Train both ways; the first process writes."""
     process_state()
@@ -47,8 +65,10 @@ def main(out: str, base: str, kind: str, fields: str = "{}") -> None:
         name: trained(folder / name, Path(base), adapter, name == "spread", json.loads(fields))
         for name in ("ddp", "spread")
     }
+    calls: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(calls, uneven_calls(Path(base)))
     if dist.get_rank() == 0:
-        torch.save(results, folder / "results.pt")
+        torch.save({**results, "calls": calls}, folder / "results.pt")
     dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
     dist.destroy_process_group()
 
