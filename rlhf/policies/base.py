@@ -28,9 +28,15 @@ class RolesPolicy(nn.Module):
         roles: The models.
     """
 
+    folder: Path | None = None
+    """The stage's, for what sampling writes; a temporary one if None."""
+
     def __init__(self, roles: Roles) -> None:
         super().__init__()
         self.roles = roles
+
+    def close(self) -> None:
+        """Give back what sampling holds on to, once nothing is sampled any more."""
 
     @property
     def config(self) -> Any:

@@ -33,7 +33,7 @@ from rlhf.policies.sample import sample, stop_ids
 from rlhf.policies.sampler import PolicySampler, Sampler
 from rlhf.policies.sampling_check import batching_of
 from rlhf.policies.settings import SamplingSettings
-from rlhf.policies.vllm import VllmSampler
+from rlhf.policies.vllm.sampler import VllmSampler
 from rlhf.prefix_sharing.forward import last_hidden
 from rlhf.prefix_sharing.head import completion_log_probs
 from rlhf.prefix_sharing.layout import Folded, lay_out
@@ -106,14 +106,17 @@ class CausalLMPolicy(RolesPolicy):
             return self._given_sampler
         settings, stops = self.settings, stop_ids(self.roles.base, self.tokenizer)
         if settings.sampler == "vllm":
-            return VllmSampler(
-                self.roles, self.tokenizer, stops, settings.max_new_tokens, settings.max_length, settings.temperature,
-                settings.vllm_memory,
-            )  # fmt: skip
+            return VllmSampler(self.roles, stops, settings, self.folder)
         return PolicySampler(
             self.roles, stops, self._pad, settings.max_new_tokens, settings.temperature,
             settings.sampling_batch_size, batching_of(self.roles.base),
         )  # fmt: skip
+
+    def close(self) -> None:
+        """End the server that has sampled, if one has."""
+        sampler = vars(self).get("sampler")
+        if isinstance(sampler, VllmSampler):
+            sampler.close()
 
     @property
     def _pad(self) -> int:

@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from rlhf.errors import UserError
 from rlhf.models.roles import Roles
 from rlhf.policies import cache as caches
 from rlhf.policies.completion import Completion
@@ -44,6 +45,10 @@ class Batching(Enum):
     """What the model keeps of its tokens can be neither repeated nor thinned out from outside."""
 
 
+class SamplerFailed(UserError):
+    """A sampler cannot go on. Every process that samples raises it, so that all can write a checkpoint first."""
+
+
 class Sampler(Protocol):
     """Whatever turns prompts into completions."""
 
@@ -56,7 +61,11 @@ class Sampler(Protocol):
         ...
 
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[Completion]]:
-        """For each prompt one completion a seed."""
+        """For each prompt one completion a seed.
+
+        Raises:
+            SamplerFailed: What samples has failed.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from rlhf.config import trainer_fields
 from rlhf.objectives.advantages import ESTIMATORS, Estimator
-from rlhf.policies.settings import SamplingSettings, sampler_problem
+from rlhf.policies.settings import SamplingSettings
 
 
 @dataclass
@@ -255,5 +255,4 @@ def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> lis
             "the accelerate config asks for DeepSpeed, which trains one model and not several roles; take "
             "recipes/accelerate/fsdp2.yaml"
         )
-    problem = sampler_problem(args, args.world_size)
-    return [*problems, problem] if problem else problems
+    return problems

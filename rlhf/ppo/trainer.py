@@ -24,6 +24,7 @@ from rlhf.errors import Incident, UserError
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Outputs, Policy
+from rlhf.policies.sampler import SamplerFailed
 from rlhf.ppo import diagnostics
 from rlhf.ppo.config import PPOConfig, round_to_rollouts
 from rlhf.ppo.loss import micro_batch_loss
@@ -131,21 +132,20 @@ class PPOTrainer(SpreadTrainer, Trainer):
 
     @contextlib.contextmanager
     def _may_end_at_once(self) -> Iterator[None]:
-        """Collects a rollout, which a signal may end anywhere: a checkpoint then stands before it.
+        """Collects a rollout, which a signal or a sampler that fails may end: a checkpoint then stands before it.
 
-        With several processes it is collected to its end, since none can tell where the others are.
+        With several processes a signal waits for its end, since none can tell where the others are; a sampler fails on
+        all of them.
 
         Raises:
             Interrupted: A signal came.
+            SamplerFailed: What samples has failed.
         """
-        if self.args.world_size > 1:
-            yield
-            return
         before = random_state()
         try:
-            with interrupts.at_once():
+            with interrupts.at_once() if self.args.world_size == 1 else contextlib.nullcontext():
                 yield
-        except interrupts.Interrupted:
+        except (interrupts.Interrupted, SamplerFailed):
             if self.is_in_train and self.state.global_step:
                 set_random_state(before)
                 self.scheduled = False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.stages._rewards import check, check_rewards, rewards
+from rlhf.stages._sampling import settle_sampler
 from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, start)
     if problems := [*args.check(), *unsupported_settings(args, start.config.adapter)]:
         raise UserError(f"stages.{context.name}.{problems[0]}")
+    settle_sampler(context, args, start.config.adapter, kind.config)
     check_rewards(context.project, context.name)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
@@ -72,6 +74,7 @@ def run(context: StageContext) -> Metrics:
         spread(roles, process_state().device)
     kind = policy_kind(start.opened)
     policy: Any = kind.policy(roles, args, context.settings.fold)
+    policy.folder = context.directory
     if roles.reward_head is not None:
         folder = context.parents[OWN_REWARD]
         policy.check_scores(folder, open_stage(folder).manifest.get("probe"))
@@ -86,6 +89,7 @@ def run(context: StageContext) -> Metrics:
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, roles.policy, context.directory, trainer)
     metrics = run_training(trainer, context, [samples_file])
+    policy.close()
     if roles.shared:
         roles.policy.set_adapter(POLICY)
     metrics.update(choose(judge, candidates, start.opened))

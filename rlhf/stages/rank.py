@@ -14,6 +14,7 @@ from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._rewards import check as check_judges
 from rlhf.stages._rewards import check_rewards, rewards
+from rlhf.stages._sampling import settle_sampler
 from rlhf.workflow import ROWS_FILES, Metrics, Stage, StageContext, rewards_of, rows_from, stages
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def prepare(context: StageContext) -> Ready:
     from rlhf.evaluation.shares import processes
     from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
     from rlhf.policies.kinds import policy_kind
-    from rlhf.policies.settings import sampler_problem
     from rlhf.training.ready import Ready, prepared_data
     from rlhf.training.starting_point import starting_point
 
@@ -43,10 +43,11 @@ def prepare(context: StageContext) -> Ready:
         )
     limits = [limit for limit in (settings.max_length, start.context_length) if limit is not None]
     settings.max_length = min(limits, default=None)
-    if (problem := sampler_problem(settings, processes())) is not None:
-        raise UserError(f"stages.{context.name}.{problem}")
+    if settings.sampler == "vllm" and processes() > 1:  # each replies to its share whenever it gets there
+        raise UserError(f"stages.{context.name}.sampler: a vllm server is asked by one process, not by {processes()}")
     check_rewards(context.project, context.name)
     kind = policy_kind(start.opened)
+    settle_sampler(context, settings, None, kind.config)
     try:
         encoder = kind.prompts(settings)
     except UserError as error:
@@ -76,12 +77,14 @@ def run(context: StageContext) -> Metrics:
     draw = random.Random(seed + project.round - 1).sample  # each round replies to others
     asked = sorted(draw(range(count), min(count, settings.prompts or count)))
     rows = ready.data.train.select(asked)
-    policy: Any = kind.policy(Roles(ready.start.opened.policy()), settings, context.settings.fold)
+    policy: Any = kind.policy(Roles(ready.start.opened.policy().requires_grad_(False)), settings, context.settings.fold)
+    policy.folder = context.directory
     sample_replies(
         context.directory / SAMPLES, policy, kind.inputs(rows), [ready.data.origins[row] for row in asked],
         load_rewards(project, context.parents, weights), samples=settings.samples,
         at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
     )  # fmt: skip
+    policy.close()
     return _keep(context, settings, weights, count - len(asked)) if is_main() else {}
 
 

@@ -259,7 +259,8 @@ def test_several_rewards_by_name_and_weight(tmp_path, tiny_llama):
         ({"neftune_noise_alpha": 5}, "stages.ppo.neftune_noise_alpha: online training has no use for it"),
         ({"rewards": ["long"]}, "stages.ppo.rewards: expected dict, not"),
         ({"rewards": {"long": float("nan")}}, "stages.ppo.rewards: must be finite, not nan"),
-        ({"sampler": "vllm"}, "stages.ppo.sampler: vllm is not installed"),
+        ({"sampler": "vllm"}, "stages.ppo.sampler: vllm runs in an environment of its own: make one"),
+        ({"sampler": "vllm", "vllm_url": "http://far.example:8000"}, "stages.ppo.vllm_folder: a server on another"),
         ({"max_length": 20}, r"every row of data.rollouts was dropped: \d+ × prompt leaves no room for a reply"),
     ],
 )

@@ -1,0 +1,136 @@
+"""A vLLM server that a stage starts, and that ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf.policies.sampler import SamplerFailed
+from rlhf.policies.vllm import watched
+from rlhf.policies.vllm.client import SOCKET, Client
+
+NAME = "policy"
+"""By which the server knows the model that it was started with."""
+_START = 1800.0
+"""Seconds in which a server has to be ready; a large model takes minutes."""
+_PATIENCE = 10.0
+"""Seconds that it has to end."""
+_SETTLED = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # has it take new weights; nobody else reaches its socket
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",  # all that it reads is written by the stage
+}
+_DEFAULTS = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # of memory that it shares with the training
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""For whoever has not set them; those with CPU in their name mean nothing on a GPU."""
+_LAUNCHER = re.compile(r"(RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$|^(TORCHELASTIC|ACCELERATE|FSDP|PYTHON)")
+"""Variables of the launcher of the training, which would tell vLLM that it is a part of it."""
+_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$")
+
+
+class Server:
+    """A server of this process, which listens on a socket that no other user can reach.
+
+    Args:
+        python: Interpreter of an environment with vLLM.
+        model: Folder of the model that it serves.
+        log: File that its output is appended to.
+        options: More of vLLM's own options.
+    """
+
+    def __init__(self, python: str, model: Path, log: Path, options: Sequence[str] = ()) -> None:
+        self.log = log
+        self._folder = tempfile.TemporaryDirectory(prefix="rlhf-")  # 0700; the path of a socket has to be short
+        socket = Path(self._folder.name) / "socket"
+        command = [
+            python, "-I", watched.__file__, "--model", str(model), "--served-model-name", NAME, "--uds", str(socket),
+            "--load-format", "safetensors", "--skip-tokenizer-init", "--generation-config", "vllm",
+            "--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log", "--seed", "0", *options,
+        ]  # fmt: skip
+        self._since = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, cwd=self._folder.name,
+                env=_environment(), start_new_session=True,
+            )  # fmt: skip
+        self.client = Client(f"{SOCKET}{socket}", self._ended)
+        self.close = weakref.finalize(self, _end, self.process)
+
+    def wait(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            SamplerFailed: It has ended, or does not answer in half an hour.
+        """
+        over = time.monotonic() + _START
+        socket = Path(self._folder.name) / "socket"
+        while not (socket.exists() and self._healthy()):
+            if (ended := self._ended()) is not None:
+                raise SamplerFailed(ended)
+            if time.monotonic() > over:
+                raise SamplerFailed(f"sampler: vLLM is not ready after {_START:g} seconds; its log is {self.log}")
+            time.sleep(0.2)
+
+    def _healthy(self) -> bool:
+        try:
+            self.client.call("GET", "/health", timeout=5.0)
+        except SamplerFailed:
+            return False
+        return True
+
+    def _ended(self) -> str | None:
+        """Why it is gone, if it is."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        how = f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+        return f"sampler: vLLM {how}: {last_words(self.log, self._since)} (its log is {self.log})"
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not (_LAUNCHER.search(name) or _SECRET.search(name))}
+    return {**_DEFAULTS, **kept, **_SETTLED}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it started."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()  # see `watched`
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it, or what it has left behind
+    process.wait()
+
+
+def last_words(log: Path, since: int = 0) -> str:
+    """What a log says went wrong: its first error, since others follow from it; else its last line.
+
+    Args:
+        log: The file.
+        since: Bytes at its beginning that are not looked at.
+    """
+    with log.open("rb") as file:
+        file.seek(since)
+        lines = file.read().decode(errors="replace").splitlines()
+    said = [line for line in (_PREFIX.sub("", line).strip() for line in lines) if line]
+    errors = (line for line in said if _ERROR.match(line))
+    return next(errors, said[-1] if said else "it said nothing")[:300]
+
+
+_PREFIX = re.compile(r"^(\(\w[^)]*\) )?([A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] ?)?")
+_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b.*: ")
