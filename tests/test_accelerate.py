@@ -87,7 +87,7 @@ def test_a_users_mistake_is_told_once(tmp_path, tiny_llama, root):
     assert "no finished stage is there" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero2", "zero3"])
 def test_accelerate_reads_each_config(root, name):
     from accelerate.commands.config.config_args import load_config_from_file
 

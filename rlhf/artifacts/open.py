@@ -22,7 +22,7 @@ from rlhf.artifacts.manifest import Manifest, is_finished, read_manifest, verify
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.models.device import device, move
+from rlhf.models.device import device, move, reads_weights
 from rlhf.models.labels import Classes, classes_of
 from rlhf.models.load import (
     Loaded,
@@ -35,6 +35,7 @@ from rlhf.models.load import (
     source_of,
 )
 from rlhf.models.processor import load_processor
+from rlhf.models.shards import is_spread
 from rlhf.models.tasks import LABEL, Task, adapter_task, has_new_head, reads_images, task_of
 from rlhf.models.tokenizer import Processor, check_tokenizer
 
@@ -149,21 +150,22 @@ class OpenedModel:
             return "policy"
         return "reward" if len(self.label_names) == 1 else "classifier"
 
-    def policy(self, placed: bool = True) -> PreTrainedModel:
+    def policy(self, placed: bool = True, spread: bool = False) -> PreTrainedModel:
         """The policy, its adapter merged.
 
         Args:
             placed: Whether it is moved to the accelerator, if there is one; a trainer places its model itself.
+            spread: Whether a trainer will spread its weights over the processes; see `load_model`.
 
         Raises:
             UserError: It cannot be loaded, its files changed, or it is not the model that the stage left.
         """
         self._check_files()
         labels = len(self.label_names) if self.task.policy == LABEL.policy else None
-        model = load_policy(self.source, self.settings, self.processor, self.task, labels)
+        model = load_policy(self.source, self.settings, self.processor, self.task, labels, spread)
         if labels is not None:
             self.classes.name(model)
-        return self._checked(model, placed)
+        return model if spread and not reads_weights() else self._checked(model, placed)
 
     def scorer(self, placed: bool = True) -> PreTrainedModel:
         """The reward model or classifier, its adapter merged.
@@ -181,6 +183,8 @@ class OpenedModel:
     def with_new_head(self, labels: int | None = 1, task: Task = LABEL) -> Loaded:
         """A model to train: this one under the head of a task, which is drawn where the files have none.
 
+        A trainer may spread its weights over the processes; see `load_model`.
+
         Args:
             labels: Outputs of the head, where the task leaves that open; 1 for a reward model.
             task: What the head computes.
@@ -189,7 +193,7 @@ class OpenedModel:
             UserError: It cannot be loaded, or its files changed.
         """
         self._check_files()
-        return load_model(self.source, self.settings, self.processor, task, labels, new_head=True)
+        return load_model(self.source, self.settings, self.processor, task, labels, new_head=True, spread=True)
 
     def _check_files(self) -> None:
         probe.check_head(Path(self.name))
@@ -253,7 +257,8 @@ def check_saved(
     """Load what was just saved as the next stage will, and compare it with the model that was trained.
 
     For the time of the check there are two copies of the weights. The trained one waits on the CPU, so that an
-    accelerator needs no more memory than in training. It costs one load and a few sequences.
+    accelerator needs no more memory than in training; one that processes share stays in place, and the saved one runs
+    on the CPU. It costs one load and a few sequences.
 
     Args:
         model: The trained model; it is left on the CPU.
@@ -265,8 +270,9 @@ def check_saved(
     Raises:
         UserError: The two differ; both values are named.
     """
-    trained_on = next(model.parameters()).device
-    move(model, torch.device("cpu"))
+    trained_on = torch.device("cpu") if is_spread(model) else next(model.parameters()).device
+    if not is_spread(model):
+        move(model, torch.device("cpu"))
     saved = OpenedModel(settings, folder)
     check_tokenizer(saved.processor, recorded, folder)
     loaded = saved.policy(placed=False)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.errors import UserError
 
@@ -68,6 +71,26 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
     if weight is not None:
         return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
     return _asked("FSDP") and process_state().num_processes > 1
+
+
+def reads_weights() -> bool:
+    """Whether this process reads the weights of a model that a trainer will spread over the processes.
+
+    All do where each keeps them whole; else the main process does, and the trainer's engine sends every other its
+    share. accelerate's `fsdp_cpu_ram_efficient_loading: false` has all of them read under FSDP.
+    """
+    state = process_state()
+    sends = (
+        os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true"
+        if _asked("FSDP")
+        else (is_deepspeed_zero3_enabled())
+    )
+    return state.is_main_process or not sends
+
+
+def said_by_main(value: Any) -> Any:
+    """What the main process has here, on every process. All of them call it."""
+    return broadcast_object_list([value])[0]
 
 
 def device() -> torch.device:

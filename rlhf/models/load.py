@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from transformers import (
@@ -25,12 +26,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed
 
 from rlhf import network
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
-from rlhf.models.device import sharded
+from rlhf.models.device import reads_weights
 from rlhf.models.heads import init_score_head
 from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, adapter_task, is_encoder
@@ -136,6 +137,7 @@ def load_model(
     task: Task = CAUSAL_LM,
     labels: int | None = None,
     new_head: bool = False,
+    spread: bool = False,
 ) -> Loaded:
     """Load a model with the head of a task, its adapter merged.
 
@@ -146,23 +148,57 @@ def load_model(
         task: What the head computes; `LABEL` for a reward model, too, which has one label.
         labels: Outputs of the head, where the task leaves that open.
         new_head: Whether to make a head where the files have none, as `heads.init_score_head` does.
+        spread: Whether a trainer will spread the weights over the processes. Then the main process alone reads them,
+            and the model of every other has memory for them that nothing has been written to.
 
     Raises:
         UserError: The model cannot be loaded, or has no head of this task and size and may get none.
     """
+    with whole_on_loading():
+        return _load_model(source, config, processor, task, labels, new_head, spread and not reads_weights())
+
+
+def _load_model(
+    source: Source, config: ModelConfig, processor: Processor, task: Task, labels: int | None, new_head: bool,
+    empty: bool,
+) -> Loaded:  # fmt: skip
     if task is CAUSAL_LM and is_encoder(model_config(source)):
         raise UserError(f"{source.base}: a masked language model cannot write replies; that takes a causal one")
     labels = task.outputs if labels is None else labels
     options = {} if labels is None else {"num_labels": labels}
-    model, misfit = _pretrained(task.model_class, source, config, **options)
+    model, misfit = _pretrained(
+        task.model_class, source, config, **options, **({"device_map": "meta"} if empty else {})
+    )
     check_complete(model, misfit, source.base, new_head=task.new_head)
     fresh = new_modules(model, misfit) if task.new_head else ()
     if fresh and not new_head and not _adapter_has_head(source):
         what = "reward head with 1 output" if labels == 1 else f"head for a {task.policy} policy"
         raise UserError(f"{source.base}: has no {what}; train one with the {'reward' if labels == 1 else 'sft'} stage")
+    if empty:
+        return Loaded(_unwritten(model, processor), fresh)
     if fresh:
         init_score_head(model)
     return Loaded(_finish(model, source, processor), fresh)
+
+
+def _unwritten(model: PreTrainedModel, processor: Processor) -> PreTrainedModel:
+    """A model on the meta device as one on the CPU with unwritten weights, which take no memory until they are written.
+
+    Buffers that are computed, such as rotary frequencies, have their values.
+    """
+    with init_empty_weights():
+        result: Any = type(model)._from_config(
+            model.config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    if isinstance(processor, PreTrainedTokenizerBase):
+        _make_room(result, len(processor))
+        _name_special_tokens(result, processor)
+    buffers = dict(result.named_buffers())
+    result.to_empty(device="cpu")
+    result.tie_weights()
+    for name, buffer in result.named_buffers():
+        buffer.copy_(buffers[name])
+    return result
 
 
 def load_policy(
@@ -171,9 +207,10 @@ def load_policy(
     processor: Processor,
     task: Task = CAUSAL_LM,
     labels: int | None = None,
+    spread: bool = False,
 ) -> PreTrainedModel:
     """Load a policy, whose head must be there; see `load_model`."""
-    return load_model(source, config, processor, task, labels).model
+    return load_model(source, config, processor, task, labels, spread=spread).model
 
 
 def load_scorer(
@@ -187,7 +224,7 @@ def load_scorer(
     return load_model(source, config, processor, LABEL, labels, new_head)
 
 
-def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -> PreTrainedModel | None:
+def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -> PreTrainedModel:
     """Check that a base model's files have the weights that it needs; only the files' headers are read.
 
     Args:
@@ -196,16 +233,29 @@ def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -
         task: What its head will compute; the head may be new where the task allows it.
 
     Returns:
-        The model on the meta device; None where weights are sharded, as they were checked before the launch.
+        The model on the meta device.
 
     Raises:
         UserError: Weights are missing, or the model cannot be made.
     """
-    if sharded() or is_deepspeed_zero3_enabled():
-        return None
-    model, misfit = _pretrained(task.model_class, source, config, device_map="meta")
+    with whole_on_loading():
+        model, misfit = _pretrained(task.model_class, source, config, device_map="meta")
     check_complete(model, misfit, source.base, new_head=task.new_head)
     return model
+
+
+@contextlib.contextmanager
+def whole_on_loading() -> Iterator[None]:
+    """Within, a model is loaded whole under ZeRO-3, too: its adapter is merged and its weights are checked first.
+
+    transformers would partition the weights while it reads them; DeepSpeed does when training begins.
+    """
+    settings = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = settings
 
 
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
@@ -216,7 +266,7 @@ def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) 
         model, info = kind.from_pretrained(
             source.base,
             output_loading_info=True,
-            ignore_mismatched_sizes=not is_deepspeed_zero3_enabled(),
+            ignore_mismatched_sizes=True,
             **_arguments(source, config),
             **options,
         )
@@ -255,8 +305,7 @@ def _finish(model: PreTrainedModel, source: Source, processor: Processor) -> Pre
             adapted = PeftModel.from_pretrained(model, str(source.adapter), config=adapter)
             check_adapter(adapted, source.adapter)
             model = adapted.merge_and_unload()
-    if not sharded() and not is_deepspeed_zero3_enabled():
-        check_finite(model, str(source.adapter or source.base))
+    check_finite(model, str(source.adapter or source.base))
     if isinstance(processor, PreTrainedTokenizerBase):
         _name_special_tokens(model, processor)
     return model

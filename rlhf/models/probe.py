@@ -87,13 +87,21 @@ def patterns(shape: Sequence[int]) -> torch.Tensor:
     return torch.stack([(steps * (0.11 + 0.37 * number)).sin() for number in range(SIZE)]).view(SIZE, *shape).float()
 
 
-def make(model: nn.Module, sequences: Sequence[Sequence[int]], image: Sequence[int] | None = None) -> dict[str, Any]:
+def make(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    image: Sequence[int] | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
     """Make the probe of a model: the first few sequences, their outputs and the type of the weights.
+
+    Processes that share the weights of the model among them all call this, with the same sequences.
 
     Args:
         model: The model.
         sequences: Token ids.
         image: Channels, height and width of what an image model reads, which sees patterns of this shape instead.
+        dtype: The type that it computes in, such as `bfloat16`; None takes that of its weights.
 
     Raises:
         UserError: An output is not finite.
@@ -105,7 +113,7 @@ def make(model: nn.Module, sequences: Sequence[Sequence[int]], image: Sequence[i
             f"the trained model's outputs are not finite ({values}): the run has diverged; lower learning_rate"
         )
     shown = {"ids": chosen} if image is None else {"image": list(image)}
-    return {**shown, "outputs": values, "dtype": _dtype(model)}
+    return {**shown, "outputs": values, "dtype": dtype or _dtype(model)}
 
 
 def agrees(was: float, now: float, dtype: str) -> bool:

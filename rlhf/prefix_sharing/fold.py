@@ -126,7 +126,7 @@ class _Item:
         return sum(map(bool, self.tails)) > 1
 
 
-def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: bool = True) -> Fold:
+def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: bool = True, tried: bool = True) -> Fold:
     """Compute what the sequences of a group share once, from now on or within a `with` block.
 
     Of a batch of R rows, i, i + R/G, i + 2R/G … (G = `group_size`) are a group: for preference pairs TRL's layout, all
@@ -139,6 +139,7 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
         model: Any decoder of transformers with full causal attention, with whatever head; peft's wrapping too.
         group_size: Sequences of a group; 1 shares nothing, and only saves padding.
         by_length: Run rows of like length together: a batch is cut into several where that costs less than its padding.
+        tried: Whether a forward pass shows that it can be folded; else another process, which has the weights, tells.
 
     Returns:
         The fold; its `reason` says why this model runs unfolded, if it does.
@@ -156,7 +157,9 @@ def fold(model: PreTrainedModel | PeftModel, group_size: int = 2, by_length: boo
     backbone = result.backbone
     if is_folded(whole):
         raise ValueError(f"{type(whole).__name__} is folded already")
-    result.reason = _prompt_learning(model) or support.why_not(backbone, longest=0) or _folding_check(backbone)
+    result.reason = _prompt_learning(model) or support.why_not(backbone, longest=0)
+    if tried and result.reason is None:
+        result.reason = _folding_check(backbone)
     if result.reason is not None:
         result.say(result.reason)
         return result

@@ -54,6 +54,7 @@ def dry_run(context: StageContext, ready: Ready) -> None:
 
 def run(context: StageContext) -> Metrics:
     """Train the policy."""
+    from rlhf.models.device import said_by_main
     from rlhf.models.tasks import CAUSAL_LM
     from rlhf.policies.kinds import policy_kind
     from rlhf.prefix_sharing.support import packing_check
@@ -68,9 +69,9 @@ def run(context: StageContext) -> Metrics:
     if start.task.new_head:
         model = _with_new_head(kind, ready)
     else:
-        policy = starting_policy(context, start)
+        policy = starting_policy(context, start, spread=True)
         packs = start.task is CAUSAL_LM and (args.packing or args.padding_free)
-        if packs and (reason := packing_check(policy.base_model)):
+        if packs and (reason := said_by_main(packing_check(policy.base_model))):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
         model = adapted(policy, start, args)
     trainer: Any = _trainer(kind, ready, model, speedups_of(context))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rlhf import interrupts
 from rlhf.errors import Incident
+from rlhf.models.shards import clip_gradients
+from rlhf.models.shards import norm as norm_of
 from rlhf.training import incidents
 from rlhf.training.buckets import set_epoch
 from rlhf.training.train_loss import mean_train_loss
@@ -54,6 +55,21 @@ class FiniteTrainer(_Base):
         self.signal = 0  # by which a process was asked to stop, as all of them agree
         super().__init__(*args, **kwargs)
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a micro-batch.
+
+        DeepSpeed takes its step within the backward pass, before anything here could look at the loss, and leaves it
+        out where the gradient is not finite. So a loss that is not finite gets such a gradient.
+        """
+        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not (self.is_deepspeed_enabled and self.model.training):
+            return result
+        loss = result[0] if return_outputs else result
+        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+        return (loss, result[1]) if return_outputs else loss
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a micro-batch; its loss is looked at before the update."""
         if self.on_nonfinite == "skip" and not self._losses:
@@ -64,26 +80,22 @@ class FiniteTrainer(_Base):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clip the gradient of a step, once it is known to be finite: clipping spreads what is not to all of it."""
-        if self._sharded:
+        if self.is_deepspeed_enabled:  # which has clipped and taken the step, unless its gradient was not finite
             return self._checked(super()._clip_grad_norm(model), model)
         norm = self._checked(self._total_norm(model), model)
-        clip_grads_with_norm_(_with_gradient(model), self.args.max_grad_norm, norm)
+        clip_gradients(_with_gradient(model), self.args.max_grad_norm, norm)
         return norm
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of a step's gradient, where it was not clipped."""
-        if grad_norm is None and not self._sharded:
-            return self._checked(self._total_norm(model), model)
-        norm = super()._get_grad_norm(model, grad_norm)
-        return norm if grad_norm is not None else self._checked(norm, model)
-
-    @property
-    def _sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if grad_norm is not None:
+            return super()._get_grad_norm(model, grad_norm)
+        own = super()._get_grad_norm(model) if self.is_deepspeed_enabled else self._total_norm(model)
+        return self._checked(own, model)
 
     def _total_norm(self, model: Any) -> torch.Tensor:
         self.accelerator.unscale_gradients()
-        return get_total_norm([parameter.grad for parameter in _with_gradient(model)])
+        return norm_of([parameter.grad for parameter in _with_gradient(model)])
 
     def _checked(self, norm: Any, model: Any) -> Any:
         """A step's gradient norm; that of no gradient where the step's numbers are not finite and it is skipped.
@@ -96,8 +108,8 @@ class FiniteTrainer(_Base):
         losses, self._losses = self._losses, []
         norm = torch.as_tensor(norm, device=self.args.device)
         in_losses = ~torch.isfinite(torch.stack(losses)).all() if losses else torch.zeros_like(norm, dtype=torch.bool)
-        scaler = self.accelerator.scaler  # float16's looks for such gradients itself, and skips their steps
-        in_gradient = ~torch.isfinite(norm) if scaler is None else torch.zeros_like(in_losses)
+        # float16's scaler looks for such gradients itself, and skips their steps
+        in_gradient = torch.zeros_like(in_losses) if self._scales() else ~torch.isfinite(norm)
         asked = torch.tensor(float(interrupts.asked() or 0), device=self.args.device)
         flags = torch.stack([in_losses.float(), in_gradient.float(), asked])
         if self.args.world_size > 1:
@@ -112,6 +124,11 @@ class FiniteTrainer(_Base):
             self._skipped += 1
             self._tr_loss.copy_(self._sum_before)  # the mean that is logged is one over the steps that were taken
         return norm
+
+    def _scales(self) -> bool:
+        """Whether the loss is scaled so that gradients fit float16."""
+        scaled = self.is_deepspeed_enabled and self.accelerator.mixed_precision == "fp16"
+        return scaled or self.accelerator.scaler is not None
 
     def nonfinite(self, what: str, losses: Sequence[torch.Tensor], norm: float, model: Any) -> None:
         """Describe the step that is being computed, whose numbers are not finite, and leave it without a gradient.

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from rlhf.artifacts.json_files import write_json
 from rlhf.models.device import process_state
+from rlhf.models.shards import norm
 
 INCIDENTS = "incident.json"
 _MOST = 100
@@ -46,13 +47,15 @@ def keep_through(file: Path, step: int) -> None:
 
 
 def norms(model: torch.nn.Module) -> dict[str, Any]:
-    """Norms of the trained weights and of their gradients, the gradients by parameter."""
+    """Norms of the trained weights and of their gradients, the gradients by parameter. Every process calls it.
+
+    DeepSpeed keeps gradients apart from their parameters, and none is listed.
+    """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    gradients = {name: float(weight.grad.norm()) for name, weight in trained.items() if weight.grad is not None}
+    gradients = {name: float(norm([weight.grad])) for name, weight in trained.items() if weight.grad is not None}
     ranked = sorted(gradients, key=lambda name: (math.isfinite(gradients[name]), -gradients[name]))
-    weights = [weight.detach().norm() for weight in trained.values()]
     return {
-        "weight_norm": float(torch.stack(weights).norm()) if weights else 0.0,
+        "weight_norm": float(norm(trained.values())),
         "gradient_norms": {name: gradients[name] for name in ranked[:_NORMS]},
     }
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from rlhf.artifacts.open import check_saved
+from rlhf.config.project import ModelConfig
 from rlhf.data.prepare import Prepared, iter_records
 from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.labels import classes_named
 from rlhf.models.processor import pixel_values
+from rlhf.models.shards import is_spread, whole_state
 from rlhf.models.tasks import LABEL
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.ready import Ready
@@ -36,24 +39,23 @@ def save_model(
 
     Returns:
         What the manifest records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
-        artefact can tell that it is the same model (none where the weights are sharded).
+        artefact can tell that it is the same model.
 
     Raises:
-        UserError: What was saved, loaded again as the next stage will, is not the model that was trained (looked at
-            where the weights are not sharded).
+        UserError: What was saved, loaded again as the next stage will, is not the model that was trained.
     """
     start, folder = ready.start, context.directory
     model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    state = gathered(model, start.config, trainer.is_world_process_zero()) if _kept_by_engine(trainer) else None
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
         write_model(model, start, folder, state)
     trainer.accelerator.wait_for_everyone()
     tokenizer = tokenizer_record(start.processor)
-    stored = None if sharded else _probe(model, ready)
-    if stored is not None and trainer.is_world_process_zero():
+    stored = _probe(model, ready, trainer.accelerator.mixed_precision if is_spread(model) else "no")
+    if trainer.is_world_process_zero():
         check_saved(model, stored, folder, start.config, tokenizer)
+    trainer.accelerator.wait_for_everyone()
     source = start.source
     return {
         "tokenizer": tokenizer,
@@ -64,6 +66,33 @@ def save_model(
         },
         "probe": stored,
     }  # fmt: skip
+
+
+def _kept_by_engine(trainer: Trainer) -> bool:
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
+def gathered(model: PeftModel | PreTrainedModel, settings: ModelConfig, keep: bool) -> dict[str, torch.Tensor]:
+    """The weights that are saved of a model that processes share among them. Every process calls it.
+
+    Args:
+        model: The model in training.
+        settings: The type of its weights; engines keep them in float32 where they compute in another.
+        keep: Whether this process saves them.
+
+    Returns:
+        Of an adapter its own weights, else all; by the names that they have in the model.
+    """
+    adapter = isinstance(model, PeftModel)
+    saved = {
+        name: weight for name, weight in model.state_dict(keep_vars=True).items()
+        if not adapter or ".default." in f"{name}."
+    }  # fmt: skip
+    state = whole_state(saved, keep)
+    if adapter:
+        return state
+    kind = getattr(torch, settings.dtype)
+    return {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def write_model(
@@ -101,11 +130,13 @@ def _prompt_format(context: StageContext) -> str:
     return "messages" if isinstance(getattr(record, "prompt", ""), list) else "text"
 
 
-def _probe(model: PeftModel | PreTrainedModel, ready: Ready) -> dict[str, Any]:
-    processor = ready.start.processor
+def _probe(model: PeftModel | PreTrainedModel, ready: Ready, precision: str) -> dict[str, Any]:
+    """The probe of a model; `precision` is accelerate's word for the type that a spread model computes in."""
+    processor, dtype = ready.start.processor, {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
     if isinstance(processor, PreTrainedTokenizerBase):
-        return probe.make(model, _probe_sequences(ready.data))
-    return probe.make(model, [], pixel_values(processor, model.config, ready.data.train[0]["image"]).shape)
+        return probe.make(model, _probe_sequences(ready.data), dtype=dtype)
+    image = pixel_values(processor, model.config, ready.data.train[0]["image"]).shape
+    return probe.make(model, [], image, dtype)
 
 
 def _probe_sequences(data: Prepared) -> list[list[int]]:

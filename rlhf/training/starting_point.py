@@ -12,6 +12,7 @@ from rlhf.artifacts.open import OpenedModel, open_model, open_stage
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_config, whole_modules
+from rlhf.models.device import reads_weights
 from rlhf.models.freeze import freeze_parameters
 from rlhf.models.load import Source, check_weights, context_length, model_config
 from rlhf.models.settings import stage_settings
@@ -80,13 +81,11 @@ def starting_point(context: StageContext) -> StartingPoint:
         check_numbers(source.base)
     if config.adapter is not None:  # refused here, before anything trains
         adapter = lora_config(config.adapter, task.peft, joined=_parent_has_adapter(context))
-        if model is not None:
-            check_attachable(model, adapter)
+        check_attachable(model, adapter)
         if source.adapter is not None:
             check_joinable(source.adapter)
     freeze = tuple(context.settings.freeze)
-    if model is not None:
-        freeze_parameters(model, freeze, f"stages.{context.name}.freeze")
+    freeze_parameters(model, freeze, f"stages.{context.name}.freeze")
     return StartingPoint(opened, task, is_encoder(architecture), context_length(architecture), freeze)
 
 
@@ -142,13 +141,18 @@ def check_writes(start: StartingPoint, stage: str) -> None:
         )
 
 
-def starting_policy(context: StageContext, start: StartingPoint) -> PreTrainedModel:
+def starting_policy(context: StageContext, start: StartingPoint, spread: bool = False) -> PreTrainedModel:
     """The policy a stage starts from, checked with its parent's probe.
+
+    Args:
+        context: The stage.
+        start: What it starts from.
+        spread: Whether a trainer will spread its weights over the processes; see `load.load_model`.
 
     Raises:
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
-    model = start.opened.policy(placed=False)
-    if start.task in (CAUSAL_LM, SEQ2SEQ):
+    model = start.opened.policy(placed=False, spread=spread)
+    if start.task in (CAUSAL_LM, SEQ2SEQ) and (reads_weights() or not spread):
         check_can_sample(context.project, model)
     return model

@@ -45,6 +45,10 @@ class ResumableTrainer(FiniteTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(_AtStart(self))
 
+    @property
+    def _sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: what is trained, the states of what trains it, then the manifest."""
         folder, step = Path(str(self.args.output_dir)), self.state.global_step

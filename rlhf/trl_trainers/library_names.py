@@ -144,8 +144,8 @@ NAMES = (
                    "num_full_batches", "remainder")),
     LibraryName("transformers.integrations.liger:apply_liger_kernel", "a dry run applies what training will apply",
                 "model kernel_config"),
-    LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "weights that are sharded are not looked at",
-                ""),
+    LibraryName("transformers.integrations.deepspeed:_hf_deepspeed_config_weak_ref", "a model is loaded whole under "
+                "ZeRO-3, too"),
     LibraryName("transformers.models.auto.modeling_auto:MODEL_FOR_MASKED_LM_MAPPING_NAMES", "tells an encoder"),
     LibraryName("transformers.models.auto.modeling_auto:MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
                 "tells what reads images"),

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 import trl
+from accelerate.utils import fsdp2_prepare_model
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.models.device import sharded
 from rlhf.trl_trainers.speedups import FasterTrainer
@@ -36,6 +38,20 @@ class ReferenceTrainer(_Base):
 
     _reference_key: str | None = None
 
+    def __init__(self, model: Any, ref_model: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._given_reference = ref_model
+        super().__init__(model, ref_model, *args, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; under FSDP spread the reference, too.
+
+        TRL does that later as if every process had its weights; here the main process alone may have read them.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self._given_reference is not None:
+            self._given_reference.requires_grad_(False)
+            fsdp2_prepare_model(self.accelerator, self._given_reference)
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's, stored beside the dataset; its key lacks what else decides the numbers.
 
@@ -61,15 +77,15 @@ def worth_storing(args: Any, rows: int, second: bool) -> bool:
     """Whether reference log-probabilities are computed once and stored.
 
     They are where each would be needed again, or where the reference is a second model, which then is never loaded:
-    before training the policy is the reference. Not for a reference that moves, and not under FSDP, where TRL loads
-    that second model in any case.
+    before training the policy is the reference. Not for a reference that moves, and not where weights are spread over
+    processes: they are when training begins, and before that the main process alone has them.
 
     Args:
         args: The trainer's.
         rows: Rows of training.
         second: Whether all weights are trained.
     """
-    if args.sync_ref_model or sharded():
+    if args.sync_ref_model or sharded() or is_deepspeed_zero3_enabled():
         return False
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs

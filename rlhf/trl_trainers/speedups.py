@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from rlhf.data.tokenize import IGNORED
+from rlhf.models.device import reads_weights, said_by_main
 from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.fold import fold
 from rlhf.training.buckets import StepBuckets, row_lengths
@@ -94,7 +95,12 @@ class FasterTrainer(_Base):
             if self.speedups.head and self.fused_head:
                 head_where_labelled(model)
             if self.speedups.fold or self.speedups.buckets:
-                folded = fold(model, self.group_size if self.speedups.fold else 1, by_length=self.speedups.buckets)
+                size = self.group_size if self.speedups.fold else 1
+                folded = fold(model, size, by_length=self.speedups.buckets, tried=reads_weights())
+                reason = said_by_main(folded.reason)
+                if folded.reason is None and reason is not None:
+                    folded.remove()
+                folded.reason = reason
                 if self._has_router_loss() and folded.reason is None:
                     folded.say(support.ROUTERS)
                     folded.remove()  # the reference's too: rounded otherwise, it would not tie

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "recipes/accelerate"
+ZERO = Path(sys.prefix) / "zero"
+"""Where `make zero` puts DeepSpeed. accelerate imports it wherever it is installed, and it writes to stderr then."""
 
 
 def on_cpus(name: str, folder: Path, processes: int = 2) -> Path:
@@ -32,7 +35,7 @@ def environment(**more: str) -> dict[str, str]:
     Args:
         more: Variables that are added or replaced.
     """
-    paths = [str(ROOT), str(ROOT / "tests/support/cpu_fsdp"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests/support/cpu_fsdp"), str(ZERO), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -5,7 +5,8 @@ import shutil
 import tempfile
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.errors import UserError
 from rlhf.pipeline.execute import attempt, prepare_stage
@@ -76,9 +77,16 @@ def test_what_works_is_not_refused(tmp_path, tiny_llama, tiny_bert, adapter):
     attempt(prepare_stage, project, "reward")
 
 
+def meta_model(source, *_):
+    """What `check_weights` gives, without files of weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.base))
+
+
 def test_a_model_too_large_for_this_machine_is_tried(tmp_path, tiny_llama, monkeypatch):
     """Seven billion parameters, of which nothing is loaded: there is no file of weights."""
-    monkeypatch.setattr(starting_point, "check_weights", lambda *_: None)
+    monkeypatch.setattr(starting_point, "check_weights", meta_model)
+    monkeypatch.setattr(starting_point, "check_attachable", lambda *_: None)  # which looks at the memory
     monkeypatch.setattr(starting_point, "check_numbers", lambda *_: None)
     large = shutil.copytree(tiny_llama, tmp_path / "large", ignore=shutil.ignore_patterns("*.safetensors"))
     config = AutoConfig.from_pretrained(tiny_llama)

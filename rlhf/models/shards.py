@@ -1,0 +1,115 @@
+"""Weights that several processes share among them: what this one holds of a weight, gathered, and put back.
+
+FSDP2 holds a weight as a DTensor, DeepSpeed's ZeRO-3 as a partition beside an empty parameter. A weight that is not
+shared passes as it is, so that callers need not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from rlhf.models.device import sharded
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether processes share the weights of a model among them; each then runs the model when the others do."""
+    return any(sharded(weight) for weight in model.parameters())
+
+
+def local(weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a weight; of one that is not shared all of it."""
+    if isinstance(weight, DTensor):
+        return weight.to_local()
+    return getattr(weight, "ds_tensor", weight)
+
+
+def counted(model: nn.Module) -> tuple[int, int]:
+    """Numbers in a model's weights, and how many of them this process holds."""
+    weights = list(model.parameters())
+    return sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights), sum(
+        local(weight).numel() for weight in weights
+    )
+
+
+@torch.no_grad()
+def whole(weight: Any) -> torch.Tensor:
+    """A copy of a weight with all its numbers. Every process that shares it calls this."""
+    if isinstance(weight, DTensor):
+        spread: Any = weight.detach()
+        return spread.full_tensor()
+    if not sharded(weight):
+        return weight.detach().clone()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        return weight.detach().clone()
+
+
+@torch.no_grad()
+def put(weight: torch.Tensor, values: torch.Tensor) -> None:
+    """Give a weight its values, in place. Every process that shares it calls this.
+
+    Args:
+        weight: What is overwritten.
+        values: All its numbers.
+    """
+    if isinstance(weight, DTensor):
+        values = values.to(weight.device, weight.dtype)
+        weight.copy_(distribute_tensor(values, weight.device_mesh, weight.placements, src_data_rank=None))
+    elif not sharded(weight):
+        weight.copy_(values)
+    else:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
+            weight.copy_(values)
+
+
+def whole_state(weights: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+    """Gather weights one after the other, on the CPU. Every process that shares them calls this.
+
+    Args:
+        weights: By name. Names of one and the same weight get one and the same tensor.
+        keep: Whether this process wants them; the others get an empty dictionary.
+    """
+    gathered: dict[int, torch.Tensor] = {}
+    for weight in weights.values():
+        if id(weight) not in gathered:
+            tensor = whole(weight)
+            gathered[id(weight)] = tensor.cpu().contiguous() if keep else tensor.new_empty(0)
+    return {name: gathered[id(weight)] for name, weight in weights.items()} if keep else {}
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of all numbers in some tensors, as one vector. Every process that shares them calls this."""
+    tensors = list(tensors)
+    parts = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+    rest = [tensor for tensor in tensors if not hasattr(tensor, "ds_id")]
+    norm_of_rest: Any = get_total_norm(rest)
+    total: torch.Tensor = norm_of_rest.full_tensor() if isinstance(norm_of_rest, DTensor) else norm_of_rest
+    if not parts:
+        return total
+    square = sum(local(part).detach().float().pow(2).sum() for part in parts)
+    assert isinstance(square, torch.Tensor)
+    torch.distributed.all_reduce(square)
+    return (total.to(square.device) ** 2 + square).sqrt()
+
+
+def clip_gradients(parameters: Sequence[torch.Tensor], limit: float, total: torch.Tensor) -> None:
+    """Scale the gradients of some parameters so that their norm is at most a limit.
+
+    Args:
+        parameters: All have gradients, all of them sharded by FSDP2 or none.
+        limit: The largest norm.
+        total: Their norm now (`norm`).
+    """
+    first: Any = parameters[0].grad if parameters else None
+    if isinstance(first, DTensor):
+        total = DTensor.from_local(total, first.device_mesh)
+    clip_grads_with_norm_(parameters, limit, total)
