@@ -27,6 +27,17 @@ Run = Annotated[
     str, typer.Argument(help="A run's folder, name or YAML; `:stage` picks a stage.", metavar="RUN[:STAGE]")
 ]
 
+LaunchFile = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate", metavar="[FILE]", help="Run stages on many processes, as this launch file of accelerate has "
+        "it; without FILE the machine's own, which `accelerate config` writes.",
+    ),
+]  # fmt: skip
+Node = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Which node of the launch file this is: 0 leads, others follow.")
+]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -64,7 +75,11 @@ def run(
     overrides: Overrides = None,
     only: Annotated[str | None, typer.Option(help="Stages to consider, comma-separated.")] = None,
     force: Annotated[str | None, typer.Option(help="Stages to run again, comma-separated.")] = None,
-    accelerate: Annotated[Path | None, typer.Option(help="Train with accelerate launch and this config file.")] = None,
+    accelerate: LaunchFile = None,
+    node: Node = None,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long nodes wait for each other to begin.")
+    ] = 600,
     gate: Annotated[str | None, typer.Option(help="What to do if a reward model fails its gate: stop or warn.")] = None,
     round_: Annotated[
         int | None, typer.Option("--round", metavar="N", help="A later round, from 2 on: trains on the votes so far.")
@@ -73,15 +88,20 @@ def run(
     """Run every stage that is not already done, then write the report."""
     from rlhf.config.load import load_project
     from rlhf.pipeline import rounds, runner
+    from rlhf.pipeline.launch_file import find_launch
 
     project = load_project(config, [*(overrides or []), *([f"gate={gate}"] if gate else [])])
+    launch = None if accelerate is None else find_launch(accelerate, node)
+    if launch is None and node is not None:
+        raise UserError("--node: names a node of a launch file; name the file with --accelerate")
+    if launch is not None and launch.node > 0:
+        with _stopping():
+            raise typer.Exit(runner.follow(project, launch, wait, typer.echo))
     if round_ is not None:
         project = rounds.begin(project, round_)
-    if accelerate is not None and not accelerate.is_file():
-        raise UserError(f"{accelerate}: no such file")
     try:
         with _stopping():
-            plans = runner.run(project, _split(only), _split(force), accelerate, typer.echo)
+            plans = runner.run(project, _split(only), _split(force), launch, typer.echo, wait)
     except GateClosed:
         _report(project.run_dir)
         raise
@@ -93,16 +113,18 @@ def run(
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(config: Config, overrides: Overrides = None, accelerate: LaunchFile = None, node: Node = None) -> None:
     """Read all data and settings, print what becomes of every row and what misleads training, train nothing."""
     from rich.console import Console
 
     from rlhf.config.load import load_project
     from rlhf.pipeline import runner
+    from rlhf.pipeline.launch_file import find_launch
     from rlhf.pipeline.ledger_table import findings_lines, ledger_table
     from rlhf.workflow import rows_from
 
     project = load_project(config, overrides or [])
+    launch = None if accelerate is None else find_launch(accelerate, node)
     with _stopping():
         checked = runner.check(project)
     Console().print(ledger_table({name: prepared.ledger for name, prepared in checked.items()}))
@@ -110,6 +132,8 @@ def check(config: Config, overrides: Overrides = None) -> None:
     for name in project.stages:
         if (source := rows_from(project, name)) is not None:
             typer.echo(f"{name} trains on what {source} keeps, which is there once {source} has run")
+    if launch is not None:
+        typer.echo(launch.line())
 
 
 @app.command()
@@ -292,8 +316,10 @@ def main() -> None:
     finite, 130 SIGINT and 143 SIGTERM.
     """
     from rlhf.failure import explained
+    from rlhf.pipeline.launch_file import with_own
     from rlhf.pipeline.runner import StageFailed
 
+    sys.argv[1:] = with_own(sys.argv[1:])
     signal.signal(signal.SIGTERM, _terminated)  # so that what it started ends with it
     try:
         with explained("rlhf", passed=(StageFailed,)):
@@ -303,19 +329,16 @@ def main() -> None:
         if isinstance(cause, interrupts.Interrupted):
             sys.exit(cause.exit_code)
         raise
-    except UserError as error:
+    except (UserError, Defect, Incident) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (Defect, Incident) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, Defect) else 4)
+        sys.exit(error.exit_code)
     except GateClosed as error:
         print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(3)
+        sys.exit(error.exit_code)
     except StageFailed as error:
         if not error.said:
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.code if error.code > 0 else 2)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

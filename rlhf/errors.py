@@ -23,6 +23,8 @@ class UserError(Exception):
     very long, as it is where it repeats a value of thousands of characters, is left out.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in masked(message))
         super().__init__(line if len(line) <= _LINE else f"{line[: _LINE - _LINE // 4]} … {line[-_LINE // 4 :]}")
@@ -31,6 +33,8 @@ class UserError(Exception):
 class Defect(Exception):
     """A bug of this package; the message is one line without secrets. The command line exits with code 1."""
 
+    exit_code = 1
+
     def __init__(self, message: str) -> None:
         super().__init__(masked(message))
 
@@ -38,9 +42,13 @@ class Defect(Exception):
 class GateClosed(Exception):
     """A reward model did not pass its gate; the message says why. The command line exits with code 3."""
 
+    exit_code = 3
+
 
 class Incident(Exception):
     """A loss or a gradient was not finite; the message says where. The command line exits with code 4."""
+
+    exit_code = 4
 
 
 class RowsToCome(Exception):

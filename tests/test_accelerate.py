@@ -87,12 +87,12 @@ def test_a_users_mistake_is_told_once(tmp_path, tiny_llama, root):
     assert "no finished stage is there" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["cpu", "ddp", "fsdp2", "zero2", "zero3", "nodes"])
 def test_accelerate_reads_each_config(root, name):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(root / f"recipes/accelerate/{name}.yaml"))
-    assert config.num_processes == 2
+    assert (config.num_machines, config.num_processes) == ((2, 16) if name == "nodes" else (1, 2))
 
 
 @pytest.mark.slow

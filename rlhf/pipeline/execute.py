@@ -15,9 +15,9 @@ from rlhf.artifacts.hashing import digest
 from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
 from rlhf.config.project import ProjectConfig, StageId
 from rlhf.durable import sync_tree, written_whole
-from rlhf.errors import RowsToCome
+from rlhf.errors import RowsToCome, UserError, reason
 from rlhf.failure import explained_stage
-from rlhf.pipeline import folder, identity, partial, peers
+from rlhf.pipeline import folder, identity, node_notes, partial, peers
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
@@ -33,6 +33,10 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     Raises:
         UserError: A parent is missing or changed, or the stage refuses its input.
     """
+    patience = project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None
+    if peers.present is not None and node_notes.nodes() > 1:
+        _wait(patience)
+        peers.present.meet(project.run_dir)
     parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
     for directory in parents.values():
         verify(directory)
@@ -43,7 +47,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         worked = partial.claim(directory, identity.beginning(project, name, decides, processes), versions())
-    _wait(project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None)
+    _wait(patience)
     if partial.is_whole(project, name):  # and was killed before it was moved
         _wait()
         if main:
@@ -141,7 +145,17 @@ def _wait(patience: float | None = None) -> None:
         from rlhf.models.device import process_state
 
         peers.patience = patience or peers.patience
-        process_state(patience).wait_for_everyone()
+        try:
+            state = process_state(patience)
+        except Exception as error:
+            if node_notes.nodes() == 1:
+                raise
+            address = ":".join(os.environ[f"MASTER_{part}"] for part in ("ADDR", "PORT"))
+            raise UserError(
+                f"node {node_notes.node()}: processes of other nodes are not there ({reason(error)}); does the stage "
+                f"run on all {node_notes.nodes()} nodes, and can each reach {address}?"
+            ) from None
+        state.wait_for_everyone()
 
 
 def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
@@ -168,7 +182,7 @@ def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConf
         name: The stage.
         key: Of the run that holds the folder.
     """
-    with folder.joined(project.run_dir, key):
+    with folder.joined(project.run_dir, key, leads=node_notes.node() == 0):
         attempt(stage, project, name)
 
 

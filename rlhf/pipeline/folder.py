@@ -168,7 +168,7 @@ def _within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 @contextlib.contextmanager
-def joined(run_dir: Path, key: str) -> Iterator[None]:
+def joined(run_dir: Path, key: str, leads: bool = True) -> Iterator[None]:
     """Take part in a run as a process of one of its stages, and end when that run ends, however it does.
 
     As long as one process takes part, no other run can hold the folder.
@@ -176,6 +176,8 @@ def joined(run_dir: Path, key: str) -> Iterator[None]:
     Args:
         run_dir: The run's folder.
         key: Of the run that started this process.
+        leads: Whether the run's lock is held on this node; on others a lock may not be seen, and who started the
+            process ends it.
 
     Raises:
         UserError: That run has ended already.
@@ -184,7 +186,8 @@ def joined(run_dir: Path, key: str) -> Iterator[None]:
         fcntl.flock(working, fcntl.LOCK_SH)
         if (run_dir / LOCK).read_text(encoding="utf-8") != key:
             raise UserError(f"{run_dir}: the run that started this process has ended")
-        threading.Thread(target=_end_with_run, args=(run_dir / LOCK,), daemon=True).start()
+        if leads:
+            threading.Thread(target=_end_with_run, args=(run_dir / LOCK,), daemon=True).start()
         yield
 
 

@@ -2,7 +2,7 @@
 
 A process that fails breaks the connections of the others, which then fail as well, with words that explain nothing. So
 each process of a machine notes in a shared folder where it is and why it failed, and a thread of each looks at the
-notes of the others.
+notes of the others. Those of other nodes come through the run's folder (`node_notes`), as soon as it is known.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rlhf.interrupts import leave
+from rlhf.pipeline.node_notes import SILENT, NodeNotes, meet
 
 _LOOK, _WAIT, _LATE = 0.3, 1.0, 3.0
 """Seconds: between two looks; until whoever failed first has written that down; by which one is late that fails too."""
@@ -35,10 +36,19 @@ patience = 1800.0
 """Seconds that processes wait for each other in a collective."""
 told: Path | None = None
 """The file that takes the exit code of the stage."""
+present: Peers | None = None
+"""Those of this process."""
+
+
+_HEARD = 8.0
+"""Seconds in which a node that is there is heard of again."""
+_OTHERS = "others"
+"""File of the folder with the notes of other nodes' processes."""
+_CONNECTS = "init_process_group"
 
 
 class Peers:
-    """The processes of a launch on this machine, of which one is this."""
+    """The processes of a launch, of which one is this."""
 
     def __init__(self) -> None:
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -46,12 +56,32 @@ class Peers:
         self.note: dict[str, Any] = {"pid": os.getpid(), "since": time.time(), "at": "its start", "step": None}
         self.lock, self.frame = threading.Lock(), (0, 0)
         self.main = threading.main_thread().ident
+        self.others: NodeNotes | None = None
         self._write()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def done(self) -> None:
-        """Note that this process ends as it should, or because the user wants it."""
-        self._write(done=True)
+    def meet(self, run_dir: Path) -> None:
+        """Exchange notes with the processes of other nodes from now on.
+
+        Args:
+            run_dir: The run's folder.
+
+        Raises:
+            UserError: Not all nodes see it.
+        """
+        folder = meet(run_dir)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self.others = NodeNotes(folder)
+
+    def done(self, code: int = 0) -> None:
+        """Note that this process ends as it should, or because the user wants it.
+
+        Args:
+            code: Its exit code.
+        """
+        self._write(done=True, code=code)
+        if self.others is not None:
+            self.others.leave(self._local)
 
     def fail(self, code: int, line: str, error: BaseException | None = None) -> NoReturn:
         """End this process and have the first that failed be the one of which the user reads, once.
@@ -81,18 +111,17 @@ class Peers:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends those that are left
         time.sleep(_LOOK * min(self.rank, 8))  # the main process first
-        notes = self._notes()
-        gone = [rank for rank, note in notes.items() if _gone(note)]
+        notes = self._heard_again()
+        gone = [rank for rank, note in notes.items() if _gone(note, _HEARD)]
         failed = {rank: note["failed"] for rank, note in notes.items() if "failed" in note}
         code, line = 2, ""
         if gone:
-            which = f"process {gone[0]} of {self.world}"
-            line = f"error: {which} was killed{_at_step(notes[gone[0]])}; was there memory enough?"
+            line = f"error: {self._ended(gone[0], notes[gone[0]])}"
         elif failed:
             first = min(failed, key=lambda rank: failed[rank]["time"])
             code, line = failed[first]["code"], failed[first]["line"]
             if first and (0 not in failed or failed[0]["line"] != line):
-                line = re.sub(r"^error: ", f"error: process {first} of {self.world}: ", line)
+                line = re.sub(r"^error: ", f"error: {_name(first, notes[first], self.world)}: ", line)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.folder / "told", os.O_CREAT | os.O_EXCL))
             print(line, file=sys.stderr, flush=True)
@@ -101,11 +130,37 @@ class Peers:
         sys.stdout.flush()
         leave(code)
 
+    def _heard_again(self) -> dict[int, dict[str, Any]]:
+        """The notes, once every other node was heard of again, or is taken to be gone."""
+        begin, notes = time.monotonic(), self._notes()
+        while time.monotonic() < begin + _HEARD + _LATE:
+            waits = time.monotonic() - begin
+            at_work = [note for note in notes.values() if "node" in note and not {"done", "failed"} & note.keys()]
+            if all(note["silent"] < waits or note["silent"] > _HEARD for note in at_work):
+                break
+            time.sleep(_LOOK)
+            self._exchange()
+            notes = self._notes()
+        return notes
+
+    def _ended(self, rank: int, note: dict[str, Any]) -> str:
+        """What has become of a process that ended without a word."""
+        if "node" not in note or note.get("gone"):
+            return f"{_name(rank, note, self.world)} was killed{_at_step(note)}; was there memory enough?"
+        return (
+            f"{_node(note)}, with process {rank} of {self.world}, is not heard of any more{_at_step(note)}: it was "
+            "ended, or lost the network or the run's folder"
+        )
+
     def _watch(self) -> None:
         since = None
         while True:
             time.sleep(_LOOK)
             self._look_at_itself()
+            self._exchange()
+            if self.note.get("collective") == _CONNECTS and (code := self._interrupted()):
+                time.sleep(_LATE)  # a peer was asked to stop and ended, and would be waited for
+                leave(code)
             if "collective" in self.note and time.time() - self.note["since"] > patience + _LATE:  # as nccl has it
                 self.fail(2, f"error: {self._waited(self.note['collective'])}")
             if not self.troubled():
@@ -113,6 +168,15 @@ class Peers:
             since = since or time.monotonic()
             if time.monotonic() - since > _LATE:
                 self.end()
+
+    def _exchange(self) -> None:
+        """Have this node's notes known to other nodes, and theirs to this node's processes."""
+        if self.others is not None and (theirs := self.others.exchange(self._local())) is not None:
+            _put(self.folder / f"{_OTHERS}.json", theirs)
+
+    def _interrupted(self) -> int:
+        """The exit code of another process that ended because the user wants it; 0 where none did."""
+        return max((note.get("code", 0) for rank, note in self._notes().items() if rank != self.rank), default=0)
 
     def _look_at_itself(self) -> None:
         """Note where the main thread is, and since when."""
@@ -133,7 +197,7 @@ class Peers:
         others = {rank: note for rank, note in notes.items() if rank != self.rank}
         late = {rank: note for rank, note in others.items() if note.get("collective") != collective}
         seconds = min(patience, time.time() - own["since"]) if own.get("collective") == collective else patience
-        whom = "; ".join(f"process {rank}, which is at {note['at']}" for rank, note in late.items())
+        whom = "; ".join(f"{_name(rank, note)}, which is at {note['at']}" for rank, note in late.items())
         return (
             f"process {self.rank} of {self.world} waited {seconds:.0f} s in {collective}{_at_step(own)} for "
             f"{whom or 'processes of another machine'}"
@@ -146,22 +210,31 @@ class Peers:
                     return
                 self.note = {"pid": self.note["pid"], **replace}
             self.note = {**self.note, **more}
-            partial = self.folder / f".{self.rank}"
-            partial.write_text(json.dumps(self.note), encoding="utf-8")
-            os.replace(partial, self.folder / f"{self.rank}.json")
+            _put(self.folder / f"{self.rank}.json", self.note)
 
     def _notes(self) -> dict[int, dict[str, Any]]:
-        """What each process noted, this one included, by rank."""
-        notes = {}
-        for path in self.folder.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                notes[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
+        """What each process noted, this one and those of other nodes included, by rank."""
+        notes = self._local()
+        with contextlib.suppress(OSError, ValueError):
+            theirs = json.loads((self.folder / f"{_OTHERS}.json").read_text(encoding="utf-8"))
+            notes |= {int(rank): note for rank, note in theirs.items()}
         return dict(sorted(notes.items()))
+
+    def _local(self) -> dict[int, dict[str, Any]]:
+        """What each process of this machine noted; of one that ended without a word, that too."""
+        notes = {}
+        for path in self.folder.glob("[0-9]*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                note = json.loads(path.read_text(encoding="utf-8"))
+                notes[int(path.stem)] = {**note, **({"gone": True} if _gone(note) else {})}
+        return notes
 
 
 def joined() -> Peers | None:
     """The peers of a process of a distributed launch; None where it is alone."""
-    return Peers() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    global present
+    present = Peers() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    return present
 
 
 def _folder() -> Path:
@@ -180,11 +253,36 @@ def _folder() -> Path:
     return folder
 
 
-def _gone(note: dict[str, Any]) -> bool:
-    """Whether a process ended without a word."""
+def _put(path: Path, value: Any) -> None:
+    """Write a note whole."""
+    partial = path.with_name(f".{path.stem}")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _gone(note: dict[str, Any], silent: float = SILENT) -> bool:
+    """Whether a process ended without a word.
+
+    Args:
+        note: Its note.
+        silent: Seconds without a word after which a process of another node is taken to have ended.
+    """
     if "failed" in note or note.get("done"):
         return False
+    if "node" in note:
+        return bool(note.get("gone")) or note["silent"] > silent
     return _ended(note["pid"])
+
+
+def _name(rank: int, note: dict[str, Any], world: int | None = None) -> str:
+    """What a process is called; with the number of all where that is given."""
+    of = "" if world is None else f" of {world}"
+    return f"process {rank}{of}" + (f" on {_node(note)}" if "node" in note else "")
+
+
+def _node(note: dict[str, Any]) -> str:
+    """What the node of a process is called."""
+    return f"node {note['node']} ({note['host']})"
 
 
 def _ended(pid: int) -> bool:

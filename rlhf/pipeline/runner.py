@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf import interrupts
@@ -29,8 +28,9 @@ from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
-from rlhf.pipeline import folder, gatekeeper, partial
+from rlhf.pipeline import folder, gatekeeper, nodes, partial
 from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
+from rlhf.pipeline.launch_file import Launch
 from rlhf.pipeline.plan import Plan, plan
 from rlhf.pipeline.stage import guarded
 from rlhf.workflow import kind_of, planned, rows_from, stage_of, stages
@@ -58,13 +58,19 @@ class StageFailed(Exception):
         super().__init__(f"stage {stage} {how}{memory}")
         self.stage, self.code, self.said = stage, code, said
 
+    @property
+    def exit_code(self) -> int:
+        """The code of a command that ends with it."""
+        return self.code if self.code > 0 else 2
+
 
 def run(
     project: ProjectConfig,
     only: Sequence[str] = (),
     force: Sequence[str] = (),
-    accelerate_config: Path | None = None,
+    launch: Launch | None = None,
     say: Callable[[str], None] = print,
+    wait: float = 600.0,
 ) -> list[Plan]:
     """Run every stage that is not done.
 
@@ -74,15 +80,16 @@ def run(
         project: The project.
         only: Stages to consider; all if empty.
         force: Stages to run again.
-        accelerate_config: Start stages on many processes, by `accelerate launch --config_file` with this file.
+        launch: Starts stages on many processes, by `accelerate launch`; of several nodes this one leads.
         say: Told what happens, a line at a time.
+        wait: Seconds that other nodes are waited for.
 
     Raises:
         UserError: Something is wrong with config, data or folder.
         StageFailed: A stage failed; it has said why.
         GateClosed: A reward model is not shown to be one.
     """
-    with folder.locked(project) as run_lock:
+    with folder.locked(project) as run_lock, nodes.leading(project, launch, wait, say) as leader:
         try:
             for name in planned(project):
                 partial.settle(project, name)
@@ -92,7 +99,7 @@ def run(
             run_lock.withdraw()
             raise
         run_lock.note_overrides()
-        _run(project, plans, run_lock.key, accelerate_config, say)
+        _run(project, plans, run_lock.key, launch, leader, say)
     return plans
 
 
@@ -114,7 +121,12 @@ def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callab
 
 
 def _run(
-    project: ProjectConfig, plans: list[Plan], key: str, accelerate_config: Path | None, say: Callable[[str], None]
+    project: ProjectConfig,
+    plans: list[Plan],
+    key: str,
+    launch: Launch | None,
+    leader: nodes.Leader | None,
+    say: Callable[[str], None],
 ) -> None:
     """Run the stages that are to run."""
     for stage_plan in plans:
@@ -123,8 +135,8 @@ def _run(
         gatekeeper.require_passed(project, stage_plan.stage)
         say(f"running {stage_plan.stage}")
         started = time.perf_counter()
-        if accelerate_config is not None:
-            _accelerate(project, stage_plan.stage, key, accelerate_config)
+        if launch is not None:
+            _accelerate(project, stage_plan.stage, key, launch, leader)
         else:
             _start(_fork_server(), run_stage, project, stage_plan.stage, key)
         if folder.partial_dir(project, stage_plan.stage).exists():
@@ -246,26 +258,67 @@ def _check_interrupted(code: int | None) -> None:
             raise Interrupted(number)
 
 
-def _accelerate(project: ProjectConfig, name: str, key: str, config: Path) -> None:
+def follow(project: ProjectConfig, launch: Launch, wait: float, say: Callable[[str], None] = print) -> int:
+    """Take part in a run as a node that does not lead: start each stage's processes as node 0 does.
+
+    Args:
+        project: The run, as this node was told of it; its folder counts, and node 0 has all else.
+        launch: Which node this is.
+        wait: Seconds that node 0 is waited for.
+        say: Told what happens, a line at a time.
+
+    Returns:
+        The exit code of the run.
+
+    Raises:
+        UserError: Node 0 is not heard of, or no more.
+    """
+    quiet_environment()
+    with nodes.following(project, launch, wait) as follower:
+        for order in follower.orders():
+            say(f"running {order['stage']}")
+            words = ["--run", order["run"], "--round", str(order["round"])]
+            words += [str(project.path), order["stage"], *order["overrides"]]
+            with contextlib.suppress(nodes.Ended):
+                code, own = _launched(launch, words, follower.check)
+                if code:
+                    follower.failed(int(own or code))
+    return follower.code
+
+
+def _accelerate(project: ProjectConfig, name: str, key: str, launch: Launch, leader: nodes.Leader | None) -> None:
+    words = ["--run", key, "--round", str(project.round), str(project.path), name, *project.overrides]
+    if leader is not None:
+        leader.start(name, key)
+    code, own = _launched(launch, words, leader.check if leader is not None else None)
+    if code:
+        _check_interrupted(int(own or code))
+        raise StageFailed(name, int(own or code), said=bool(own))
+
+
+def _launched(launch: Launch, words: Sequence[str], check: Callable[[], None] | None) -> tuple[int, str]:
+    """Run a stage's processes on this node to their end.
+
+    Args:
+        launch: How they are started.
+        words: Arguments of `rlhf.pipeline.stage`.
+        check: Is called while they run; what it raises ends them.
+
+    Returns:
+        The launcher's exit code, and the stage's own where it failed.
+    """
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
-        command = [
-            sys.executable, "-m", "rlhf.pipeline.launcher", "--quiet", "--config_file", str(config),
-            "-m", "rlhf.pipeline.stage", "--run", key, "--tell", told.name, "--round", str(project.round),
-            str(project.path), name, *project.overrides,
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "rlhf.pipeline.launcher"]
+        command += launch.command("rlhf.pipeline.stage", "--tell", told.name, *words)
         launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
         try:
-            code = launcher.wait()
+            return nodes.wait_for(launcher, check), told.read()
         except Interrupted as interrupt:
             _end(launcher)
             raise Interrupted(interrupt.number) from None
         except BaseException:
             _end(launcher)
             raise
-        if code:
-            own = told.read()
-            _check_interrupted(int(own or code))
-            raise StageFailed(name, int(own or code), said=bool(own))
 
 
 def _end(launcher: subprocess.Popen[bytes]) -> None:

@@ -115,7 +115,7 @@ def guarded(action: Callable[[], None], alone: bool = True) -> int:
         0 where nothing did; 1 for a defect of ours, 2 for what the user gave us, 3 for a shut gate, 4 for a number that
         is not finite, 128 and the signal where one ended it.
     """
-    others = peers.joined()
+    others, code = peers.joined(), 0
     try:
         with interrupts.listening(), explained("rlhf"):
             try:
@@ -135,18 +135,15 @@ def guarded(action: Callable[[], None], alone: bool = True) -> int:
             others.end()
         if alone and os.environ.get("RANK", "0") == "0":
             interrupts.say(interrupts.CONTINUES)
-        return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
-    finally:
-        if others is not None:
-            others.done()
-    return 0
+        code = interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
+    if others is not None:
+        others.done(code)
+    return code
 
 
-def _said(error: Exception) -> tuple[int, str]:
+def _said(error: UserError | Defect | Incident | GateClosed) -> tuple[int, str]:
     """The exit code and the line of an error."""
-    if isinstance(error, GateClosed):
-        return 3, f"stopped: {error}"
-    return 1 if isinstance(error, Defect) else 4 if isinstance(error, Incident) else 2, f"error: {error}"
+    return error.exit_code, f"{'stopped' if isinstance(error, GateClosed) else 'error'}: {error}"
 
 
 def _stage_name(name: str) -> str:

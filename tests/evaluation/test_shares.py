@@ -175,3 +175,11 @@ def test_what_ends_on_two_processes_goes_on_on_one_and_the_other_way_round(path)
     for name in ("two", "onwards", "back"):
         for stage in ("evaluate", "rank"):
             same(told(path, name, stage), told(path, "one", stage))
+
+
+@pytest.mark.scale
+def test_an_evaluation_loads_models_whole_where_training_shards_them(path):
+    """As fsdp2.yaml has it: transformers would load weights on the first process only."""
+    run(path, "one:evaluate")
+    launched(path, "two:evaluate", ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_CPU_RAM_EFFICIENT_LOADING="true")
+    same(told(path, "two", "evaluate"), told(path, "one", "evaluate"))

@@ -1,6 +1,7 @@
 """Processes of one launch, without torch: which of them ends the others, and what is said of it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -57,3 +58,91 @@ def test_what_all_of_them_find_is_said_once_and_of_nobody(tmp_path):
     codes, said, _ = ends(tmp_path, "raise UserError('a mistake')", ranks="01")
     assert codes == [2, 2]
     assert said == ["error: a mistake"]
+
+
+NODES = """
+import os, pathlib, signal, sys, time
+from rlhf.errors import UserError
+from rlhf.pipeline import node_notes, peers, stage
+
+node_notes._BEAT, peers._HEARD, node = 0.2, 2.0, os.environ["GROUP_RANK"]
+
+def work():
+    peers.present.others = node_notes.NodeNotes(pathlib.Path({shared!r}))
+    time.sleep(1.5)
+    if node == "1":
+        {fault}
+    time.sleep({late})
+    raise UserError("connection closed by peer")
+
+sys.exit(stage.guarded(work))
+"""
+
+
+def end_on_nodes(tmp_path, fault: str, late: float) -> tuple[list[int], list[list[str]]]:
+    """Exit codes of a process on each of two nodes, which share one folder, and what each says."""
+    shared = tmp_path / "run/token"
+    shared.mkdir(parents=True)
+    code = NODES.format(fault=fault, late=late, shared=str(shared))
+    launch = {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_PORT": tmp_path.name, "LOCAL_RANK": "0"}
+    started = []
+    for node in ("0", "1"):
+        (tmp_path / node).mkdir()
+        own = {**os.environ, **launch, "RANK": node, "GROUP_RANK": node, "TMPDIR": str(tmp_path / node)}
+        started.append(subprocess.Popen([sys.executable, "-c", code], env=own, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate()[1].splitlines() for process in started]
+    return [process.returncode for process in started], said
+
+
+@pytest.mark.parametrize(
+    ("fault", "late", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 0.1, -9,
+         r"node 1 \(\S+\), with process 1 of 2, is not heard of any more: it was ended, or lost .*"),
+        ("raise UserError('a mistake')", 60.0, 2, r"process 1 of 2 on node 1 \(\S+\): a mistake"),
+    ],
+    ids=["killed", "failed"],
+)  # fmt: skip
+def test_a_process_of_another_node_is_named(tmp_path, fault, late, code, said):
+    codes, (first, second) = end_on_nodes(tmp_path, fault, late)
+    assert codes == [2, code]
+    assert re.fullmatch(f"error: {said}", "\n".join(first))
+    assert second == ([] if code == -9 else ["error: process 1 of 2: a mistake"])
+
+
+LOADING = """
+import os, signal, sys, time
+from rlhf.pipeline import stage
+
+def work():
+    if os.environ["RANK"] == "0":
+        time.sleep(60)
+    import torch.distributed as dist
+    dist.init_process_group("gloo")
+
+sys.exit(stage.guarded(work))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_one_that_was_asked_to_stop_ends_with_it(tmp_path):
+    """It waits in code that no signal reaches, before the two are connected."""
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "TMPDIR": str(tmp_path),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOADING], env={**environment, "RANK": str(rank)}, stderr=subprocess.DEVNULL
+        )
+        for rank in range(2)
+    ]
+    time.sleep(15)
+    begin = time.monotonic()
+    for process in started:
+        process.terminate()
+    assert [process.wait() for process in started] == [143, 143]
+    assert time.monotonic() - begin < 10

@@ -1,0 +1,103 @@
+"""The file by which `accelerate launch` starts processes: which it is, and how many nodes it speaks of."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf.config.yaml_loader import NotYaml, read
+from rlhf.errors import UserError
+
+OWN = ""
+"""What stands for the machine's own file, which `accelerate config` writes."""
+
+
+def with_own(words: list[str]) -> list[str]:
+    """The words of a command line, in which `--accelerate` without a file means the machine's own.
+
+    Args:
+        words: As they were typed; a word behind the option that is no other option and sets no key is its file.
+    """
+    completed: list[str] = []
+    for word, behind in itertools.zip_longest(words, words[1:], fillvalue=""):
+        bare = word == "--accelerate" and (behind.startswith("-") or not behind or "=" in behind)
+        completed += [word, OWN] if bare else [word]
+    return completed
+
+
+class Launch(NamedTuple):
+    """How stages are started on many processes."""
+
+    file: Path
+    nodes: int = 1
+    """Machines that take part."""
+    node: int = 0
+    """Which of them this one is; 0 leads."""
+    processes: int = 1
+    """On all of them together."""
+
+    def line(self) -> str:
+        """What it is, for people."""
+        where = f" on {self.nodes} nodes, of which this is node {self.node}" if self.nodes > 1 else ""
+        return f"{self.file}: {self.processes} process{'es'[: 2 * (self.processes > 1)]}{where}"
+
+    def command(self, module: str, *words: str) -> list[str]:
+        """The words behind `accelerate launch` that run a module.
+
+        Args:
+            module: Its name.
+            words: Its own arguments.
+        """
+        which = ["--machine_rank", str(self.node)] if self.nodes > 1 else []
+        return ["--quiet", "--config_file", str(self.file), *which, "-m", module, *words]
+
+
+def find_launch(given: str, node: int | None = None) -> Launch:
+    """The launch that a file describes.
+
+    Args:
+        given: The file; `OWN` for the machine's own.
+        node: Which node this is; None where the file says so.
+
+    Raises:
+        UserError: There is no such file, or what it says of nodes does not fit together.
+    """
+    file = Path(given) if given != OWN else _own_file()
+    if not file.is_file():
+        hint = "; run `accelerate config` on this machine, or name a file, as recipes/accelerate has them"
+        raise UserError(f"{file}: no such file{hint if given == OWN else ''}")
+    try:
+        settings = read(file.read_text(encoding="utf-8"))
+    except (NotYaml, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: no accelerate config: expected keys such as num_processes")
+    nodes, processes = (_number(settings, key, file) for key in ("num_machines", "num_processes"))
+    if node is None:
+        node = _number(settings, "machine_rank", file, least=0)
+    if node >= nodes:
+        raise UserError(f"--node {node}: {file} has {nodes} node{'s'[: nodes > 1]} (num_machines), counted from 0")
+    if nodes > 1:
+        if processes % nodes:
+            raise UserError(f"{file}: num_processes: those of all {nodes} nodes, as many on each; not {processes}")
+        for key in ("main_process_ip", "main_process_port"):
+            if settings.get(key) is None:
+                raise UserError(f"{file}: {key}: missing; the {nodes} nodes meet at an address of node 0")
+    return Launch(file, nodes, node, processes)
+
+
+def _own_file() -> Path:
+    """Where `accelerate config` writes."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    return Path(default_config_file)
+
+
+def _number(settings: dict[str, Any], key: str, file: Path, least: int = 1) -> int:
+    value = settings.get(key)
+    if value is None:
+        return least
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{file}: {key}: expected a number from {least} on, not {value!r}")
+    return value

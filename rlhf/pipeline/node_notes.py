@@ -1,0 +1,140 @@
+"""What the processes of several nodes note, exchanged through the run's folder: one file a node, one process writes it.
+
+A node that ends without a word leaves a file that changes no more; no clocks are compared. That the folder is one
+folder for all nodes is checked before a stage begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+
+FOLDER = ".nodes"
+"""Folder of a run in which the nodes of a stage talk; deleted when the stage ends."""
+_BEAT = 1.0
+"""Seconds between two exchanges."""
+_FAREWELL = 5.0
+"""Seconds that the processes of a launch have to end, one after the other."""
+SILENT = 120.0
+"""Seconds after which a node whose file did not change is gone, where nothing else tells: its process may be at work in
+a library that lets no other thread run."""
+_SEEN_WITHIN = 30.0
+"""Seconds that a file may need to be seen on another node."""
+
+
+def nodes() -> int:
+    """How many nodes the launch has."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
+def node() -> int:
+    """Which of them this is."""
+    return int(os.environ.get("GROUP_RANK", "0"))
+
+
+class NodeNotes:
+    """The notes of all nodes, exchanged by one process of each.
+
+    Args:
+        folder: Where they are exchanged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.beats, self.last, self.lock = folder, 0, 0.0, threading.Lock()
+        self.heard: dict[int, tuple[Any, float]] = {}
+        """Of each other node what it wrote last, and when that was new."""
+
+    def exchange(self, own: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]] | None:
+        """Write the notes of this node's processes and read those of the others, unless that was done a moment ago.
+
+        Args:
+            own: The notes of this node's processes, by rank.
+
+        Returns:
+            The notes of the processes of other nodes by rank, with `node`, `host` and `silent`, the seconds since their
+            node was heard of; None where it is too early.
+        """
+        with self.lock:
+            now = time.monotonic()
+            if now - self.last < _BEAT:
+                return None
+            self.last, self.beats = now, self.beats + 1
+        mine = self.folder / f"{node()}.json"
+        with contextlib.suppress(OSError):
+            said = {"host": socket.gethostname(), "beat": self.beats, "notes": own}
+            partial = mine.with_suffix(".partial")
+            partial.write_text(json.dumps(said), encoding="utf-8")
+            os.replace(partial, mine)
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                said = json.loads(path.read_text(encoding="utf-8"))
+                if path != mine and said != self.heard.get(int(path.stem), (None,))[0]:
+                    self.heard[int(path.stem)] = said, now
+        return {
+            int(rank): {**note, "node": number, "host": said["host"], "silent": round(now - since, 1)}
+            for number, (said, since) in self.heard.items()
+            for rank, note in said["notes"].items()
+        }
+
+    def leave(self, own: Callable[[], dict[int, dict[str, Any]]]) -> None:
+        """Say the last word for this node's processes, once they end; node 0 deletes the folder after the others' last.
+
+        Args:
+            own: Reads the notes of this node's processes.
+        """
+        end = time.monotonic() + _FAREWELL
+        while time.monotonic() < end and not _have_ended(own()):
+            time.sleep(_BEAT / 5)
+        self.last = 0.0
+        self.exchange(own())
+        if node() != 0:
+            return
+        while time.monotonic() < end and not all(_have_ended(said["notes"]) for said, _ in self.heard.values()):
+            time.sleep(_BEAT / 5)
+            self.exchange(own())
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+def _have_ended(notes: Mapping[Any, dict[str, Any]]) -> bool:
+    return all(note.get("done") or "failed" in note for note in notes.values())
+
+
+def meet(run_dir: Path) -> Path:
+    """Check that all nodes see one folder, and make the place in it where they talk; every process calls this.
+
+    Args:
+        run_dir: The run's folder, which is there on node 0.
+
+    Raises:
+        UserError: A node does not see what node 0 wrote.
+    """
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    place: list[Any] = [None]
+    if os.environ["RANK"] == "0":
+        shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+        token = os.urandom(16).hex()
+        (run_dir / FOLDER / token).mkdir(parents=True)
+        place = [token]
+    folder = run_dir / FOLDER / broadcast_object_list(place)[0]
+    end = time.monotonic() + _SEEN_WITHIN
+    while not (seen := folder.is_dir()) and time.monotonic() < end:
+        time.sleep(_BEAT / 5)
+    blind = sorted({which for which in gather_object([None if seen else (node(), socket.gethostname())]) if which})
+    if blind:
+        names = " and ".join(f"node {number} ({host})" for number, host in blind)
+        raise UserError(
+            f"{run_dir}: {names} does not see what node 0 writes there; name a folder that all nodes share "
+            "in output_dir:"
+        )
+    return folder

@@ -1,0 +1,142 @@
+"""How the nodes of a run find each other, start the same stages and end together: without torch."""
+
+import threading
+import time
+
+import pytest
+
+from rlhf.config.project import ProjectConfig
+from rlhf.errors import GateClosed, UserError
+from rlhf.pipeline import nodes
+from rlhf.pipeline.launch_file import Launch
+from tests.support.projects import make_project
+
+
+@pytest.fixture
+def project(tmp_path, tiny_llama) -> ProjectConfig:
+    return make_project(tmp_path, tiny_llama)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Seconds that suit a test."""
+    for name, value in {"_BEAT": 0.05, "_LOOK": 0.01, "_SILENT": 0.6, "_OWN_WORDS": 0.3, "_FAREWELL": 1.0}.items():
+        monkeypatch.setattr(nodes, name, value)
+
+
+def launch(tmp_path, node, count=3):
+    return Launch(tmp_path / "nodes.yaml", count, node)
+
+
+class Node(threading.Thread):
+    """A node that follows, and what becomes of it."""
+
+    def __init__(self, project, which, wait=5.0, code=0):
+        super().__init__(daemon=True)
+        self.project, self.which, self.wait, self.code = project, which, wait, code
+        self.started, self.ended = [], None
+        self.start()
+
+    def run(self):
+        try:
+            with nodes.following(self.project, self.which, self.wait) as follower:
+                for order in follower.orders():
+                    self.started.append((order["stage"], order["run"], order["round"], order["overrides"]))
+                    if self.code:
+                        follower.failed(self.code)
+            self.ended = follower.code
+        except UserError as error:
+            self.ended = str(error)
+
+
+def lead(project, which, work, wait=5.0):
+    """Lead the nodes of a run through what `work` does with them."""
+    with nodes.leading(project, which, wait, print) as leader:
+        work(leader)
+
+
+def test_all_nodes_start_the_same_stages_and_end_with_the_code_of_the_first(project, tmp_path):
+    others = [Node(project, launch(tmp_path, node)) for node in (1, 2)]
+
+    def work(leader):
+        for stage in ("sft", "reward"):
+            leader.start(stage, "key")
+            time.sleep(0.3)
+            leader.check()
+        raise GateClosed("no")
+
+    with pytest.raises(GateClosed):
+        lead(project, launch(tmp_path, 0), work)
+    for node in others:
+        node.join(5)
+        assert node.started == [("sft", "key", 1, []), ("reward", "key", 1, [])]
+        assert node.ended == 3
+    assert not nodes.meeting_place(project).exists()
+
+
+def test_what_an_earlier_run_left_behind_starts_nothing(project, tmp_path):
+    """A leader that was killed leaves its file, with a node in it."""
+    left = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0, 2), project)
+    left.voice.say(joined={"1": "another"}, number=1, stage="sft", run="old")
+    left.voice.end()
+    node = Node(project, launch(tmp_path, 1, 2))
+    time.sleep(0.3)
+    with nodes.leading(project, launch(tmp_path, 0, 2), 5.0, print) as leader:
+        leader.start("dpo", "new")
+        time.sleep(0.3)
+    node.join(5)
+    assert node.started == [("dpo", "new", 1, [])]
+    assert node.ended == 0
+
+
+def test_a_folder_that_is_not_shared_is_said_on_both_sides(project, tmp_path, tiny_llama):
+    (tmp_path / "other").mkdir()
+    node = Node(make_project(tmp_path / "other", tiny_llama), launch(tmp_path, 1, 2), wait=0.5)
+    with pytest.raises(UserError, match=r"node 1 not heard of for 0 s; .* share output_dir"):
+        lead(project, launch(tmp_path, 0, 2), print, wait=0.4)
+    node.join(5)
+    assert "node 0 not heard of for 0 s" in node.ended
+    assert not nodes.meeting_place(project).exists()
+
+
+def test_two_nodes_of_one_number_are_refused(project, tmp_path):
+    first, others = Node(project, launch(tmp_path, 1, 2)), []
+
+    def work(leader):
+        others.append(Node(project, launch(tmp_path, 1, 2)))
+        others[0].join(5)
+
+    lead(project, launch(tmp_path, 0, 2), work)
+    first.join(5)
+    assert first.ended == 0
+    assert others[0].ended == "--node 1: this run has such a node already"
+
+
+def test_a_node_that_is_gone_is_named(project, tmp_path, monkeypatch):
+    node = Node(project, launch(tmp_path, 1, 2))
+
+    def work(leader):
+        leader.start("sft", "key")
+        monkeypatch.setattr(nodes.Voice, "say", lambda *_, **__: None)
+        while True:
+            leader.check()
+            time.sleep(0.01)
+
+    with pytest.raises(UserError, match=r"node 1 \(.*\): not heard of for 1 s"):
+        lead(project, launch(tmp_path, 0, 2), work)
+    node.join(5)
+
+
+def test_processes_that_end_early_on_one_node_end_the_run(project, tmp_path):
+    node = Node(project, launch(tmp_path, 1, 2), code=7)
+
+    def work(leader):
+        leader.start("sft", "key")
+        while True:
+            leader.check()
+            time.sleep(0.01)
+
+    with pytest.raises(UserError, match=r"node 1 \(.*\): its processes ended with exit code 7"):
+        lead(project, launch(tmp_path, 0, 2), work)
+    node.join(5)
+    assert node.ended == 2
