@@ -308,7 +308,7 @@ def test_accelerate_reads_its_files(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
     read = load_config_from_file(str(file))
-    assert read.num_processes == 2
+    assert (read.num_machines, read.num_processes) in [(1, 2), (2, 16)]
     assert set(yaml.safe_load(file.read_text())) <= {field.name for field in dataclasses.fields(read)}
 
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
@@ -25,8 +24,7 @@ from rlhf.evaluation.kept import KEPT, Kept
 from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
 from rlhf.evaluation.shares import by_all, is_main, shared
 from rlhf.evaluation.stats import Floats, mean_per_prompt
-from rlhf.models.adapters import without_peft
-from rlhf.models.device import sharded
+from rlhf.models.device import process_state
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards
@@ -43,8 +41,8 @@ class Checkpoints(Protocol):
     def steps(self) -> list[int]:
         """Their steps, in order."""
 
-    def restore(self, step: int) -> None:
-        """Give the policy its weights of a step."""
+    def policy_at(self, step: int, start: OpenedModel) -> PreTrainedModel:
+        """The policy of a step, whole on every process."""
 
 
 class CheckpointJudge:
@@ -62,13 +60,11 @@ class CheckpointJudge:
         """Check, before anything trains, that checkpoints can be scored.
 
         Raises:
-            UserError: No checkpoints are taken, there are too few prompts, or weights are sharded.
+            UserError: No checkpoints are taken, or there are too few prompts.
         """
         context, stage = self.context, f"stages.{self.context.name}"
         if args.save_strategy not in ("steps", "epoch"):
             raise UserError(f"{stage}.save_strategy: a checkpoint judge scores checkpoints; steps or epoch takes some")
-        if sharded():
-            raise UserError(f"{stage}.checkpoint_judge: checkpoints of sharded weights are not scored")
         if (count := len(tracking_prompts(context))) < MIN_PROMPTS:
             raise UserError(
                 f"{stage}.checkpoint_judge: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are "
@@ -79,23 +75,20 @@ class CheckpointJudge:
             print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts "
                   "the held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
 
-    def choose(
-        self, checkpoints: Checkpoints, start: OpenedModel, policy: PeftModel | PreTrainedModel
-    ) -> dict[str, Any]:
+    def choose(self, checkpoints: Checkpoints, start: OpenedModel) -> dict[str, Any]:
         """Score the start and every checkpoint by the judge and by what was maximised, and write `tracked.jsonl`.
 
         Every process calls this: they share the prompts, and the main one writes.
 
         Args:
-            checkpoints: The checkpoints' weights.
+            checkpoints: The policies of the checkpoints.
             start: What training started from.
-            policy: The trained policy, which is given the weights of each checkpoint.
 
         Returns:
             `checkpoint_judge`, its name; `tracked`, a `Point` each; `tracked_on`, the side of their prompts;
             `selected_step`; `overoptimised`, the warning or None.
         """
-        points, scores = _score_all(checkpoints, self.context, start, policy)
+        points, scores = _score_all(checkpoints, self.context, start)
         steps = checkpoints.steps()
         return {
             "checkpoint_judge": self.settings.checkpoint_judge,
@@ -106,26 +99,21 @@ class CheckpointJudge:
         }
 
 
-def _score_all(
-    checkpoints: Checkpoints, context: StageContext, start: OpenedModel, policy: PeftModel | PreTrainedModel
-) -> tuple[list[Point], list[Floats]]:
+def _score_all(checkpoints: Checkpoints, context: StageContext, start: OpenedModel) -> tuple[list[Point], list[Floats]]:
     """The points of the start and of every checkpoint, and the scores of the prompts that count at each."""
     project = context.project
     judge = str(context.settings.checkpoint_judge)
     weights = rewards_of(project, context.name)
     judges = load_rewards(project, context.parents, [*weights, judge])
     starting_policy = start.policy(placed=False).eval()
-    starting_policy.to(policy.device)  # type: ignore[arg-type]  # wrapped by transformers, `to` is typed as if unbound
+    starting_policy.to(process_state().device)  # type: ignore[arg-type]  # `to` is typed as if it were unbound
     prompts = tracking_prompts(context)
     proxy = _Proxy(weights)
     steps = [0, *checkpoints.steps()]
     values: dict[str, list[Floats]] = {"kl": [], "length": [], "checkpoint_judge": [], "proxy": []}
 
     def measured(step: int) -> dict[str, Any]:
-        model = starting_policy
-        if step:
-            checkpoints.restore(step)
-            model = without_peft(policy)
+        model = checkpoints.policy_at(step, start) if step else starting_policy
         reference = (lambda: starting_policy) if step else None
         label = f"{context.name} step {step}"
 

@@ -61,8 +61,8 @@ class NodeNotes:
             own: The notes of this node's processes, by rank.
 
         Returns:
-            The notes of the processes of other nodes by rank, with `node`, `host` and `silent`, the seconds since their
-            node was heard of; None where it is too early.
+            The notes of the processes of other nodes by rank, with `node`, `host` and `heard`, the time (seconds, of
+            this machine's monotonic clock) at which their node was last heard of; None where it is too early.
         """
         with self.lock:
             now = time.monotonic()
@@ -81,7 +81,7 @@ class NodeNotes:
                 if path != mine and said != self.heard.get(int(path.stem), (None,))[0]:
                     self.heard[int(path.stem)] = said, now
         return {
-            int(rank): {**note, "node": number, "host": said["host"], "silent": round(now - since, 1)}
+            int(rank): {**note, "node": number, "host": said["host"], "heard": since}
             for number, (said, since) in self.heard.items()
             for rank, note in said["notes"].items()
         }

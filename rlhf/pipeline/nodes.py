@@ -201,24 +201,21 @@ class Leader:
 
 
 @contextlib.contextmanager
-def leading(project: ProjectConfig, launch: Launch | None, wait: float, say: Callable[[str], None]) -> Iterator[Any]:
+def leading(project: ProjectConfig, launch: Launch | None) -> Iterator[Leader | None]:
     """Lead the other nodes of a launch, and end when they know how the run ended.
 
     Args:
         project: The run.
         launch: What starts its stages; None for one process.
-        wait: Seconds that the nodes are waited for.
-        say: Told what happens, a line at a time.
 
     Yields:
-        A `Leader`; None where there is one node.
+        The leader, which has gathered nobody yet; None where there is one node.
     """
     if launch is None or launch.nodes == 1:
         yield None
         return
     leader, code = Leader(meeting_place(project), launch, project), 0
     try:
-        leader.gather(wait, say)
         yield leader
     except BaseException as error:
         code = getattr(error, "exit_code", 1)

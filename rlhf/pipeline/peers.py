@@ -134,9 +134,8 @@ class Peers:
         """The notes, once every other node was heard of again, or is taken to be gone."""
         begin, notes = time.monotonic(), self._notes()
         while time.monotonic() < begin + _HEARD + _LATE:
-            waits = time.monotonic() - begin
             at_work = [note for note in notes.values() if "node" in note and not {"done", "failed"} & note.keys()]
-            if all(note["silent"] < waits or note["silent"] > _HEARD for note in at_work):
+            if all(note["heard"] > begin or _gone(note, _HEARD) for note in at_work):
                 break
             time.sleep(_LOOK)
             self._exchange()
@@ -270,7 +269,7 @@ def _gone(note: dict[str, Any], silent: float = SILENT) -> bool:
     if "failed" in note or note.get("done"):
         return False
     if "node" in note:
-        return bool(note.get("gone")) or note["silent"] > silent
+        return bool(note.get("gone")) or time.monotonic() - note["heard"] > silent
     return _ended(note["pid"])
 
 

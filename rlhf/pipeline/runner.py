@@ -89,8 +89,10 @@ def run(
         StageFailed: A stage failed; it has said why.
         GateClosed: A reward model is not shown to be one.
     """
-    with folder.locked(project) as run_lock, nodes.leading(project, launch, wait, say) as leader:
+    with folder.locked(project) as run_lock, nodes.leading(project, launch) as leader:
         try:
+            if leader is not None:
+                leader.gather(wait, say)
             for name in planned(project):
                 partial.settle(project, name)
             plans = plan(project, only, force)

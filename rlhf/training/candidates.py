@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from rlhf.artifacts.open import OpenedModel
 from rlhf.durable import written_whole
+from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY
+from rlhf.models.shards import is_spread, put, whole_state
 from rlhf.training.trainer import ResumableTrainer
 from rlhf.workflow import CANDIDATES
 
@@ -31,13 +34,12 @@ class Judge(Protocol):
             UserError: They cannot.
         """
 
-    def choose(self, candidates: Candidates, start: OpenedModel, policy: PeftModel | PreTrainedModel) -> dict[str, Any]:
+    def choose(self, candidates: Candidates, start: OpenedModel) -> dict[str, Any]:
         """Score the start and every candidate; every process calls this, and all are told the same.
 
         Args:
-            candidates: The checkpoints; `restore` gives the policy the weights of each.
+            candidates: The checkpoints.
             start: What training started from.
-            policy: The trained policy.
 
         Returns:
             Metrics of the stage; `selected_step` is the candidate that is kept.
@@ -47,6 +49,8 @@ class Judge(Protocol):
 class Candidates(TrainerCallback):
     """Keeps the policy's trained weights at every checkpoint, so that one of them can be chosen.
 
+    Where the weights are spread over processes, a file has them whole, and a judge is given a whole copy of the policy.
+
     Args:
         policy: The model that is trained, of several roles the policy.
         folder: Where the weights go, a file for each step.
@@ -55,37 +59,34 @@ class Candidates(TrainerCallback):
 
     def __init__(self, policy: PeftModel | PreTrainedModel, folder: Path, trainer: ResumableTrainer) -> None:
         self.policy, self.folder, self.trainer = policy, folder, trainer
-        adapter = isinstance(policy, PeftModel)
-        self.trained = {
-            name: parameter
-            for name, parameter in policy.named_parameters(remove_duplicate=True)
-            if not adapter or f".{POLICY}." in f"{name}."
-        }
+        self.copy: PeftModel | PreTrainedModel | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """After a resume, drop what an interrupted run kept beyond its checkpoint, and keep what it could not.
 
         The weights are those of the checkpoint that training continues from.
         """
-        if not state.is_world_process_zero:
-            return
-        for step in self.steps():
-            if step > state.global_step:
-                self._file(step).unlink()
-        if state.global_step and self.trainer.scheduled and state.global_step not in self.steps():
+        if state.is_world_process_zero:
+            for step in self.steps():
+                if step > state.global_step:
+                    self._file(step).unlink()
+        missing = [state.global_step not in self.steps()]
+        if state.global_step and self.trainer.scheduled and broadcast_object_list(missing)[0]:
             self._write(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the weights, on the main process."""
-        if state.is_world_process_zero and self.trainer.scheduled:
+        """Write the weights."""
+        if self.trainer.scheduled:
             self._write(state.global_step)
 
     def _write(self, step: int) -> None:
-        """Write a file whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trained.items()}
-        with written_whole(self._file(step)) as partial:
-            save_file(tensors, partial)
+        """Write a file whole or not at all, on the main process; the others give their part."""
+        main = process_state().is_main_process
+        tensors = whole_state(_trained(self.policy), keep=main)
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(self._file(step)) as partial:
+                save_file(tensors, partial)
 
     def _file(self, step: int) -> Path:
         return self.folder / f"{step}.safetensors"
@@ -94,11 +95,41 @@ class Candidates(TrainerCallback):
         """The steps that were kept, in order."""
         return sorted(int(path.stem) for path in self.folder.glob("*.safetensors"))
 
-    @torch.no_grad()
     def restore(self, step: int) -> None:
         """Give the policy its weights of a step."""
+        self._give(self.policy, step)
+
+    def policy_at(self, step: int, start: OpenedModel) -> PreTrainedModel:
+        """The policy of a step, whole on every process: the trained one, or a copy where its weights are spread.
+
+        Args:
+            step: The step.
+            start: What training started from.
+        """
+        if not is_spread(self.policy):
+            self.copy = self.policy
+        elif self.copy is None:
+            model: Any = start.policy(placed=False)
+            if isinstance(self.policy, PeftModel):
+                model = get_peft_model(model, self.policy.peft_config[POLICY], adapter_name=POLICY)
+            self.copy = model.to(process_state().device)
+        self._give(self.copy, step)
+        return without_peft(self.copy)
+
+    def _give(self, policy: PeftModel | PreTrainedModel, step: int) -> None:
+        weights = _trained(policy)
         for name, tensor in load_file(self._file(step)).items():
-            self.trained[name].copy_(tensor)
+            put(weights[name], tensor)
+
+
+def _trained(policy: PeftModel | PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of a policy that a training may move, by name; looked up anew, as sharding replaces them."""
+    adapter = isinstance(policy, PeftModel)
+    return {
+        name: parameter
+        for name, parameter in policy.named_parameters(remove_duplicate=True)
+        if not adapter or f".{POLICY}." in f"{name}."
+    }
 
 
 def keep_candidates(
@@ -126,6 +157,7 @@ def choose(judge: Judge | None, candidates: Candidates | None, start: OpenedMode
     if judge is None or candidates is None:
         return {}
     process_state().wait_for_everyone()  # the main process has kept the last one
-    said = judge.choose(candidates, start, candidates.policy)
+    said = judge.choose(candidates, start)
+    candidates.copy = None
     candidates.restore(said["selected_step"])
     return said

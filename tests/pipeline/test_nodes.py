@@ -51,7 +51,8 @@ class Node(threading.Thread):
 
 def lead(project, which, work, wait=5.0):
     """Lead the nodes of a run through what `work` does with them."""
-    with nodes.leading(project, which, wait, print) as leader:
+    with nodes.leading(project, which) as leader:
+        leader.gather(wait, print)
         work(leader)
 
 
@@ -81,9 +82,12 @@ def test_what_an_earlier_run_left_behind_starts_nothing(project, tmp_path):
     left.voice.end()
     node = Node(project, launch(tmp_path, 1, 2))
     time.sleep(0.3)
-    with nodes.leading(project, launch(tmp_path, 0, 2), 5.0, print) as leader:
+
+    def work(leader):
         leader.start("dpo", "new")
         time.sleep(0.3)
+
+    lead(project, launch(tmp_path, 0, 2), work)
     node.join(5)
     assert node.started == [("dpo", "new", 1, [])]
     assert node.ended == 0

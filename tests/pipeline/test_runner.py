@@ -41,7 +41,7 @@ def test_a_process_that_ends_with_0_in_the_middle_of_a_stage_has_not_done_it(tmp
     folder.partial_dir(project, "sft").mkdir(parents=True)
     said = []
     with pytest.raises(UserError, match=r"^sft: its process ended before the stage was done"):
-        runner._run(project, [runner.Plan("sft", "not done yet")], "key", None, said.append)
+        runner._run(project, [runner.Plan("sft", "not done yet")], "key", None, None, said.append)
     assert said == ["running sft"]
 
 
