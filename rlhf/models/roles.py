@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from rlhf.models.device import sharded
 from rlhf.models.freeze import frozen
+from rlhf.models.shards import put, whole_state
 
 POLICY, CRITIC, REWARD = "default", "critic", "reward"
 """Adapter names; peft saves the first as the model's adapter."""
@@ -221,11 +222,18 @@ class Roles(nn.Module):
         own = name.startswith("policy.") and not (self.shared and f".{CRITIC}." in name)
         return "policy" if own else "critic"
 
-    def save(self, file: Path) -> None:
-        """Write everything that is trained, under its own name; frozen weights are where they came from."""
-        save_file({name: parameter.detach().contiguous() for name, parameter in self.trained().items()}, file)
+    def save(self, file: Path, write: bool = True) -> None:
+        """Write everything that is trained, under its own name; frozen weights are where they came from.
 
-    @torch.no_grad()
+        Every process calls this.
+
+        Args:
+            file: Where to.
+            write: Whether this process writes.
+        """
+        if state := whole_state(self.trained(), write):
+            save_file(state, file)
+
     def load(self, file: Path) -> None:
         """Read what `save` wrote.
 
@@ -236,7 +244,7 @@ class Roles(nn.Module):
         if saved.keys() != trained.keys():
             raise ValueError(f"{file}: holds other weights than are trained now")
         for name, parameter in trained.items():
-            parameter.copy_(saved[name])
+            put(parameter, saved[name])
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any

@@ -96,19 +96,32 @@ def gathered_on_demand(model: nn.Module) -> Iterator[None]:
 
     Gathering a layer takes all processes, and they need layers at different times: one still writes when another has
     ended. So before a layer they agree on the first that one of them needs next. All gather it, and those that do not
-    need it drop it again. Who is done goes on with the others until all are. Nothing is trained within.
+    need it drop it again. Who is done goes on with the others until all are. Nothing is trained within, and whoever
+    calls the other processes otherwise calls `settle` before.
     """
     parts = _parts(model)
     handles = [
         part.register_forward_pre_hook(functools.partial(_wait_for, parts, number), prepend=True)
         for number, part in enumerate(parts)
     ]
+    _served.append(parts)
     try:
         yield
+        settle()
     finally:
+        _served.pop()
         for handle in handles:
             handle.remove()
-    _wait_for(parts, len(parts))
+
+
+_served: list[Sequence[Any]] = []
+"""The layers that are gathered on demand."""
+
+
+def settle() -> None:
+    """Gather layers for the others until all processes are here, where layers are gathered on demand; else nothing."""
+    if _served:
+        _wait_for(_served[-1], len(_served[-1]))
 
 
 def _wait_for(parts: Sequence[Any], number: int, *call: Any) -> None:
@@ -124,6 +137,19 @@ def _first_needed(parts: Sequence[Any], number: int) -> int:
     asked = torch.tensor(number, device=device)
     dist.all_reduce(asked, dist.ReduceOp.MIN)
     return int(asked)
+
+
+@contextlib.contextmanager
+def changing(model: nn.Module) -> Iterator[None]:
+    """Within, trained weights are changed; copies that `gathered` made are made anew behind it."""
+    copied = [part for part in _parts(model) if not any(isinstance(weight, DTensor) for weight in part.parameters())]
+    for part in copied:
+        part.reshard()
+    try:
+        yield
+    finally:
+        for part in copied:
+            part.unshard()
 
 
 def fits_whole(model: nn.Module, device: torch.device) -> bool:

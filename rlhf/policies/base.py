@@ -116,9 +116,9 @@ class RolesPolicy(nn.Module):
         """Make the critic say `scale · V + shift`."""
         self.roles.scale_values(scale, shift)
 
-    def save(self, file: Path) -> None:
-        """Write everything that is trained, for a checkpoint."""
-        self.roles.save(file)
+    def save(self, file: Path, write: bool = True) -> None:
+        """Write everything that is trained, for a checkpoint; see `Roles.save`."""
+        self.roles.save(file, write)
 
     def load(self, file: Path) -> None:
         """Read what `save` wrote; see `Roles.load`."""

@@ -211,7 +211,7 @@ class Policy(Protocol[AnyInput, AnyPacked]):
         """Make the critic say `scale · V + shift`."""
         ...
 
-    def save(self, file: Path) -> None:
+    def save(self, file: Path, write: bool = True) -> None:
         """Write everything that is trained, for a checkpoint."""
         ...
 

@@ -21,6 +21,7 @@ from transformers import Trainer
 
 from rlhf import interrupts
 from rlhf.errors import Incident, UserError
+from rlhf.models.spread import settle
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Outputs, Policy
@@ -176,6 +177,7 @@ class PPOTrainer(SpreadTrainer, Trainer):
             policy=self.policy, rewards=self.rewards, inputs=inputs, groups=self.policy.sample(inputs, seeds),
             batch_size=args.per_device_eval_batch_size,
         ).to(args.device)  # fmt: skip
+        settle()
         every = self.accelerator.gather(scores_BK).cpu()
         # process r has places r, r + world, …; what was sampled only to give all of them as many is left out
         place = torch.arange(count).view(-1, world).T.flatten()
@@ -343,13 +345,19 @@ class PPOTrainer(SpreadTrainer, Trainer):
         """Sum over processes."""
         if self.args.world_size == 1:
             return tensor
+        settle()
         return self.accelerator.reduce(tensor.to(self.args.device), "sum").to(tensor.device)
 
     # checkpoints
 
     def save_weights(self, folder: Path) -> None:
-        """Every role's trained weights, under its own name, and what PPO carries from rollout to rollout."""
-        self.policy.save(folder / WEIGHTS)
+        """Every role's trained weights, under its own name, and what PPO carries from rollout to rollout.
+
+        Every process calls this; the main one writes.
+        """
+        self.policy.save(folder / WEIGHTS, self.args.should_save)
+        if not self.args.should_save:
+            return
         rewards = self.rewards
         state = {"kl_coef": self.kl_coef, "reward_mean": rewards.mean_K.tolist(), "reward_std": rewards.std_K.tolist(),
                  "history": self.history, "said": self._warned}  # fmt: skip

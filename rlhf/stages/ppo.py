@@ -92,7 +92,8 @@ def run(context: StageContext) -> Metrics:
     policy.close()
     if roles.shared:
         roles.policy.set_adapter(POLICY)
-    metrics.update(choose(judge, candidates, start.opened))
+    with trainer.free_calls():
+        metrics.update(choose(judge, candidates, start.opened))
     saved = save_model(trainer, ready, context, roles.policy)
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 

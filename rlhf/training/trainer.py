@@ -62,7 +62,7 @@ class ResumableTrainer(FiniteTrainer):
         partial = folder / ".partial" / final.name
         if self._sharded:
             self.save_model(str(partial), _internal_call=True)
-        elif self.args.should_save:
+        else:
             self.save_weights(partial)
         if best := self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
@@ -90,12 +90,14 @@ class ResumableTrainer(FiniteTrainer):
         return sum(tensor.nbytes for tensor in (*weights, *values) if isinstance(tensor, torch.Tensor))
 
     def save_weights(self, folder: Path) -> None:
-        """Write what is trained, on the main process; what is frozen is where it came from.
+        """Write what is trained; what is frozen is where it came from. Every process calls this; the main one writes.
 
         Under the names that weights have in memory: a library's own form may rename them, and what is not known by its
         name when it is loaded keeps the weights of the start.
         """
-        save_file({name: tensor.detach().contiguous() for name, tensor in self._trained().items()}, folder / WEIGHTS)
+        if self.args.should_save:
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self._trained().items()}
+            save_file(tensors, folder / WEIGHTS)
 
     @torch.no_grad()
     def load_weights(self, folder: Path) -> None:
