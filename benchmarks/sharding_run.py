@@ -19,7 +19,6 @@ from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-import torch
 import torch.distributed as dist
 import trl
 from datasets import Dataset
@@ -30,9 +29,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaModel, set_seed
 
-from rlhf.models.device import process_state
+from rlhf.models.device import claim_sharding, process_state
 from rlhf.models.roles import CRITIC, Roles
-from rlhf.models.spread import claim, spread
+from rlhf.models.spread import spread
 from rlhf.policies.causal_lm import CausalLMPolicy, PromptRow
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import PPOTrainer
@@ -120,7 +119,7 @@ def roles_of(folder: Path, lora: bool) -> Roles:
 def ppo(folder: Path, job: dict[str, Any], counter: Received) -> Any:
     """PPO, two rollouts of one optimizer step each."""
     roles, tokenizer = roles_of(folder, job["lora"]), AutoTokenizer.from_pretrained(folder, padding_side="left")
-    if claim():
+    if claim_sharding():
         spread(roles, process_state().device)
     args = PPOConfig(
         **common(folder, 2), num_ppo_epochs=1, max_new_tokens=job["reply"], normalize_samples=0, truncated="score"
@@ -156,9 +155,10 @@ def dpo(folder: Path, job: dict[str, Any], counter: Received) -> Any:
     """TRL's trainer of pairs as it is, two optimizer steps: accelerate shards its model."""
     rows = [{"prompt": row["text"], "chosen": " yes, it is", "rejected": " no"} for row in read_prompts(folder)]
     set_seed(0)
+    model, args = LlamaForCausalLM.from_pretrained(folder), trl.DPOConfig(**common(folder, 2))
     return trl.DPOTrainer(
-        LlamaForCausalLM.from_pretrained(folder), args=trl.DPOConfig(**common(folder, 2)), train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder), peft_config=ADAPTER if job["lora"] else None,
+        model, args=args, train_dataset=Dataset.from_list(rows), peft_config=ADAPTER if job["lora"] else None,
+        processing_class=AutoTokenizer.from_pretrained(folder),
     )  # fmt: skip
 
 

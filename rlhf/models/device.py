@@ -73,6 +73,22 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
     return _asked("FSDP") and process_state().num_processes > 1
 
 
+_claimed = False
+"""Whether this process shards itself what accelerate was asked to shard."""
+
+
+def claim_sharding() -> bool:
+    """Take the sharding that a launch asks for out of accelerate's hands, before it prepares a model.
+
+    Returns:
+        Whether the launch asks for it; then the caller spreads the weights (`models.spread`).
+    """
+    global _claimed
+    _claimed = sharded()
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # where accelerate and transformers read it
+    return _claimed
+
+
 def reads_weights() -> bool:
     """Whether this process reads the weights of a model that a trainer will spread over the processes.
 
@@ -80,7 +96,7 @@ def reads_weights() -> bool:
     share. accelerate's `fsdp_cpu_ram_efficient_loading: false` has all of them read under FSDP.
     """
     state = process_state()
-    sends = (
+    sends = _claimed or (
         os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true"
         if _asked("FSDP")
         else (is_deepspeed_zero3_enabled())

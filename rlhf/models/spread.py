@@ -22,25 +22,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
-from rlhf.models.device import sharded
 from rlhf.models.roles import Roles
-
-
-def claim() -> bool:
-    """Take the sharding that a launch asks for out of accelerate's hands, before it prepares a model.
-
-    Returns:
-        Whether the launch asks for FSDP2; then the caller is to call `spread`.
-    """
-    asked = sharded()
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # where accelerate and transformers read it
-    return asked
 
 
 def spread(roles: Roles, device: torch.device) -> None:
     """Give every process its part of the weights, in place; all processes call it.
 
-    The main process has the weights, and sends them layer by layer. The others may hold them on the meta device.
+    The main process has the weights, and sends them layer by layer; those of the others are not looked at.
 
     Args:
         roles: The models.
@@ -60,11 +48,6 @@ def spread(roles: Roles, device: torch.device) -> None:
         every += parts
     share_comm_ctx(every)
     _receive(roles, device)
-
-
-def is_spread(model: nn.Module) -> bool:
-    """Whether a model's weights are spread over processes."""
-    return bool(_parts(model))
 
 
 def _parts(model: nn.Module) -> list[Any]:

@@ -241,6 +241,20 @@ def round_to_rollouts(args: PPOConfig, prompts: int) -> None:
 _UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_end", "label_smoothing_factor")
 
 
+_UNFIT = {
+    "ACCELERATE_USE_DEEPSPEED": "asks for DeepSpeed, which trains one model and not several roles; take "
+    "recipes/accelerate/fsdp2.yaml",
+    "FSDP_OFFLOAD_PARAMS": "has fsdp_offload_params, which this stage does not do; set it to false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "has fsdp_activation_checkpointing; set it to false, and gradient_checkpointing: "
+    "true in the stage",
+}
+"""What a launch must not ask for, by the variable in which accelerate says it."""
+
+
+def _is_true(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
+
+
 def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
     """Settings that mean nothing here, or that several roles on one base cannot have."""
     problems = [f"{name}: online training has no use for it" for name in _UNUSED if getattr(args, name)]
@@ -250,9 +264,5 @@ def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> lis
         problems.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
     if (adapter or {}).get("bias", "none") != "none":
         problems.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        problems.append(
-            "the accelerate config asks for DeepSpeed, which trains one model and not several roles; take "
-            "recipes/accelerate/fsdp2.yaml"
-        )
+    problems += [f"the accelerate config {problem}" for name, problem in _UNFIT.items() if _is_true(name)]
     return problems

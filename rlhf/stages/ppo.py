@@ -53,9 +53,9 @@ def dry_run(context: StageContext, ready: Ready) -> None:
 def run(context: StageContext) -> Metrics:
     """Train the parent's policy on its own completions."""
     from rlhf.artifacts.open import open_stage
-    from rlhf.models.device import process_state
+    from rlhf.models.device import claim_sharding, process_state
     from rlhf.models.roles import POLICY
-    from rlhf.models.spread import claim, spread
+    from rlhf.models.spread import spread
     from rlhf.policies.kinds import policy_kind
     from rlhf.ppo.config import take_every_action
     from rlhf.ppo.diagnostics import last_rollout
@@ -66,10 +66,10 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
 
-    spreads = claim()
+    spreads = claim_sharding()
     ready = prepare(context)
     start, args = ready.start, ready.args
-    roles = build_roles(context, start, args, args.critic_start)
+    roles = build_roles(context, start, args, args.critic_start, spreads)
     if spreads:
         spread(roles, process_state().device)
     kind = policy_kind(start.opened)

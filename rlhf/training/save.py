@@ -46,7 +46,8 @@ def save_model(
     """
     start, folder = ready.start, context.directory
     model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
-    state = gathered(model, start.config, trainer.is_world_process_zero()) if _kept_by_engine(trainer) else None
+    parted = _kept_by_engine(trainer) or is_spread(model)
+    state = gathered(model, start.config, trainer.is_world_process_zero()) if parted else None
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
         write_model(model, start, folder, state)

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rlhf.models.device import sharded
-from rlhf.models.shards import put, whole
-from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand, is_spread
+from rlhf.models.shards import is_spread, put, whole
+from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand
 from rlhf.training.states import save_state
 from rlhf.training.trainer import ResumableTrainer
 

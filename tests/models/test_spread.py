@@ -84,3 +84,19 @@ def test_spread_weights_train_as_under_ddp(tmp_path, tiny_llama, kind, fields, e
     if kind == "lora" and fields.get("gather_for_rollouts") is None:
         assert found["weights"] == 0.0
     assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("kind", ["lora", "whole"])
+def test_training_goes_on_from_a_checkpoint_of_spread_weights(tmp_path, tiny_llama, kind):
+    """Bit for bit where it was spread before; a checkpoint of DDP's goes on with spread weights, and the reverse."""
+    results = both_ways(tmp_path, tiny_llama, kind, save_strategy="steps", save_steps=2)
+    ends = {name: results[name]["weights"] for name in results if name.startswith("resumed")}
+    assert len(ends) == 3
+    for name, weights in ends.items():
+        for part, weight in weights.items():
+            exact = name == "resumed from spread"
+            torch.testing.assert_close(
+                weight, results["spread"]["weights"][part], atol=0 if exact else 1e-6, rtol=0 if exact else 1e-4,
+                msg=lambda text, name=name, part=part: f"{name}: {part}: {text}",
+            )  # fmt: skip

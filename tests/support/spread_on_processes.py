@@ -20,7 +20,9 @@ from rlhf.models.spread import gathered, gathered_on_demand, spread
 from tests.support.ppo import make_roles, make_trainer
 
 
-def trained(folder: Path, base: Path, adapter: bool, spreads: bool, fields: dict[str, Any]) -> dict[str, Any]:
+def trained(
+    folder: Path, base: Path, adapter: bool, spreads: bool, fields: dict[str, Any], checkpoint: str | None = None
+) -> dict[str, Any]:
     """What was logged, the weights afterwards, and how many of all numbers this process held."""
     roles = make_roles(base, adapter, critic=fields.get("advantage", "gae") == "gae")
     if spreads:
@@ -29,7 +31,7 @@ def trained(folder: Path, base: Path, adapter: bool, spreads: bool, fields: dict
     held = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in every)
     settings = {"per_device_train_batch_size": 8 // dist.get_world_size(), "normalize_samples": 6, **fields}
     trainer = make_trainer(folder, base, roles, **settings)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=checkpoint)
     weights = {
         name: (one.full_tensor() if isinstance(one, DTensor) else one).detach().clone()
         for name, one in trainer.policy.trained().items()
@@ -57,14 +59,19 @@ def uneven_calls(base: Path) -> dict[str, list[float]]:
     return found
 
 
-def main(out: str, base: str, kind: str, fields: str = "{}") -> None:
+def main(out: str, base: str, kind: str, settings: str = "{}") -> None:
     """Train both ways; the first process writes."""
     process_state()
-    folder, adapter = Path(out), kind == "lora"
+    folder, adapter, fields = Path(out), kind == "lora", json.loads(settings)
     results = {
-        name: trained(folder / name, Path(base), adapter, name == "spread", json.loads(fields))
-        for name in ("ddp", "spread")
+        name: trained(folder / name, Path(base), adapter, name == "spread", fields) for name in ("ddp", "spread")
     }
+    if "save_steps" in fields:  # from the first checkpoint of each on, with spread weights and without
+        for name, spreads in {"ddp": True, "spread": True, "whole": False}.items():
+            first = folder / ("spread" if name == "whole" else name) / f"checkpoint-{fields['save_steps']}"
+            given = {name: value for name, value in fields.items() if not name.startswith("save_")}
+            again = trained(folder / "again" / name, Path(base), adapter, spreads, given, str(first))
+            results[f"resumed from {name}"] = again
     calls: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(calls, uneven_calls(Path(base)))
     if dist.get_rank() == 0:
