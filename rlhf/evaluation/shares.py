@@ -57,10 +57,8 @@ def _joined(mine: list[T]) -> list[T]:
     from accelerate.utils import gather_object
 
     from rlhf.models.device import process_state
-    from rlhf.models.spread import settle
 
     process_state()
-    settle()
     whole: list[T] = gather_object(mine)
     return whole
 
@@ -77,9 +75,6 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     from accelerate.utils import broadcast_object_list
 
-    from rlhf.models.spread import settle
-
-    settle()
     made: list[Any] = [make() if is_main() else None]
     _wait_for_main()
     broadcast_object_list(made)

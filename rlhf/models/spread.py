@@ -122,19 +122,6 @@ def _first_needed(parts: Sequence[Any], number: int) -> int:
     return int(asked)
 
 
-@contextlib.contextmanager
-def changing(model: nn.Module) -> Iterator[None]:
-    """Within, trained weights are changed; copies that `gathered` made are made anew behind it."""
-    copied = [part for part in _parts(model) if not any(isinstance(weight, DTensor) for weight in part.parameters())]
-    for part in copied:
-        part.reshard()
-    try:
-        yield
-    finally:
-        for part in copied:
-            part.unshard()
-
-
 def fits_whole(model: nn.Module, device: torch.device) -> bool:
     """Whether all weights of a model that is spread take at most half of the memory that is free on every process.
 

@@ -92,8 +92,7 @@ def run(context: StageContext) -> Metrics:
     policy.close()
     if roles.shared:
         roles.policy.set_adapter(POLICY)
-    with trainer.free_calls():
-        metrics.update(choose(judge, candidates, start.opened))
+    metrics.update(choose(judge, candidates, start.opened))
     saved = save_model(trainer, ready, context, roles.policy)
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 
