@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ from rlhf.models.weights import (
 )
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Variable by which accelerate has the first process alone read weights."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,9 @@ def load_model(
     Raises:
         UserError: The model cannot be loaded, or has no head of this task and size and may get none.
     """
+    empty = spread and not reads_weights()
     with whole_on_loading():
-        return _load_model(source, config, processor, task, labels, new_head, spread and not reads_weights())
+        return _load_model(source, config, processor, task, labels, new_head, empty)
 
 
 def _load_model(
@@ -246,16 +250,19 @@ def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -
 
 @contextlib.contextmanager
 def whole_on_loading() -> Iterator[None]:
-    """Within, a model is loaded whole under ZeRO-3, too: its adapter is merged and its weights are checked first.
+    """Within, a model is loaded whole under ZeRO-3 and FSDP, too: its adapter is merged, its weights are checked first.
 
-    transformers would partition the weights while it reads them; DeepSpeed does when training begins.
+    Under ZeRO-3 transformers would partition the weights while it reads them; DeepSpeed does when training begins.
+    Under FSDP it would read them on the first process alone; a model that no trainer spreads is whole on all.
     """
-    settings = deepspeed._hf_deepspeed_config_weak_ref
+    settings, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(_EFFICIENT, None)
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = settings
+        if efficient is not None:
+            os.environ[_EFFICIENT] = efficient
 
 
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:

@@ -183,7 +183,8 @@ class Leader:
             ear.listen()
             ear.check()
             failed = ear.said.get("failed", {})
-            if failed.get("number") == self.number and time.monotonic() - ear.since["failed"] > _OWN_WORDS:
+            ended = failed.get("number") == self.number or "left" in ear.said
+            if ended and time.monotonic() - ear.since["failed"] > _OWN_WORDS:
                 raise UserError(f"{ear}: its processes ended with exit code {failed['code']}; it says why")
 
     def end(self, code: int) -> None:
@@ -194,7 +195,7 @@ class Leader:
         """
         self.voice.say(ended=code)
         end = time.monotonic() + _FAREWELL
-        while time.monotonic() < end and any(ear.path.exists() for ear in self.others):
+        while time.monotonic() < end and any(ear.path.exists() and "left" not in ear.listen() for ear in self.others):
             time.sleep(_LOOK)
         self.voice.end()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -325,6 +326,7 @@ def following(project: ProjectConfig, launch: Launch, wait: float) -> Iterator[F
     except BaseException as error:
         if follower.voice is not None:
             follower.failed(getattr(error, "exit_code", 1))
+            follower.voice.say(left=True)
         raise
     finally:
         follower.leave()

@@ -173,7 +173,7 @@ def main() -> int:
             join_stage(run_stage, project, args.stage, args.run)
 
     code = guarded(work, alone=args.run is None)
-    if code and args.tell is not None and int(os.environ.get("RANK", "0")) == 0:
+    if code and args.tell is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # each node has such a file
         args.tell.write_text(str(code), encoding="utf-8")
     return code
 

@@ -64,11 +64,16 @@ def _held_out(context: StageContext, ready: Ready, trainer: Any) -> Metrics:
     from rlhf.data.tokenize import Codec
     from rlhf.evaluation.pairs import held_out_pairs
     from rlhf.evaluation.reward_model import pair_accuracy, score_pairs
+    from rlhf.evaluation.shares import by_all
+    from rlhf.models.shards import is_spread
     from rlhf.rewards.model import score_texts
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     codec = Codec(ready.start.tokenizer, encoder=ready.start.encoder)
-    judge = functools.partial(score_texts, model, codec, batch_size=trainer.args.per_device_eval_batch_size)
+    judge: Any = functools.partial(score_texts, model, codec, batch_size=trainer.args.per_device_eval_batch_size)
+    if not is_spread(model):  # else all processes run it together, each for all pairs
+        judge.rowwise = True
+        judge = by_all(judge)
     pairs = held_out_pairs(context.project)
     scores_M2 = score_pairs(judge, pairs.records)
     spread = {"score_mean": float(np.nanmean(scores_M2)), "score_std": float(np.nanstd(scores_M2))}

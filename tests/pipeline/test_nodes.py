@@ -56,6 +56,13 @@ def lead(project, which, work, wait=5.0):
         work(leader)
 
 
+def look_after(leader):
+    """Look after the other nodes until something is wrong."""
+    while True:
+        leader.check()
+        time.sleep(0.01)
+
+
 def test_all_nodes_start_the_same_stages_and_end_with_the_code_of_the_first(project, tmp_path):
     others = [Node(project, launch(tmp_path, node)) for node in (1, 2)]
 
@@ -122,9 +129,7 @@ def test_a_node_that_is_gone_is_named(project, tmp_path, monkeypatch):
     def work(leader):
         leader.start("sft", "key")
         monkeypatch.setattr(nodes.Voice, "say", lambda *_, **__: None)
-        while True:
-            leader.check()
-            time.sleep(0.01)
+        look_after(leader)
 
     with pytest.raises(UserError, match=r"node 1 \(.*\): not heard of for 1 s"):
         lead(project, launch(tmp_path, 0, 2), work)
@@ -136,11 +141,24 @@ def test_processes_that_end_early_on_one_node_end_the_run(project, tmp_path):
 
     def work(leader):
         leader.start("sft", "key")
-        while True:
-            leader.check()
-            time.sleep(0.01)
+        look_after(leader)
 
     with pytest.raises(UserError, match=r"node 1 \(.*\): its processes ended with exit code 7"):
         lead(project, launch(tmp_path, 0, 2), work)
     node.join(5)
     assert node.ended == 2
+
+
+def test_a_node_that_leaves_between_two_stages_ends_the_run(project, tmp_path, monkeypatch):
+    """It was asked to stop: the stage after that is one that it never hears of."""
+    node = Node(project, launch(tmp_path, 1, 2))
+
+    def left(follower):
+        raise UserError("asked to stop")
+        yield
+
+    monkeypatch.setattr(nodes.Follower, "orders", left)
+    with pytest.raises(UserError, match=r"node 1 \(.*\): its processes ended with exit code 2"):
+        lead(project, launch(tmp_path, 0, 2), look_after)
+    node.join(5)
+    assert node.ended == "asked to stop"

@@ -100,8 +100,8 @@ def test_a_stage_whose_folder_is_not_shared_does_not_begin(path, launch, tmp_pat
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("begin", [run_on, stage_on], ids=["run", "stage"])
-def test_a_node_that_is_killed_is_named_by_the_other(path, launch, begin):
+def in_the_middle(path, launch, begin):
+    """The nodes of a training that has taken some of very many steps."""
     project = yaml.safe_load(path.read_text())
     project["stages"]["sft"]["max_steps"] = 2000
     path.write_text(yaml.safe_dump(project))
@@ -110,6 +110,20 @@ def test_a_node_that_is_killed_is_named_by_the_other(path, launch, begin):
     while not checkpoint.exists():
         assert nodes[0].poll() is None, nodes[0].communicate()
         time.sleep(0.1)
+    return nodes
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_run_that_is_asked_to_stop_on_one_node_stops_on_both(path, launch, node):
+    nodes = in_the_middle(path, launch, run_on)
+    nodes[node].terminate()
+    codes, _, errors = ends(nodes)
+    assert (codes, errors) == ([143, 143], [[], []])
+
+
+@pytest.mark.parametrize("begin", [run_on, stage_on], ids=["run", "stage"])
+def test_a_node_that_is_killed_is_named_by_the_other(path, launch, begin):
+    nodes = in_the_middle(path, launch, begin)
     kill(nodes[1])
     codes, _, ((line,),) = ends(nodes[:1], 60)
     assert codes[0] in (1, 2)
