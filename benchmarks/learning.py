@@ -1,6 +1,6 @@
 """Does PPO learn? Three unlike problems, three seeds each: score and KL by rollout, and a paired comparison at the end.
 
-    python benchmarks/learning.py --real FOLDER [--problems quickstart stories bytes] [--seeds 0 1 2]
+    python benchmarks/learning.py --real FOLDER [--problems quickstart stories bytes] [--seeds 0 1 2] [--critics shared]
 
 * quickstart: recipes/quickstart.yaml without DPO; the reward model is the run's own, the true quality is measured.
 * stories: a Llama of 260 thousand parameters, rewarded by a sentiment classifier trained here on film reviews: an
@@ -105,6 +105,12 @@ def run(name: str, tree: dict[str, Any], seed: int, folder: Path) -> Path:
     return folder / "runs" / run_name
 
 
+def with_critic(tree: dict[str, Any], critic: str) -> dict[str, Any]:
+    """The same project with this kind of critic."""
+    stages = tree["stages"]
+    return {**tree, "stages": {**stages, "ppo": {**stages["ppo"], "critic": critic}}}
+
+
 def read(run_dir: Path, judge: str) -> dict[str, Any]:
     """Curves of a finished run, and its comparison with the policy that PPO started from."""
     from rlhf.report.build import build_report
@@ -133,7 +139,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             row = run["comparison"]
             low, high = row["difference_ci"]
             lines.append(
-                f"{problem:<12}{seed:>2}  {row['judge']:<10} {row['baseline_mean']:6.2f} -> {row['policy_mean']:6.2f}  "
+                f"{problem:<18}{seed:>2}  {row['judge']:<10} {row['baseline_mean']:6.2f} -> {row['policy_mean']:6.2f}  "
                 f"{row['mean_difference']:+.2f} [{low:+.2f}, {high:+.2f}]  KL {row['kl']:5.1f}  {row['verdict']}"
             )
     return "\n".join(lines)
@@ -156,7 +162,12 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         episodes = curves[0]["episodes"]
         upper.fill_between(episodes, scores.min(0), scores.max(0), alpha=0.25, label="range of the seeds")
         upper.plot(episodes, scores.mean(0), label="mean")
-        upper.set(title=PROBLEMS[problem][0], xlabel="episodes", ylabel="score (normalised)")
+        name, _, critic = problem.partition("-")
+        upper.set(
+            title=PROBLEMS[name][0] + (f", {critic} critic" if critic else ""),
+            xlabel="episodes",
+            ylabel="score (normalised)",
+        )
         upper.legend(frameon=False)
         for seed, curve in enumerate(curves):
             lower.plot(curve["kl"], curve["score"], marker=".", linewidth=0.8, label=f"seed {seed}")
@@ -172,6 +183,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, required=True, help="folder of data and models")
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--critics", nargs="+", choices=("separate", "shared"), default=["separate"])
     parser.add_argument("--folder", type=Path, help="where the runs go; a temporary folder if not given")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/learning.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs/images/learning.png")
@@ -183,8 +195,10 @@ def main() -> None:
     for problem in args.problems:
         if problem == "stories":
             run("classifier", trees["classifier"], 0, folder)
-        runs = [run(problem, trees[problem], seed, folder) for seed in args.seeds]
-        results[problem] = [read(folder, PROBLEMS[problem][1]) for folder in runs]
+        for critic in args.critics:
+            name = problem if critic == "separate" else f"{problem}-{critic}"
+            runs = [run(name, with_critic(trees[problem], critic), seed, folder) for seed in args.seeds]
+            results[name] = [read(folder, PROBLEMS[problem][1]) for folder in runs]
     print(table(results))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
 from peft import LoraConfig, get_peft_model
-from setting import read_prompts, timed_training
+from ppo_levers import LEVERS
+from setting import read_prompts, sequences, timed_training
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
@@ -28,12 +29,13 @@ from rlhf.rewards.compose import Rewards
 from rlhf.rewards.model import score_groups
 
 
-def shared_roles(folder: Path) -> Roles:
-    """One frozen base with an adapter each for policy, critic and reward."""
-    base = LlamaForCausalLM.from_pretrained(folder)
+def shared_roles(folder: Path, critic: str, bf16: bool) -> Roles:
+    """One frozen base with an adapter each for policy, reward and maybe the critic."""
+    base = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
     config = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     policy = get_peft_model(base, config)
-    policy.add_adapter(CRITIC, config)
+    if critic == "separate":
+        policy.add_adapter(CRITIC, config)
     policy.add_adapter(REWARD, config)
     width = base.config.hidden_size
     return Roles(policy, nn.Linear(width, 1), reward_head=nn.Linear(width, 1))
@@ -69,20 +71,24 @@ def make_trainer(folder: Path, job: dict[str, Any]) -> PPOTrainer:
     """The trainer as the ppo stage would set it up."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     torch.manual_seed(0)
-    roles = shared_roles(folder) if job["lora"] else separate_roles(folder)
+    roles = shared_roles(folder, job["critic"], job["bf16"]) if job["lora"] else separate_roles(folder)
     reward = None if job["lora"] else separate_reward(folder, tokenizer, job["forward"])
     args = PPOConfig(
         str(folder / "ours"), per_device_train_batch_size=job["per_device"],
         gradient_accumulation_steps=job["batch"] // job["per_device"], per_device_eval_batch_size=job["forward"],
-        num_ppo_epochs=4, num_mini_batches=1, max_steps=job["episodes"] // job["batch"] * 4,
+        num_ppo_epochs=4, num_mini_batches=1, max_steps=(job["drop"] + job["episodes"] // job["batch"]) * 4,
         samples_per_prompt=job["samples"], max_new_tokens=job["reply"], normalize_samples=0, truncated="score",
-        learning_rate=1e-5, report_to="none", use_cpu=True, bf16=False, save_strategy="no", logging_steps=4,
+        learning_rate=1e-5, report_to="none", use_cpu=job["device"] == "cpu", save_strategy="no",
+        bf16=job["bf16"] and not job["lora"], logging_steps=4, critic=job["critic"],
         seed=job["seed"],
     )  # fmt: skip
     assert not args.check(), args.check()
     prompts = [PromptRow(row["ids"], row["text"], {}) for row in read_prompts(folder, job["samples"])]
     policy = CausalLMPolicy(roles, tokenizer, args)
-    return PPOTrainer(policy, args, prompts, Rewards({"reward": reward}, {"reward": 1.0}))
+    trainer = PPOTrainer(policy, args, prompts, Rewards({"reward": reward}, {"reward": 1.0}))
+    if job["lever"]:
+        LEVERS[job["lever"]](trainer)
+    return trainer
 
 
 def main() -> None:
@@ -91,11 +97,12 @@ def main() -> None:
     if job["threads"]:
         torch.set_num_threads(job["threads"])
     trainer = make_trainer(folder, job)
-    result = timed_training(trainer)
+    result = timed_training(trainer, job["drop"])
     logs = [log for log in trainer.state.log_history if "response/length" in log]
-    assert len(logs) * job["batch"] == job["episodes"], (len(logs), job)
-    assert logs[-1]["episodes"] == job["episodes"], (logs[-1], job)
-    print(json.dumps(result | {"reply_length": sum(log["response/length"] for log in logs) / len(logs)}))
+    total = job["episodes"] + job["drop"] * job["batch"]
+    assert len(logs) * job["batch"] == logs[-1]["episodes"] == total, (len(logs), logs[-1], job)
+    reply = sum(log["response/length"] for log in logs) / len(logs)
+    print(json.dumps(result | {"reply_length": reply, "sequences": sequences(folder, job["samples"], reply)}))
 
 
 if __name__ == "__main__":

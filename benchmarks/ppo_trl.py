@@ -13,24 +13,28 @@ from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false")
 
-from setting import read_prompts, timed_training
+from setting import read_prompts, sequences, timed_training
 
 
 def make_trainer(folder: Path, job: dict[str, Any]) -> Any:
     """TRL's trainer on four models, or on a policy with LoRA that is its own reference, and two more."""
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    policy = LlamaForCausalLM.from_pretrained(folder)
-    reward, critic = (LlamaForSequenceClassification.from_pretrained(folder, num_labels=1) for _ in range(2))
+    frozen = torch.bfloat16 if job["bf16"] else torch.float32
+    policy = LlamaForCausalLM.from_pretrained(folder, dtype=frozen if job["lora"] else torch.float32)
+    reward = LlamaForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=frozen)
+    critic = LlamaForSequenceClassification.from_pretrained(folder, num_labels=1)
     lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM") if job["lora"] else None
     args = PPOConfig(
         str(folder / "trl"), per_device_train_batch_size=job["per_device"],
         gradient_accumulation_steps=job["batch"] // job["per_device"], num_ppo_epochs=4, num_mini_batches=1,
-        total_episodes=job["episodes"], response_length=job["reply"], report_to=[], use_cpu=True, bf16=False,
+        total_episodes=job["episodes"] + job["drop"] * job["batch"], response_length=job["reply"], report_to=[],
+        use_cpu=job["device"] == "cpu", bf16=job["bf16"],
         learning_rate=1e-5, stop_token="eos", num_sample_generations=0, save_strategy="no",
         gradient_checkpointing=False, local_rollout_forward_batch_size=job["forward"], missing_eos_penalty=1.0,
         seed=job["seed"],
@@ -38,7 +42,7 @@ def make_trainer(folder: Path, job: dict[str, Any]) -> Any:
     rows = [{"input_ids": row["ids"]} for row in read_prompts(folder)]
     return PPOTrainer(
         args=args, processing_class=tokenizer, model=policy, reward_model=reward, value_model=critic,
-        ref_model=None if lora else LlamaForCausalLM.from_pretrained(folder), peft_config=lora,
+        ref_model=None if lora else LlamaForCausalLM.from_pretrained(folder, dtype=frozen), peft_config=lora,
         train_dataset=Dataset.from_list(rows),
     )  # fmt: skip
 
@@ -67,9 +71,10 @@ def main() -> None:
     trainer = make_trainer(folder, job)
     lengths: list[int] = []
     count_replies(lengths)
-    result = timed_training(trainer)
-    assert len(lengths) == job["episodes"], (len(lengths), job)
-    print(json.dumps(result | {"reply_length": sum(lengths) / len(lengths)}))
+    result = timed_training(trainer, job["drop"])
+    assert len(lengths) == job["episodes"] + job["drop"] * job["batch"], (len(lengths), job)
+    reply = sum(lengths) / len(lengths)
+    print(json.dumps(result | {"reply_length": reply, "sequences": sequences(folder, 1, reply)}))
 
 
 if __name__ == "__main__":

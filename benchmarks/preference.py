@@ -18,18 +18,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from arithmetic import preference_flops
 from setting import (
     SUPPORT,
-    TINY,
     Size,
     chosen_rows,
     make_model,
     make_tokenizer,
     parser,
+    peak_rate,
     print_table,
     run_program,
     show,
+    size_of,
     spread,
+    turns,
     write_result,
 )
 
@@ -56,6 +59,11 @@ class Job:
     lora: bool = False
     bf16: bool = False
     checkpointing: bool = False
+    by_length: bool = False
+    """Whether TRL's batches are of like lengths (`train_sampling_strategy`)."""
+    liger: bool = False
+    """Whether TRL uses liger's kernels, where they are installed."""
+    device: str = "cpu"
     max_length: int = 1024
     threads: int | None = None
 
@@ -77,6 +85,20 @@ ROWS = {
     if kind == "dpo" or "head" not in name
 }
 """The rows of the table."""
+for _kind in ("dpo", "reward"):
+    for _name in ("trl", "trl-best", "ours"):
+        ROWS[f"{_kind}:{_name}:lora"] = replace(ROWS[f"{_kind}:{_name}"], lora=True)
+_BEST_ON_GPU = {"per_device": 16, "by_length": True, "liger": True}
+ON_GPU = {"trl": {"per_device": 8}, "trl-best": _BEST_ON_GPU}
+"""What differs there, with steps of 16 pairs: `trl-best` takes a step at once, of like lengths, with liger's kernels.
+Rows of ours take a step at once too."""
+
+
+def on_device(name: str, job: Job, device: str) -> Job:
+    """A row's job as it runs on a device."""
+    if device == "cpu":
+        return job
+    return replace(job, step=16, device=device, **ON_GPU.get(name.split(":")[1], {"per_device": 16}))
 
 
 def read_pairs(path: Path | None) -> list[dict[str, str]]:
@@ -130,20 +152,22 @@ def write_setting(folder: Path, args: argparse.Namespace, size: Size) -> None:
     (folder / "pairs.json").write_text(json.dumps(pairs[: args.count]), encoding="utf-8")
 
 
-def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size) -> list[dict[str, Any]]:
+def run_all(rows: dict[str, Job], args: argparse.Namespace, size: Size, peak: float) -> list[dict[str, Any]]:
     """All runs, the rows taking turns."""
-    runs = []
+    runs, model = [], size.model()
     with tempfile.TemporaryDirectory() as folder:
         write_setting(Path(folder), args, size)
-        for repeat in range(args.repeats):
-            for name, job in rows.items():
-                result = run_program(name, "preference_run.py", folder, json.dumps(asdict(job))) | {"repeat": repeat}
-                runs.append(result)
-                print(
-                    f"{repeat + 1}/{args.repeats} {name}: {result['seconds']:.1f} s, {result['peak_mb']:.0f} MB, "
-                    f"last loss {result['losses'][-1]:.5f}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+        for repeat, name in turns(rows, args):
+            job = rows[name]
+            result = run_program(name, "preference_run.py", folder, json.dumps(asdict(job))) | {"repeat": repeat}
+            dpo = job.kind == "dpo"
+            flops = preference_flops(model, result.pop("sides"), lora=job.lora, reference=dpo, head=dpo)
+            runs.append(result | {"flops": flops, "mfu": flops / result["seconds"] / peak})
+            print(
+                f"{repeat + 1}/{args.repeats} {name}: {result['seconds']:.1f} s, {result['peak_mb']:.0f} MB, "
+                f"last loss {result['losses'][-1]:.5f}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
     return runs
 
 
@@ -154,31 +178,36 @@ def summarise(runs: list[dict[str, Any]], count: int) -> dict[str, dict[str, Any
         grouped[run["row"]].append(run)
     table: dict[str, dict[str, Any]] = {}
     for name, repeats in grouped.items():
-        table[name] = {key: spread([run[key] for run in repeats]) for key in ("seconds", "cpu_seconds", "peak_mb")}
+        keys = ("seconds", "cpu_seconds", "peak_mb", "mfu")
+        table[name] = {key: spread([run[key] for run in repeats]) for key in keys}
         table[name]["pairs_per_second"] = spread([count / run["seconds"] for run in repeats])
     for name, row in table.items():
-        kind = name.partition(":")[0]
-        for baseline in (baseline for baseline in TRL if f"{kind}:{baseline}" in table):
-            theirs = table[f"{kind}:{baseline}"]
+        kind, _, *lora = name.split(":")
+        for baseline in TRL:
+            theirs = table.get(":".join([kind, baseline, *lora]))
+            if theirs is None:
+                continue
             row[f"speed_to_{baseline}"] = theirs["seconds"]["median"] / row["seconds"]["median"]
             row[f"memory_to_{baseline}"] = row["peak_mb"]["median"] / theirs["peak_mb"]["median"]
-        if f"{kind}:trl" in grouped:
-            both = zip(grouped[name][0]["losses"], grouped[f"{kind}:trl"][0]["losses"], strict=True)
+        plain = ":".join([kind, "trl", *lora])
+        if plain in grouped and len(grouped[name][0]["losses"]) == len(grouped[plain][0]["losses"]):
+            both = zip(grouped[name][0]["losses"], grouped[plain][0]["losses"], strict=True)
             row["loss_difference"] = max(abs(ours - theirs) for ours, theirs in both)
     return table
 
 
 def print_summary(table: dict[str, dict[str, Any]]) -> None:
     """The table, in Markdown."""
-    baselines = [name for name in TRL if any(row.endswith(f":{name}") for row in table)]
+    baselines = [name for name in TRL if any(row.split(":")[1] == name for row in table)]
     header = ["row", "pairs/s [min–max]", *(f"× {name}" for name in baselines), "peak MB [min–max]",
-              *(f"of {name}" for name in baselines), "loss − TRL's"]  # fmt: skip
+              *(f"of {name}" for name in baselines), "MFU", "loss − TRL's"]  # fmt: skip
     rows = []
     for name, mine in table.items():
         speeds = [f"{mine.get(f'speed_to_{other}', float('nan')):.2f}" for other in baselines]
         shares = [f"{mine.get(f'memory_to_{other}', float('nan')):.2f}" for other in baselines]
         off = f"{mine['loss_difference']:.0e}" if "loss_difference" in mine else ""
-        rows.append([name, show(mine["pairs_per_second"]), *speeds, show(mine["peak_mb"], 0), *shares, off])
+        cells = [*speeds, show(mine["peak_mb"], 0), *shares, f"{mine['mfu']['median']:.0%}", off]
+        rows.append([name, show(mine["pairs_per_second"]), *cells])
     print_table(header, rows)
 
 
@@ -191,7 +220,6 @@ def options() -> argparse.Namespace:
     options.add_argument(
         "--ratio", type=float, help="pairs of equal lengths, prompt so many times as long as a completion"
     )
-    options.add_argument("--bf16", action="store_true", help="autocast to bfloat16 on both sides")
     options.add_argument("--lora", action="store_true", help="train LoRA r=16 on both sides")
     options.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
     return options.parse_args()
@@ -200,19 +228,22 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Run, print, write."""
     args = options()
-    size = TINY if args.tiny else Size()
+    size = size_of(args)
+    named = chosen_rows(args.rows or ",".join(name for name in ROWS if not name.endswith(":lora")), ROWS)
     rows = {
         name: replace(
-            ROWS[name], bf16=args.bf16, lora=args.lora, checkpointing=args.checkpointing, threads=args.threads
+            on_device(name, ROWS[name], args.device), bf16=args.bf16, lora=args.lora or ROWS[name].lora,
+            checkpointing=args.checkpointing, threads=args.threads,
         )
-        for name in chosen_rows(args.rows, ROWS)
-    }
-    runs = run_all(rows, args, size)
+        for name in named
+    }  # fmt: skip
+    peak = peak_rate(args)
+    runs = run_all(rows, args, size, peak["flops"])
     table = summarise(runs, args.count)
     print_summary(table)
     environment = [run.pop("environment") for run in runs][-1]
     jobs = {name: asdict(job) for name, job in rows.items()}
-    write_result(args.out, size, args, environment=environment, jobs=jobs, rows=table, runs=runs)
+    write_result(args.out, size, args, environment=environment, peak=peak, jobs=jobs, rows=table, runs=runs)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import os
 import random
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,15 +24,16 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
 from setting import (
-    TINY,
-    Size,
     chosen_rows,
+    clock,
     environment,
     parser,
     print_table,
     read_prompts,
     show,
+    size_of,
     spread,
+    turns,
     write_result,
     write_setting,
 )
@@ -47,7 +47,7 @@ PAD = 1
 MEAN_LENGTH = 48
 """Of a reply without a limit: one token in so many ends it."""
 SPLITS = (8, 16, 32)
-"""Replies sampled at once that `generate-best` tries."""
+"""Replies sampled at once that `generate-best` tries, beside all of a rollout."""
 
 Side = Callable[[Sequence[list[int]], int, int], list[int]]
 """From prompts, replies to each and a seed to the lengths of the replies."""
@@ -55,7 +55,7 @@ Side = Callable[[Sequence[list[int]], int, int], list[int]]
 
 @torch.no_grad()
 def generate(
-    model: Any, stops: Sequence[int], limit: int, at_once: int, ordered: bool,
+    model: Any, stops: Sequence[int], limit: int, at_once: int, ordered: bool, cache: str | None,
     prompts: Sequence[list[int]], samples: int, seed: int,
 ) -> list[int]:  # fmt: skip
     """Lengths of replies by `generate`.
@@ -66,6 +66,8 @@ def generate(
         limit: Longest reply.
         at_once: Replies sampled at once.
         ordered: Whether prompts of like length go together.
+        cache: Its `cache_implementation`: `static` has room for all tokens from the start, and on a GPU compiles the
+            decoding step; None for its own choice.
         prompts: Token ids.
         samples: Replies to each.
         seed: Of what is drawn.
@@ -73,9 +75,9 @@ def generate(
     torch.manual_seed(seed)
     config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit, num_return_sequences=samples,
-        eos_token_id=list(stops), pad_token_id=PAD,
+        eos_token_id=list(stops), pad_token_id=PAD, cache_implementation=cache,
     )  # fmt: skip
-    ends, lengths = torch.tensor(stops), []
+    ends, lengths = torch.tensor(stops, device=model.device), []
     rows = sorted(prompts, key=len) if ordered else list(prompts)
     step = max(1, at_once // samples)
     for begin in range(0, len(rows), step):
@@ -101,10 +103,14 @@ def make_rows(model: Any, stops: Sequence[int], limit: int, batch: int) -> dict[
     """Name of each row, what it runs, and how many replies it writes to a prompt."""
     rows: dict[str, tuple[Side, int]] = {}
     for samples, mark in ((1, ""), (4, "-4")):
-        rows[f"generate{mark}"] = functools.partial(generate, model, stops, limit, batch, False), samples
-        for split in SPLITS:
+        rows[f"generate{mark}"] = functools.partial(generate, model, stops, limit, batch, False, None), samples
+        rows[f"generate-static{mark}"] = (
+            functools.partial(generate, model, stops, limit, batch, True, "static"),
+            samples,
+        )
+        for split in sorted({*SPLITS, batch}):
             if split <= batch:
-                side = functools.partial(generate, model, stops, limit, split, True)
+                side = functools.partial(generate, model, stops, limit, split, True, None)
                 rows[f"generate-by-{split}{mark}"] = side, samples
         rows[f"ours{mark}"] = functools.partial(ours, model, stops, limit, batch), samples
     return rows
@@ -112,9 +118,9 @@ def make_rows(model: Any, stops: Sequence[int], limit: int, batch: int) -> dict[
 
 def measure(side: Side, samples: int, prompts: Sequence[list[int]], seed: int) -> dict[str, float]:
     """Useful tokens a second of one rollout, and the mean length of its replies."""
-    start = time.perf_counter()
+    start, _ = clock()
     lengths = side(prompts, samples, seed)
-    seconds = time.perf_counter() - start
+    seconds = clock()[0] - start
     assert len(lengths) == len(prompts) * samples
     return {
         "seconds": seconds, "tokens": sum(lengths), "tokens_per_second": sum(lengths) / seconds,
@@ -125,15 +131,15 @@ def measure(side: Side, samples: int, prompts: Sequence[list[int]], seed: int) -
 def run_all(rows: dict[str, tuple[Side, int]], prompts: list[list[int]], args: argparse.Namespace) -> list[dict]:
     """All runs, the rows taking turns; each repeat has its own prompts and seeds. The first warms up and is dropped."""
     runs = []
-    for repeat in range(args.repeats + 1):
+    for repeat, name in turns(rows, args, warm_up=1):
+        side, samples = rows[name]
         drawn = random.Random(repeat).sample(prompts, args.batch)
-        for name, (side, samples) in rows.items():
-            fewer = drawn if samples == 1 else sorted(drawn, key=len)[samples // 2 :: samples]
-            random.Random(repeat).shuffle(fewer)
-            result = measure(side, samples, fewer, 1000 + repeat)
-            if repeat:
-                runs.append({"row": name, "repeat": repeat - 1, **result})
-                print(f"{repeat}/{args.repeats} {name}: {result['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
+        fewer = drawn if samples == 1 else sorted(drawn, key=len)[samples // 2 :: samples]
+        random.Random(repeat).shuffle(fewer)
+        result = measure(side, samples, fewer, 1000 + repeat)
+        if repeat:
+            runs.append({"row": name, "repeat": repeat - 1, **result})
+            print(f"{repeat}/{args.repeats} {name}: {result['tokens_per_second']:.0f} tokens/s", file=sys.stderr)
     return runs
 
 
@@ -145,6 +151,7 @@ def summarise(runs: list[dict], rows: Sequence[str]) -> dict[str, dict[str, Any]
     table: dict[str, dict[str, Any]] = {
         name: {key: spread([run[key] for run in grouped[name]]) for key in ("tokens_per_second", "reply_length")}
         for name in rows
+        if grouped[name]
     }
     for mark in ("", "-4"):
         tried = [name for name in table if "-by-" in name and name.endswith("-4") == bool(mark)]
@@ -186,7 +193,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Run, print, write."""
     args = options()
-    size = TINY if args.tiny else Size()
+    size = size_of(args)
     args.batch, args.limit = args.batch or size.batch, args.limit or (size.reply if args.tiny else 64)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -194,10 +201,12 @@ def main() -> None:
         folder = Path(name)
         write_setting(folder, args.pairs, size, 4 * args.batch)
         prompts = [row["ids"] for row in read_prompts(folder)]
-        model = LlamaForCausalLM.from_pretrained(folder).eval()
+        kind = torch.bfloat16 if args.bf16 else torch.float32
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=kind).eval().to(args.device)
     ends = random.Random(0).sample(range(2, size.vocabulary), size.vocabulary // MEAN_LENGTH)
     rows = make_rows(model, sorted(ends), args.limit, args.batch)
-    rows = {row: rows[row] for row in chosen_rows(args.rows, rows)}
+    usual = [row for row in rows if args.device == "cuda" or "static" not in row]
+    rows = {row: rows[row] for row in chosen_rows(args.rows or ",".join(usual), rows)}
     runs = run_all(rows, prompts, args)
     table = summarise(runs, list(rows))
     print_summary(table)

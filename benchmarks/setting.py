@@ -16,11 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from arithmetic import Model, peak_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "data" / "support" / "preferences.jsonl"
@@ -37,7 +39,10 @@ class Size:
     intermediate: int = 1536
     layers: int = 8
     heads: int = 6
+    kv_heads: int = 6
     vocabulary: int = 8000
+    tied: bool = False
+    """Whether the head is the embedding."""
     prompt: int = 200
     """Longest prompt, tokens."""
     reply: int = 48
@@ -45,9 +50,21 @@ class Size:
     batch: int = 32
     """Replies of a rollout."""
 
+    def model(self) -> Model:
+        """The model's shapes."""
+        return Model(self.layers, self.hidden, self.intermediate, self.heads, self.kv_heads, self.vocabulary, self.tied)
 
-TINY = Size(hidden=32, intermediate=64, layers=2, heads=2, vocabulary=600, prompt=24, reply=6, batch=8)
+
+TINY = Size(hidden=32, intermediate=64, layers=2, heads=2, kv_heads=2, vocabulary=600, prompt=24, reply=6, batch=8)
 """For tests: nothing that it measures means anything."""
+SIZES = {
+    "25m": Size(),
+    "0.5b": Size(
+        hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2, vocabulary=151936, tied=True, prompt=256,
+        reply=128, batch=128,
+    ),
+}  # fmt: skip
+"""By `--size`; the second has the shapes of Qwen2.5 0.5B, 494 million parameters."""
 
 
 def parser(about: str, name: str, repeats: int) -> argparse.ArgumentParser:
@@ -63,9 +80,29 @@ def parser(about: str, name: str, repeats: int) -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=repeats, help="runs of each row (default: %(default)s)")
     made.add_argument("--rows", help="rows to run, with commas between (default: all)")
     made.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
+    made.add_argument("--size", choices=list(SIZES), default="25m", help="parameters (default: %(default)s)")
     made.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters: for tests")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what both sides run on")
+    made.add_argument("--bf16", action="store_true", help="bfloat16 on both sides")
+    made.add_argument("--seconds", type=float, help="start no run after so many (default: no limit)")
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}.json", help="result file")
     return made
+
+
+def size_of(args: argparse.Namespace) -> Size:
+    """The size that the command line names."""
+    return TINY if args.tiny else SIZES[args.size]
+
+
+def turns(rows: Iterable[str], args: argparse.Namespace, warm_up: int = 0) -> Iterator[tuple[int, str]]:
+    """Repeat and row of every run, the rows taking turns, until the time given is over; `warm_up` repeats more."""
+    start = time.perf_counter()
+    for repeat in range(args.repeats + warm_up):
+        for name in rows:
+            if args.seconds and time.perf_counter() - start > args.seconds:
+                print(f"{args.seconds:.0f} s are over: {name} and what follows is left out", file=sys.stderr)
+                return
+            yield repeat, name
 
 
 def texts_of(pairs: Path | None) -> list[str]:
@@ -131,8 +168,8 @@ def make_model(size: Size) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=size.vocabulary, hidden_size=size.hidden, intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.heads,
-        max_position_embeddings=2048, eos_token_id=0, pad_token_id=1, bos_token_id=0,
+        num_hidden_layers=size.layers, num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        tie_word_embeddings=size.tied, max_position_embeddings=2048, eos_token_id=0, pad_token_id=1, bos_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -147,6 +184,11 @@ def read_prompts(folder: Path, samples: int = 1) -> list[dict[str, Any]]:
     """
     rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     return sorted(rows, key=lambda row: len(row["ids"]))[samples // 2 :: samples] if samples > 1 else rows
+
+
+def sequences(folder: Path, samples: int, reply: float) -> list[tuple[int, int]]:
+    """Tokens of each reply with its prompt, and of the reply, if all are as long as their mean."""
+    return [(len(row["ids"]) + round(reply), round(reply)) for row in read_prompts(folder, samples)] * samples
 
 
 def run_program(name: str, program: str, *arguments: str, interpreter: str = sys.executable) -> dict[str, Any]:
@@ -170,18 +212,71 @@ def run_program(name: str, program: str, *arguments: str, interpreter: str = sys
     return {"row": name, **json.loads(done.stdout.strip().splitlines()[-1])}
 
 
-def timed_training(trainer: Any) -> dict[str, Any]:
-    """Train, and tell seconds, processor seconds, and this process's peak of memory before and after."""
-    before = peak_mb()
-    start, spent = time.perf_counter(), time.process_time()
+def timed_training(trainer: Any, drop: int = 0) -> dict[str, Any]:
+    """Train, and tell seconds, processor seconds, and the peak of memory before and after.
+
+    Args:
+        trainer: A trainer of transformers.
+        drop: Lines of its log at the start that are not timed: rollouts that warm up.
+    """
+    before, marks, log = peak_mb(), [], trainer.log
+
+    def marked(*given: Any, **options: Any) -> Any:
+        marks.append(clock())
+        return log(*given, **options)
+
+    trainer.log = marked
+    start = clock()
     trainer.train()
-    seconds, spent = time.perf_counter() - start, time.process_time() - spent
-    return {"seconds": seconds, "cpu_seconds": spent, "peak_mb": peak_mb(), "before_mb": before,
+    end = clock()
+    first = marks[drop - 1] if drop else start
+    return {"seconds": end[0] - first[0], "cpu_seconds": end[1] - first[1], "peak_mb": peak_mb(), "before_mb": before,
             "environment": environment()}  # fmt: skip
 
 
+def clock() -> tuple[float, float]:
+    """Seconds and processor seconds, once the GPU, if there is one, has done what it was told."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def matmul_flops(device: str, bf16: bool, seconds: float = 1.0) -> float:
+    """Operations a second of square products, the best of several tenths of the seconds given."""
+    import torch
+
+    size = 8192 if device == "cuda" else 1024
+    kind = torch.bfloat16 if bf16 else torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    best, begin = 0.0, clock()[0]
+    while clock()[0] - begin < seconds:
+        start, count = clock()[0], 0
+        while clock()[0] - start < seconds / 10:
+            left @ right
+            count += 1
+        best = max(best, 2 * size**3 * count / (clock()[0] - start))
+    return best
+
+
+def peak_rate(args: argparse.Namespace) -> dict[str, Any]:
+    """Operations a second that MFU is a share of: a GPU's data sheet in bf16, else what square products reach here."""
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    reached = matmul_flops(args.device, args.bf16, 0.1 if args.tiny else 1.0)
+    known = peak_flops(torch.cuda.get_device_name()) if args.device == "cuda" and args.bf16 else None
+    return {"flops": known or reached, "matmul_flops": reached, "of": "data sheet" if known else "square products"}
+
+
 def peak_mb() -> float:
-    """The most memory that this process has had resident, MB (2^20 bytes)."""
+    """The most memory that this process has had, MB (2^20 bytes): of the GPU if there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
@@ -200,6 +295,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(), "versions": versions, "torch_threads": torch.get_num_threads(),
         "cpus": usable, "machine": platform.machine(), "processor": _processor(),
+        **({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}),
     }  # fmt: skip
 
 
@@ -245,6 +341,6 @@ def write_result(path: Path, size: Size, given: argparse.Namespace, **content: A
     options = {name: value for name, value in vars(given).items() if name not in ("out", "trl_python")}
     options = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"options": options, "size": asdict(size), **content}, indent=1)
+    text = json.dumps({"dry_run": size == TINY, "options": options, "size": asdict(size), **content}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
     print(f"\nwritten: {path}")

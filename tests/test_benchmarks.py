@@ -1,6 +1,7 @@
 """The benchmarks run, at a size at which their numbers mean nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
+PROTOCOL = {2: ["preference"], 3: ["ppo", "rollout"], 4: ["gpu_checks"]}
+"""What each command of benchmarks/gpu.sh leaves."""
 
 
 def bench(name, out, *options):
@@ -85,3 +88,43 @@ def test_preference_at_a_ratio(tmp_path):
     _, result = bench("preference", tmp_path / "ratio.json", *options)
     assert result["options"]["ratio"] == 2
     assert result["jobs"]["reward:trl"]["bf16"]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_the_gpu_protocol_runs_dry(tmp_path, call):
+    """Every command of it, on the CPU at the smallest size; what it writes says that it is a dry run."""
+    environment = {**os.environ, "DRY": "1", "PYTHON": sys.executable, "RESULTS": str(tmp_path), "TRL_PYTHON": "none"}
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks/gpu.sh", str(call)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in PROTOCOL.get(call, ()):
+        result = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+        assert result["dry_run"]
+        assert result["rows"]
+    assert call == 1 or {path.stem for path in tmp_path.glob("*.json")} == set(PROTOCOL[call])
+
+
+@pytest.mark.parametrize("lever", ["one-backward", "merged-measuring", "lean-adapters", "merged-training"])
+def test_a_lever_changes_no_gradient(tmp_path, tiny_llama, monkeypatch, lever):
+    import torch
+
+    from tests.support.ppo import make_trainer
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ppo_levers import LEVERS
+
+    found = []
+    for pull in (None, LEVERS[lever]):
+        trainer = make_trainer(tmp_path, tiny_llama)
+        for name, parameter in trainer.policy.roles.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        trainer.optimizer = trainer.create_optimizer()
+        if pull:
+            pull(trainer)
+        batch = trainer.collect_rollout(1).micro_batch(range(8), 17.0, trainer.policy)
+        trainer.training_step(trainer.model, {"micro_batch": batch})
+        found.append({name: parameter.grad for name, parameter in trainer.policy.trained().items()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4)
