@@ -37,6 +37,9 @@ class Launch(NamedTuple):
     processes: int = 1
     """On all of them together."""
 
+    deepspeed: bool = False
+    """Whether DeepSpeed trains."""
+
     def line(self) -> str:
         """What it is, for people."""
         where = f" on {self.nodes} nodes, of which this is node {self.node}" if self.nodes > 1 else ""
@@ -84,7 +87,7 @@ def find_launch(given: str, node: int | None = None) -> Launch:
         for key in ("main_process_ip", "main_process_port"):
             if settings.get(key) is None:
                 raise UserError(f"{file}: {key}: missing; the {nodes} nodes meet at an address of node 0")
-    return Launch(file, nodes, node, processes)
+    return Launch(file, nodes, node, processes, settings.get("distributed_type") == "DEEPSPEED")
 
 
 def _own_file() -> Path:

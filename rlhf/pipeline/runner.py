@@ -96,6 +96,7 @@ def run(
             for name in planned(project):
                 partial.settle(project, name)
             plans = plan(project, only, force)
+            _check_launch(plans, launch)
             _check_data(project, plans, run_lock.key, say)
         except (UserError, StageFailed):
             run_lock.withdraw()
@@ -103,6 +104,17 @@ def run(
         run_lock.note_overrides()
         _run(project, plans, run_lock.key, launch, leader, say)
     return plans
+
+
+def _check_launch(plans: list[Plan], launch: Launch | None) -> None:
+    """Check that what starts the stages suits those that are to run.
+
+    Raises:
+        UserError: One cannot train under DeepSpeed.
+    """
+    for name in [stage_plan.stage for stage_plan in plans if stage_plan.reason]:
+        if launch is not None and launch.deepspeed and (why := stage_of(name).no_deepspeed):
+            raise UserError(f"{launch.file}: asks for DeepSpeed, and {name} cannot run: {why}; take FSDP2 or DDP")
 
 
 def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callable[[str], None]) -> None:

@@ -109,6 +109,7 @@ STAGE = Stage(
     data="rollouts",
     follows=("rft", "sft"),
     uses=("reward",),
+    no_deepspeed="PPO trains several roles, and DeepSpeed one model",
     rewards=rewards,
     trainer=(
         *TRAINING_ARGUMENTS,

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from rlhf.cli import app
 from rlhf.errors import UserError
+from rlhf.pipeline import runner
 from rlhf.pipeline.launch_file import OWN, find_launch, with_own
+from tests.support.projects import make_project, write_project
 
 TWO = {"num_machines": 2, "num_processes": 4, "main_process_ip": "127.0.0.1", "main_process_port": 29500}
 
@@ -43,7 +45,7 @@ def test_the_machines_own_file_is_where_accelerate_config_writes(tmp_path, monke
     with pytest.raises(UserError, match=f"{own}: no such file; run `accelerate config`"):
         find_launch(OWN)
     write(own, **TWO, machine_rank=1)
-    assert find_launch(OWN) == (own, 2, 1, 4)
+    assert find_launch(OWN) == (own, 2, 1, 4, False)
     assert find_launch(OWN).line() == f"{own}: 4 processes on 2 nodes, of which this is node 1"
 
 
@@ -72,9 +74,15 @@ def test_what_does_not_fit_together_is_refused(tmp_path, settings, node, said):
         find_launch(write(tmp_path / "nodes.yaml", **settings), node)
 
 
-def test_a_node_needs_a_launch_file(tmp_path, tiny_llama):
-    from tests.support.projects import write_project
+def test_a_stage_that_cannot_train_under_deepspeed_is_refused_before_the_others_train(tmp_path, tiny_llama):
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {"max_steps": 1}, "ppo": {"rewards": {"long": 1.0}}})
+    launch = find_launch(write(tmp_path / "zero3.yaml", distributed_type="DEEPSPEED", num_processes=2))
+    with pytest.raises(UserError, match=r"zero3.yaml: asks for DeepSpeed, and ppo cannot run: PPO trains several"):
+        runner.run(project, launch=launch, say=lambda line: None)
+    assert not project.run_dir.exists()
 
+
+def test_a_node_needs_a_launch_file(tmp_path, tiny_llama):
     done = CliRunner().invoke(app, ["run", str(write_project(tmp_path, tiny_llama)), "--node", "1"])
     assert str(done.exception) == "--node: names a node of a launch file; name the file with --accelerate"
 
