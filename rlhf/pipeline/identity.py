@@ -59,6 +59,7 @@ TRAINER_NOT_DECIDING = {
     "save_": _SAVES + "; with a checkpoint judge, the checkpoints that it has to choose from count after all",
     "dataloader_num": _SPEED, "dataloader_pin": _SPEED, "dataloader_persistent": _SPEED,
     "dataloader_prefetch": _SPEED, "dataset_num_proc": _SPEED, "torch_empty_cache": _SPEED,
+    "vllm_": "where it is sampled, not from what",
     "per_device_eval_batch_size": "how the held-out rows are cut", "eval_accumulation_steps": _SPEED,
     "gather_for_rollouts": "another way to the same numbers, up to rounding",
 }  # fmt: skip

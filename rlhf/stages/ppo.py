@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,8 @@ def run(context: StageContext) -> Metrics:
     )
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, roles.policy, context.directory, trainer)
-    metrics = run_training(trainer, context, [samples_file])
-    policy.close()
+    with contextlib.closing(policy):
+        metrics = run_training(trainer, context, [samples_file])
     if roles.shared:
         roles.policy.set_adapter(POLICY)
     metrics.update(choose(judge, candidates, start.opened))

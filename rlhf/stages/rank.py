@@ -6,6 +6,7 @@ As pairs they are what dpo and other stages on pairs train on (iterative DPO), t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from typing import TYPE_CHECKING, Any
@@ -79,12 +80,12 @@ def run(context: StageContext) -> Metrics:
     rows = ready.data.train.select(asked)
     policy: Any = kind.policy(Roles(ready.start.opened.policy().requires_grad_(False)), settings, context.settings.fold)
     policy.folder = context.directory
-    sample_replies(
-        context.directory / SAMPLES, policy, kind.inputs(rows), [ready.data.origins[row] for row in asked],
-        load_rewards(project, context.parents, weights), samples=settings.samples,
-        at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
-    )  # fmt: skip
-    policy.close()
+    with contextlib.closing(policy):
+        sample_replies(
+            context.directory / SAMPLES, policy, kind.inputs(rows), [ready.data.origins[row] for row in asked],
+            load_rewards(project, context.parents, weights), samples=settings.samples,
+            at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
+        )  # fmt: skip
     return _keep(context, settings, weights, count - len(asked)) if is_main() else {}
 
 

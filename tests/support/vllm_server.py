@@ -62,8 +62,8 @@ class Engine:
         self._lock = threading.Lock()  # one request computes at a time: loading a model is for one thread
         self.version = "default"
         self.calls: list[str] = []
-        self.faults: list[Callable[[BaseHTTPRequestHandler], Any]] = []
-        """What becomes of the next completions, one each."""
+        self.faults: list[Callable[[BaseHTTPRequestHandler], Any] | None] = []
+        """What becomes of the next completions, one each; None for what they should."""
 
     @staticmethod
     def _load(folder: Path) -> Any:
@@ -173,8 +173,9 @@ class Server(LocalServer):
                 text = self.rfile.read(length)
                 if key is not None and self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {key}":
                     return self.reply(401, {"error": "Unauthorized"})
-                if self.path == "/v1/completions" and engine.faults:
-                    return engine.faults.pop(0)(self)
+                faults = engine.faults if self.path == "/v1/completions" else []
+                if faults and (fault := faults.pop(0)) is not None:
+                    return fault(self)
                 try:
                     return self.reply(200, engine.answer(self.command, self.path, json.loads(text) if text else None))
                 except Odd as odd:
