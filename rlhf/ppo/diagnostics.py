@@ -117,6 +117,11 @@ ROUNDING, MAX_DISTANCE = 2e-3, 2e-2
 the second the run ends. Float32 leaves 1e-5; a wrong mask, 0.1 and more."""
 
 
+LARGE_GAP = 0.1
+"""Mean distance, nats a token, of another engine's log-probabilities from the trainer's, above which there is a
+warning: bfloat16 leaves about 0.01, other weights 1 and more."""
+
+
 def disagreement(what: str, distance: float, mismatch_hint: str) -> str | None:
     """What it means that log-probabilities differ that should be the same.
 
@@ -170,6 +175,14 @@ def signs_of_trouble(
             (
                 f"in rollout {rollout} all replies to a prompt have the same score, for every prompt: there is nothing "
                 "to learn from; raise samples_per_prompt or temperature, or use a reward that tells them apart"
+            ),
+        )
+    if (gap := metrics.get("sampler/gap", 0.0)) > LARGE_GAP:
+        yield (
+            "gap",
+            (
+                f"in rollout {rollout} the sampler's log-probabilities are {gap:.2g} nats a token off the trainer's: "
+                "does it have the same weights, and in which precision? Little is learned from such replies"
             ),
         )
     if metrics["response/scored_share"] < 0.5:

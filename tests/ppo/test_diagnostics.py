@@ -1,9 +1,10 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rlhf.ppo.diagnostics import disagreement, equal_score_groups, hacking_signs
+from rlhf.ppo.diagnostics import LARGE_GAP, disagreement, equal_score_groups, hacking_signs, signs_of_trouble
 
 
 def history(before, after, each=5):
@@ -51,3 +52,12 @@ def test_a_gap_that_is_rounding_is_no_disagreement():
     assert disagreement("here", 1e-3, "it") is None
     assert disagreement("here", math.nan, "it") is None
     assert "here by 0.1 nats a token" in disagreement("here", 0.1, "it is at fault")
+
+
+def test_a_sampler_that_is_far_from_the_trainer():
+    args = SimpleNamespace(bootstraps=False, estimator=SimpleNamespace(min_group=1))
+    quiet = {"response/eos_share": 1.0, "objective/kl": 0.0, "response/scored_share": 1.0}
+    assert not list(signs_of_trouble({**quiet, "sampler/gap": LARGE_GAP}, args, 0, []))
+    ((kind, sentence),) = signs_of_trouble({**quiet, "sampler/gap": 0.25}, args, 3, [])
+    assert kind == "gap"
+    assert "in rollout 3 the sampler's log-probabilities are 0.25 nats a token off" in sentence

@@ -45,7 +45,7 @@ def vllm_problem(settings: SamplingSettings, adapter: dict[str, Any] | None, con
     if settings.vllm_python is None and settings.vllm_url is None:
         return (
             f"sampler: vllm runs in an environment of its own: make one ({_MAKE}) and set vllm_python: "
-            ".vllm/bin/python, or name a server in vllm_url"
+            ".vllm/bin/python, or name a server in vllm_url (docs/vllm.md)"
         )
     if settings.vllm_python is not None and settings.vllm_url is not None:
         return "vllm_url: names a server that runs, and vllm_python has one started; give one of the two"
