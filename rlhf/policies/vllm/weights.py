@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from rlhf.errors import UserError
 from rlhf.models.roles import POLICY, Roles
+from rlhf.models.shards import whole_state
 
 Weights = dict[str, torch.Tensor]
 
 
 def model_weights(roles: Roles, keep: bool) -> Weights:
-    """Weights of the policy's language model as if no adapter had ever been put on it.
+    """Weights of the policy's language model as if no adapter had ever been put on it, on the CPU.
 
-    Every process must call in step, since weights that are sharded are gathered, one after the other.
+    Every process must call in step, since weights that are spread are gathered, one after the other.
 
     Args:
         roles: The models.
@@ -32,10 +32,10 @@ def model_weights(roles: Roles, keep: bool) -> Weights:
     Returns:
         Each weight by its name in the plain model, a tied one once; nothing where they are not kept.
     """
-    tensors = (
-        (name.replace(".base_layer.", "."), tensor) for name, tensor in _persistent(roles.base) if ".lora_" not in name
-    )
-    return _whole(tensors, keep)
+    weights = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in _persistent(roles.base) if ".lora_" not in name
+    }
+    return whole_state(weights, keep)
 
 
 def adapter_weights(roles: Roles, keep: bool) -> Weights:
@@ -45,8 +45,8 @@ def adapter_weights(roles: Roles, keep: bool) -> Weights:
         roles: The models, with adapters.
         keep: As of `model_weights`.
     """
-    tensors = ((name, tensor) for name, tensor in roles.policy.named_parameters() if f".{POLICY}." in f"{name}.")
-    return _whole(tensors, keep)
+    named = roles.policy.named_parameters()
+    return whole_state({name: tensor for name, tensor in named if f".{POLICY}." in f"{name}."}, keep)
 
 
 def _persistent(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -59,18 +59,6 @@ def _persistent(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, buffer in module.named_buffers(prefix, recurse=False):
             if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
                 yield name, buffer
-
-
-def _whole(tensors: Iterator[tuple[str, torch.Tensor]], keep: bool) -> Weights:
-    kept = {}
-    for name, tensor in tensors:
-        whole = tensor.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
-            whole = whole.cpu() if keep else whole  # only the gathered copy: there may be no room for all of them
-        if keep:
-            kept[name] = whole
-    return kept
 
 
 def write_model(roles: Roles, weights: Weights, folder: Path) -> None:
