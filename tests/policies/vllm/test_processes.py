@@ -23,7 +23,7 @@ def test_two_processes_equal_one_and_fail_together(tmp_path, tiny_llama, kind):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         updates = server.engine.calls.count("POST /update_weight_version")
-        assert updates == (3 if kind == "lora" else 8)  # of each run the base, or of each rollout all weights
+        assert updates == (3 if kind == "lora" else 9)  # of each run the base, or for each rollout all weights
         alone = trained(trainer_at(tmp_path / "alone", tiny_llama, server.url, kind == "lora"))
     results = torch.load(tmp_path / "results.pt")
     for name in ("ddp", "spread"):
