@@ -65,7 +65,7 @@ import os, pathlib, signal, sys, time
 from rlhf.errors import UserError
 from rlhf.pipeline import node_notes, peers, stage
 
-node_notes._BEAT, peers._HEARD, node = 0.2, 2.0, os.environ["GROUP_RANK"]
+node_notes._BEAT, peers._HEARD, peers._LATE, peers._WAIT, node = 0.1, 1.0, 1.0, 0.3, os.environ["GROUP_RANK"]
 
 def work():
     peers.present.others = node_notes.NodeNotes(pathlib.Path({shared!r}))
