@@ -29,7 +29,6 @@ def prepare(context: StageContext) -> Ready:
     args: Any = arguments(context, start)
     if problems := [*args.check(), *unsupported_settings(args, start.config.adapter)]:
         raise UserError(f"stages.{context.name}.{problems[0]}")
-    settle_sampler(context, args, start.config.adapter, kind.config)
     check_rewards(context.project, context.name)
     if (judge := checkpoint_judge(context)) is not None:
         judge.check(args)
@@ -37,6 +36,7 @@ def prepare(context: StageContext) -> Ready:
         encoder = kind.prompts(args)
     except UserError as error:
         raise UserError(f"stages.{context.name}.{error}") from None
+    settle_sampler(context, args, start.config.adapter, kind.config)
     data = prepared_data(context, start, encoder, keep_columns=True)
     kind.check_columns(map(json.loads, data.train["extra"]), context.project, f"data.{context.stage.data}")
     return Ready(start, args, data)

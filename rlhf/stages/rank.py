@@ -48,11 +48,11 @@ def prepare(context: StageContext) -> Ready:
         raise UserError(f"stages.{context.name}.sampler: a vllm server is asked by one process, not by {processes()}")
     check_rewards(context.project, context.name)
     kind = policy_kind(start.opened)
-    settle_sampler(context, settings, None, kind.config)
     try:
         encoder = kind.prompts(settings)
     except UserError as error:
         raise UserError(f"stages.{context.name}.{error}") from None
+    settle_sampler(context, settings, None, kind.config)
 
     data = prepared_data(context, start, encoder, keep_columns=True)
     kind.check_columns(map(json.loads, data.train["extra"]), context.project, f"data.{context.stage.data}")

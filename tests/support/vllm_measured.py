@@ -119,10 +119,9 @@ def measured(python: str, base: Path, folder: Path, adapter: bool, updates: int 
 
 def main(python: str, large: str = "") -> None:
     """Print a table."""
-    sizes = {"small": {}, **({"106M": {"vocabulary": 32000, "width": 768, "layers": 12}} if large else {})}
-    print(
-        "| Model | Trained | Until the first sample | Hand-over | 16 completions | Gap, mean | largest | To the start |"
-    )
+    sizes = {"0.1M": {}, **({"106M": {"vocabulary": 32000, "width": 768, "layers": 12}} if large else {})}
+    print("| Model | Trained | Until the first sample | Hand-over | 16 completions of 16 tokens | Gap, mean ", end="")
+    print("| largest | To the start |")
     print("|---|---|---|---|---|---|---|---|")
     for name, size in sizes.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -93,7 +93,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _head_problem(config: PretrainedConfig) -> str | None:
     text = config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    width, heads = getattr(text, "hidden_size", 0), getattr(text, "num_attention_heads", 0) or 1
+    size = getattr(text, "head_dim", None) or width // heads
     if size in HEAD_SIZES_ON_CPU:
         return None
     return f"sampler: on a CPU vllm computes attention heads of {', '.join(map(str, HEAD_SIZES_ON_CPU))}, not of {size}"

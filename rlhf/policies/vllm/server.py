@@ -127,10 +127,11 @@ def last_words(log: Path, since: int = 0) -> str:
     with log.open("rb") as file:
         file.seek(since)
         lines = file.read().decode(errors="replace").splitlines()
-    said = [line for line in (_PREFIX.sub("", line).strip() for line in lines) if line]
-    errors = (line for line in said if _ERROR.match(line))
-    return next(errors, said[-1] if said else "it said nothing")[:300]
+    split = [(found["level"], found["text"].strip()) for line in lines if (found := _LINE.match(line)) is not None]
+    said = [(level, text) for level, text in split if text]
+    errors = (text for level, text in said if level in (None, "ERROR") and _ERROR.match(text))
+    return next(errors, said[-1][1] if said else "it said nothing")[:300]
 
 
-_PREFIX = re.compile(r"^(\(\w[^)]*\) )?([A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] ?)?")
-_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b.*: ")
+_LINE = re.compile(r"(\(\w[^)]*\) )?((?P<level>[A-Z]+) \d\d-\d\d [\d:]+ \[[^]]*\] ?)?(?P<text>.*)")
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b.*: ")

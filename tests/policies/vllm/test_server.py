@@ -137,6 +137,7 @@ def test_one_that_dies_later_is_named_at_the_next_request(tmp_path, python):
     ("", "it said nothing"),
     ("a\nb\n\n", "b"),
     ("(Worker pid=1) ERROR 11-22 05:00:00 [a.py:1] ValueError: first\nRuntimeError: then\n", "ValueError: first"),
+    ("(APIServer pid=1) WARNING 11-22 05:00:00 [a.py:1] ValueError: no matter\nRuntimeError: it\n", "RuntimeError: it"),
     ("an Error: in passing\nlast", "last"),
 ])  # fmt: skip
 def test_last_words(tmp_path, text, words):
