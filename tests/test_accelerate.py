@@ -66,6 +66,25 @@ def test_stages_on_two_processes_equal_one(tmp_path, tiny_llama, root):
     assert set(record["parents"]) == {"sft"}
 
 
+@pytest.mark.scale
+def test_a_shared_critic_on_two_processes_equals_one(tmp_path, tiny_llama, root):
+    """After a rollout in which its head learns alone, through the averaged gradients of one pass."""
+    options = {**STAGES["ppo"], "critic": "shared", "critic_warmup_rollouts": 1, "rewards": {"long": 1.0}}
+    options["max_grad_norm"] = 1.0
+    files = []
+    for name, size in (("two", 4), ("one", 8)):
+        (tmp_path / name).mkdir()
+        stages = {"ppo": {**options, "per_device_train_batch_size": size}}
+        path = write_project(tmp_path / name, tiny_llama, stages=stages)
+        if name == "two":
+            launched(root, [str(root / "recipes/ppo.py")], "--config", path)
+        else:
+            command = [sys.executable, str(root / "recipes/ppo.py"), "--config", str(path)]
+            subprocess.run(command, check=True, capture_output=True)
+        files.append(path.parent / "runs/tiny/ppo/metrics.jsonl")
+    assert_same_rollouts(*files)
+
+
 def assert_same_rollouts(*files) -> None:
     """The same prompts, replies, rewards and steps, however many processes share them."""
     ours, theirs = ([json.loads(line) for line in path.read_text().splitlines()] for path in files)
