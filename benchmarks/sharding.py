@@ -24,6 +24,8 @@ from setting import TINY, Size, chosen_rows, environment, write_setting
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, BEGIN, END = ROOT / "docs/scale.md", "<!-- memory -->\n", "<!-- end of memory -->"
+LARGE = Size(hidden=1024, intermediate=4096, layers=12, heads=16)
+"""A base whose weights are more than what a process needs anyway."""
 ROWS = {
     f"{case}-{kind}": {"case": case, "lora": kind == "lora"} for case in ("ppo", "dpo") for kind in ("lora", "whole")
 }
@@ -68,8 +70,8 @@ def expected(case: str, lora: bool, sizes: dict[str, int], processes: int) -> di
     return {"rollout": rollout * share, "step": step * share}
 
 
-def measured(folder: Path, row: str, processes: int, reply: int) -> dict[str, Any]:
-    """One training: what each process holds, and what one receives in a rollout and in a step, beside the formula.
+def launched(folder: Path, job: dict[str, Any], processes: int) -> dict[str, Any]:
+    """What sharding_run.py writes.
 
     Raises:
         SystemExit: It failed.
@@ -78,15 +80,20 @@ def measured(folder: Path, row: str, processes: int, reply: int) -> dict[str, An
     launch, out = folder / "fsdp2.yaml", folder / "counted.json"
     launch.write_text(yaml.safe_dump({**settings, "mixed_precision": "no", "num_processes": processes}))
     out.unlink(missing_ok=True)
-    job = {**ROWS[row], "reply": reply, "out": str(out)}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
-    command += [str(Path(__file__).with_name("sharding_run.py")), str(folder), json.dumps(job)]
+    command += [str(Path(__file__).with_name("sharding_run.py")), str(folder), json.dumps({**job, "out": str(out)})]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/support/cpu_fsdp")])
     given = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(command, capture_output=True, text=True, env=given, timeout=600)
     if done.returncode:
-        raise SystemExit(f"{row} on {processes} processes failed:\n{done.stderr[-4000:]}")
-    counted = json.loads(out.read_text(encoding="utf-8"))
+        raise SystemExit(f"{job} on {processes} processes failed:\n{done.stderr[-4000:]}")
+    counted: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return counted
+
+
+def measured(folder: Path, row: str, processes: int) -> dict[str, Any]:
+    """What each process holds, and what one receives in a rollout and in a step, beside the formula."""
+    counted = launched(folder, {**ROWS[row], "reply": 8}, processes)
     received = {
         phase: {kind: size / counted["steps"] for kind, size in counted["received"].get(phase, {}).items()}
         for phase in ("rollout", "step")
@@ -115,6 +122,24 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def loading(megabytes: float, memory: dict[str, Any]) -> str:
+    """What loading took in each process, as a table."""
+    lines = [
+        "",
+        f"MB of memory that a process takes more when it loads a base of {megabytes:.0f} MB and spreads it:",
+        "",
+    ]
+    lines += ["| N | main process, at most | others, at most | afterwards, each |", "|---|---|---|---|"]
+    for number, every in memory.items():
+        peaks = [f"{one['peak']:.0f}" for one in every]
+        others = (
+            f"{min(peaks[1:], key=float)} to {max(peaks[1:], key=float)}" if peaks[2:] else "".join(peaks[1:]) or "–"
+        )
+        after = [one["after"] for one in every]
+        lines.append(f"| {number} | {peaks[0]} | {others} | {min(after):.0f} to {max(after):.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def write_docs(text: str) -> None:
     """Put the tables between their marks in docs/scale.md."""
     page = DOCS.read_text(encoding="utf-8")
@@ -131,18 +156,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sharding.json")
     args = parser.parse_args()
     size = TINY if args.tiny else Size()
-    rows: dict[str, dict[str, Any]] = {}
+    numbers, rows = args.processes.split(","), {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_setting(folder, None, size, 64)
         for row in chosen_rows(args.rows, ROWS):
-            rows[row] = {number: measured(folder, row, int(number), 8) for number in args.processes.split(",")}
+            rows[row] = {number: measured(folder, row, int(number)) for number in numbers}
             print(row, flush=True)
-    text = tables(rows)
+        write_setting(folder, None, size if args.tiny else LARGE, 1)
+        megabytes = (folder / "model.safetensors").stat().st_size / 2**20
+        memory = {number: launched(folder, {"case": "load"}, int(number))["memory"] for number in numbers}
+    text = tables(rows) + loading(megabytes, memory)
     print(text)
     if not args.tiny:
         write_docs(text)
-    result = {"rows": rows, "size": asdict(size), "environment": environment()}
+    result = {
+        "rows": rows,
+        "loading": {"base_mb": megabytes, "memory": memory},
+        "size": asdict(size),
+        "environment": environment(),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

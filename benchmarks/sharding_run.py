@@ -1,6 +1,6 @@
 """One training whose weights several processes share; started by sharding.py through `accelerate launch`.
 
-usage: sharding_run.py FOLDER JOB       JOB: JSON with `case` (ppo or dpo), `lora`, `reply` and `out`
+usage: sharding_run.py FOLDER JOB       JOB: JSON with `case` (ppo, dpo or load), `lora`, `reply` and `out`
 
 Counts what each process holds, from its own parts of the weights, and what it receives, from the collectives that
 PyTorch runs. The main process writes them to `out`.
@@ -9,6 +9,7 @@ PyTorch runs. The main process writes them to `out`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -23,12 +24,14 @@ import torch.distributed as dist
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from setting import read_prompts
+from setting import peak_mb, read_prompts
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaModel, set_seed
 
+from rlhf.artifacts.open import open_model
+from rlhf.config.project import ModelConfig
 from rlhf.models.device import claim_sharding, process_state
 from rlhf.models.roles import CRITIC, Roles
 from rlhf.models.spread import spread
@@ -162,10 +165,48 @@ def dpo(folder: Path, job: dict[str, Any], counter: Received) -> Any:
     )  # fmt: skip
 
 
+def loaded(folder: Path) -> dict[str, float]:
+    """Memory of this process, MB more than before: at most while a base is loaded and spread, and afterwards."""
+    before = resident_mb()
+    spreads = claim_sharding()
+    model = open_model(ModelConfig(name_or_path=str(folder))).policy(placed=False, spread=spreads)
+    roles = Roles(get_peft_model(model, ADAPTER))
+    del model
+    if spreads:
+        spread(roles, process_state().device)
+    gc.collect()
+    return {"peak": peak_mb() - before, "after": resident_mb() - before}
+
+
+def resident_mb() -> float:
+    """Memory that this process has resident, MB (2^20 bytes)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def of_all(value: Any) -> list[Any]:
+    """The value of each process."""
+    if not dist.is_initialized():
+        return [value]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, value)
+    return every
+
+
 def main() -> None:
-    """Train, and have the main process write what was counted."""
+    """Train or load, and have the main process write what was counted."""
     folder, job = Path(sys.argv[1]), json.loads(sys.argv[2])
     process_state()
+    result = {"memory": of_all(loaded(folder))} if job["case"] == "load" else trained(folder, job)
+    if process_state().is_main_process:
+        Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def trained(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Train; what processes hold, and what this one received in each phase."""
     counter = Received()
     trainer = {"ppo": ppo, "dpo": dpo}[job["case"]](folder, job, counter)
     step = trainer.training_step
@@ -180,18 +221,9 @@ def main() -> None:
             trainer.train()
     else:
         trainer.train()
-    model = trainer.model
-    every: list[Any] = [held(model)]
-    if dist.is_initialized():
-        every = [None] * dist.get_world_size()
-        dist.all_gather_object(every, held(model))
-    if process_state().is_main_process:
-        received = {phase: dict(kinds) for phase, kinds in counter.bytes.items()}
-        result = {"held": every, "received": received, "sizes": sizes(model), "steps": trainer.state.global_step}
-        Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    received = {phase: dict(kinds) for phase, kinds in counter.bytes.items()}
+    steps, model = trainer.state.global_step, trainer.model
+    return {"held": of_all(held(model)), "received": received, "sizes": sizes(model), "steps": steps}
 
 
 if __name__ == "__main__":

@@ -251,8 +251,10 @@ _UNFIT = {
 """What a launch must not ask for, by the variable in which accelerate says it."""
 
 
-def _is_true(name: str) -> bool:
-    return os.environ.get(name, "false").lower() == "true"
+def launch_problem() -> str | None:
+    """Why this process cannot run as it was launched; None where it can."""
+    asked = (problem for name, problem in _UNFIT.items() if os.environ.get(name, "false").lower() == "true")
+    return next((f"the accelerate config {problem}" for problem in asked), None)
 
 
 def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:
@@ -264,5 +266,4 @@ def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> lis
         problems.append("fp16: its rounding drowns the probability ratios; use bf16 or float32")
     if (adapter or {}).get("bias", "none") != "none":
         problems.append("adapter.bias: policy and critic share the base, and with it its biases; use none")
-    problems += [f"the accelerate config {problem}" for name, problem in _UNFIT.items() if _is_true(name)]
     return problems

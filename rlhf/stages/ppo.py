@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and check that there is something to maximise."""
     from rlhf.policies.kinds import policy_kind
-    from rlhf.ppo.config import unsupported_settings
+    from rlhf.ppo.config import launch_problem, unsupported_settings
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
+    if (problem := launch_problem()) is not None:
+        raise UserError(f"stages.{context.name}: {problem}")
     start = starting_point(context)
     kind = policy_kind(start.opened)
     args: Any = arguments(context, start)

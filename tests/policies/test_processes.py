@@ -1,5 +1,6 @@
 """Every kind of policy learns on two processes as it does on one."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 
 from tests.support.kinds import KINDS
 from tests.support.kinds_on_processes import trained
+from tests.support.launches import environment
 
 
 def test_two_processes_equal_one(request, root, tmp_path):
@@ -24,10 +26,35 @@ def test_two_processes_equal_one(request, root, tmp_path):
     two = torch.load(tmp_path / "two.pt")
     for kind, base in bases.items():
         rows, weights = trained(kind, tmp_path / "one" / kind, base, 1)
-        for row, other in zip(rows, two[kind][0], strict=True):
+        for row, other in zip(rows, two[kind, True, None][0], strict=True):
             assert row.keys() == other.keys()
             for name in row:
                 tolerance = 1e-3 if name == "grad_norm" else 1e-4
                 assert row[name] == pytest.approx(other[name], abs=1e-5, rel=tolerance), (kind, name)
         for name, weight in weights.items():
-            torch.testing.assert_close(weight, two[kind][1][name], atol=1e-5, rtol=1e-4, msg=f"{kind}: {name}")
+            torch.testing.assert_close(
+                weight, two[kind, True, None][1][name], atol=1e-5, rtol=1e-4, msg=f"{kind}: {name}"
+            )
+
+
+@pytest.mark.scale
+def test_spread_weights_are_trained_as_whole_ones(request, root, tmp_path):
+    bases = {kind: request.getfixturevalue(entry.fixture) for kind, entry in KINDS.items()}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.support.kinds_on_processes", str(tmp_path / "two.pt"), "--spread",
+         *(f"{kind}={base}" for kind, base in bases.items())],
+        capture_output=True, text=True, check=False, cwd=root, env=environment(), timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = torch.load(tmp_path / "two.pt")
+    for kind, adapter in itertools.product(bases, (True, False)):
+        rows, weights = two[kind, adapter, None]
+        for gather in (True, False):
+            spread_rows, spread_weights = two[kind, adapter, gather]
+            for row, other in zip(rows, spread_rows, strict=True):
+                assert other == pytest.approx(row, abs=1e-5, rel=1e-3), (kind, adapter, gather)
+            for name, weight in weights.items():
+                torch.testing.assert_close(
+                    weight, spread_weights[name], atol=1e-5, rtol=1e-4, msg=f"{kind} {adapter} {gather}: {name}"
+                )

@@ -1,35 +1,49 @@
 """Started by torchrun: trains a tiny policy of each kind, and writes what became of it.
 
-torchrun --nproc_per_node 2 kinds_on_processes.py OUT KIND=FOLDER …
+torchrun --nproc_per_node 2 kinds_on_processes.py OUT [--spread] KIND=FOLDER …
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from rlhf.models.device import process_state
+from rlhf.models.shards import whole
 from tests.support.kinds import make_trainer
 from tests.support.ppo import rollout_rows
 
 
-def trained(kind: str, folder: Path, base: Path, processes: int) -> tuple[list[dict[str, float]], dict]:
+def trained(kind: str, folder: Path, base: Path, processes: int, **options: Any) -> tuple[list[dict[str, float]], dict]:
     """What was logged of each rollout of eight completions, and the weights afterwards."""
     trainer = make_trainer(
         kind, folder, base, per_device_train_batch_size=8 // processes, normalize_samples=6, optim="sgd",
-        learning_rate=0.1,
+        learning_rate=0.1, **options,
     )  # fmt: skip
     trainer.train()
-    return rollout_rows(trainer), {name: weight.detach().clone() for name, weight in trainer.policy.trained().items()}
+    return rollout_rows(trainer), {name: whole(weight) for name, weight in trainer.policy.trained().items()}
 
 
 def main(out: str, *bases: str) -> None:
-    """Train each kind; the first process writes."""
-    dist.init_process_group("gloo")
-    pairs = (base.split("=", 1) for base in bases)
-    results = {kind: trained(kind, Path(out).parent / kind, Path(base), dist.get_world_size()) for kind, base in pairs}
+    """Train each kind; the first process writes.
+
+    The results are by kind, whether it has an adapter, and how its weights are gathered: None where they are whole.
+    """
+    process_state()
+    pairs = [base.split("=", 1) for base in bases if base != "--spread"]
+    ways = list(itertools.product((True, False), (None, True, False))) if "--spread" in bases else [(True, None)]
+    results = {
+        (kind, adapter, gather): trained(
+            kind, Path(out).parent / f"{kind} {adapter} {gather}", Path(base), dist.get_world_size(), adapter=adapter,
+            spreads=gather is not None, gather_for_rollouts=gather,
+        )
+        for kind, base in pairs for adapter, gather in ways
+    }  # fmt: skip
     if dist.get_rank() == 0:
         torch.save(results, out)
     dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
