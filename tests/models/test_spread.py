@@ -89,10 +89,10 @@ def test_spread_weights_train_as_under_ddp(tmp_path, tiny_llama, kind, fields, e
 @pytest.mark.scale
 @pytest.mark.parametrize("kind", ["lora", "whole"])
 def test_training_goes_on_from_a_checkpoint_of_spread_weights(tmp_path, tiny_llama, kind):
-    """Bit for bit where it was spread before; a checkpoint of DDP's goes on with spread weights, and the reverse."""
+    """Bit for bit; with an adapter a checkpoint of DDP's goes on with spread weights, too, and the reverse."""
     results = both_ways(tmp_path, tiny_llama, kind, save_strategy="steps", save_steps=2)
     ends = {name: results[name]["weights"] for name in results if name.startswith("resumed")}
-    assert len(ends) == 3
+    assert len(ends) == (3 if kind == "lora" else 1)
     for name, weights in ends.items():
         for part, weight in weights.items():
             exact = name == "resumed from spread"

@@ -66,8 +66,9 @@ def main(out: str, base: str, kind: str, settings: str = "{}") -> None:
     results = {
         name: trained(folder / name, Path(base), adapter, name == "spread", fields) for name in ("ddp", "spread")
     }
-    if "save_steps" in fields:  # from the first checkpoint of each on, with spread weights and without
-        for name, spreads in {"ddp": True, "spread": True, "whole": False}.items():
+    if "save_steps" in fields:  # from the first checkpoint of each on; with an adapter also as the other does
+        ways = {"ddp": True, "spread": True, "whole": False} if adapter else {"spread": True}
+        for name, spreads in ways.items():
             first = folder / ("spread" if name == "whole" else name) / f"checkpoint-{fields['save_steps']}"
             given = {name: value for name, value in fields.items() if not name.startswith("save_")}
             again = trained(folder / "again" / name, Path(base), adapter, spreads, given, str(first))
