@@ -99,7 +99,7 @@ class VllmSampler:
         """End the server that was started, and delete the weights that were written."""
         if self.server is not None:
             self.server.close()
-        if self._main and self.served is not None:
+        if self._main and self._updates:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # handing over
@@ -140,7 +140,7 @@ class VllmSampler:
 
     def _start(self, files: Path) -> Client:
         """A server of this process on the model."""
-        log = self._folder.parent / LOG if self._given is not None else self._folder / LOG
+        log = (self._folder if self._given is None else self._given.absolute()) / LOG
         print(f"sampler: starting vLLM, which takes a minute or more; its log is {log}", file=sys.stderr)
         settings, options = self.settings, []
         if settings.max_length is not None:

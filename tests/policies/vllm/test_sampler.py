@@ -216,3 +216,19 @@ def test_a_disk_that_is_full_is_a_line(server, tiny_llama, tmp_path, monkeypatch
     monkeypatch.setattr(type(roles.base), "save_pretrained", full)
     with pytest.raises(SamplerFailed, match="No space left on device"):
         sampler_at(server, roles, Path(tmp_path))(PROMPTS, SEEDS)
+
+
+def test_the_log_of_a_server_that_fails_stays_in_the_stage(tiny_llama, tmp_path):
+    stage, shared, python = tmp_path / "stage", tmp_path / "shared", tmp_path / "python"
+    stage.mkdir()
+    shared.mkdir()
+    python.write_text("#!/bin/sh\necho 'ValueError: no room'\nexit 3\n")
+    python.chmod(0o700)
+    settings = SamplingSettings(sampler="vllm", vllm_python=str(python), vllm_folder=str(shared))
+    sampler = VllmSampler(make_roles(tiny_llama), [2], settings, stage)
+    with pytest.raises(
+        SamplerFailed, match=f"ended with exit code 3: ValueError: no room .its log is {stage}/vllm.log"
+    ):
+        sampler(PROMPTS, SEEDS)
+    sampler.close()
+    assert not any(shared.iterdir())
