@@ -24,7 +24,9 @@ from setting import TINY, Size, chosen_rows, environment, write_setting
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, BEGIN, END = ROOT / "docs/scale.md", "<!-- memory -->\n", "<!-- end of memory -->"
-LARGE = Size(hidden=1024, intermediate=4096, layers=12, heads=16)
+SMALL = Size(hidden=96, intermediate=384, layers=8, heads=6, vocabulary=2000)
+"""A model for what is counted, which grows with the model and its shares do not."""
+LARGE = Size(hidden=768, intermediate=3072, layers=12, heads=12)
 """A base whose weights are more than what a process needs anyway."""
 ROWS = {
     f"{case}-{kind}": {"case": case, "lora": kind == "lora"} for case in ("ppo", "dpo") for kind in ("lora", "whole")
@@ -155,7 +157,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters: for tests")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/sharding.json")
     args = parser.parse_args()
-    size = TINY if args.tiny else Size()
+    size = TINY if args.tiny else SMALL
     numbers, rows = args.processes.split(","), {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
