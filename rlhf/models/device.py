@@ -70,7 +70,7 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
     """
     if weight is not None:
         return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
-    return _asked("FSDP") and process_state().num_processes > 1
+    return (_asked("FSDP") and process_state().num_processes > 1) or is_deepspeed_zero3_enabled()
 
 
 _claimed = False

@@ -80,7 +80,7 @@ def whole_state(weights: Mapping[str, torch.Tensor], keep: bool) -> dict[str, to
     """
     gathered: dict[int, torch.Tensor] = {}
     for weight in weights.values():
-        if id(weight) not in gathered:
+        if id(weight) not in gathered and (keep or sharded(weight)):
             tensor = whole(weight)
             gathered[id(weight)] = tensor.cpu().contiguous() if keep else tensor.new_empty(0)
     return {name: gathered[id(weight)] for name, weight in weights.items()} if keep else {}
@@ -89,27 +89,29 @@ def whole_state(weights: Mapping[str, torch.Tensor], keep: bool) -> dict[str, to
 def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The L2 norm of all numbers in some tensors, as one vector. Every process that shares them calls this."""
     tensors = list(tensors)
-    parts = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
-    rest = [tensor for tensor in tensors if not hasattr(tensor, "ds_id")]
-    norm_of_rest: Any = get_total_norm(rest)
-    total: torch.Tensor = norm_of_rest.full_tensor() if isinstance(norm_of_rest, DTensor) else norm_of_rest
-    if not parts:
-        return total
-    square = sum(local(part).detach().float().pow(2).sum() for part in parts)
-    assert isinstance(square, torch.Tensor)
-    torch.distributed.all_reduce(square)
-    return (total.to(square.device) ** 2 + square).sqrt()
+    spread = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    parts = [local(tensor).detach().float() for tensor in tensors if hasattr(tensor, "ds_id")]
+    total = get_total_norm([tensor for tensor in tensors if not sharded(tensor)])
+    if spread:
+        of_spread: Any = get_total_norm(spread)
+        total = torch.hypot(total.to(spread[0].device), of_spread.full_tensor())
+    if parts:
+        squared = torch.stack([(part**2).sum() for part in parts]).sum()
+        torch.distributed.all_reduce(squared)
+        total = torch.hypot(total.to(squared.device), squared.sqrt())
+    return total
 
 
 def clip_gradients(parameters: Sequence[torch.Tensor], limit: float, total: torch.Tensor) -> None:
     """Scale the gradients of some parameters so that their norm is at most a limit.
 
     Args:
-        parameters: All have gradients, all of them sharded by FSDP2 or none.
+        parameters: All have gradients.
         limit: The largest norm.
         total: Their norm now (`norm`).
     """
-    first: Any = parameters[0].grad if parameters else None
-    if isinstance(first, DTensor):
-        total = DTensor.from_local(total, first.device_mesh)
-    clip_grads_with_norm_(parameters, limit, total)
+    spread = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
+    clip_grads_with_norm_([parameter for parameter in parameters if not sharded(parameter)], limit, total)
+    if spread:
+        mesh: Any = spread[0].grad
+        clip_grads_with_norm_(spread, limit, DTensor.from_local(total, mesh.device_mesh))

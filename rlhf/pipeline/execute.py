@@ -21,7 +21,7 @@ from rlhf.pipeline import folder, identity, node_notes, partial, peers
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
-_RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe")
+_RECORDED = ("tokenizer", "max_length", "prompt_format", "lineage", "probe", "processes")
 """What a stage returns among its metrics that the manifest has a field for."""
 
 

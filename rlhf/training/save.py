@@ -16,7 +16,7 @@ from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.labels import classes_named
 from rlhf.models.processor import pixel_values
-from rlhf.models.shards import is_spread, whole_state
+from rlhf.models.shards import counted, is_spread, local, whole_state
 from rlhf.models.tasks import LABEL
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.ready import Ready
@@ -38,16 +38,16 @@ def save_model(
         model: What is saved, where it is only part of what was trained.
 
     Returns:
-        What the manifest records: `tokenizer`, `max_length`, `lineage`, and the `probe` by which whoever loads the
-        artefact can tell that it is the same model.
+        What the manifest records: `tokenizer`, `max_length`, `lineage`, the `probe` by which whoever loads the artefact
+        can tell that it is the same model, and of a launch of several `processes` what the main one held.
 
     Raises:
         UserError: What was saved, loaded again as the next stage will, is not the model that was trained.
     """
     start, folder = ready.start, context.directory
     model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
-    parted = _kept_by_engine(trainer) or is_spread(model)
-    state = gathered(model, start.config, trainer.is_world_process_zero()) if parted else None
+    shares = trainer.is_deepspeed_enabled or is_spread(model)
+    state = gathered(model, start.config, trainer.is_world_process_zero()) if shares else None
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
         write_model(model, start, folder, state)
@@ -66,11 +66,25 @@ def save_model(
             "base": source.base, "revision": source.revision, "commit": probe.base_commit(source), "adapter": adapter,
         },
         "probe": stored,
+        **({"processes": _processes(trainer, model)} if trainer.args.world_size > 1 else {}),
     }  # fmt: skip
 
 
-def _kept_by_engine(trainer: Trainer) -> bool:
-    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+def _processes(trainer: Trainer, model: PeftModel | PreTrainedModel) -> dict[str, Any]:
+    """How many processes trained, and how much of the weights and of the optimizer's state the main one held."""
+    engine = "DDP"
+    if trainer.is_deepspeed_enabled:
+        engine = f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    elif is_spread(model):
+        engine = "FSDP2"
+    optimizer: Any = trainer.optimizer
+    while hasattr(optimizer, "optimizer"):  # accelerate's, DeepSpeed's, torch's
+        optimizer = optimizer.optimizer
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    of_optimizer = sum(local(value).numel() for value in states if isinstance(value, torch.Tensor) and value.dim())
+    weights, held = counted(model)
+    return {"number": trainer.args.world_size, "engine": engine, "weights": weights, "weights_held": held,
+            "optimizer_held": of_optimizer}  # fmt: skip
 
 
 def gathered(model: PeftModel | PreTrainedModel, settings: ModelConfig, keep: bool) -> dict[str, torch.Tensor]:

@@ -1,6 +1,9 @@
 """States of optimizers, schedules and random generators as files: tensors in safetensors, the rest in JSON.
 
 Nothing is pickled, so that reading a checkpoint runs nobody's code.
+
+What FSDP2 spreads over processes each of them writes for itself, NAME-0, NAME-1 and so on. Any number of processes can
+read that again, and one process alone: see `Shard`.
 """
 
 from __future__ import annotations
@@ -8,15 +11,72 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _KIND = "is"
 """Key of a JSON object that stands for what JSON lacks: a tensor, a tuple, or a dictionary with keys of other types."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tensor that each process wrote its part of; it is read when it is placed."""
+
+    files: tuple[Path, ...]
+    """In the order of the processes."""
+    name: str
+    """Of the part in each file."""
+    dim: int
+    """In which the parts stand one behind the other."""
+
+    def placed(self, like: torch.Tensor) -> torch.Tensor:
+        """The tensor, spread like another of its size, or whole like it."""
+        if isinstance(like, DTensor) and len(self.files) == like.device_mesh.size():
+            part = self._part(like.device_mesh.get_rank()).to(like.device)
+            return DTensor.from_local(
+                part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+            )
+        return placed(torch.cat([self._part(number) for number in range(len(self.files))], self.dim), like)
+
+    def _part(self, number: int) -> torch.Tensor:
+        with safe_open(self.files[number], framework="pt") as file:
+            return file.get_tensor(self.name)
+
+
+def placed(value: Any, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of a state, spread over processes like another of its size; each process has read the same."""
+    if isinstance(value, Shard):
+        return value.placed(like)
+    if isinstance(like, DTensor) and value.shape == like.shape:
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
+def placed_optimizer_state(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The state of an optimizer, spread over processes like the parameters that it belongs to.
+
+    Args:
+        state: What `load_state` or `load_shards` gave.
+        optimizer: Whose parameters are the same in the same order.
+    """
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    of = dict(zip(numbers, parameters, strict=True))
+    own = {
+        number: {
+            name: placed(value, of[number]) if isinstance(value, torch.Tensor | Shard) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": own}
 
 
 def save_state(folder: Path, name: str, state: Any) -> None:
@@ -44,9 +104,26 @@ def load_state(folder: Path, name: str) -> Any:
     return _unflatten(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), tensors)
 
 
+def save_shards(folder: Path, name: str, process: int, state: Any) -> None:
+    """Write what a process holds of a state; every process that shares it calls this."""
+    save_state(folder, f"{name}-{process}", state)
+
+
+def load_shards(folder: Path, name: str, process: int) -> Any:
+    """What `save_shards` wrote in this process, or in the first where there were fewer; spread tensors as `Shard`."""
+    count = len(list(folder.glob(f"{name}-*.json")))
+    files = [folder / f"{name}-{number}.safetensors" for number in range(count)]
+    own = files[process if process < count else 0]
+    tensors = load_file(own) if own.is_file() else {}
+    return _unflatten(json.loads(own.with_suffix(".json").read_text(encoding="utf-8")), tensors, tuple(files))
+
+
 def _flatten(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: set[int]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, DTensor):
+        part = _flatten(value.to_local(), place, tensors, seen)
+        return {_KIND: "shard", "value": part["value"], "dim": _dimension(value)}
     if isinstance(value, torch.Tensor):
         name, tensor = str(len(tensors)), value.detach().cpu().contiguous()
         memory = tensor.untyped_storage()
@@ -68,20 +145,31 @@ def _flatten(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: set
     raise TypeError(f"{place or 'the state'} is a {type(value).__name__}, which has no form in a checkpoint")
 
 
-def _unflatten(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _dimension(tensor: DTensor) -> int:
+    """The dimension in which a tensor is cut."""
+    (placement,) = tensor.placements
+    if not placement.is_shard():
+        raise TypeError(f"{placement} has no form in a checkpoint")
+    return placement.dim  # type: ignore[attr-defined]
+
+
+def _unflatten(value: Any, tensors: Mapping[str, torch.Tensor], files: tuple[Path, ...] = ()) -> Any:
+    """What a tree stands for; `files` are those of all processes, where each wrote its part."""
     if isinstance(value, list):
-        return [_unflatten(item, tensors) for item in value]
+        return [_unflatten(item, tensors, files) for item in value]
     if not isinstance(value, dict):
         return value
     match value.get(_KIND):
         case None:
-            return {key: _unflatten(item, tensors) for key, item in value.items()}
+            return {key: _unflatten(item, tensors, files) for key, item in value.items()}
         case "tensor":
             return tensors[value["value"]]
+        case "shard":
+            return Shard(files, value["value"], value["dim"])
         case "tuple":
-            return tuple(_unflatten(item, tensors) for item in value["value"])
+            return tuple(_unflatten(item, tensors, files) for item in value["value"])
         case _:
-            return {key: _unflatten(item, tensors) for key, item in value["value"]}
+            return {key: _unflatten(item, tensors, files) for key, item in value["value"]}
 
 
 def random_state() -> dict[str, Any]:

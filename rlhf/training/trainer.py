@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
 
@@ -21,13 +22,27 @@ from rlhf import interrupts
 from rlhf.durable import sync_file
 from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
+from rlhf.models.device import sharded
+from rlhf.models.shards import is_spread, local
 from rlhf.training import checkpoints
 from rlhf.training.buckets import EpochSeeded
 from rlhf.training.finite import FiniteTrainer
-from rlhf.training.states import load_state, random_state, save_state, set_random_state
+from rlhf.training.states import (
+    load_shards,
+    load_state,
+    placed,
+    placed_optimizer_state,
+    random_state,
+    save_shards,
+    save_state,
+    set_random_state,
+)
+from rlhf.training.zero import load_zero_state, zero_state
 
 WEIGHTS = "weights.safetensors"
 """File of a checkpoint: everything that is trained."""
+SHARDS, OPTIMIZER, ZERO = "weights", "optimizer", "zero"
+"""Names of what is spread over processes, and of the states that train it; of each process NAME-0, NAME-1 and so on."""
 _GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights", "_steps", "_skipped")
 """What trainers gather between two logs, in memory alone; not every trainer has each."""
 
@@ -45,10 +60,6 @@ class ResumableTrainer(FiniteTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(_AtStart(self))
 
-    @property
-    def _sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: what is trained, the states of what trains it, then the manifest."""
         folder, step = Path(str(self.args.output_dir)), self.state.global_step
@@ -60,10 +71,7 @@ class ResumableTrainer(FiniteTrainer):
             checkpoints.partial_folder(folder, step)
         self.accelerator.wait_for_everyone()
         partial = folder / ".partial" / final.name
-        if self._sharded:
-            self.save_model(str(partial), _internal_call=True)
-        else:
-            self.save_weights(partial)
+        self.save_weights(partial)
         if best := self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
         self._save_optimizer_and_scheduler(str(partial))
@@ -84,30 +92,35 @@ class ResumableTrainer(FiniteTrainer):
 
     def _size_of_checkpoint(self) -> int:
         """Bytes of the weights that are saved and of the optimizer's state, which has none before its first step."""
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        weights = list(self._trained().values())
         states = getattr(self.optimizer, "state", {}).values()
         values = (value for state in states if isinstance(state, dict) for value in state.values())
         return sum(tensor.nbytes for tensor in (*weights, *values) if isinstance(tensor, torch.Tensor))
 
     def save_weights(self, folder: Path) -> None:
-        """Write what is trained; what is frozen is where it came from. Every process calls this; the main one writes.
+        """Write what is trained, on the main process; what is frozen is where it came from. Every process calls it.
 
         Under the names that weights have in memory: a library's own form may rename them, and what is not known by its
-        name when it is loaded keeps the weights of the start.
+        name when it is loaded keeps the weights of the start. What is spread over processes each writes its part of.
         """
-        if self.args.should_save:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in self._trained().items()}
-            save_file(tensors, folder / WEIGHTS)
+        trained = self._trained()
+        if any(map(sharded, trained.values())):
+            own = {name: weight if isinstance(weight, DTensor) else local(weight) for name, weight in trained.items()}
+            save_shards(folder, SHARDS, self.args.process_index, own)
+        elif self.args.should_save:
+            save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, folder / WEIGHTS)
 
     @torch.no_grad()
     def load_weights(self, folder: Path) -> None:
         """Read what `save_weights` wrote, every tensor of it and no other."""
-        tensors, trained = load_file(folder / WEIGHTS), self._trained()
+        whole, trained = (folder / WEIGHTS).is_file(), self._trained()
+        tensors = load_file(folder / WEIGHTS) if whole else load_shards(folder, SHARDS, self.args.process_index)
         if tensors.keys() != trained.keys():
             names = ", ".join(sorted(tensors.keys() ^ trained.keys())[:3])
             raise UserError(f"{folder / WEIGHTS}: does not have the weights that are trained ({names})")
-        for name, tensor in tensors.items():
-            trained[name].copy_(tensor)
+        for name, weight in trained.items():
+            own = weight if isinstance(weight, DTensor) else local(weight)
+            own.copy_(placed(tensors[name], own))
 
     def _trained(self) -> dict[str, torch.Tensor]:
         """Trained weights, and what a model remembers of its batches; those of a reference that follows too."""
@@ -122,10 +135,16 @@ class ResumableTrainer(FiniteTrainer):
         return tensors
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._sharded:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.load_weights(Path(resume_from_checkpoint))
+        self.load_weights(Path(resume_from_checkpoint))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As the Trainer has it; under DeepSpeed the checkpoint is read here and not by DeepSpeed, which pickles."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -152,18 +171,42 @@ class ResumableTrainer(FiniteTrainer):
             self.state.best_global_step, self.state.best_model_checkpoint = self.state.global_step, str(resumed)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._sharded:
-            super()._save_optimizer_and_scheduler(output_dir)
+        folder, process = Path(output_dir), self.args.process_index
+        if self.is_deepspeed_enabled:
+            save_shards(folder, ZERO, process, zero_state(self.optimizer.optimizer))
+        elif is_spread(self.model):
+            save_shards(folder, OPTIMIZER, process, self.optimizer.state_dict())
         elif self.args.should_save:
-            save_state(Path(output_dir), "optimizer", self.optimizer.state_dict())
-            save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
+            save_state(folder, OPTIMIZER, self.optimizer.state_dict())
+        if self.args.should_save:
+            save_state(folder, "scheduler", self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self._sharded:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
-        self.optimizer.load_state_dict(load_state(Path(checkpoint), "optimizer"))
-        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint), "scheduler"))
+        folder, process = Path(checkpoint), self.args.process_index
+        self._check_engine(folder)
+        if self.is_deepspeed_enabled:
+            load_zero_state(self.optimizer.optimizer, load_shards(folder, ZERO, process), self.args.world_size)
+        else:
+            whole = (folder / f"{OPTIMIZER}.json").is_file()
+            state = load_state(folder, OPTIMIZER) if whole else load_shards(folder, OPTIMIZER, process)
+            self.optimizer.load_state_dict(placed_optimizer_state(state, self.optimizer))
+        self.lr_scheduler.load_state_dict(load_state(folder, "scheduler"))
+
+    def _check_engine(self, checkpoint: Path) -> None:
+        """Check that what wrote a checkpoint can continue from it.
+
+        Raises:
+            UserError: DeepSpeed wrote it and does not run now, or on another number of processes, or the reverse.
+        """
+        parts = len(list(checkpoint.glob(f"{ZERO}-*.json")))
+        if bool(parts) != self.is_deepspeed_enabled or (parts and parts != self.args.world_size):
+            wrote = f"DeepSpeed on {parts} processes" if parts else "a launch without DeepSpeed"
+            raise UserError(
+                f"{checkpoint}: was written by {wrote}, and only such a launch continues from it; start it as before, "
+                f"or delete {checkpoint.parent} to begin the stage anew"
+            )
 
     def _save_scaler(self, output_dir: str) -> None:
         if self.accelerator.scaler is not None and self.args.should_save:

@@ -10,7 +10,6 @@ import trl
 from accelerate.utils import fsdp2_prepare_model
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.models.device import sharded
 from rlhf.trl_trainers.speedups import FasterTrainer
@@ -85,7 +84,7 @@ def worth_storing(args: Any, rows: int, second: bool) -> bool:
         rows: Rows of training.
         second: Whether all weights are trained.
     """
-    if args.sync_ref_model or sharded() or is_deepspeed_zero3_enabled():
+    if args.sync_ref_model or sharded():
         return False
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs

@@ -1,0 +1,40 @@
+"""The state that DeepSpeed's ZeRO keeps in each process, in a form that checkpoints have: no pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_KEPT = ("base_optimizer_state", "single_partition_of_fp32_groups", "optimizer_state_dict", "fp32_flat_groups")
+"""Of what its optimizers give: the states and float32 weights of a process, as stages 1 and 2 and stage 3 name them."""
+
+
+def zero_state(optimizer: Any) -> dict[str, Any]:
+    """What a process holds: its part of the float32 weights and of the optimizer's state, and the loss scale.
+
+    Args:
+        optimizer: DeepSpeed's, of any stage.
+    """
+    state = {name: value for name, value in optimizer.state_dict().items() if name in _KEPT}
+    return {**state, "loss_scaler": _numbers(optimizer.loss_scaler)}
+
+
+def load_zero_state(optimizer: Any, state: dict[str, Any], processes: int) -> None:
+    """Put back what `zero_state` gave in the same process, of as many processes.
+
+    Args:
+        optimizer: DeepSpeed's; the weights that it computes with follow those in float32 under stage 3.
+        state: What `zero_state` gave.
+        processes: Number of processes.
+    """
+    vars(optimizer.loss_scaler).update(state["loss_scaler"])
+    own = {**optimizer.state_dict(), **{name: state[name] for name in _KEPT if name in state}}
+    partitions = hasattr(optimizer, "checkpoint_event_prologue")  # stage 3, which keeps small weights whole, too
+    if partitions:
+        optimizer.checkpoint_event_prologue()
+    optimizer.load_state_dict([own] * processes, load_from_fp32_weights=True)
+    if partitions:
+        optimizer.checkpoint_event_epilogue()
+
+
+def _numbers(scaler: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(scaler).items() if isinstance(value, int | float)}
