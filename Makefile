@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ZERO := $(VENV)/zero
 AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures scale vllm fuzz lint types format audit bench learning endurance env clean
+.PHONY: quickstart test slow architectures scale zero vllm fuzz lint types format audit bench learning endurance env clean
 
 env: $(READY)
 
@@ -27,7 +28,7 @@ test: $(READY)
 	  --no-loadscope-reorder
 
 # What takes long: the benchmarks at their smallest, a whole run on real pairs.
-slow: $(READY)
+slow: $(READY) zero
 	$(BIN)/python -m pytest -m slow
 
 # Every causal architecture of transformers, sampled and folded, and the table of docs/architectures.md: a few minutes.
@@ -36,8 +37,18 @@ architectures: $(READY)
 	$(BIN)/python -m tests.support.architectures
 
 # Every stage on several CPU processes, sharded by FSDP2 and DeepSpeed: about half an hour on two cores.
-scale: $(READY)
+scale: $(READY) zero
 	$(BIN)/python -m pytest -m scale
+
+# DeepSpeed in a folder of its own, for CPUs: wherever it is installed accelerate imports it, and it writes to stderr.
+zero: $(ZERO)
+
+$(ZERO): $(READY)
+	rm -rf $@
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --no-build-isolation --no-deps --target $@ \
+	  deepspeed einops hjson msgpack ninja py-cpuinfo \
+	  || echo "DeepSpeed cannot be installed: its tests are skipped"
 
 # INPUTS spoilt inputs, drawn by SEED, and the table of docs/fuzzing.md: 10,000 take about an hour on one core.
 INPUTS ?= 10000

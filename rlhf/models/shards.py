@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -22,6 +23,16 @@ def is_spread(model: nn.Module) -> bool:
     return any(sharded(weight) for weight in model.parameters())
 
 
+def own_parts(model: nn.Module) -> None:
+    """Have the parameters of a model be the parts that this process holds.
+
+    Behind a forward pass FSDP2 leaves copies of the last layers in their place, whole; writing to those would be lost.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local(weight: torch.Tensor) -> torch.Tensor:
     """What this process holds of a weight; of one that is not shared all of it."""
     if isinstance(weight, DTensor):
@@ -31,6 +42,7 @@ def local(weight: torch.Tensor) -> torch.Tensor:
 
 def counted(model: nn.Module) -> tuple[int, int]:
     """Numbers in a model's weights, and how many of them this process holds."""
+    own_parts(model)
     weights = list(model.parameters())
     return sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights), sum(
         local(weight).numel() for weight in weights

@@ -16,7 +16,7 @@ from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.labels import classes_named
 from rlhf.models.processor import pixel_values
-from rlhf.models.shards import counted, is_spread, local, whole_state
+from rlhf.models.shards import counted, is_spread, local, own_parts, whole_state
 from rlhf.models.tasks import LABEL
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.ready import Ready
@@ -99,6 +99,7 @@ def gathered(model: PeftModel | PreTrainedModel, settings: ModelConfig, keep: bo
         Of an adapter its own weights, else all; by the names that they have in the model.
     """
     adapter = isinstance(model, PeftModel)
+    own_parts(model)
     saved = {
         name: weight for name, weight in model.state_dict(keep_vars=True).items()
         if not adapter or ".default." in f"{name}."

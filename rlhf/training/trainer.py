@@ -23,7 +23,7 @@ from rlhf.durable import sync_file
 from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
 from rlhf.models.device import sharded
-from rlhf.models.shards import is_spread, local
+from rlhf.models.shards import is_spread, local, own_parts
 from rlhf.training import checkpoints
 from rlhf.training.buckets import EpochSeeded
 from rlhf.training.finite import FiniteTrainer
@@ -127,6 +127,7 @@ class ResumableTrainer(FiniteTrainer):
         follows = getattr(self.args, "sync_ref_model", False)
         tensors = {}
         for prefix, model in {"": self.model, **({"reference.": self.ref_model} if follows else {})}.items():
+            own_parts(model)
             remembered = model.state_dict(keep_vars=True).keys() & dict(model.named_buffers()).keys()
             for name, weight in model.named_parameters():
                 if weight.requires_grad or prefix:
