@@ -19,7 +19,7 @@ from rlhf.durable import written_whole
 from rlhf.models.adapters import without_peft
 from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY
-from rlhf.models.shards import is_spread, put, whole_state
+from rlhf.models.shards import is_spread, own_parts, put, whole_state
 from rlhf.training.trainer import ResumableTrainer
 from rlhf.workflow import CANDIDATES
 
@@ -124,6 +124,7 @@ class Candidates(TrainerCallback):
 
 def _trained(policy: PeftModel | PreTrainedModel) -> dict[str, torch.Tensor]:
     """The weights of a policy that a training may move, by name; looked up anew, as sharding replaces them."""
+    own_parts(policy)
     adapter = isinstance(policy, PeftModel)
     return {
         name: parameter

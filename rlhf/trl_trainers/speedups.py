@@ -92,6 +92,7 @@ class FasterTrainer(_Base):
         for model in (self.model, getattr(self, "ref_model", None)):
             if model is None:
                 continue
+            model = self.accelerator.unwrap_model(model)  # DeepSpeed's engine is around a reference already
             if self.speedups.head and self.fused_head:
                 head_where_labelled(model)
             if self.speedups.fold or self.speedups.buckets:
