@@ -179,19 +179,19 @@ def _load_model(
         what = "reward head with 1 output" if labels == 1 else f"head for a {task.policy} policy"
         raise UserError(f"{source.base}: has no {what}; train one with the {'reward' if labels == 1 else 'sft'} stage")
     if empty:
-        return Loaded(_unwritten(model, processor), fresh)
+        return Loaded(_unwritten(task.model_class, model, processor), fresh)
     if fresh:
         init_score_head(model)
     return Loaded(_finish(model, source, processor), fresh)
 
 
-def _unwritten(model: PreTrainedModel, processor: Processor) -> PreTrainedModel:
+def _unwritten(kind: Any, model: PreTrainedModel, processor: Processor) -> PreTrainedModel:
     """A model on the meta device as one on the CPU with unwritten weights, which take no memory until they are written.
 
     Buffers that are computed, such as rotary frequencies, have their values.
     """
     with init_empty_weights():
-        result: Any = type(model)._from_config(
+        result: Any = kind.from_config(
             model.config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     if isinstance(processor, PreTrainedTokenizerBase):

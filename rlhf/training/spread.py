@@ -6,18 +6,14 @@ import contextlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rlhf.models.device import sharded
-from rlhf.models.shards import is_spread, put, whole
+from rlhf.models.shards import is_spread
 from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand
-from rlhf.training.states import save_state
 from rlhf.training.trainer import ResumableTrainer
 
 
@@ -47,38 +43,6 @@ class SpreadTrainer(ResumableTrainer):
         """Average the gradients of what is trained and whole, which FSDP leaves alone; under DDP nothing is left."""
         if self.is_distributed_loading_by_transformers:
             average_gradients([weight for weight in self.model.parameters() if weight.requires_grad])
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip the gradients of what is whole and of what is spread, which no call takes together, by one norm."""
-        if not self.is_distributed_loading_by_transformers:
-            return super()._clip_grad_norm(model)
-        norm = self._checked(self._total_norm(model), model)
-        for parameters in _with_gradient(model):
-            clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
-        return norm
-
-    def _total_norm(self, model: Any) -> torch.Tensor:
-        if not self.is_distributed_loading_by_transformers:
-            return super()._total_norm(model)
-        self.accelerator.unscale_gradients()
-        norms = [get_total_norm([one.grad for one in parameters]) for parameters in _with_gradient(model)]
-        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-        return norms[0] if len(norms) == 1 else get_total_norm(norms)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write both as one process would: every process gathers, the main one writes."""
-        state = gathered_state(self.optimizer.state_dict(), self.args.should_save)
-        if self.args.should_save:
-            save_state(Path(output_dir), "optimizer", state)
-            save_state(Path(output_dir), "scheduler", self.lr_scheduler.state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for parameter, values in self.optimizer.state.items():
-            for name, value in values.items():
-                if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-                    values[name] = torch.zeros_like(parameter)
-                    put(values[name], value)
 
     @contextlib.contextmanager
     def free_calls(self) -> Iterator[None]:
@@ -111,29 +75,3 @@ def parameter_groups(parameters: Iterable[tuple[nn.Parameter, float, float]]) ->
         if parameter.requires_grad:
             groups[rate, decay, sharded(parameter)].append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay, _), params in groups.items()]
-
-
-def _with_gradient(model: Any) -> list[list[Any]]:
-    """Parameters with a gradient: those that are whole, and those that are spread."""
-    kinds: list[list[Any]] = [[], []]
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            kinds[isinstance(parameter, DTensor)].append(parameter)
-    return [kind for kind in kinds if kind] or [[]]
-
-
-def gathered_state(state: Any, keep: bool) -> Any:
-    """An optimizer's state with whole tensors, on the CPU. Every process calls this.
-
-    Args:
-        state: What `state_dict` gives: dictionaries and lists, with tensors of which each process may have a part.
-        keep: Whether this process wants it; else tensors are left out.
-    """
-    if isinstance(state, dict):
-        return {name: gathered_state(value, keep) for name, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(gathered_state(value, keep) for value in state)
-    if not isinstance(state, DTensor):
-        return state
-    tensor = whole(state)
-    return tensor.cpu() if keep else None

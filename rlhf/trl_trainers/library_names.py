@@ -121,6 +121,12 @@ NAMES = (
     LibraryName("transformers:Trainer.is_distributed_loading_by_transformers", _SPREAD, instance=True),
     LibraryName("transformers:PreTrainedModel._no_split_modules", "its layers are gathered one by one"),
     LibraryName("transformers:Trainer._load_best_model", _CHECKPOINT, "self"),
+    LibraryName("transformers:Trainer._prepare_for_training", _CHECKPOINT,
+                "self max_steps train_dataloader resume_from_checkpoint"),
+    LibraryName("transformers:Trainer.create_accelerator_and_postprocess", "a reference is spread over processes",
+                "self"),
+    LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "the main process reads what is spread later",
+                ""),
     LibraryName("transformers:Trainer._save_checkpoint", _CHECKPOINT, "self model trial"),
     *(LibraryName(f"transformers:Trainer._save_{name}", _CHECKPOINT, "self output_dir")
       for name in ("optimizer_and_scheduler", "scaler", "rng_state")),
@@ -178,6 +184,8 @@ NAMES = (
                 ""),
     # accelerate and Python itself: rlhf/models, rlhf/pipeline
     LibraryName("accelerate.commands.launch:main", "stages are launched without a traceback of the launcher's own"),
+    LibraryName("accelerate.commands.config.config_args:default_config_file", "the machine's own accelerate config"),
+    LibraryName("torch.nn:Module._non_persistent_buffers_set", "tells buffers that no file has", instance=True),
     LibraryName("sys:_current_frames", "where a process is while another waits for it"),
     LibraryName("accelerate:Accelerator._original_forward", "a probe is computed without training's autocast",
                 instance=True),
