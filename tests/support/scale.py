@@ -1,6 +1,6 @@
-"""Every stage on two CPU processes, by every engine and of every kind of weights: the table of docs/scale.md.
+"""Every stage on two CPU processes, by every engine and of both kinds of weights: the table of docs/scale.md.
 
-`python -m tests.support.scale --page docs/scale.md --out benchmarks/results/scale.json` runs all of it in about half an
+`python -m tests.support.scale --page docs/scale.md --out benchmarks/results/scale.json` runs all of it in about a quarter of an
 hour. Each cell holds what was seen: the largest difference to DDP, or the line that refuses it.
 """
 

@@ -61,6 +61,7 @@ def main() -> None:
         outcomes[stage] = {"train": outcome(whole, stage)}
         if outcomes[stage]["train"] == "ok":
             stop.armed = True
+            os.environ.update(ENVIRONMENT)
             try:
                 run_stage(stopped, stage)
                 raise AssertionError(f"{stage} went on to its end")
