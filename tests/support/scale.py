@@ -1,7 +1,7 @@
 """Every stage on two CPU processes, by every engine and of both kinds of weights: the table of docs/scale.md.
 
-`python -m tests.support.scale --page docs/scale.md --out benchmarks/results/scale.json` runs all of it in about a quarter of an
-hour. Each cell holds what was seen: the largest difference to DDP, or the line that refuses it.
+`python -m tests.support.scale --page docs/scale.md --out benchmarks/results/scale.json` takes about a quarter of
+an hour. Each cell holds what was seen: the largest difference to DDP, or the line that refuses it.
 """
 
 from __future__ import annotations
