@@ -52,9 +52,9 @@ class GrowingFile:
 
 
 def grow(path: Path, count: int, at_once: int, make: Callable[[int, int], Sequence[Any]]) -> Iterator[GrowingFile]:
-    """Make the lines of a file that are not there yet, a round at a time, in which each process makes a batch.
+    """Make the missing lines of a file, a round at a time, in which each process makes a batch.
 
-    A round that is too short for that is shared out evenly.
+    The last round, which may be shorter, is divided evenly.
 
     Args:
         path: The file.

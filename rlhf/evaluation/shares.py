@@ -1,7 +1,7 @@
-"""Work shared out among the processes of a launch: each makes its share, and every process has the whole, in order.
+"""Work divided among the processes of a launch: each makes its share, and all get the whole result, in order.
 
-All processes call these functions alike, and one process by itself makes everything. The values do not depend on the
-number of processes as long as an item's value depends on that item alone.
+Every process makes the same calls; a single process makes everything itself. The values do not depend on the number of
+processes, provided that each item's value depends on that item alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _SHORTEST, _LONGEST = 0.01, 1.0
-"""Seconds between two looks whether the main process is ready: few at first, then more."""
+"""Seconds between two checks whether the main process is ready; the pause doubles from the first to the second."""
 
 
 def processes() -> int:
@@ -34,24 +34,24 @@ def _rank() -> int:
 
 
 def share(count: int, parts: int, part: int) -> range:
-    """Places of one of several shares of `count` items: neighbours, and as many as of any other share, or one less."""
+    """Indices of one share of `count` items: consecutive ones; the sizes of two shares differ by at most one."""
     return range(count * part // parts, count * (part + 1) // parts)
 
 
 def shared(first: int, last: int, make: Callable[[int, int], Sequence[T]]) -> list[T]:
-    """A value for each of the items from `first` up to, not including, `last`, of which each process makes a share.
+    """A value for each item from `first` to `last` (exclusive); each process makes a share of them.
 
     Args:
-        first: The first item.
-        last: The item behind the last.
-        make: Makes those from its first argument up to, not including, its second; it calls no other process.
+        first: Index of the first item.
+        last: Index after the last item.
+        make: Makes the values from its first argument to its second (exclusive), without a collective.
     """
     mine = share(last - first, processes(), _rank())
     return _joined(list(make(first + mine.start, first + mine.stop)) if mine else [])
 
 
 def _joined(mine: list[T]) -> list[T]:
-    """The lists of all processes, one behind the other."""
+    """The lists of all processes, concatenated."""
     if processes() == 1:
         return mine
     from accelerate.utils import gather_object
@@ -64,12 +64,12 @@ def _joined(mine: list[T]) -> list[T]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the main process makes, on every process.
+    """A value that the main process makes, on every process.
 
-    However long it takes, the others wait: a function or an endpoint may need hours, as on one process.
+    The others wait without a time limit: a function or an endpoint may need hours, as on one process.
 
     Args:
-        make: Is called by the main process alone.
+        make: Called on the main process alone.
     """
     if processes() == 1:
         return make()
@@ -86,7 +86,7 @@ _calls = itertools.count()
 
 
 def _wait_for_main() -> None:
-    """Wait for the main process in the launch's store: a collective would give up after a while."""
+    """Wait for the main process through the launch's store: a collective would time out."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     from rlhf.models.device import process_state
@@ -102,11 +102,11 @@ def _wait_for_main() -> None:
 
 
 def by_all(judge: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """A judge that all processes ask together, so that none of its answers is asked for twice.
+    """A judge that all processes call together, and that scores each completion once.
 
-    A judge that scores each row by itself (`rewards.scores_rows`) is asked by every process about its share, in which
-    the completions of one prompt stay together. Any other is asked by the main process about everything, as it is on
-    one process: its scores may depend on the other rows, or on what it was asked before.
+    A judge that scores each row by itself (`rewards.scores_rows`) is called on every process with a share of the rows,
+    in which the completions of a prompt stay together. Any other judge is called on the main process with all rows, as
+    on one process: its scores may depend on the other rows, or on earlier calls.
 
     Args:
         judge: The judge, loaded by every process.

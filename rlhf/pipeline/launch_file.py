@@ -1,4 +1,4 @@
-"""The file by which `accelerate launch` starts processes: which it is, and how many nodes it speaks of."""
+"""The accelerate config that a run is launched with: which file it is, and how many nodes and processes it has."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rlhf.config.yaml_loader import NotYaml, read
 from rlhf.errors import UserError
 
 OWN = ""
-"""What stands for the machine's own file, which `accelerate config` writes."""
+"""Stands for the machine's own config, which `accelerate config` writes."""
 
 
 def with_own(words: list[str]) -> list[str]:
-    """The words of a command line, in which `--accelerate` without a file means the machine's own.
+    """A command line in which `OWN` follows an `--accelerate` that has no file.
 
     Args:
-        words: As they were typed; a word behind the option that is no other option and sets no key is its file.
+        words: As typed. The word after `--accelerate` is its file, unless it is an option or `key=value`.
     """
     completed: list[str] = []
     for word, behind in itertools.zip_longest(words, words[1:], fillvalue=""):
@@ -31,17 +31,17 @@ class Launch(NamedTuple):
 
     file: Path
     nodes: int = 1
-    """Machines that take part."""
+    """Number of machines."""
     node: int = 0
-    """Which of them this one is; 0 leads."""
+    """Number of this machine; 0 leads."""
     processes: int = 1
-    """On all of them together."""
+    """Number of processes on all machines together."""
 
     deepspeed: bool = False
     """Whether DeepSpeed trains."""
 
     def line(self) -> str:
-        """What it is, for people."""
+        """A line that describes the launch."""
         where = f" on {self.nodes} nodes, of which this is node {self.node}" if self.nodes > 1 else ""
         return f"{self.file}: {self.processes} process{'es'[: 2 * (self.processes > 1)]}{where}"
 
@@ -61,10 +61,10 @@ def find_launch(given: str, node: int | None = None) -> Launch:
 
     Args:
         given: The file; `OWN` for the machine's own.
-        node: Which node this is; None where the file says so.
+        node: Number of this node; None takes the file's.
 
     Raises:
-        UserError: There is no such file, or what it says of nodes does not fit together.
+        UserError: There is no such file, or its settings for nodes contradict each other.
     """
     file = Path(given) if given != OWN else _own_file()
     if not file.is_file():

@@ -1,7 +1,7 @@
-"""What the processes of several nodes note, exchanged through the run's folder: one file a node, one process writes it.
+"""Exchanges the notes of a stage's processes between nodes, through one file for each node in the run's folder.
 
-A node that ends without a word leaves a file that changes no more; no clocks are compared. That the folder is one
-folder for all nodes is checked before a stage begins.
+One process of each node writes its file. A node that ends without a report leaves a file that no longer changes, so no
+clocks are compared. Before a stage begins, `meet` checks that all nodes see the same folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 from rlhf.errors import UserError
 
 FOLDER = ".nodes"
-"""Folder of a run in which the nodes of a stage talk; deleted when the stage ends."""
+"""Folder of a run in which the nodes of a stage exchange their files; deleted when the stage ends."""
 _BEAT = 1.0
 """Seconds between two exchanges."""
 _FAREWELL = 5.0
 """Seconds that the processes of a launch have to end, one after the other."""
 SILENT = 120.0
-"""Seconds after which a node whose file did not change is gone, where nothing else tells: its process may be at work in
-a library that lets no other thread run."""
+"""Seconds without a change of its file after which a node is taken to be gone, if there is no other sign. It is long,
+since the node's process may be inside a library that blocks its other threads."""
 _SEEN_WITHIN = 30.0
-"""Seconds that a file may need to be seen on another node."""
+"""Seconds that a file may take to appear on another node."""
 
 
 def nodes() -> int:
@@ -46,13 +46,13 @@ class NodeNotes:
     """The notes of all nodes, exchanged by one process of each.
 
     Args:
-        folder: Where they are exchanged.
+        folder: Where the nodes exchange their files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.beats, self.last, self.lock = folder, 0, 0.0, threading.Lock()
         self.heard: dict[int, tuple[Any, float]] = {}
-        """Of each other node what it wrote last, and when that was new."""
+        """What each other node wrote last, and when that changed."""
 
     def exchange(self, own: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]] | None:
         """Write the notes of this node's processes and read those of the others, unless that was done a moment ago.
@@ -87,7 +87,7 @@ class NodeNotes:
         }
 
     def leave(self, own: Callable[[], dict[int, dict[str, Any]]]) -> None:
-        """Say the last word for this node's processes, once they end; node 0 deletes the folder after the others' last.
+        """Write this node's notes a last time once its processes end; node 0 deletes the folder after all others have.
 
         Args:
             own: Reads the notes of this node's processes.
@@ -110,7 +110,7 @@ def _have_ended(notes: Mapping[Any, dict[str, Any]]) -> bool:
 
 
 def meet(run_dir: Path) -> Path:
-    """Check that all nodes see one folder, and make the place in it where they talk; every process calls this.
+    """Check that all nodes see the same folder, and make one in it for their files; every process calls this.
 
     Args:
         run_dir: The run's folder, which is there on node 0.

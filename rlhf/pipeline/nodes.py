@@ -1,7 +1,7 @@
-"""Several nodes at one run: that of rank 0 leads, the others start each stage's processes as it does.
+"""A run on several nodes: node 0 leads, and the others start the processes of each stage when it does.
 
-They talk through files in a folder beside the run's, which all of them see or the run does not begin. Each node writes
-one file, whole, again and again: a file that no longer changes is that of a node that is gone. No clocks are compared.
+The nodes exchange files in a folder beside the run's; a run does not begin unless all nodes see it. Each node rewrites
+one file every second. A node whose file no longer changes is taken to be gone, so no clocks are compared.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from rlhf.errors import UserError
 from rlhf.pipeline.launch_file import Launch
 
 _BEAT, _LOOK = 1.0, 0.2
-"""Seconds between two writes of a node's file, and between two looks at the others'."""
+"""Seconds between two writes of a node's file, and between two reads of the others'."""
 _SILENT = 60.0
-"""Seconds after which a node whose file did not change is gone."""
+"""Seconds without a change of its file after which a node is taken to be gone."""
 _OWN_WORDS = 20.0
-"""Seconds that processes have to end and to say why, once those of another node have ended."""
+"""Seconds that processes have to end and to report why, once those of another node have ended."""
 _FAREWELL = 10.0
 """Seconds that the others have to read how the run ended."""
 
 
 class Voice:
-    """A node's own file, which it keeps writing.
+    """The status file of this node, which a thread keeps rewriting.
 
     Args:
-        folder: Where the nodes talk.
-        node: Which node this is.
-        said: What it says first.
+        folder: Where the nodes exchange their files.
+        node: Number of this node.
+        said: The first contents.
     """
 
     def __init__(self, folder: Path, node: int, **said: Any) -> None:
@@ -50,7 +50,7 @@ class Voice:
         self.thread.start()
 
     def say(self, **more: Any) -> None:
-        """Say something from now on."""
+        """Add keys to the file, and write it."""
         with self.lock, contextlib.suppress(OSError):  # a folder that is gone for a moment
             self.said |= more
             self.beats += 1
@@ -63,28 +63,28 @@ class Voice:
             self.say()
 
     def end(self) -> None:
-        """Say nothing more; what was said stays."""
+        """Stop writing; the file stays as it is."""
         self.ended.set()
         self.thread.join()
 
 
 class Ear:
-    """What another node says.
+    """Reads another node's status file.
 
     Args:
-        folder: Where the nodes talk.
-        node: Which node that is.
+        folder: Where the nodes exchange their files.
+        node: Number of that node.
     """
 
     def __init__(self, folder: Path, node: int) -> None:
         self.path, self.node = folder / f"node-{node}.json", node
         self.said: dict[str, Any] = {}
         self.since: dict[str, float] = {}
-        """When each thing was heard of first."""
+        """When each key was first read, on this node's monotonic clock."""
         self.heard, self.changes = time.monotonic(), -1
 
     def listen(self) -> dict[str, Any]:
-        """What it says now, or said last."""
+        """Read the file; the last contents if it cannot be read now."""
         with contextlib.suppress(OSError, ValueError):
             said = json.loads(self.path.read_text(encoding="utf-8"))
             if said != self.said:
@@ -94,19 +94,19 @@ class Ear:
 
     @property
     def live(self) -> bool:
-        """Whether it speaks, and has not just left something behind."""
+        """Whether the file changes, and so is not one that an earlier run left behind."""
         return self.changes > 0
 
     @property
     def silent(self) -> bool:
-        """Whether it has not been heard of for too long."""
+        """Whether the file has not changed for too long."""
         return time.monotonic() - self.heard > _SILENT
 
     def check(self) -> None:
-        """Check that it is there.
+        """Check that the node is there.
 
         Raises:
-            UserError: It is gone.
+            UserError: Its file has not changed for too long.
         """
         if self.silent:
             raise UserError(
@@ -118,7 +118,7 @@ class Ear:
 
 
 def meeting_place(project: ProjectConfig) -> Path:
-    """The folder in which the nodes of a run talk; of a later round it is that of the project."""
+    """The folder in which the nodes of a run exchange their files; all rounds of a project have the same one."""
     run_dir = project.run_dir.parent if project.round > 1 else project.run_dir
     return run_dir.with_name(f".{run_dir.name}.nodes")
 
@@ -127,9 +127,9 @@ class Leader:
     """Node 0 of a run.
 
     Args:
-        folder: Where the nodes talk.
-        launch: How many there are.
-        project: What they run.
+        folder: Where the nodes exchange their files.
+        launch: The number of nodes.
+        project: The run.
     """
 
     def __init__(self, folder: Path, launch: Launch, project: ProjectConfig) -> None:
@@ -144,11 +144,11 @@ class Leader:
         """Wait for all nodes.
 
         Args:
-            wait: For so many seconds.
-            say: Is told whom it waits for.
+            wait: How many seconds.
+            say: Called with a line that names the missing nodes.
 
         Raises:
-            UserError: Some do not come; they may see another folder.
+            UserError: Some nodes do not appear; they may see another folder.
         """
         begin, said = time.monotonic(), False
         while missing := [f"node {ear.node}" for ear in self.others if ear.listen().get("key") != self.key]:
@@ -230,11 +230,11 @@ class Ended(Exception):
 
 
 class Follower:
-    """Another node of a run.
+    """A node of a run other than node 0.
 
     Args:
-        folder: Where the nodes talk.
-        launch: Which node this is.
+        folder: Where the nodes exchange their files.
+        launch: The number of this node.
     """
 
     def __init__(self, folder: Path, launch: Launch) -> None:
@@ -264,10 +264,10 @@ class Follower:
             time.sleep(_LOOK)
 
     def orders(self) -> Iterator[dict[str, Any]]:
-        """What the leader says, whenever it starts a stage, until it says that the run has ended.
+        """The leader's status whenever it starts a stage, until the run has ended.
 
         Raises:
-            UserError: It is gone.
+            UserError: The leader is gone.
         """
         while "ended" not in (said := self.leader.listen()):
             if said["number"] > self.number:
@@ -303,7 +303,7 @@ class Follower:
         self.voice.say(failed={"number": self.number, "code": code})
 
     def leave(self) -> None:
-        """Say no more; a run that has ended waits for that."""
+        """Stop writing; once the run has ended, delete the file, for which the leader waits."""
         if self.voice is not None:
             self.voice.end()
             if "ended" in self.leader.said:
@@ -312,12 +312,12 @@ class Follower:
 
 @contextlib.contextmanager
 def following(project: ProjectConfig, launch: Launch, wait: float) -> Iterator[Follower]:
-    """Follow the node that leads a run; it is told where this one ends first.
+    """Follow the leader of a run, and tell it if this node ends first.
 
     Args:
-        project: The run, as this node was told of it.
-        launch: Which node this is.
-        wait: Seconds that the leader is waited for.
+        project: The run, as this node's command names it.
+        launch: The number of this node.
+        wait: How many seconds to wait for the leader.
     """
     follower = Follower(meeting_place(project), launch)
     try:
@@ -333,11 +333,11 @@ def following(project: ProjectConfig, launch: Launch, wait: float) -> Iterator[F
 
 
 def wait_for(launcher: subprocess.Popen[bytes], check: Callable[[], None] | None) -> int:
-    """Wait until a launcher ends, and look after the other nodes meanwhile.
+    """Wait until a launcher ends, and check the other nodes meanwhile.
 
     Args:
-        launcher: What runs.
-        check: Is called again and again, and may raise; None where there are no others.
+        launcher: The launcher's process.
+        check: Called repeatedly; it may raise. None on a single node.
 
     Returns:
         Its exit code.

@@ -12,10 +12,10 @@ _ARGUMENTS = ("prompts", "completions")
 
 
 def scores_rows(judge: Any) -> bool:
-    """Whether a reward function scores each row by that row alone, so that rows may be shared out among processes.
+    """Whether a reward function's score of a row depends on that row alone, so that processes may share the rows.
 
-    Reward models do. A function may look at the whole batch or remember what it was asked, so it does where it says so,
-    by an attribute: `score.rowwise = True`.
+    Reward models do. A function may use the whole batch or remember earlier calls, so it has to declare it by an
+    attribute: `score.rowwise = True`.
     """
     return bool(getattr(judge, "rowwise", False))
 

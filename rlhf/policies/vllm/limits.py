@@ -1,4 +1,4 @@
-"""What vLLM cannot serve, and what its settings lack: said before anything trains."""
+"""What vLLM cannot serve, and settings that are missing: checked before anything trains."""
 
 from __future__ import annotations
 

@@ -261,10 +261,10 @@ class VllmSampler:
 
 
 def _together(work: Callable[[], T]) -> T:
-    """What work gives; every process must call in step.
+    """The result of work that every process does; every process must call in step.
 
     Raises:
-        SamplerFailed: It failed on one process; then it is raised on all.
+        SamplerFailed: The work failed on one process; it is then raised on all.
     """
     problem: str | None = None
     try:
@@ -280,10 +280,10 @@ def _together(work: Callable[[], T]) -> T:
 
 
 def _from_main(work: Callable[[], T]) -> T:
-    """What work gives that the main process alone does; every process must call in step.
+    """The result of work that the main process alone does, on every process; every process must call in step.
 
     Raises:
-        SamplerFailed: It failed.
+        SamplerFailed: The work failed.
     """
     state = process_state()
     result = _together(work if state.is_main_process else lambda: None)
