@@ -63,10 +63,10 @@ def check_memory(name: str, parameters: int) -> None:
 
 
 def sharded(weight: torch.Tensor | None = None) -> bool:
-    """Whether weights are spread over processes, all of which must then make the same calls of a model.
+    """Whether weights are sharded over processes, which must then all call a model in the same order.
 
     Args:
-        weight: A weight of the model; None asks whether this launch will spread the weights.
+        weight: A weight of a model; None asks whether this launch will shard weights (FSDP2 or ZeRO-3).
     """
     if weight is not None:
         return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
@@ -74,14 +74,16 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
 
 
 _claimed = False
-"""Whether this process shards itself what accelerate was asked to shard."""
+"""Whether this package shards the model in place of accelerate."""
 
 
 def claim_sharding() -> bool:
-    """Take the sharding that a launch asks for out of accelerate's hands, before it prepares a model.
+    """Keep accelerate from sharding the model, so that the caller can shard it instead (`models.spread`).
+
+    It must be called before anything loads a model or makes an accelerator: `reads_weights` depends on it.
 
     Returns:
-        Whether the launch asks for it; then the caller spreads the weights (`models.spread`).
+        Whether the launch is configured to shard weights.
     """
     global _claimed
     _claimed = sharded()
@@ -90,10 +92,11 @@ def claim_sharding() -> bool:
 
 
 def reads_weights() -> bool:
-    """Whether this process reads the weights of a model that a trainer will spread over the processes.
+    """Whether this process reads the weights of a model that a trainer will shard.
 
-    All do where each keeps them whole; else the main process does, and the trainer's engine sends every other its
-    share. accelerate's `fsdp_cpu_ram_efficient_loading: false` has all of them read under FSDP.
+    Every process reads them if each keeps whole weights. Otherwise the main process alone reads them, and the engine
+    sends the other processes their shards. With accelerate's `fsdp_cpu_ram_efficient_loading: false` every process
+    reads them under FSDP.
     """
     state = process_state()
     sends = _claimed or (
@@ -105,7 +108,7 @@ def reads_weights() -> bool:
 
 
 def said_by_main(value: Any) -> Any:
-    """What the main process has here, on every process. All of them call it."""
+    """The main process's value, on every process. Every process calls this."""
     return broadcast_object_list([value])[0]
 
 
@@ -115,6 +118,6 @@ def device() -> torch.device:
 
 
 def move(model: nn.Module, to: torch.device) -> None:
-    """Move a model to a device, in place; one whose weights are spread over processes stays where its parts are."""
+    """Move a model to a device, in place; a model with sharded weights stays where its shards are."""
     if not any(map(sharded, model.parameters())):
         model.to(to)

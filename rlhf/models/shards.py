@@ -1,7 +1,7 @@
-"""Weights that several processes share among them: what this one holds of a weight, gathered, and put back.
+"""Sharded weights: the shard that this process holds, the whole weight gathered, and values written back.
 
-FSDP2 holds a weight as a DTensor, DeepSpeed's ZeRO-3 as a partition beside an empty parameter. A weight that is not
-shared passes as it is, so that callers need not ask.
+FSDP2 holds a weight as a DTensor, DeepSpeed's ZeRO-3 as a partition beside an empty parameter. The functions take
+weights that are not sharded as well, so callers need not distinguish.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rlhf.models.device import sharded
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Whether processes share the weights of a model among them; each then runs the model when the others do."""
+    """Whether a model has sharded weights; the processes must then call it together."""
     return any(sharded(weight) for weight in model.parameters())
 
 
 def own_parts(model: nn.Module) -> None:
-    """Have the parameters of a model be the parts that this process holds.
+    """Make the parameters of a model the shards that this process holds.
 
-    Behind a forward pass FSDP2 leaves copies of the last layers in their place, whole; writing to those would be lost.
+    After a forward pass FSDP2 leaves whole copies of the last layers in their place; values written to them are lost.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -34,14 +34,14 @@ def own_parts(model: nn.Module) -> None:
 
 
 def local(weight: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a weight; of one that is not shared all of it."""
+    """The shard of a weight that this process holds; the weight itself if it is not sharded."""
     if isinstance(weight, DTensor):
         return weight.to_local()
     return getattr(weight, "ds_tensor", weight)
 
 
 def counted(model: nn.Module) -> tuple[int, int]:
-    """Numbers in a model's weights, and how many of them this process holds."""
+    """How many numbers a model's weights have, and how many of them this process holds."""
     own_parts(model)
     weights = list(model.parameters())
     return sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights), sum(
@@ -51,7 +51,7 @@ def counted(model: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def whole(weight: Any) -> torch.Tensor:
-    """A copy of a weight with all its numbers. Every process that shares it calls this."""
+    """A copy of a whole weight. Every process that has a shard of it calls this."""
     if isinstance(weight, DTensor):
         spread: Any = weight.detach()
         return spread.full_tensor()
@@ -65,11 +65,11 @@ def whole(weight: Any) -> torch.Tensor:
 
 @torch.no_grad()
 def put(weight: torch.Tensor, values: torch.Tensor) -> None:
-    """Give a weight its values, in place. Every process that shares it calls this.
+    """Write values into a weight, in place. Every process that has a shard of it calls this.
 
     Args:
-        weight: What is overwritten.
-        values: All its numbers.
+        weight: The weight, sharded or not.
+        values: The whole tensor, the same on every process.
     """
     if isinstance(weight, DTensor):
         values = values.to(weight.device, weight.dtype)
@@ -84,11 +84,11 @@ def put(weight: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def whole_state(weights: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
-    """Gather weights one after the other, on the CPU. Every process that shares them calls this.
+    """Gather weights one after the other, on the CPU. Every process that has shards of them calls this.
 
     Args:
-        weights: By name. Names of one and the same weight get one and the same tensor.
-        keep: Whether this process wants them; the others get an empty dictionary.
+        weights: By name. Two names of the same weight get the same tensor.
+        keep: Whether this process keeps the result; the others get an empty dictionary.
     """
     gathered: dict[int, torch.Tensor] = {}
     for weight in weights.values():
@@ -99,7 +99,7 @@ def whole_state(weights: Mapping[str, torch.Tensor], keep: bool) -> dict[str, to
 
 
 def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of all numbers in some tensors, as one vector. Every process that shares them calls this."""
+    """The L2 norm of some tensors, taken as one vector. Every process that has shards of them calls this."""
     tensors = list(tensors)
     spread = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
     parts = [local(tensor).detach().float() for tensor in tensors if hasattr(tensor, "ds_id")]
@@ -115,7 +115,7 @@ def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def clip_gradients(parameters: Sequence[torch.Tensor], limit: float, total: torch.Tensor) -> None:
-    """Scale the gradients of some parameters so that their norm is at most a limit.
+    """Scale the gradients of parameters so that their norm is at most a limit.
 
     Args:
         parameters: All have gradients.

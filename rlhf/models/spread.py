@@ -1,10 +1,10 @@
-"""Spreads the frozen and the trained weights of a model over the processes of a launch, with FSDP2.
+"""Shards the frozen and the trained weights of PPO's models over the processes of a launch, with FSDP2.
 
-A process keeps one part in N of every layer, and gathers a layer while it computes it. What is small or used by several
-modules (adapters, norms, tied embeddings) stays whole in each process.
+Each of N processes keeps one N-th of every layer, and gathers a layer while it computes it. Adapters, tied embeddings
+and norms outside of the layers stay whole in each process.
 
-accelerate does the same for a trainer whose model is called as one module. The roles of PPO are called one by one, and
-by parts, so their layers are spread here, each on its own.
+accelerate does the same for a trainer whose model is called as one module. The roles of PPO are called separately and
+in parts, so each of their layers is sharded here by itself.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rlhf.models.roles import Roles
 
 
 def spread(roles: Roles, device: torch.device) -> None:
-    """Give every process its part of the weights, in place; all processes call it.
+    """Shard the weights, in place; every process calls this.
 
-    The main process has the weights, and sends them layer by layer; those of the others are not looked at.
+    The main process sends its weights layer by layer; the values that the other processes have are not used.
 
     Args:
         roles: The models.
-        device: Where the parts go.
+        device: The device of the shards.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     every = []
@@ -51,15 +51,15 @@ def spread(roles: Roles, device: torch.device) -> None:
 
 
 def _parts(model: nn.Module) -> list[Any]:
-    """What is gathered at once, in the model's order."""
+    """The modules that FSDP gathers, each at once, in the model's order."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Within, every process has all weights, and calls the model as often as it needs, without the others.
+    """Within, every process holds all weights and calls the model independently of the others.
 
-    Nothing is trained or loaded within: the whole weights are copies, which are dropped at the end.
+    Nothing may be trained or loaded within: the whole weights are copies, which are dropped at the end.
     """
     parts = _parts(model)
     for part in parts:
@@ -75,12 +75,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def gathered_on_demand(model: nn.Module) -> Iterator[None]:
-    """Within, every process calls the model as often as it needs, and has the weights of one layer at a time.
+    """Within, every process calls the model as often as it needs, and holds the weights of one layer at a time.
 
-    Gathering a layer takes all processes, and they need layers at different times: one still writes when another has
-    ended. So before a layer they agree on the first that one of them needs next. All gather it, and those that do not
-    need it drop it again. Who is done goes on with the others until all are. Nothing is trained within, and whoever
-    calls the other processes otherwise calls `settle` before.
+    Gathering a layer takes all processes, but they need layers at different times: some still write completions when
+    others have finished. So before each layer the processes agree on the first layer that any of them needs next. All
+    gather it, and those that do not need it drop it again. A process that has finished keeps gathering until all have.
+    Nothing may be trained within. `settle` must be called before any other collective.
     """
     parts = _parts(model)
     handles = [
@@ -102,20 +102,20 @@ _served: list[Sequence[Any]] = []
 
 
 def settle() -> None:
-    """Gather layers for the others until all processes are here, where layers are gathered on demand; else nothing."""
+    """Gather layers for the other processes until all have called this; nothing outside of `gathered_on_demand`."""
     if _served:
         _wait_for(_served[-1], len(_served[-1]))
 
 
 def _wait_for(parts: Sequence[Any], number: int, *call: Any) -> None:
-    """Gather what other processes need until it is the turn of a part; the number behind the last is for: no part."""
+    """Gather what other processes need until it is a part's turn; the number after the last means: no part."""
     while (first := _first_needed(parts, number)) != number:
         parts[first].unshard()
         parts[first].reshard()
 
 
 def _first_needed(parts: Sequence[Any], number: int) -> int:
-    """The least of the numbers that the processes ask for."""
+    """The smallest of the numbers that the processes pass."""
     device = next(parts[0].parameters()).device
     asked = torch.tensor(number, device=device)
     dist.all_reduce(asked, dist.ReduceOp.MIN)
@@ -123,9 +123,9 @@ def _first_needed(parts: Sequence[Any], number: int) -> int:
 
 
 def fits_whole(model: nn.Module, device: torch.device) -> bool:
-    """Whether all weights of a model that is spread take at most half of the memory that is free on every process.
+    """Whether the whole weights of a sharded model take at most half of the free memory on every process.
 
-    The other half is for what a rollout needs besides. All processes call it, and get the same answer.
+    The other half is for the rollout's cache and activations. Every process calls this and gets the same answer.
     """
     weights = [weight for weight in model.parameters() if isinstance(weight, DTensor)]
     needed = sum(weight.numel() * weight.element_size() - weight.to_local().nbytes for weight in weights)
@@ -162,7 +162,7 @@ def average_gradients(parameters: Collection[nn.Parameter]) -> None:
 
 
 def _whole(model: nn.Module, adapters: Collection[str]) -> set[nn.Parameter]:
-    """Parameters that stay whole: those of adapters, and those that several modules have, such as tied embeddings."""
+    """Parameters that stay whole: those of adapters, and those of several modules, such as tied embeddings."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -174,7 +174,7 @@ def _whole(model: nn.Module, adapters: Collection[str]) -> set[nn.Parameter]:
 
 
 def _layers(model: Any, whole: Collection[nn.Parameter]) -> list[nn.Module]:
-    """The modules that are gathered at once, in order: layers, and embeddings and head where they are not tied."""
+    """The modules that are gathered, each at once, in order: layers, and embeddings and head if they are not tied."""
     kinds = set(model._no_split_modules or ())
     ends: list[Any] = [_input(model), model.get_output_embeddings()]
     ends = [end for end in ends if isinstance(getattr(end, "weight", None), nn.Parameter) and end.weight not in whole]
@@ -199,9 +199,9 @@ def _receive(module: nn.Module, device: torch.device, kept: Collection[nn.Parame
     """Put parameters and buffers on a device, with the main process's values.
 
     Args:
-        module: Its tensors that are spread already have what they need.
-        device: Where to.
-        kept: Parameters that are left for later.
+        module: The module; its sharded tensors are left as they are.
+        device: The device.
+        kept: Parameters that are not moved yet.
     """
     placed: dict[torch.Tensor, torch.Tensor] = {}
     for part in module.modules():

@@ -88,7 +88,7 @@ def _processes(trainer: Trainer, model: PeftModel | PreTrainedModel) -> dict[str
 
 
 def gathered(model: PeftModel | PreTrainedModel, settings: ModelConfig, keep: bool) -> dict[str, torch.Tensor]:
-    """The weights that are saved of a model that processes share among them. Every process calls it.
+    """The weights that are saved of a sharded model. Every process calls this.
 
     Args:
         model: The model in training.

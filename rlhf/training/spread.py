@@ -1,4 +1,4 @@
-"""What a trainer does otherwise where the weights of its model are spread over processes by `models.spread`."""
+"""What a trainer does differently if `models.spread` has sharded its model."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from rlhf.training.trainer import ResumableTrainer
 
 
 class SpreadTrainer(ResumableTrainer):
-    """In front of a trainer: leaves a spread model as it is, without DDP around it; any other is trained as ever.
+    """In front of a trainer: leaves a sharded model as it is, without DDP around it; other models train as before.
 
-    Its subclass calls `average_gradients` behind the last micro-batch of a step, and samples within `free_calls`.
+    A subclass calls `average_gradients` after the last micro-batch of a step, and samples within `free_calls`.
     """
 
     gathers: bool | None = None
-    """Whether every process holds all weights while it samples; None until it has been decided by the memory there is.
-    """
+    """Whether every process holds all weights while it samples; None until the free memory has decided it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.is_distributed_loading_by_transformers = is_spread(self.model)  # the Trainer's word for: no DDP around it
+        self.is_distributed_loading_by_transformers = is_spread(self.model)  # transformers' name for: no DDP
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Move a model that is whole; of one that is spread each part is in its place."""
+        """Move a model that is whole; shards are on their device already."""
         if not is_spread(model):
             super()._move_model_to_device(model, device)
 
@@ -40,13 +39,13 @@ class SpreadTrainer(ResumableTrainer):
         """Nothing: `spread` made what is trained equal, and `average_gradients` keeps it so with fewer messages."""
 
     def average_gradients(self) -> None:
-        """Average the gradients of what is trained and whole, which FSDP leaves alone; under DDP nothing is left."""
+        """Average the gradients of whole trained parameters, which FSDP does not reduce; nothing without sharding."""
         if self.is_distributed_loading_by_transformers:
             average_gradients([weight for weight in self.model.parameters() if weight.requires_grad])
 
     @contextlib.contextmanager
     def free_calls(self) -> Iterator[None]:
-        """Within, processes call the model as often as each needs, and train nothing."""
+        """Within, each process calls the model as often as it needs; nothing may be trained."""
         if not self.is_distributed_loading_by_transformers:
             yield
             return
@@ -63,9 +62,9 @@ class SpreadTrainer(ResumableTrainer):
 
 
 def parameter_groups(parameters: Iterable[tuple[nn.Parameter, float, float]]) -> list[dict[str, Any]]:
-    """Groups of an optimizer, by learning rate and weight decay.
+    """Parameter groups of an optimizer, by learning rate and weight decay.
 
-    What is whole and what is spread stand in groups of their own: an update takes one kind of tensor at once.
+    Whole and sharded parameters are in different groups: a fused update takes only one kind of tensor.
 
     Args:
         parameters: Each with its learning rate and weight decay; those that are not trained are left out.

@@ -2,8 +2,8 @@
 
 Nothing is pickled, so that reading a checkpoint runs nobody's code.
 
-What FSDP2 spreads over processes each of them writes for itself, NAME-0, NAME-1 and so on. Any number of processes can
-read that again, and one process alone: see `Shard`.
+Of tensors that FSDP2 has sharded, each process writes its shard, to NAME-0, NAME-1 and so on. Any number of processes
+can read them again, even one: see `Shard`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _KIND = "is"
 
 @dataclass(frozen=True)
 class Shard:
-    """A tensor that each process wrote its part of; it is read when it is placed."""
+    """A tensor of which each process wrote a shard; the files are read when it is placed."""
 
     files: tuple[Path, ...]
-    """In the order of the processes."""
+    """The files, in the order of the processes."""
     name: str
-    """Of the part in each file."""
+    """Name of the shard in each file."""
     dim: int
-    """In which the parts stand one behind the other."""
+    """The dimension along which the shards are concatenated."""
 
     def placed(self, like: torch.Tensor) -> torch.Tensor:
-        """The tensor, spread like another of its size, or whole like it."""
+        """The tensor, sharded like another of its size, or whole like it."""
         if isinstance(like, DTensor) and len(self.files) == like.device_mesh.size():
             part = self._part(like.device_mesh.get_rank()).to(like.device)
             return DTensor.from_local(
@@ -51,7 +51,7 @@ class Shard:
 
 
 def placed(value: Any, like: torch.Tensor) -> torch.Tensor:
-    """A tensor of a state, spread over processes like another of its size; each process has read the same."""
+    """A tensor of a state, sharded like another of its size; every process has read the same tensor."""
     if isinstance(value, Shard):
         return value.placed(like)
     if isinstance(like, DTensor) and value.shape == like.shape:
@@ -60,11 +60,11 @@ def placed(value: Any, like: torch.Tensor) -> torch.Tensor:
 
 
 def placed_optimizer_state(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """The state of an optimizer, spread over processes like the parameters that it belongs to.
+    """The state of an optimizer, sharded like the parameters that it belongs to.
 
     Args:
-        state: What `load_state` or `load_shards` gave.
-        optimizer: Whose parameters are the same in the same order.
+        state: The result of `load_state` or `load_shards`.
+        optimizer: An optimizer with the same parameters in the same order.
     """
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -105,12 +105,12 @@ def load_state(folder: Path, name: str) -> Any:
 
 
 def save_shards(folder: Path, name: str, process: int, state: Any) -> None:
-    """Write what a process holds of a state; every process that shares it calls this."""
+    """Write this process's shards of a state; every process calls this."""
     save_state(folder, f"{name}-{process}", state)
 
 
 def load_shards(folder: Path, name: str, process: int) -> Any:
-    """What `save_shards` wrote in this process, or in the first where there were fewer; spread tensors as `Shard`."""
+    """What this process wrote with `save_shards`, or else what the first one wrote; sharded tensors become `Shard`."""
     count = len(list(folder.glob(f"{name}-*.json")))
     files = [folder / f"{name}-{number}.safetensors" for number in range(count)]
     own = files[process if process < count else 0]
@@ -146,7 +146,7 @@ def _flatten(value: Any, place: str, tensors: dict[str, torch.Tensor], seen: set
 
 
 def _dimension(tensor: DTensor) -> int:
-    """The dimension in which a tensor is cut."""
+    """The dimension along which a tensor is sharded."""
     (placement,) = tensor.placements
     if not placement.is_shard():
         raise TypeError(f"{placement} has no form in a checkpoint")

@@ -42,7 +42,7 @@ from rlhf.training.zero import load_zero_state, zero_state
 WEIGHTS = "weights.safetensors"
 """File of a checkpoint: everything that is trained."""
 SHARDS, OPTIMIZER, ZERO = "weights", "optimizer", "zero"
-"""Names of what is spread over processes, and of the states that train it; of each process NAME-0, NAME-1 and so on."""
+"""Names of sharded weights, of the optimizer's state, of ZeRO's; files of processes are NAME-0, NAME-1 and so on."""
 _GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights", "_steps", "_skipped")
 """What trainers gather between two logs, in memory alone; not every trainer has each."""
 
@@ -98,10 +98,10 @@ class ResumableTrainer(FiniteTrainer):
         return sum(tensor.nbytes for tensor in (*weights, *values) if isinstance(tensor, torch.Tensor))
 
     def save_weights(self, folder: Path) -> None:
-        """Write what is trained, on the main process; what is frozen is where it came from. Every process calls it.
+        """Write trained weights, on the main process; every process calls this. Frozen ones are where they came from.
 
         Under the names that weights have in memory: a library's own form may rename them, and what is not known by its
-        name when it is loaded keeps the weights of the start. What is spread over processes each writes its part of.
+        name when it is loaded keeps the weights of the start. Of sharded weights every process writes its shard.
         """
         trained = self._trained()
         if any(map(sharded, trained.values())):

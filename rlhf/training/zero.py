@@ -1,15 +1,15 @@
-"""The state that DeepSpeed's ZeRO keeps in each process, in a form that checkpoints have: no pickles."""
+"""The state that DeepSpeed's ZeRO keeps in each process, as tensors and numbers that need no pickle."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _KEPT = ("base_optimizer_state", "single_partition_of_fp32_groups", "optimizer_state_dict", "fp32_flat_groups")
-"""Of what its optimizers give: the states and float32 weights of a process, as stages 1 and 2 and stage 3 name them."""
+"""Keys of DeepSpeed's state that are kept: states and float32 weights, as stages 1 and 2 name them, and stage 3."""
 
 
 def zero_state(optimizer: Any) -> dict[str, Any]:
-    """What a process holds: its part of the float32 weights and of the optimizer's state, and the loss scale.
+    """What a process holds: its shard of the float32 weights and of the optimizer's state, and the loss scale.
 
     Args:
         optimizer: DeepSpeed's, of any stage.
@@ -19,11 +19,11 @@ def zero_state(optimizer: Any) -> dict[str, Any]:
 
 
 def load_zero_state(optimizer: Any, state: dict[str, Any], processes: int) -> None:
-    """Put back what `zero_state` gave in the same process, of as many processes.
+    """Restore what `zero_state` gave in the same process; the number of processes must be the same.
 
     Args:
-        optimizer: DeepSpeed's; the weights that it computes with follow those in float32 under stage 3.
-        state: What `zero_state` gave.
+        optimizer: DeepSpeed's; under stage 3 the weights that it computes with are made from those in float32.
+        state: The result of `zero_state`.
         processes: Number of processes.
     """
     vars(optimizer.loss_scaler).update(state["loss_scaler"])
