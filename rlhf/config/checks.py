@@ -182,8 +182,13 @@ def _judge_problem(reward: RewardConfig, endpoint: str) -> str | None:
     return f"endpoint: {problem}" if problem else None
 
 
-def endpoint_problem(url: str, with_key: bool) -> str | None:
-    """What is wrong with the base URL of a server that judges, if anything.
+def endpoint_problem(
+    url: str,
+    with_key: bool,
+    example: str = "http://127.0.0.1:8000/v1",
+    key: str = "the variable that api_key_env names",
+) -> str | None:
+    """What is wrong with the base URL of a server, if anything.
 
     A key goes over plain http to this machine, a private address or a name without a dot only. A URL that could itself
     hold a secret (a user, a query) is not repeated.
@@ -191,6 +196,8 @@ def endpoint_problem(url: str, with_key: bool) -> str | None:
     Args:
         url: The base URL.
         with_key: Whether a key will be sent to it.
+        example: A URL of its kind.
+        key: What names its key.
     """
     if not url.isprintable():
         return "a base URL has no control characters"
@@ -198,11 +205,11 @@ def endpoint_problem(url: str, with_key: bool) -> str | None:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        return "not a URL; expected one such as http://127.0.0.1:8000/v1"
+        return f"not a URL; expected one such as {example}"
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        return "a base URL has no user, query or fragment; a key comes from the variable that api_key_env names"
+        return f"a base URL has no user, query or fragment; a key comes from {key}"
     if parts.scheme not in ("http", "https") or not host:
-        return f"expected a base URL such as http://127.0.0.1:8000/v1, not {url!r}"
+        return f"expected a base URL such as {example}, not {url!r}"
     if with_key and parts.scheme == "http" and not _near(host):
         return f"a key is not sent over plain http to {host}; use https"
     return None

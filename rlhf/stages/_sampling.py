@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import UserError
@@ -18,6 +19,9 @@ def settle_sampler(
 ) -> None:
     """Find the paths that the settings name, in place, and check that their sampler can sample the policy.
 
+    A server that the settings name is asked how it was started. Where none answers yet, a line says so and the stage
+    goes on: it may be started while earlier stages train.
+
     Args:
         context: The stage.
         settings: How the policy is sampled.
@@ -27,10 +31,22 @@ def settle_sampler(
     Raises:
         UserError: It cannot.
     """
+    from rlhf.evaluation.shares import is_main
+    from rlhf.policies.sampler import SamplerFailed
     from rlhf.policies.vllm.limits import vllm_problem
+    from rlhf.policies.vllm.running import absent_or_checked
 
     for name in ("vllm_python", "vllm_folder"):
         if (path := getattr(settings, name)) is not None:
             setattr(settings, name, str(context.project.resolve(path).absolute()))
     if (problem := vllm_problem(settings, adapter, config)) is not None:
         raise UserError(f"stages.{context.name}.{problem}")
+    if settings.sampler != "vllm" or settings.vllm_url is None:
+        return
+    field = f"stages.{context.name}.vllm_url"
+    try:
+        absent = absent_or_checked(settings, adapter)
+    except SamplerFailed as error:
+        raise UserError(f"{field}: {str(error).removeprefix('sampler: ')}") from None
+    if absent is not None and is_main():
+        print(f"{field}: warning: no server answers yet: {absent.removeprefix('sampler: ')}", file=sys.stderr)

@@ -19,12 +19,12 @@ SOCKET = "unix:"
 """How the address of a server begins that listens on a socket of this machine."""
 KEY = "VLLM_API_KEY"
 """Environment variable with the key of a server, by the name that vLLM itself gives it."""
-_AT_ONCE = 256
+_MAX_OPEN = 256
 """Requests that are open at a time: as many sequences as a vLLM server computes at once."""
-_TRIES = 4
+_ATTEMPTS = 4
 _BACKOFF = 0.5
 """Approximate seconds before the first retry; doubles with each one."""
-_SLOWEST = 1800.0
+TIMEOUT = 1800.0
 """Seconds in which an answer has to come: those of a long rollout wait for each other."""
 
 
@@ -61,7 +61,9 @@ class Client:
     def _socket(self) -> str | None:
         return self.address.removeprefix(SOCKET) if self.address.startswith(SOCKET) else None
 
-    def call(self, method: str, path: str, body: Any = None, timeout: float = _SLOWEST) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, timeout: float = TIMEOUT, attempts: int | None = None
+    ) -> Any:
         """One request.
 
         Args:
@@ -69,6 +71,7 @@ class Client:
             path: Below the server's root.
             body: Sent as JSON.
             timeout: Seconds in which the answer has to come.
+            attempts: How often it is asked at most; None for as often as everything else.
 
         Returns:
             What the answer's JSON holds; its text where it is none.
@@ -79,7 +82,7 @@ class Client:
 
         async def work() -> Any:
             async with self._session(timeout) as session:
-                return await self._ask(session, method, path, body, lambda answer: answer)
+                return await self._ask(session, method, path, body, lambda answer: answer, attempts)
 
         return asyncio.run(work())
 
@@ -96,25 +99,28 @@ class Client:
         """
 
         async def work() -> list[T]:
-            async with self._session(_SLOWEST) as session:
+            async with self._session(TIMEOUT) as session:
                 asked = [self._ask(session, "POST", "/v1/completions", body, read) for body in requests]
-                return await _at_most(_AT_ONCE, asked)
+                return await _at_most(_MAX_OPEN, asked)
 
         return asyncio.run(work())
 
     def _session(self, timeout: float) -> httpx2.AsyncClient:
-        limits = httpx2.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE)
+        limits = httpx2.Limits(max_connections=_MAX_OPEN, max_keepalive_connections=_MAX_OPEN)
         https = urlsplit(self._url).scheme == "https"
         transport = httpx2.AsyncHTTPTransport(uds=self._socket, limits=limits, trust_env=https, verify=https)
         return httpx2.AsyncClient(
             transport=transport, headers={} if self._key is None else {"Authorization": f"Bearer {self._key}"},
-            timeout=httpx2.Timeout(timeout, connect=10.0, pool=None), follow_redirects=False,
+            timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout), pool=None), follow_redirects=False,
         )  # fmt: skip
 
-    async def _ask(self, session: httpx2.AsyncClient, method: str, path: str, body: Any, read: Callable[[Any], T]) -> T:
-        """The answer to a request, after as many tries as it takes."""
+    async def _ask(
+        self, session: httpx2.AsyncClient, method: str, path: str, body: Any, read: Callable[[Any], T],
+        attempts: int | None = None,
+    ) -> T:  # fmt: skip
+        """The answer to a request, after as many attempts as it takes."""
         problem = ""
-        for attempt in range(_TRIES):
+        for attempt in range(attempts or _ATTEMPTS):
             if attempt:
                 await asyncio.sleep(retry_delay(attempt - 1, _BACKOFF))
             if (ended := self._ended()) is not None:
@@ -131,7 +137,7 @@ class Client:
                 try:
                     return read(_content(response))
                 except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-                    problem = f"an answer that is no completion: {error}"
+                    problem = f"an answer that cannot be read: {error}"
                     continue
             problem = f"{response.status_code}: {complaint(response, self._key)}"
             if not may_recover(response.status_code):
@@ -153,8 +159,8 @@ async def _at_most(count: int, work: Sequence[Awaitable[T]]) -> list[T]:
     """Results of all, of which so many are worked on at a time."""
     free = asyncio.Semaphore(count)
 
-    async def one(awaitable: Awaitable[T]) -> T:
+    async def in_turn(awaitable: Awaitable[T]) -> T:
         async with free:
             return await awaitable
 
-    return await asyncio.gather(*map(one, work))
+    return await asyncio.gather(*map(in_turn, work))

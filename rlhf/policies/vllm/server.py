@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.policies.sampler import SamplerFailed
-from rlhf.policies.vllm import watched
-from rlhf.policies.vllm.client import SOCKET, Client
+from rlhf.policies.vllm import run_server
+from rlhf.policies.vllm.client import KEY, SOCKET, Client
 
 NAME = "policy"
 """By which the server knows the model that it was started with."""
@@ -23,7 +23,7 @@ _START = 1800.0
 """Seconds in which a server has to be ready; a large model takes minutes."""
 _PATIENCE = 10.0
 """Seconds that it has to end."""
-_SETTLED = {
+_FIXED = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_SERVER_DEV_MODE": "1",  # has it take new weights; nobody else reaches its socket
     "VLLM_NO_USAGE_STATS": "1",
@@ -36,9 +36,12 @@ _DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 """For whoever has not set them; those with CPU in their name mean nothing on a GPU."""
-_LAUNCHER = re.compile(r"(RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)$|^(TORCHELASTIC|ACCELERATE|FSDP|PYTHON)")
-"""Variables of the launcher of the training, which would tell vLLM that it is a part of it."""
-_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$")
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|TZ|TMPDIR|CC|CXX|HF_HOME|XDG_CACHE_HOME|(LD_)?LIBRARY_PATH|CPATH|"
+    r"(CUDA|NVIDIA|NCCL|GLOO|HIP|ROCR|ROCM|OMP|KMP|MKL|TORCH|TORCHINDUCTOR|TRITON|VLLM)_\w+"
+)
+"""Variables that a server gets from the stage: where programs, libraries and caches are, and how GPUs, threads and vLLM
+are set. All others stay behind, those that hold secrets or tell a process that it is part of a launch among them."""
 
 
 class Server:
@@ -56,7 +59,7 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="rlhf-")  # 0700; the path of a socket has to be short
         socket = Path(self._folder.name) / "socket"
         command = [
-            python, "-I", watched.__file__, "--model", str(model), "--served-model-name", NAME, "--uds", str(socket),
+            python, "-I", run_server.__file__, "--model", str(model), "--served-model-name", NAME, "--uds", str(socket),
             "--load-format", "safetensors", "--skip-tokenizer-init", "--generation-config", "vllm",
             "--logprobs-mode", "processed_logprobs", "--disable-uvicorn-access-log", "--seed", "0", *options,
         ]  # fmt: skip
@@ -97,19 +100,19 @@ class Server:
         if code is None:
             return None
         how = f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
-        return f"sampler: vLLM {how}: {last_words(self.log, self._since)} (its log is {self.log})"
+        return f"sampler: vLLM {how}: {first_error(self.log, self._since)} (its log is {self.log})"
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not (_LAUNCHER.search(name) or _SECRET.search(name))}
-    return {**_DEFAULTS, **kept, **_SETTLED}
+    kept = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name) and name != KEY}
+    return {**_DEFAULTS, **kept, **_FIXED}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a server and all that it started."""
     assert process.stdin is not None
     with contextlib.suppress(OSError):
-        process.stdin.close()  # see `watched`
+        process.stdin.close()  # see `run_server`
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_PATIENCE)
     with contextlib.suppress(ProcessLookupError):
@@ -117,7 +120,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def last_words(log: Path, since: int = 0) -> str:
+def first_error(log: Path, since: int = 0) -> str:
     """What a log says went wrong: its first error, since others follow from it; else its last line.
 
     Args:
@@ -127,10 +130,10 @@ def last_words(log: Path, since: int = 0) -> str:
     with log.open("rb") as file:
         file.seek(since)
         lines = file.read().decode(errors="replace").splitlines()
-    split = [(found["level"], found["text"].strip()) for line in lines if (found := _LINE.match(line)) is not None]
-    said = [(level, text) for level, text in split if text]
-    errors = (text for level, text in said if level in (None, "ERROR") and _ERROR.match(text))
-    return next(errors, said[-1][1] if said else "it said nothing")[:300]
+    matches = [match for line in lines if (match := _LINE.match(line)) is not None and match["text"].strip()]
+    texts = [(match["level"], match["text"].strip()) for match in matches]
+    errors = (text for level, text in texts if level in (None, "ERROR") and _ERROR.match(text))
+    return next(errors, texts[-1][1] if texts else "no output")[:300]
 
 
 _LINE = re.compile(r"(\(\w[^)]*\) )?((?P<level>[A-Z]+) \d\d-\d\d [\d:]+ \[[^]]*\] ?)?(?P<text>.*)")

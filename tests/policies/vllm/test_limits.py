@@ -43,11 +43,16 @@ def test_other_samplers_are_not_asked():
     ({}, "sampler: vllm runs in an environment of its own: make one (python3 -m venv .vllm && "),
     ({"vllm_url": "http://localhost:1", "vllm_python": "x"}, "vllm_url: names a server that runs, and vllm_python"),
     ({"vllm_url": "http://localhost:1", "vllm_folder": "/nowhere"}, "vllm_folder: there is no folder /nowhere"),
-    ({"vllm_url": "localhost:1"}, "vllm_url: expected a base URL"),
-    ({"vllm_url": "http://me:secret@localhost:1"}, "vllm_url: a base URL has no user"),
+    ({"vllm_url": "localhost:1"}, "vllm_url: expected a base URL such as http://127.0.0.1:8000, not 'localhost:1'"),
+    ({"vllm_url": "http://me:secret@localhost:1"},
+     "vllm_url: a base URL has no user, query or fragment; a key comes from VLLM_API_KEY"),
+    ({"vllm_url": "http://localhost:1/v1/"}, "vllm_url: leave out /v1 at the end"),
+    ({"vllm_url": "unix:run/vllm"}, "vllm_url: a socket needs its whole path, unix:/path/to/a/socket, not 'unix:run"),
+    ({"vllm_url": "http://localhost:1", "vllm_folder": "/proc"}, "vllm_folder: nothing can be written to /proc"),
     ({"vllm_url": "http://node7:8000"}, "vllm_folder: a server on another machine reads the weights from a folder"),
-    ({"vllm_python": "/nowhere/python"}, "vllm_python: /nowhere/python is no Python interpreter that runs (no such"),
-    ({"vllm_python": "/bin/false"}, "vllm_python: /bin/false is no Python interpreter that runs (calledprocesserror)"),
+    ({"vllm_python": "/nowhere/python"}, "vllm_python: /nowhere/python is no Python interpreter that runs ("),
+    ({"vllm_python": "/bin/false"}, "vllm_python: /bin/false is no Python interpreter that runs (it ends with exit co"),
+    ({"vllm_python": "/bin/true"}, "vllm_python: /bin/true is no Python interpreter that runs (it does not answer as"),
 ])  # fmt: skip
 def test_settings(fields, words):
     assert problem(**fields).startswith(words)

@@ -124,7 +124,7 @@ WRONG = {
 def test_no_answer_is_believed_that_is_no_completion(server, tiny_llama, body):
     sampler = sampler_at(server, make_roles(tiny_llama, adapter=False))
     server.engine.faults = [saying(body)] * 99
-    with pytest.raises(SamplerFailed, match=f"vLLM at {server.url}: an answer that is no completion"):
+    with pytest.raises(SamplerFailed, match=f"vLLM at {server.url}: an answer that cannot be read"):
         sampler(PROMPTS, SEEDS)
     server.engine.faults = [saying(choice([5, 2], [-1.0, -1.0]))] * 4  # the check takes what is one
     assert [one.ids for row in sampler(PROMPTS, SEEDS) for one in row] == [[5, 2]] * 4
@@ -133,8 +133,8 @@ def test_no_answer_is_believed_that_is_no_completion(server, tiny_llama, body):
 def test_an_answer_that_does_not_come_in_time(server, tiny_llama, monkeypatch):
     sampler = sampler_at(server, make_roles(tiny_llama))
     sampler(PROMPTS, SEEDS)
-    monkeypatch.setattr(client, "_SLOWEST", 0.2)
-    monkeypatch.setattr(client, "_TRIES", 2)
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    monkeypatch.setattr(client, "_ATTEMPTS", 2)
     server.engine.faults = [saying(GARBAGE, seconds=1.0)] * 8
     with pytest.raises(SamplerFailed, match=r"no answer in time \(ReadTimeout\)"):
         sampler(PROMPTS, SEEDS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.policies.sampler import SamplerFailed
-from rlhf.policies.vllm.server import Server, last_words
+from rlhf.policies.vllm.server import Server, first_error
 
 MODULE = '''
 """Stands in for vLLM: answers that it is well, and says in its log how it was started."""
@@ -66,8 +66,11 @@ def child_of(log: Path) -> int:
 
 
 def test_it_is_private_quiet_and_ends(tmp_path, python, monkeypatch):
-    for name, value in {"HF_TOKEN": "hf_1", "RANK": "1", "MASTER_PORT": "29500", "ACCELERATE_USE_FSDP": "true"}.items():
-        monkeypatch.setenv(name, value)
+    secret = ("HF_TOKEN", "HF_TOKEN_PATH", "OPENAI_API_KEY_2", "DATABASE_URL", "GITHUB_PAT", "VLLM_API_KEY")
+    launch = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP")
+    kept = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HF_HOME", "LC_ALL", "NCCL_DEBUG")
+    for name in (*secret, *launch, *kept):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     log = tmp_path / "vllm.log"
     server = Server(python, tmp_path / "model", log, ["--max-model-len", "64"])
@@ -79,7 +82,8 @@ def test_it_is_private_quiet_and_ends(tmp_path, python, monkeypatch):
     assert not {"--host", "--port", "--api-key", "--trust-remote-code"} & set(options)
     folder = Path(options[options.index("--uds") + 1]).parent
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert not {"HF_TOKEN", "RANK", "MASTER_PORT", "ACCELERATE_USE_FSDP"} & environment.keys()
+    assert not {*secret, *launch} & environment.keys()
+    assert {*kept, "PATH", "HOME"} <= environment.keys()
     wanted = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1",
               "VLLM_CPU_KVCACHE_SPACE": "3"}  # fmt: skip
     assert wanted.items() <= environment.items()
@@ -134,12 +138,12 @@ def test_one_that_dies_later_is_named_at_the_next_request(tmp_path, python):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", "it said nothing"),
+    ("", "no output"),
     ("a\nb\n\n", "b"),
     ("(Worker pid=1) ERROR 11-22 05:00:00 [a.py:1] ValueError: first\nRuntimeError: then\n", "ValueError: first"),
     ("(APIServer pid=1) WARNING 11-22 05:00:00 [a.py:1] ValueError: no matter\nRuntimeError: it\n", "RuntimeError: it"),
     ("an Error: in passing\nlast", "last"),
 ])  # fmt: skip
-def test_last_words(tmp_path, text, words):
+def test_first_error(tmp_path, text, words):
     (tmp_path / "log").write_text(text)
-    assert last_words(tmp_path / "log") == words
+    assert first_error(tmp_path / "log") == words
