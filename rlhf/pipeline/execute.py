@@ -18,6 +18,7 @@ from rlhf.durable import sync_tree, written_whole
 from rlhf.errors import RowsToCome, UserError, reason
 from rlhf.failure import explained_stage
 from rlhf.pipeline import folder, identity, node_notes, partial, peers
+from rlhf.pipeline.agreement import check_alike
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
@@ -33,21 +34,23 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     Raises:
         UserError: A parent is missing or changed, or the stage refuses its input.
     """
-    patience = project.stage(name).trainer.get("ddp_timeout") if project.has_stage(name) else None
+    if project.has_stage(name):
+        peers.patience = project.stage(name).trainer.get("ddp_timeout") or peers.patience
+    _wait()
     if peers.present is not None and node_notes.nodes() > 1:
-        _wait(patience)
         peers.present.meet(project.run_dir)
     parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
     for directory in parents.values():
         verify(directory)
     decides = identity.identity(project, name)
+    check_alike(project, name, decides)
     directory = folder.partial_dir(project, name)
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
         folder.own_folder(project)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         worked = partial.claim(directory, identity.beginning(project, name, decides, processes), versions())
-    _wait(patience)
+    _wait()
     if partial.is_whole(project, name):  # and was killed before it was moved
         _wait()
         if main:
@@ -139,14 +142,15 @@ def _record(context: StageContext, decides: dict[str, Any], metrics: dict[str, A
     }
 
 
-def _wait(patience: float | None = None) -> None:
-    """A barrier where there are several processes, which wait for each other so many seconds from the first on."""
+def _wait() -> None:
+    """A barrier where there are several processes, which wait for each other `peers.patience` seconds."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from rlhf.models.device import process_state
 
-        peers.patience = patience or peers.patience
         try:
-            state = process_state(patience)
+            state = process_state(peers.patience)
+        except UserError:
+            raise
         except Exception as error:
             if node_notes.nodes() == 1:
                 raise

@@ -323,7 +323,8 @@ def _launched(launch: Launch, words: Sequence[str], check: Callable[[], None] | 
     """
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
         command = [sys.executable, "-m", "rlhf.pipeline.launcher"]
-        command += launch.command("rlhf.pipeline.stage", "--tell", told.name, *words)
+        words = ["--tell", told.name, "--processes", str(launch.processes), *words]
+        command += launch.command("rlhf.pipeline.stage", *words)
         launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
         try:
             return nodes.wait_for(launcher, check), told.read()

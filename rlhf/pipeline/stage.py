@@ -160,12 +160,20 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run", help="key of the run that starts it; without one it holds the run's folder itself")
     parser.add_argument("--round", type=int, default=1, metavar="N", help="the round that the stage is of")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="how many the launch must have; any number if left out"
+    )
     parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")
     args = parser.parse_args()
     quiet_environment()
     peers.told = args.tell
 
     def work() -> None:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if args.processes not in (None, started):
+            raise UserError(
+                f"accelerate started {started} of {args.processes} processes; see its config's num_processes"
+            )
         project = of_round(load_project(args.config, args.overrides), args.round)
         if args.run is None:
             _run_alone(project, args.stage)
