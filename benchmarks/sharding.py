@@ -1,4 +1,4 @@
-"""What each process holds and receives in a training whose weights several processes share, counted.
+"""Counts what each process holds and receives in a training with sharded weights.
 
     python benchmarks/sharding.py [--tiny] [--processes 1,2,4] [--rows ppo-lora,dpo-lora]
 
@@ -128,7 +128,7 @@ def loading(megabytes: float, memory: dict[str, Any]) -> str:
     """What loading took in each process, as a table."""
     lines = [
         "",
-        f"MB of memory that a process takes more when it loads a base of {megabytes:.0f} MB and spreads it:",
+        f"MB of memory by which a process grows when it loads and shards a base of {megabytes:.0f} MB:",
         "",
     ]
     lines += ["| N | main process, at most | others, at most | afterwards, each |", "|---|---|---|---|"]

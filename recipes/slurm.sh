@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A run on several nodes of a Slurm cluster: sbatch --nodes 2 recipes/slurm.sh CONFIG [key=value ...]
-# LAUNCH=recipes/accelerate/fsdp2.yaml takes another launch file, STAGE=dpo runs one stage by itself.
+# LAUNCH=recipes/accelerate/fsdp2.yaml takes another accelerate config, STAGE=dpo runs one stage by itself.
 #SBATCH --job-name=rlhf
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

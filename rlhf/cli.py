@@ -30,12 +30,13 @@ Run = Annotated[
 LaunchFile = Annotated[
     str | None,
     typer.Option(
-        "--accelerate", metavar="[FILE]", help="Run stages on many processes, as this launch file of accelerate has "
-        "it; without FILE the machine's own, which `accelerate config` writes.",
+        "--accelerate", metavar="[FILE]", help="Run stages on many processes, with this accelerate config; without "
+        "FILE, the one that `accelerate config` wrote on this machine. Put it after CONFIG.",
     ),
 ]  # fmt: skip
 Node = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Which node of the launch file this is: 0 leads, others follow.")
+    int | None,
+    typer.Option(min=0, metavar="N", help="Number of this node, where the accelerate config has several; 0 leads."),
 ]
 
 
