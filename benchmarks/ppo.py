@@ -43,8 +43,8 @@ class Job:
     lora: bool = False
     critic: str = "separate"
     """`separate` or `shared`."""
-    lever: str | None = None
-    """A change that is tried alone (ppo_levers.py)."""
+    change: str | None = None
+    """A change that is tried alone (ppo_changes.py)."""
     samples: int = 1
     """Replies to a prompt."""
     per_device: int = 8
@@ -76,11 +76,11 @@ ROWS = {
 }
 """The rows of the table. README.md says how the sizes were chosen."""
 TRIED = {
-    "lora+one-backward": replace(ROWS["lora"], lever="one-backward"),
+    "lora+one-backward": replace(ROWS["lora"], change="one-backward"),
     "lora+bf16": replace(ROWS["lora"], bf16=True),
     **{
-        f"lora-shared+{lever}": replace(ROWS["lora-shared"], lever=lever)
-        for lever in ("merged-measuring", "lean-adapters", "merged-training", "no-reference", "no-values")
+        f"lora-shared+{change}": replace(ROWS["lora-shared"], change=change)
+        for change in ("merged-measuring", "scale-low-rank", "merged-training", "no-reference", "no-values")
     },
     "lora-shared+bf16": replace(ROWS["lora-shared"], bf16=True),
     **{f"lora-shared+{size}-at-once": replace(ROWS["lora-shared"], per_device=size) for size in (1, 4, 8)},

@@ -16,7 +16,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
 from peft import LoraConfig, get_peft_model
-from ppo_levers import LEVERS
+from ppo_changes import CHANGES
 from setting import read_prompts, sequences, timed_training
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
@@ -86,8 +86,8 @@ def make_trainer(folder: Path, job: dict[str, Any]) -> PPOTrainer:
     prompts = [PromptRow(row["ids"], row["text"], {}) for row in read_prompts(folder, job["samples"])]
     policy = CausalLMPolicy(roles, tokenizer, args)
     trainer = PPOTrainer(policy, args, prompts, Rewards({"reward": reward}, {"reward": 1.0}))
-    if job["lever"]:
-        LEVERS[job["lever"]](trainer)
+    if job.get("change"):
+        CHANGES[job["change"]](trainer)
     return trainer
 
 

@@ -105,24 +105,24 @@ def test_the_gpu_protocol_runs_dry(tmp_path, call):
     assert call == 1 or {path.stem for path in tmp_path.glob("*.json")} == set(PROTOCOL[call])
 
 
-@pytest.mark.parametrize("lever", ["one-backward", "merged-measuring", "lean-adapters", "merged-training"])
-def test_a_lever_changes_no_gradient(tmp_path, tiny_llama, monkeypatch, lever):
+@pytest.mark.parametrize("change", ["one-backward", "merged-measuring", "scale-low-rank", "merged-training"])
+def test_a_change_changes_no_gradient(tmp_path, tiny_llama, monkeypatch, change):
     import torch
 
     from tests.support.ppo import make_trainer
 
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from ppo_levers import LEVERS
+    from ppo_changes import CHANGES
 
     found = []
-    for pull in (None, LEVERS[lever]):
+    for change_trainer in (None, CHANGES[change]):
         trainer = make_trainer(tmp_path, tiny_llama)
         for name, parameter in trainer.policy.roles.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
         trainer.optimizer = trainer.create_optimizer()
-        if pull:
-            pull(trainer)
+        if change_trainer:
+            change_trainer(trainer)
         batch = trainer.collect_rollout(1).micro_batch(range(8), 17.0, trainer.policy)
         trainer.training_step(trainer.model, {"micro_batch": batch})
         found.append({name: parameter.grad for name, parameter in trainer.policy.trained().items()})

@@ -55,8 +55,8 @@ class CriticSettings:
 
     critic: str = "separate"
     """`separate` trains a critic of its own, an adapter on the shared base or, with `adapter: null`, a model. `shared`
-    is a head on the policy's states: one forward and one backward pass serve both, which nearly halves the time, and
-    the value loss moves the policy's weights too."""
+    is a head on the policy's states: one forward and one backward pass serve both (24 N operations a token with LoRA
+    instead of 40 N), and the value loss moves the policy's weights too (docs/ppo.md)."""
     critic_from: str = "reward"
     """What the critic starts from: the `reward` model where it shares the policy's architecture and tokenizer, or the
     `policy` with a head of zeros, which starts unbiased and knows nothing. A `shared` critic always has the latter."""

@@ -1,6 +1,6 @@
-"""What else could make PPO faster, each tried alone: changes that ppo_ours.py makes to a trainer before it is timed.
+"""Changes that could make PPO faster, each tried alone: ppo_ours.py makes them to a trainer before it is timed.
 
-None of them is in the package; docs/ppo.md says what each gave. None changes a formula, but for `no_reference` and
+None of them is in the package. None changes a formula, but for `no_reference` and
 `no_values`, which leave a pass out to see what it costs.
 """
 
@@ -39,24 +39,24 @@ def _merging(roles: Any, role: Callable[[], Any]) -> Callable[[], Any]:
     return with_merged
 
 
-def lean_adapters(trainer: Any) -> None:
+def scale_low_rank(trainer: Any) -> None:
     """Compute Wx + B(s·Ax) with the scale on r numbers a token instead of d, and the sum made by the second product."""
     for layer in _adapted(trainer):
-        replace_forward(layer, _lean_forward)
+        replace_forward(layer, _low_rank_forward)
 
 
-def _lean_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _low_rank_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     if layer.disable_adapters:
         return layer.base_layer(x)
     name = layer.active_adapters[0]
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     y = layer.base_layer(x)
-    thin = nn.functional.linear(x, down).mul_(layer.scaling[name])
-    return y.flatten(0, -2).addmm_(thin.flatten(0, -2), up.t()).view(y.shape)
+    low_rank = nn.functional.linear(x, down).mul_(layer.scaling[name])
+    return y.flatten(0, -2).addmm_(low_rank.flatten(0, -2), up.t()).view(y.shape)
 
 
 def merged_training(trainer: Any) -> None:
-    """Policy and critic train on merged weights W + sBA, made once a step; only the adapters' gradients are thin."""
+    """Policy and critic train on merged weights W + sBA, made once a step; only the adapters' gradients have r rows."""
     for layer in _adapted(trainer):
         layer.merged_weights = {}
         replace_forward(layer, _merged_forward)
@@ -76,7 +76,7 @@ def _merged_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class _MergedLinear(torch.autograd.Function):
-    """x Wᵀ for W = W₀ + sBA, with gradients of A and B: dA = s(yB)ᵀx and dB = s yᵀ(xAᵀ), y the gradient behind."""
+    """x Wᵀ for W = W₀ + sBA, with gradients of A and B: dA = s(yB)ᵀx and dB = s yᵀ(xAᵀ), y the upstream gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, down: Any, up: Any, scale: float) -> Any:  # type: ignore[override]
@@ -87,12 +87,12 @@ class _MergedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override]
         x, weight, down, up = ctx.saved_tensors
-        flat, behind = x.flatten(0, -2), gradient.flatten(0, -2)
+        flat, upstream = x.flatten(0, -2), gradient.flatten(0, -2)
         of_x = gradient @ weight if ctx.needs_input_grad[0] else None
         of_down = of_up = None
         if ctx.needs_input_grad[2]:
-            of_down = ((behind @ up) * ctx.scale).t() @ flat
-            of_up = (((flat @ down.t()) * ctx.scale).t() @ behind).t()
+            of_down = ((upstream @ up) * ctx.scale).t() @ flat
+            of_up = (((flat @ down.t()) * ctx.scale).t() @ upstream).t()
         return of_x, None, of_down, of_up, None
 
 
@@ -115,10 +115,10 @@ def _adapted(trainer: Any) -> list[Any]:
     return [layer for layer in trainer.policy.modules() if hasattr(layer, "lora_A")]
 
 
-LEVERS: dict[str, Callable[[Any], None]] = {
+CHANGES: dict[str, Callable[[Any], None]] = {
     "one-backward": one_backward,
     "merged-measuring": merged_measuring,
-    "lean-adapters": lean_adapters,
+    "scale-low-rank": scale_low_rank,
     "merged-training": merged_training,
     "no-reference": no_reference,
     "no-values": no_values,
