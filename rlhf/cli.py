@@ -127,7 +127,7 @@ def check(config: Config, overrides: Overrides = None, accelerate: LaunchFile = 
     project = load_project(config, overrides or [])
     launch = None if accelerate is None else find_launch(accelerate, node)
     with _stopping():
-        checked = runner.check(project)
+        checked = runner.check(project, launch)
     Console().print(ledger_table({name: prepared.ledger for name, prepared in checked.items()}))
     Console().print(findings_lines({name: prepared.findings for name, prepared in checked.items()}))
     for name in project.stages:
@@ -320,10 +320,10 @@ def main() -> None:
     from rlhf.pipeline.launch_file import with_own
     from rlhf.pipeline.runner import StageFailed
 
-    sys.argv[1:] = with_own(sys.argv[1:])
     signal.signal(signal.SIGTERM, _terminated)  # so that what it started ends with it
     try:
         with explained("rlhf", passed=(StageFailed,)):
+            sys.argv[1:] = with_own(sys.argv[1:])
             app()
     except SystemExit as end:  # typer ends with 130 whatever signal it was
         cause = end.__context__.__cause__ if end.__context__ is not None else None

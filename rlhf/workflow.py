@@ -103,8 +103,8 @@ class Stage:
     """Numbers that fields of its own take, as `rlhf.config.ranges` writes them."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Words that fields of its own take."""
-    no_deepspeed: str = ""
-    """Why it cannot train under DeepSpeed; empty where it can."""
+    launch_problem: Callable[[ProjectConfig, str, int, bool], str | None] | None = None
+    """Why it cannot run on so many processes, under DeepSpeed or not; None where it can."""
     checkpoint_judge: bool = False
     """Whether a judge can score its checkpoints."""
 

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.config.yaml_loader import NotYaml, read
-from rlhf.errors import UserError
+from rlhf.errors import UserError, reason
 
+_KEYS = {"compute_environment", "distributed_type", "num_processes"}
+"""Keys that tell an accelerate config from another YAML file; it has at least one of them."""
+_KINDS = ("NO", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "FSDP", "DEEPSPEED")
+"""Values of `distributed_type` that stages run under; several CPU processes of one machine are MULTI_GPU as well."""
 OWN = ""
 """Stands for the machine's own config, which `accelerate config` writes."""
 
@@ -18,12 +22,30 @@ def with_own(words: list[str]) -> list[str]:
 
     Args:
         words: As typed. The word after `--accelerate` is its file, unless it is an option or `key=value`.
+
+    Raises:
+        UserError: That file is the only one: no project is named.
     """
+    if words[:1] in (["run"], ["check"]) and "--accelerate" in words and (file := _only_file(words[1:])):
+        raise UserError(f"--accelerate {file}: no project is named: rlhf {words[0]} CONFIG --accelerate [FILE]")
     completed: list[str] = []
     for word, behind in itertools.zip_longest(words, words[1:], fillvalue=""):
         bare = word == "--accelerate" and (behind.startswith("-") or not behind or "=" in behind)
         completed += [word, OWN] if bare else [word]
     return completed
+
+
+def _only_file(words: list[str]) -> str | None:
+    """The file of `--accelerate`, if every other word is an option, an option's value or `key=value`."""
+    left, file = iter(words), None
+    for word in left:
+        if not word.startswith("-"):
+            if "=" not in word or Path(word).is_file():
+                return None
+        elif "=" not in word:
+            value = next(left, None)
+            file = value if word == "--accelerate" else file
+    return file
 
 
 class Launch(NamedTuple):
@@ -74,8 +96,9 @@ def find_launch(given: str, node: int | None = None) -> Launch:
         settings = read(file.read_text(encoding="utf-8"))
     except (NotYaml, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not _KEYS & settings.keys():
         raise UserError(f"{file}: no accelerate config: expected keys such as num_processes")
+    _check(settings, file)
     nodes, processes = (_number(settings, key, file) for key in ("num_machines", "num_processes"))
     if node is None:
         node = _number(settings, "machine_rank", file, least=0)
@@ -88,6 +111,31 @@ def find_launch(given: str, node: int | None = None) -> Launch:
             if settings.get(key) is None:
                 raise UserError(f"{file}: {key}: missing; the {nodes} nodes meet at an address of node 0")
     return Launch(file, nodes, node, processes, settings.get("distributed_type") == "DEEPSPEED")
+
+
+def _check(settings: dict[str, Any], file: Path) -> None:
+    """Check that accelerate takes a config, and that it starts as many processes as the config says.
+
+    Raises:
+        UserError: It does not.
+    """
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kind, processes = settings.get("distributed_type"), settings.get("num_processes")
+    where = settings.get("compute_environment", "LOCAL_MACHINE")
+    if where != "LOCAL_MACHINE":
+        raise UserError(f"{file}: compute_environment: stages are started on LOCAL_MACHINE, not on {where!r}")
+    if kind not in _KINDS:
+        given = "it is missing" if kind is None else f"not {kind!r}"
+        raise UserError(f"{file}: distributed_type: expected one of {', '.join(_KINDS)}; {given}")
+    if processes is None and kind != "NO":
+        raise UserError(f"{file}: num_processes: missing; it counts the processes of all nodes")
+    if kind == "NO" and processes not in (None, 1):
+        raise UserError(f"{file}: distributed_type: 'NO' starts one process; for {processes!r}, take MULTI_GPU")
+    try:
+        load_config_from_file(str(file))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: accelerate refuses it: {reason(error)}") from None
 
 
 def _own_file() -> Path:

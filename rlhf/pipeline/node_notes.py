@@ -124,11 +124,12 @@ def meet(run_dir: Path) -> Path:
     if os.environ["RANK"] == "0":
         shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
         token = os.urandom(16).hex()
-        (run_dir / FOLDER / token).mkdir(parents=True)
+        for made in (run_dir / FOLDER, run_dir / FOLDER / token):
+            made.mkdir(mode=0o700, parents=True)
         place = [token]
     folder = run_dir / FOLDER / broadcast_object_list(place)[0]
     end = time.monotonic() + _SEEN_WITHIN
-    while not (seen := folder.is_dir()) and time.monotonic() < end:
+    while not (seen := folder.is_dir() and folder.stat().st_uid == os.getuid()) and time.monotonic() < end:
         time.sleep(_BEAT / 5)
     blind = sorted({which for which in gather_object([None if seen else (node(), socket.gethostname())]) if which})
     if blind:

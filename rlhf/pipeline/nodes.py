@@ -86,7 +86,7 @@ class Ear:
     def listen(self) -> dict[str, Any]:
         """Read the file; the last contents if it cannot be read now."""
         with contextlib.suppress(OSError, ValueError):
-            said = json.loads(self.path.read_text(encoding="utf-8"))
+            said = json.loads(_read_own(self.path))
             if said != self.said:
                 self.said, self.heard, self.changes = said, time.monotonic(), self.changes + 1
                 self.since = {key: self.since.get(key, self.heard) for key in said}
@@ -117,6 +117,18 @@ class Ear:
         return f"node {self.node}" + (f" ({self.said['host']})" if "host" in self.said else "")
 
 
+def _read_own(path: Path) -> str:
+    """The text of a file of this user.
+
+    Raises:
+        UserError: It belongs to another user, whose commands this node would run.
+    """
+    with path.open(encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_uid != os.getuid():
+            raise UserError(f"{path}: belongs to somebody else")
+        return file.read()
+
+
 def meeting_place(project: ProjectConfig) -> Path:
     """The folder in which the nodes of a run exchange their files; all rounds of a project have the same one."""
     run_dir = project.run_dir.parent if project.round > 1 else project.run_dir
@@ -134,7 +146,7 @@ class Leader:
 
     def __init__(self, folder: Path, launch: Launch, project: ProjectConfig) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)  # a node runs what it reads there
         self.folder, self.key, self.number = folder, uuid.uuid4().hex, 0
         self.others = [Ear(folder, node) for node in range(1, launch.nodes)]
         said = {"round": project.round, "overrides": list(project.overrides)}

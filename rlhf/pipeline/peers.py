@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rlhf.interrupts import leave
-from rlhf.pipeline.node_notes import SILENT, NodeNotes, meet
+from rlhf.pipeline.node_notes import SILENT, NodeNotes, meet, nodes
 
 _LOOK, _WAIT, _LATE = 0.3, 1.0, 3.0
 """Seconds: between two looks; until whoever failed first has written that down; by which one is late that fails too."""
@@ -82,6 +82,10 @@ class Peers:
         self._write(done=True, code=code)
         if self.others is not None:
             self.others.leave(self._local)
+        if nodes() == 1 or self.others is not None:  # of several nodes, the process that exchanges notes is the last
+            codes = [note.get("code") for note in self._local().values()]
+            if codes == [0] * int(os.environ.get("LOCAL_WORLD_SIZE", self.world)):
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def fail(self, code: int, line: str, error: BaseException | None = None) -> NoReturn:
         """End this process and have the first that failed be the one of which the user reads, once.
@@ -171,7 +175,8 @@ class Peers:
     def _exchange(self) -> None:
         """Have this node's notes known to other nodes, and theirs to this node's processes."""
         if self.others is not None and (theirs := self.others.exchange(self._local())) is not None:
-            _put(self.folder / f"{_OTHERS}.json", theirs)
+            with contextlib.suppress(OSError):  # the folder is deleted once all have ended
+                _put(self.folder / f"{_OTHERS}.json", theirs)
 
     def _interrupted(self) -> int:
         """The exit code of another process that ended because the user wants it; 0 where none did."""
@@ -205,7 +210,7 @@ class Peers:
     def _write(self, replace: dict[str, Any] | None = None, **more: Any) -> None:
         with self.lock, contextlib.suppress(OSError):
             if replace is not None:
-                if "failed" in self.note:
+                if {"done", "failed"} & self.note.keys():
                     return
                 self.note = {"pid": self.note["pid"], **replace}
             self.note = {**self.note, **more}

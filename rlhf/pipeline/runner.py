@@ -96,7 +96,7 @@ def run(
             for name in planned(project):
                 partial.settle(project, name)
             plans = plan(project, only, force)
-            _check_launch(plans, launch)
+            _check_launch(project, [stage_plan.stage for stage_plan in plans if stage_plan.reason], launch)
             _check_data(project, plans, run_lock.key, say)
         except (UserError, StageFailed):
             run_lock.withdraw()
@@ -106,15 +106,18 @@ def run(
     return plans
 
 
-def _check_launch(plans: list[Plan], launch: Launch | None) -> None:
+def _check_launch(project: ProjectConfig, names: Sequence[str], launch: Launch | None) -> None:
     """Check that what starts the stages suits those that are to run.
 
     Raises:
-        UserError: One cannot train under DeepSpeed.
+        UserError: One cannot run on these processes, or under DeepSpeed.
     """
-    for name in [stage_plan.stage for stage_plan in plans if stage_plan.reason]:
-        if launch is not None and launch.deepspeed and (why := stage_of(name).no_deepspeed):
-            raise UserError(f"{launch.file}: asks for DeepSpeed, and {name} cannot run: {why}; take FSDP2 or DDP")
+    if launch is None:
+        return
+    for name in names:
+        problem = stage_of(name).launch_problem
+        if problem is not None and (why := problem(project, name, launch.processes, launch.deepspeed)):
+            raise UserError(f"{launch.file}: {name} cannot run as it says: {why}")
 
 
 def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callable[[str], None]) -> None:
@@ -168,20 +171,25 @@ class Checked(NamedTuple):
     findings: Findings
 
 
-def check(project: ProjectConfig) -> dict[str, Checked]:
+def check(project: ProjectConfig, launch: Launch | None = None) -> dict[str, Checked]:
     """Read, check and tokenise the data of every stage in a folder that is thrown away; load what judges.
 
     Repetitions of a stage have its data and are not read again.
+
+    Args:
+        project: The project.
+        launch: What would start its stages; None for one process.
 
     Returns:
         For each stage with data its ledger, and what was found in the rows that are used.
 
     Raises:
-        UserError: The project has no stages.
+        UserError: The project has no stages, or one that cannot run as it would be launched.
         StageFailed: A stage refuses its data or its settings; it has said why.
     """
     if not project.stages:
         raise UserError(f"{project.path}: stages: nothing to check; name {', '.join(trained_stages())}")
+    _check_launch(project, planned(project), launch)
     server = _fork_server()
     checked = {}
     with tempfile.TemporaryDirectory() as scratch:

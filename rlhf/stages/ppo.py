@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.stages._rewards import check, check_rewards, rewards
@@ -100,6 +101,11 @@ def run(context: StageContext) -> Metrics:
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 
 
+def under_deepspeed(project: ProjectConfig, name: str, processes: int, deepspeed: bool) -> str | None:
+    """Why it cannot run as a launch starts it; None where it can."""
+    return "PPO trains several roles, and DeepSpeed one model; take FSDP2 or DDP" if deepspeed else None
+
+
 STAGE = Stage(
     name="ppo",
     order=60,
@@ -112,7 +118,7 @@ STAGE = Stage(
     data="rollouts",
     follows=("rft", "sft"),
     uses=("reward",),
-    no_deepspeed="PPO trains several roles, and DeepSpeed one model",
+    launch_problem=under_deepspeed,
     rewards=rewards,
     trainer=(
         *TRAINING_ARGUMENTS,

@@ -44,8 +44,8 @@ def prepare(context: StageContext) -> Ready:
         )
     limits = [limit for limit in (settings.max_length, start.context_length) if limit is not None]
     settings.max_length = min(limits, default=None)
-    if settings.sampler == "vllm" and processes() > 1:  # each replies to its share whenever it gets there
-        raise UserError(f"stages.{context.name}.sampler: a vllm server is asked by one process, not by {processes()}")
+    if problem := launch_problem(context.project, context.name, processes()):
+        raise UserError(problem)
     check_rewards(context.project, context.name)
     kind = policy_kind(start.opened)
     try:
@@ -161,6 +161,13 @@ def check(project: ProjectConfig, name: str) -> str | None:
     return check_judges(project, name)
 
 
+def launch_problem(project: ProjectConfig, name: str, processes: int, deepspeed: bool = False) -> str | None:
+    """Why it cannot run as a launch starts it; None where it can."""
+    if project.stage(name).trainer.get("sampler") != "vllm" or processes == 1:
+        return None  # of several processes, each replies to its share whenever it gets there
+    return f"stages.{name}.sampler: a vllm server is asked by one process, not by {processes}"
+
+
 STAGE = Stage(
     name="rank",
     order=35,
@@ -183,4 +190,5 @@ STAGE = Stage(
         "keep": ("pairs", "best"), "sampler": ("transformers", "vllm"), "truncated": ("reject", "drop", "score"),
     },
     check=check,
+    launch_problem=launch_problem,
 )  # fmt: skip

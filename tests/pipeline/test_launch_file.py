@@ -14,7 +14,8 @@ from rlhf.pipeline import runner
 from rlhf.pipeline.launch_file import OWN, find_launch, with_own
 from tests.support.projects import make_project, write_project
 
-TWO = {"num_machines": 2, "num_processes": 4, "main_process_ip": "127.0.0.1", "main_process_port": 29500}
+ONE = {"distributed_type": "MULTI_GPU", "num_processes": 2}
+TWO = {**ONE, "num_machines": 2, "num_processes": 4, "main_process_ip": "127.0.0.1", "main_process_port": 29500}
 
 
 def write(path, **settings):
@@ -54,7 +55,7 @@ def test_one_file_serves_all_nodes(tmp_path):
     assert [find_launch(file, node).node for node in (None, 0, 1)] == [0, 0, 1]
     words = find_launch(file, 1).command("a.b", "c")
     assert words == ["--quiet", "--config_file", file, "--machine_rank", "1", "-m", "a.b", "c"]
-    alone = find_launch(write(tmp_path / "one.yaml", num_processes=2))
+    alone = find_launch(write(tmp_path / "one.yaml", **ONE))
     assert (alone.nodes, "--machine_rank" in alone.command("a.b")) == (1, False)
     assert alone.line() == f"{alone.file}: 2 processes"
 
@@ -66,7 +67,14 @@ def test_one_file_serves_all_nodes(tmp_path):
         ({**TWO, "num_machines": "two"}, 0, "num_machines: expected a number from 1 on, not 'two'"),
         ({**TWO, "main_process_ip": None}, 0, "main_process_ip: missing"),
         (TWO, 2, "--node 2: .* has 2 nodes"),
-        ({"num_processes": 2}, 1, "--node 1: .* has 1 node "),
+        (ONE, 1, "--node 1: .* has 1 node "),
+        ({"model": {}, "stages": {"sft": {}}}, None, "no accelerate config"),
+        ({"num_processes": 2}, None, "distributed_type: expected one of .*; it is missing"),
+        ({**ONE, "distributed_type": "XLA"}, None, "distributed_type: expected one of .*; not 'XLA'"),
+        ({"distributed_type": "MULTI_GPU"}, None, "num_processes: missing"),
+        ({**ONE, "distributed_type": "NO"}, None, "distributed_type: 'NO' starts one process; for 2, take MULTI_GPU"),
+        ({**ONE, "compute_environment": "AMAZON_SAGEMAKER"}, None, "compute_environment: stages are started on LOCAL"),
+        ({**ONE, "num_proceses": 3}, None, "accelerate refuses it: .*num_proceses"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path, settings, node, said):
@@ -74,12 +82,34 @@ def test_what_does_not_fit_together_is_refused(tmp_path, settings, node, said):
         find_launch(write(tmp_path / "nodes.yaml", **settings), node)
 
 
-def test_a_stage_that_cannot_train_under_deepspeed_is_refused_before_the_others_train(tmp_path, tiny_llama):
-    project = make_project(tmp_path, tiny_llama, stages={"sft": {"max_steps": 1}, "ppo": {"rewards": {"long": 1.0}}})
-    launch = find_launch(write(tmp_path / "zero3.yaml", distributed_type="DEEPSPEED", num_processes=2))
-    with pytest.raises(UserError, match=r"zero3.yaml: asks for DeepSpeed, and ppo cannot run: PPO trains several"):
-        runner.run(project, launch=launch, say=lambda line: None)
+RANKED = {"rank": {"rewards": {"long": 1.0}, "sampler": "vllm"}, "dpo": {"max_steps": 1}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "kind", "said"),
+    [
+        ({"ppo": {"rewards": {"long": 1.0}}}, "DEEPSPEED", "ppo cannot run as it says: PPO trains several roles"),
+        (RANKED, "MULTI_GPU", "rank cannot run as it says: stages.rank.sampler: a vllm server is asked by one process"),
+    ],
+)
+def test_a_stage_that_cannot_run_as_launched_is_refused_before_the_others_train(
+    tmp_path, tiny_llama, stages, kind, said
+):
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {"max_steps": 1}, **stages})
+    launch = find_launch(write(tmp_path / "launch.yaml", distributed_type=kind, num_processes=2))
+    for refused in (
+        lambda: runner.run(project, launch=launch, say=lambda line: None),
+        lambda: runner.check(project, launch),
+    ):
+        with pytest.raises(UserError, match=f"launch.yaml: {said}"):
+            refused()
     assert not project.run_dir.exists()
+
+
+@pytest.mark.parametrize("typed", ["run --accelerate c.yaml", "check --accelerate c.yaml seed=1 --node 1"])
+def test_a_project_taken_for_the_launch_file_is_noticed(typed):
+    with pytest.raises(UserError, match=r"--accelerate c.yaml: no project is named: rlhf \w+ CONFIG --accelerate"):
+        with_own(typed.split())
 
 
 def test_a_node_needs_a_launch_file(tmp_path, tiny_llama):

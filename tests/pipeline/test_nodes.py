@@ -162,3 +162,20 @@ def test_a_node_that_leaves_between_two_stages_ends_the_run(project, tmp_path, m
         lead(project, launch(tmp_path, 0, 2), look_after)
     node.join(5)
     assert node.ended == "asked to stop"
+
+
+def test_nodes_talk_where_nobody_else_writes(project, tmp_path):
+    leader = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0), project)
+    try:
+        assert nodes.meeting_place(project).stat().st_mode & 0o777 == 0o700
+    finally:
+        leader.end(0)
+
+
+def test_a_node_takes_nothing_from_another_user(project, tmp_path, monkeypatch):
+    leader = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0), project)
+    monkeypatch.setattr(nodes.os, "getuid", lambda: -1)
+    with pytest.raises(UserError, match=r"node-0.json: belongs to somebody else"):
+        nodes.Follower(nodes.meeting_place(project), launch(tmp_path, 1)).join(1.0)
+    monkeypatch.undo()
+    leader.end(0)

@@ -54,6 +54,12 @@ def test_the_first_that_fails_is_the_one_that_is_read_of(tmp_path, late):
     assert seconds < 20
 
 
+def test_processes_that_end_well_leave_no_notes(tmp_path):
+    codes, said, _ = ends(tmp_path, "return", ranks="01")
+    assert (codes, said) == ([0, 0], [])
+    assert not [*tmp_path.glob("rlhf-*")]
+
+
 def test_what_all_of_them_find_is_said_once_and_of_nobody(tmp_path):
     codes, said, _ = ends(tmp_path, "raise UserError('a mistake')", ranks="01")
     assert codes == [2, 2]
