@@ -46,7 +46,7 @@ def test_a_process_that_is_killed_ends_the_others_which_say_so(tmp_path):
     assert seconds < 20
 
 
-@pytest.mark.parametrize("late", [0.2, 60.0], ids=["the others notice", "the others wait"])
+@pytest.mark.parametrize("late", [0.8, 60.0], ids=["the others notice", "the others wait"])
 def test_the_first_that_fails_is_the_one_that_is_read_of(tmp_path, late):
     codes, said, seconds = ends(tmp_path, "raise UserError('a mistake')", late=late)
     assert codes == [2, 2]
