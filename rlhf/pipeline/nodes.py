@@ -279,9 +279,9 @@ class Follower:
         """The leader's status whenever it starts a stage, until the run has ended.
 
         Raises:
-            UserError: The leader is gone.
+            UserError: The leader is gone, or was started again.
         """
-        while "ended" not in (said := self.leader.listen()):
+        while "ended" not in (said := self._heard()):
             if said["number"] > self.number:
                 self.number = said["number"]
                 yield said
@@ -296,13 +296,26 @@ class Follower:
         """Check that the leader is there, and that its processes go on while those of this node do.
 
         Raises:
-            UserError: It is gone.
+            UserError: It is gone, or was started again.
             Ended: The run has ended.
         """
-        self.leader.listen()
+        self._heard()
         self.leader.check()
         if "ended" in self.leader.said and time.monotonic() - self.leader.since["ended"] > _OWN_WORDS:
             raise Ended
+
+    def _heard(self) -> dict[str, Any]:
+        """The status of the leader that this node has joined.
+
+        Raises:
+            UserError: Another has taken its place; this node's file is left to the node that joins that one.
+        """
+        said = self.leader.listen()
+        if self.voice is not None and said["key"] != self.voice.said["key"]:
+            self.voice.end()
+            self.voice = None
+            raise UserError(f"{self.leader}: was started again, and with it another run; start this node again, too")
+        return said
 
     def failed(self, code: int) -> None:
         """Tell the leader that this node's processes ended before their work was done.

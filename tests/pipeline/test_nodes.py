@@ -100,6 +100,24 @@ def test_what_an_earlier_run_left_behind_starts_nothing(project, tmp_path):
     assert node.ended == 0
 
 
+def test_a_node_does_not_follow_a_leader_that_was_started_again(project, tmp_path):
+    """The leader was killed, and its run started again before anybody missed it: the old node starts nothing of it."""
+    killed = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0, 2), project)
+    old = Node(project, launch(tmp_path, 1, 2))
+    killed.gather(5.0, print)
+    killed.start("sft", "old")
+    while not old.started:
+        time.sleep(0.01)
+    killed.voice.end()
+    again = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0, 2), project)
+    again.start("dpo", "new")
+    old.join(5)
+    again.voice.end()
+    assert "node 0 (" in old.ended
+    assert "was started again" in old.ended
+    assert [stage for stage, *_ in old.started] == ["sft"]
+
+
 def test_a_folder_that_is_not_shared_is_said_on_both_sides(project, tmp_path, tiny_llama):
     (tmp_path / "other").mkdir()
     node = Node(make_project(tmp_path / "other", tiny_llama), launch(tmp_path, 1, 2), wait=0.5)
