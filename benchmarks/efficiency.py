@@ -3,8 +3,9 @@
 usage: python benchmarks/efficiency.py [--out FILE] [--page docs/scale.md]
 
 Nothing is run. For two sizes of Llama and each way to train them it computes what `benchmarks/arithmetic.py` says of
-their shapes, under the assumptions that stand as constants below, and writes the tables of docs/scale.md. It sets the
-same formulas against what was counted and timed on CPUs (`results/sharding.json`, `results/ppo.json`).
+their shapes, under the assumptions that stand as constants below, and writes the tables of docs/scale.md. Beside them
+it sets what the same formulas give for a small model on CPU processes, whose bytes were counted
+(`results/sharding.json`), and for what was timed on a CPU (`results/ppo.json`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from arithmetic import (
     LLAMA_8B,
     LLAMA_70B,
     PEAK_FLOPS,
+    Model,
     activations,
     forward_flops,
     gathered,
@@ -32,6 +34,7 @@ from arithmetic import (
     ppo_flops,
     reduced,
 )
+from efficiency_tables import memory_table, time_table
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS, MEMORY = 8, 80e9
@@ -48,6 +51,7 @@ EAGER = 0.6e-3
 a sampler of CUDA graphs (vLLM) does not have it."""
 CONTEXT = 2e9
 """Bytes of CUDA's context, NCCL's buffers and fragmentation, assumed."""
+BY_LAYER = "gathered layer by layer"
 RANK = 16
 """Of the adapters."""
 MEASURED_AT_ONCE = 16
@@ -67,7 +71,7 @@ class Plan:
     prompt: int
     completion: int
     rollout: str = ""
-    """PPO's: `gathered`, `lock-step` or `vllm`."""
+    """PPO's: `gathered`, `gathered layer by layer` (`gather_for_rollouts: false`) or `vllm`."""
     critic: str = "separate"
     samples: int = 64
     """PPO: completions of a rollout on a GPU."""
@@ -100,7 +104,7 @@ def plans() -> Iterator[Plan]:
         for lora in (True, False):
             yield Plan(name, "sft", lora, rows, 1024, 1024)
             yield Plan(name, "dpo", lora, rows, 512, 512)
-            for rollout in ("gathered", "lock-step", "vllm"):
+            for rollout in ("gathered", BY_LAYER, "vllm"):
                 yield Plan(name, "ppo", lora, rows, 512, 512, rollout)
         yield Plan(name, "ppo", True, rows, 512, 512, "vllm", critic="shared")
 
@@ -138,7 +142,7 @@ def memory(plan: Plan) -> dict[str, float]:
 def sampling_weights(plan: Plan) -> float:
     """Bytes of the weights that a GPU holds for sampling, beside its part of the base."""
     model = SIZES[plan.model]
-    if plan.rollout == "lock-step":
+    if plan.rollout == BY_LAYER:
         return 0.0
     return BF16 * model.numbers / (GPUS if plan.rollout == "vllm" else 1)
 
@@ -171,6 +175,33 @@ def gradient_bytes(plan: Plan) -> float:
     return reduced(model.adapter(RANK), FP32, GPUS) if plan.lora else gathered(model.numbers, BF16, GPUS)
 
 
+def ppo_step_bytes(
+    model: Model, lora: bool, critic: str, size: int, processes: int, micro_batches: float = 1.0
+) -> float:
+    """Bytes that a process receives in an optimizer step of PPO.
+
+    The critic has no head. With LoRA nothing is computed backward through the embedding, and the adapters' gradients
+    are all-reduced in float32. With all weights, everything is gathered twice and its gradients are scattered.
+
+    Args:
+        model: Shapes of policy and critic.
+        lora: Whether adapters are trained.
+        critic: `separate` or `shared`.
+        size: Bytes of a weight as it is gathered, and of a gradient of one.
+        processes: Of the launch.
+        micro_batches: Of the step.
+    """
+    roles = 2 if critic == "separate" else 1
+    layers = model.numbers - 2 * model.head
+    if lora:
+        numbers = roles * (2 * layers + model.head) + 2 * model.head
+        gradients = roles * reduced(model.adapter(RANK), FP32, processes)
+    else:
+        trained = roles * model.numbers - (roles - 1) * model.head
+        numbers, gradients = 2 * trained, gathered(trained, size, processes)
+    return micro_batches * gathered(numbers, size, processes) + gradients
+
+
 def _rollout(plan: Plan) -> dict[str, float]:
     """A rollout, its measuring, and its optimizer steps."""
     model, size = SIZES[plan.model], plan.samples
@@ -181,7 +212,7 @@ def _rollout(plan: Plan) -> dict[str, float]:
     trained = plan.epochs * size * roles * one
     micro_batches = plan.epochs * size / plan.rows
     gather = gathered(model.numbers, BF16, GPUS)
-    in_training = roles * (2 * micro_batches * gather + plan.epochs * gradient_bytes(plan))
+    in_training = plan.epochs * ppo_step_bytes(model, plan.lora, plan.critic, BF16, GPUS, micro_batches / plan.epochs)
     in_measuring = 0.0 if plan.rollout == "gathered" else 3 * gather * size / MEASURED_AT_ONCE
     computing = trained * (passes(plan.lora) + 1)
     seconds = sampled + max(measuring / MATMUL, in_measuring / LINK) + max(computing / MATMUL, in_training / LINK)
@@ -197,7 +228,7 @@ def sampling(plan: Plan) -> tuple[float, float]:
 
     The prompts are computed at the rate of products. Then each token of all completions waits for the weights to be
     read (`gathered`: all of them by each GPU; `vllm`: its eighth, for the completions of all GPUs), for the cache, for
-    Python, or for the weights to be gathered anew (`lock-step`).
+    Python, or for the weights to be gathered anew (`gathered layer by layer`).
     """
     model = SIZES[plan.model]
     weights = float(BF16 * model.numbers)
@@ -210,9 +241,9 @@ def sampling(plan: Plan) -> tuple[float, float]:
     else:
         token = max(per_token, (weights + mean_cache) / READ, model.layers * EAGER)
         received = gather
-        if plan.rollout == "lock-step":
+        if plan.rollout == BY_LAYER:
             token, received = max(token, gather / LINK), gather * plan.completion
-    once = gather / LINK if plan.rollout != "lock-step" else 0.0
+    once = gather / LINK if plan.rollout != BY_LAYER else 0.0
     return prompts + once + plan.completion * token, received
 
 
@@ -227,7 +258,7 @@ def _row(needed: float, computed: float, moved: float, seconds: float, tokens: i
 CHANGES = {
     "activations": "a smaller `per_device_train_batch_size`",
     "logits": "a smaller `per_device_train_batch_size`",
-    "rollout's weights": "`sampler: vllm` on other GPUs, or lock-step",
+    "rollout's weights": "`sampler: vllm` on other GPUs, or `gather_for_rollouts: false`",
     "cache": "a smaller `sampling_batch_size`",
     "reward model": "a reward model as an adapter, or an endpoint",
     "weights": "`adapter` instead of all weights, or more GPUs",
@@ -254,26 +285,26 @@ def results() -> list[dict[str, Any]]:
     return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        "| | GB a GPU | of it weights, gradients, optimizer | activations, logits, or rollout | TFLOP | GB received | "
-        "computing, links, all (s) | MFU | tokens/s | where it does not fit, first |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        parts = row["memory"]
-        lasting = sum(
-            parts.get(name, 0.0) for name in ("weights", "adapters", "gradients", "optimizer", "reward model")
-        )
-        passing = sum(parts.get(name, 0.0) for name in ("activations", "logits", "rollout's weights", "cache"))
-        fits = row["bytes"] <= MEMORY
-        lines.append(
-            f"| {row['label']} | {row['bytes'] / 1e9:.0f}{'' if fits else ' (no)'} | {lasting / 1e9:.1f} | "
-            f"{passing / 1e9:.1f} | {row['computed_flops'] / 1e12:.0f} | {row['received_bytes'] / 1e9:.0f} | "
-            f"{row['compute_seconds']:.2f}, {row['link_seconds']:.2f}, {row['seconds']:.2f} | {row['mfu']:.0%} | "
-            f"{row['tokens_per_second']:,.0f} | {row['change']} |"
-        )
+def received(sharding: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Of PPO with LoRA on CPU processes: a phase, bytes by the formulas here, and the bytes that were counted."""
+    size = sharding["size"]
+    names = ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocabulary", "tied")
+    model, found = Model(**{name: size[name] for name in names}), []
+    for count, result in sharding["rows"]["ppo-lora"].items():
+        if (processes := int(count)) > 1:
+            formulas = {
+                "rollout": gathered(model.numbers, FP32, processes),
+                "step": ppo_step_bytes(model, True, "separate", FP32, processes),
+            }
+            for phase, formula in formulas.items():
+                found.append((f"{phase}, {processes} processes", formula, sum(result["received"][phase].values())))
+    return found
+
+
+def counted(sharding: dict[str, Any]) -> str:
+    """The same as a table in Markdown."""
+    lines = ["| PPO, LoRA | MB by the formula | MB counted |", "|---|---|---|"]
+    lines += [f"| {name} | {formula / 1e6:.2f} | {count / 1e6:.2f} |" for name, formula, count in received(sharding)]
     return "\n".join(lines)
 
 
@@ -306,14 +337,25 @@ and PPO prompts of 512 tokens and completions of 512. A micro-batch has 4 sequen
 (operations that the task needs, a second, over the data sheet's) an upper one."""
 
 
+TIMES = """Of an optimizer step (SFT, DPO) or a whole rollout with its steps (PPO), on each GPU. TFLOP include the
+second forward pass of gradient checkpointing; MFU does not. "–": it does not fit."""
+
+
 def page(rows: list[dict[str, Any]], folder: Path) -> str:
     """The section of docs/scale.md."""
     assumed = ASSUMED.format(
         gpus=GPUS, memory=MEMORY / 1e9, matmul=MATMUL / PEAK_FLOPS["H100"], peak=PEAK_FLOPS["H100"] / 1e12,
         link=LINK / 1e9, read=READ / 1e12, eager=EAGER * 1e3, rank=RANK,
     )  # fmt: skip
-    text = f"`python benchmarks/efficiency.py` computes this table. Nothing of it was run on a GPU.\n\n{assumed}\n\n"
-    text += table(rows)
+    text = (
+        f"`python benchmarks/efficiency.py` computes these tables. Nothing of them was run on a GPU.\n\n{assumed}\n\n"
+    )
+    text += f"{memory_table(rows, MEMORY)}\n\n{TIMES}\n\n{time_table(rows, MEMORY)}"
+    file = folder / "sharding.json"
+    if file.is_file():
+        text += "\n\nThe same formulas against the bytes that a process received on CPUs, counted on a small model in "
+        text += "float32 (`benchmarks/results/sharding.json`):\n\n"
+        text += counted(json.loads(file.read_text(encoding="utf-8")))
     file = folder / "ppo.json"
     if file.is_file() and "peak" in (ppo := json.loads(file.read_text(encoding="utf-8"))):
         text += "\n\nThe same operations against what was timed on two CPU cores (`benchmarks/results/ppo.json`):\n\n"

@@ -12,45 +12,34 @@
 # the CPU with --tiny and install nothing. Results: benchmarks/results/gpu/, and a copy in $OUT where that is set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-HOLD=.gpu
+GPU_FOLDER=.gpu
 RESULTS=${RESULTS:-benchmarks/results/gpu}
 PYTHON=${PYTHON:-python3}
-TRL_PYTHON=${TRL_PYTHON:-$HOLD/trl-python}
+TRL_PYTHON=${TRL_PYTHON:-$GPU_FOLDER/trl-python}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
-export PYTHONPATH="$PWD/$HOLD/site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD/$GPU_FOLDER/site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
-OURS=(accelerate datasets datasketch dill hf-xet httpcore2 httpx2 huggingface_hub multiprocess peft pydantic
+PACKAGES=(accelerate datasets datasketch dill hf-xet httpcore2 httpx2 huggingface_hub multiprocess peft pydantic
       pydantic_core annotated-types typing-inspection tokenizers transformers trl truststore xxhash)
-# Of these the versions are those of constraints.txt; what is not in it is left out.
+# With the versions of constraints.txt; a package that is not in it is left out.
 
 prepare() {
-  mkdir -p $HOLD/wheels $HOLD/trl
+  mkdir -p $GPU_FOLDER/wheels $GPU_FOLDER/trl
   local to="--only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64"
   local wanted=()
-  for name in "${OURS[@]}"; do
+  for name in "${PACKAGES[@]}"; do
     line=$(grep -i "^${name//_/[-_]}==" constraints.txt || true)
     [ -z "$line" ] || wanted+=("$line")
   done
-  env -u HF_HUB_OFFLINE "$PYTHON" -m pip download --quiet --no-deps $to --platform any --dest $HOLD/wheels "${wanted[@]}"
-  env -u HF_HUB_OFFLINE "$PYTHON" -m pip download --quiet --no-deps $to --platform any --dest $HOLD/wheels bitsandbytes==0.50.2
-  env -u HF_HUB_OFFLINE "$PYTHON" -m pip download --quiet --no-deps --dest $HOLD/trl trl==1.12.0
-  # only the libraries of CUDA 13 and of the CPU: the others make 40 MB
-  "$PYTHON" - $HOLD/wheels <<'PY'
-import sys, zipfile
-from pathlib import Path
-for wheel in Path(sys.argv[1]).glob("bitsandbytes-*.whl"):
-    less = wheel.with_suffix(".less")
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(less, "w", zipfile.ZIP_DEFLATED) as new:
-        for entry in old.infolist():
-            if not entry.filename.endswith(".so") or entry.filename.endswith(("cuda130.so", "cpu.so")):
-                new.writestr(entry, old.read(entry))
-    less.replace(wheel)
-PY
-  [ -z "${PAIRS:-}" ] || cp "$PAIRS" $HOLD/
-  du -sh $HOLD
+  env -u HF_HUB_OFFLINE "$PYTHON" -m pip download --quiet --no-deps $to --platform any --dest $GPU_FOLDER/wheels "${wanted[@]}"
+  env -u HF_HUB_OFFLINE "$PYTHON" -m pip download --quiet --no-deps $to --platform any --dest $GPU_FOLDER/wheels bitsandbytes==0.50.2
+  env -u HF_HUB_OFFLINE "$PYTHON" -m pip download --quiet --no-deps --dest $GPU_FOLDER/trl trl==1.12.0
+  "$PYTHON" benchmarks/gpu_wheel.py $GPU_FOLDER/wheels
+  [ -z "${PAIRS:-}" ] || cp "$PAIRS" $GPU_FOLDER/
+  du -sh $GPU_FOLDER
 }
 
-pairs() { ls $HOLD/*.jsonl.gz 2>/dev/null | head -1; }
+pairs() { ls $GPU_FOLDER/*.jsonl.gz 2>/dev/null | head -1; }
 
 # Options of every benchmark: on the GPU, or with DRY=1 on the CPU at its smallest.
 common() {
@@ -59,7 +48,7 @@ common() {
 }
 
 trl() { [ ! -x "$TRL_PYTHON" ] || echo "--trl-python $TRL_PYTHON"; }
-keep() { [ -z "${OUT:-}" ] || cp "$RESULTS"/*.json "$OUT"/; }
+copy_results() { [ -z "${OUT:-}" ] || cp "$RESULTS"/*.json "$OUT"/; }
 
 PREFERENCE=dpo:trl,dpo:trl-best,dpo:ours,dpo:trl:lora,dpo:trl-best:lora,dpo:ours:lora,reward:trl-best,reward:ours
 PPO=trl-best,full,lora,lora-4,lora-shared,lora-4-shared
@@ -68,10 +57,10 @@ ROLLOUT=generate,generate-static,ours,generate-4,generate-static-4,ours-4
 
 first() {
   if [ -z "${DRY:-}" ]; then
-    "$PYTHON" -m pip install --quiet --no-index --no-deps --target $HOLD/site $HOLD/wheels/*.whl
-    "$PYTHON" -m pip install --quiet --no-index --no-deps --target $HOLD/trl112 $HOLD/trl/*.whl
-    printf '#!/bin/sh\nPYTHONPATH=%s exec %s "$@"\n' "$PWD/$HOLD/trl112" "$PYTHON" >$HOLD/trl-python
-    chmod +x $HOLD/trl-python
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --target $GPU_FOLDER/site $GPU_FOLDER/wheels/*.whl
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --target $GPU_FOLDER/trl112 $GPU_FOLDER/trl/*.whl
+    printf '#!/bin/sh\nPYTHONPATH=%s exec %s "$@"\n' "$PWD/$GPU_FOLDER/trl112" "$PYTHON" >$GPU_FOLDER/trl-python
+    chmod +x $GPU_FOLDER/trl-python
     nvidia-smi
   fi
   "$PYTHON" -c 'import torch, transformers, trl, peft, datasets, pydantic, rlhf; print(torch.__version__, transformers.__version__, trl.__version__, torch.cuda.is_available())'
@@ -87,12 +76,12 @@ case "${1:-}" in
   prepare) prepare ;;
   1) first ;;
   2) "$PYTHON" benchmarks/preference.py $(common 2 480) --count "$([ -n "${DRY:-}" ] && echo 16 || echo 2000)" \
-       --rows $PREFERENCE --out "$RESULTS/preference.json"; keep ;;
+       --rows $PREFERENCE --out "$RESULTS/preference.json"; copy_results ;;
   3) "$PYTHON" benchmarks/ppo.py $(common 2 360) --drop 1 $([ -n "${DRY:-}" ] || echo --episodes 384) --rows $PPO \
        $(trl) --out "$RESULTS/ppo.json"
      "$PYTHON" benchmarks/rollout.py $(common 3 90) $([ -n "${DRY:-}" ] || echo --batch 128 --limit 128) \
-       --rows $ROLLOUT --out "$RESULTS/rollout.json"; keep ;;
-  4) "$PYTHON" benchmarks/gpu_checks.py $(common 1 480) --out "$RESULTS/gpu_checks.json"; keep ;;
+       --rows $ROLLOUT --out "$RESULTS/rollout.json"; copy_results ;;
+  4) "$PYTHON" benchmarks/gpu_checks.py $(common 1 480) --out "$RESULTS/gpu_checks.json"; copy_results ;;
   page) "$PYTHON" benchmarks/gpu_page.py --results "$RESULTS" --page docs/scale.md ;;
   *) sed -n '2,13p' "$0"; exit 2 ;;
 esac

@@ -24,9 +24,8 @@ _COMMANDS = {
     "with gradient checkpointing and without",
     "page": "writes this section from the results",
 }
-DRY = """`benchmarks/gpu.sh 1` to `4` measure it on a machine with a GPU, in four commands of less than ten minutes.
-They have not been run on one. What is in `benchmarks/results/gpu/` is a dry run on CPUs at the smallest size: it shows
-that the commands run, and no figure of it means anything.
+NOT_RUN = """`benchmarks/gpu.sh 1` to `4` measure it on a machine with a GPU, in four commands of less than ten minutes.
+They have not been run on one, so there is no result.
 
 | Command | What runs |
 |---|---|
@@ -59,9 +58,9 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> str:
-    """The section: tables, or what to run where every result is a dry run."""
+    """The section: tables, or what to run where nothing has been run on a GPU."""
     real = {name: result for name, result in found.items() if not result["dry_run"]}
-    return tables(real) if real else DRY
+    return tables(real) if real else NOT_RUN
 
 
 def main() -> None:

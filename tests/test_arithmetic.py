@@ -1,6 +1,8 @@
 """The arithmetic of benchmarks/: hand numbers, and what PyTorch counts."""
 
+import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import arithmetic
 import efficiency
+import gpu_page
+import gpu_wheel
 from arithmetic import LLAMA_8B, LLAMA_70B, Model
 
 TOY = Model(layers=2, hidden=8, intermediate=12, heads=4, kv_heads=2, vocabulary=50)
@@ -82,5 +86,28 @@ def test_a_plan_by_hand():
 def test_the_page_has_the_table_of_the_program(root):
     """docs/scale.md holds what benchmarks/efficiency.py computes now."""
     page = (root / "docs/scale.md").read_text(encoding="utf-8")
-    for line in efficiency.table(efficiency.results()).splitlines():
-        assert line in page
+    rows = efficiency.results()
+    for table in (efficiency.memory_table, efficiency.time_table):
+        for line in table(rows, efficiency.MEMORY).splitlines():
+            assert line in page
+    assert gpu_page.section({}) in page  # no result of a GPU is there
+
+
+def test_the_formulas_give_the_bytes_that_were_counted(root):
+    """Norms and the value head, which the formulas leave out, are less than 1% of a small model."""
+    sharding = json.loads((root / "benchmarks/results/sharding.json").read_text(encoding="utf-8"))
+    rows = efficiency.received(sharding)
+    assert {name for name, _, _ in rows} >= {"rollout, 2 processes", "step, 2 processes", "step, 4 processes"}
+    for name, formula, counted in rows:
+        assert formula == pytest.approx(counted, rel=0.01), name
+
+
+def test_a_wheel_keeps_one_cuda_library(tmp_path):
+    wheel = tmp_path / "bitsandbytes-0.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in ("a.py", "libcuda130.so", "libcuda118.so", "libcpu.so"):
+            file.writestr(name, name)
+    gpu_wheel.reduce_wheel(wheel)
+    with zipfile.ZipFile(wheel) as file:
+        assert file.namelist() == ["a.py", "libcuda130.so", "libcpu.so"]
+    assert list(tmp_path.iterdir()) == [wheel]
