@@ -1,6 +1,7 @@
 """Stages on several processes that share the weights among them, through the real `accelerate launch`, on CPUs."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.launches import ZERO, environment, on_cpus
 from tests.support.projects import write_project
-from tests.support.scale import CLOSE, ENGINES, STEPS, cell, launch, make, measure
+from tests.support.scale import CLOSE, ENGINES, STEPS, cell, launch, make, measure, rows
 
 needs_deepspeed = pytest.mark.skipif(not ZERO.is_dir(), reason="DeepSpeed is not here: make zero")
 ENGINE = [
@@ -59,19 +60,62 @@ def run(path: Path, config: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "rlhf.cli", "run", str(path), "--only", "sft", "--accelerate", str(config), *more]
 
 
-@pytest.mark.scale
-@pytest.mark.parametrize("engine", ENGINE)
-def test_a_signal_ends_a_sharded_training_behind_its_step(tmp_path, tiny_llama, engine):
-    """What goes on then ends in the very weights of a run that nothing stopped; under FSDP2 on one process, too."""
-    path = write_project(tmp_path, tiny_llama, stages={"sft": {**STEPS, "max_steps": 40, "save_steps": 5}})
-    config = on_cpus(engine, tmp_path)
-    folder = tmp_path / "runs/tiny"
+def stopped_sft(folder: Path, base: Path, engine: str) -> tuple[Path, Path]:
+    """A project whose sft an engine was stopped in behind its first checkpoint, and the engine's file."""
+    path = write_project(folder, base, stages={"sft": {**STEPS, "max_steps": 40, "save_steps": 5}})
+    config = on_cpus(engine, folder)
     stopped = subprocess.Popen(run(path, config), env=environment(), stderr=subprocess.DEVNULL)
-    while not (folder / ".sft.partial/checkpoints/checkpoint-5").exists():
+    while not (folder / "runs/tiny/.sft.partial/checkpoints/checkpoint-5").exists():
         assert stopped.poll() is None
         time.sleep(0.05)
     stopped.terminate()
     assert stopped.wait(timeout=120) == 143
+    return path, config
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ddp", "fsdp2"),
+        ("fsdp2", "ddp"),
+        *(
+            pytest.param(*pair, marks=needs_deepspeed)
+            for pair in [("ddp", "zero3"), ("zero2", "ddp"), ("zero2", "zero3")]
+        ),
+    ],
+)
+def test_a_stage_goes_on_under_another_engine_or_says_which_one_it_needs(tmp_path, tiny_llama, before, after):
+    """DDP and FSDP2 take up each other's checkpoints; DeepSpeed takes its own alone, in one stage of ZeRO."""
+    path, _ = stopped_sft(tmp_path, tiny_llama, before)
+    done = subprocess.run(
+        run(path, on_cpus(after, tmp_path)), env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    run_dir = tmp_path / "runs/tiny"
+    if after.startswith("zero") or before.startswith("zero"):
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert len(errors) == 1
+        wrote = "ZeRO-2 on 2 processes" if before == "zero2" else "without DeepSpeed"
+        assert re.search(f"was written by .*{wrote}.* start it as before, or delete .*/checkpoints", errors[0])
+        return
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "continues from checkpoint-" in done.stderr
+    logs = [rows(run_dir / "sft")]
+    shutil.rmtree(run_dir)
+    subprocess.run(run(path, on_cpus("ddp", tmp_path)), env=environment(), check=True, capture_output=True, timeout=300)
+    logs.append(rows(run_dir / "sft"))
+    for ours, theirs in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), ours["step"]
+
+
+@pytest.mark.scale
+@pytest.mark.parametrize("engine", ENGINE)
+def test_a_signal_ends_a_sharded_training_behind_its_step(tmp_path, tiny_llama, engine):
+    """What goes on then ends in the very weights of a run that nothing stopped; under FSDP2 on one process, too."""
+    path, config = stopped_sft(tmp_path, tiny_llama, engine)
+    folder = tmp_path / "runs/tiny"
     left = [file.name for file in (folder / ".sft.partial/checkpoints/checkpoint-5").iterdir()]
     assert all(name.endswith((".json", ".safetensors")) for name in left), "nothing is pickled"
     if engine == "fsdp2":
@@ -85,8 +129,8 @@ def test_a_signal_ends_a_sharded_training_behind_its_step(tmp_path, tiny_llama, 
         alone = subprocess.run(recipe, env=environment(), check=True, capture_output=True, text=True, timeout=300)
         assert "continues with 1 processes instead of 2" in alone.stderr
         shutil.copy(folder / "sft/metrics.jsonl", tmp_path / "alone.jsonl")
-        rows = [json.loads(line) for line in (tmp_path / "alone.jsonl").read_text().splitlines()]
-        losses = [[row["loss"] for row in log if "loss" in row] for log in (went_on, rows)]
+        by_one = [json.loads(line) for line in (tmp_path / "alone.jsonl").read_text().splitlines()]
+        losses = [[row["loss"] for row in log if "loss" in row] for log in (went_on, by_one)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     shutil.rmtree(tmp_path / "runs")
     subprocess.run(run(path, config), env=environment(), check=True, capture_output=True, timeout=300)

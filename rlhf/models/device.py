@@ -15,6 +15,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from rlhf.errors import UserError
 
+EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Variable by which accelerate has the main process alone read weights."""
+
 
 def process_state(patience: float | None = None) -> PartialState:
     """The state of a distributed launch (or of a single process), on CPUs where there is no accelerator.
@@ -30,7 +33,7 @@ def process_state(patience: float | None = None) -> PartialState:
     """
     timeout = {} if patience is None else {"timeout": timedelta(seconds=patience)}
     state = PartialState(cpu=not torch.accelerator.is_available(), **timeout)
-    if _asked("FSDP") and state.num_processes > 1:
+    if launch_asks_for("FSDP") and state.num_processes > 1:
         if state.distributed_type == DistributedType.MULTI_CPU:
             raise UserError(
                 "the accelerate config asks for FSDP, which accelerate does not run on CPUs: every process would hold "
@@ -43,7 +46,7 @@ def process_state(patience: float | None = None) -> PartialState:
     return state
 
 
-def _asked(engine: str) -> bool:
+def launch_asks_for(engine: str) -> bool:
     """Whether the accelerate config asks for `FSDP` or `DEEPSPEED`."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
@@ -70,7 +73,7 @@ def sharded(weight: torch.Tensor | None = None) -> bool:
     """
     if weight is not None:
         return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
-    return (_asked("FSDP") and process_state().num_processes > 1) or is_deepspeed_zero3_enabled()
+    return (launch_asks_for("FSDP") and process_state().num_processes > 1) or is_deepspeed_zero3_enabled()
 
 
 _claimed = False
@@ -91,24 +94,25 @@ def claim_sharding() -> bool:
     return _claimed
 
 
-def reads_weights() -> bool:
-    """Whether this process reads the weights of a model that a trainer will shard.
+def main_reads_alone() -> bool:
+    """Whether the main process alone reads the weights of a model that a trainer will shard, and sends them.
 
-    Every process reads them if each keeps whole weights. Otherwise the main process alone reads them, and the engine
-    sends the other processes their shards. With accelerate's `fsdp_cpu_ram_efficient_loading: false` every process
-    reads them under FSDP.
+    accelerate's `fsdp_cpu_ram_efficient_loading: false` has all of them read under FSDP.
     """
-    state = process_state()
-    sends = _claimed or (
-        os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true"
-        if _asked("FSDP")
-        else (is_deepspeed_zero3_enabled())
-    )
-    return state.is_main_process or not sends
+    if _claimed:
+        return True
+    if launch_asks_for("FSDP"):
+        return os.environ.get(EFFICIENT_LOADING, "false").lower() == "true"
+    return is_deepspeed_zero3_enabled()
 
 
-def said_by_main(value: Any) -> Any:
-    """The main process's value, on every process. Every process calls this."""
+def reads_weights() -> bool:
+    """Whether this process reads the weights of a model that a trainer will shard."""
+    return process_state().is_main_process or not main_reads_alone()
+
+
+def broadcast_from_main(value: Any) -> Any:
+    """The value of the main process, on every process. All of them call it."""
     return broadcast_object_list([value])[0]
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from transformers import (
@@ -32,11 +31,12 @@ from transformers.integrations import deepspeed
 from rlhf import network
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
-from rlhf.models.device import reads_weights
+from rlhf.models.device import EFFICIENT_LOADING, main_reads_alone, reads_weights
 from rlhf.models.heads import init_score_head
 from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, adapter_task, is_encoder
 from rlhf.models.tokenizer import Processor
+from rlhf.models.unwritten import match_main, unwritten
 from rlhf.models.weights import (
     Misfit,
     check_adapter,
@@ -49,8 +49,6 @@ from rlhf.models.weights import (
 )
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-"""Variable by which accelerate has the first process alone read weights."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +155,12 @@ def load_model(
     Raises:
         UserError: The model cannot be loaded, or has no head of this task and size and may get none.
     """
-    empty = spread and not reads_weights()
+    alone, empty = spread and main_reads_alone(), spread and not reads_weights()
     with whole_on_loading():
-        return _load_model(source, config, processor, task, labels, new_head, empty)
+        loaded = _load_model(source, config, processor, task, labels, new_head, empty)
+    if alone:
+        match_main(loaded.model, source.base)
+    return loaded
 
 
 def _load_model(
@@ -179,30 +180,10 @@ def _load_model(
         what = "reward head with 1 output" if labels == 1 else f"head for a {task.policy} policy"
         raise UserError(f"{source.base}: has no {what}; train one with the {'reward' if labels == 1 else 'sft'} stage")
     if empty:
-        return Loaded(_unwritten(task.model_class, model, processor), fresh)
+        return Loaded(unwritten(task.model_class, model, lambda made: _fit(made, processor)), fresh)
     if fresh:
         init_score_head(model)
     return Loaded(_finish(model, source, processor), fresh)
-
-
-def _unwritten(kind: Any, model: PreTrainedModel, processor: Processor) -> PreTrainedModel:
-    """A model on the meta device as one on the CPU with unwritten weights, which take no memory until they are written.
-
-    Buffers that are computed, such as rotary frequencies, have their values.
-    """
-    with init_empty_weights():
-        result: Any = kind.from_config(
-            model.config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
-        )
-    if isinstance(processor, PreTrainedTokenizerBase):
-        _make_room(result, len(processor))
-        _name_special_tokens(result, processor)
-    buffers = dict(result.named_buffers())
-    result.to_empty(device="cpu")
-    result.tie_weights()
-    for name, buffer in result.named_buffers():
-        buffer.copy_(buffers[name])
-    return result
 
 
 def load_policy(
@@ -255,14 +236,14 @@ def whole_on_loading() -> Iterator[None]:
     Under ZeRO-3 transformers would partition the weights while it reads them; DeepSpeed does when training begins.
     Under FSDP it would read them on the first process alone; a model that no trainer spreads is whole on all.
     """
-    settings, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(_EFFICIENT, None)
+    settings, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(EFFICIENT_LOADING, None)
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = settings
         if efficient is not None:
-            os.environ[_EFFICIENT] = efficient
+            os.environ[EFFICIENT_LOADING] = efficient
 
 
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
@@ -316,6 +297,13 @@ def _finish(model: PreTrainedModel, source: Source, processor: Processor) -> Pre
     if isinstance(processor, PreTrainedTokenizerBase):
         _name_special_tokens(model, processor)
     return model
+
+
+def _fit(model: PreTrainedModel, processor: Processor) -> None:
+    """Fit a model without an adapter to its tokenizer, as `_finish` does."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        _make_room(model, len(processor))
+        _name_special_tokens(model, processor)
 
 
 def _name_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

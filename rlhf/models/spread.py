@@ -129,15 +129,21 @@ def fits_whole(model: nn.Module, device: torch.device) -> bool:
     """
     weights = [weight for weight in model.parameters() if isinstance(weight, DTensor)]
     needed = sum(weight.numel() * weight.element_size() - weight.to_local().nbytes for weight in weights)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        free = pages // int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-    fits = torch.tensor(int(2 * needed <= free), device=device)
+    fits = torch.tensor(int(2 * needed <= _free_memory(device)), device=device)
     dist.all_reduce(fits, dist.ReduceOp.MIN)
     return bool(fits)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; 0 where the device does not say."""
+    if device.type == "cpu":
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return pages // int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    try:
+        free, _ = torch.accelerator.get_memory_info(device)
+        return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    except (AttributeError, NotImplementedError, RuntimeError):  # an older torch, or a device without such counts
+        return 0
 
 
 @torch.no_grad()

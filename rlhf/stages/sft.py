@@ -54,7 +54,7 @@ def dry_run(context: StageContext, ready: Ready) -> None:
 
 def run(context: StageContext) -> Metrics:
     """Train the policy."""
-    from rlhf.models.device import said_by_main
+    from rlhf.models.device import broadcast_from_main
     from rlhf.models.tasks import CAUSAL_LM
     from rlhf.policies.kinds import policy_kind
     from rlhf.prefix_sharing.support import packing_check
@@ -71,7 +71,7 @@ def run(context: StageContext) -> Metrics:
     else:
         policy = starting_policy(context, start, spread=True)
         packs = start.task is CAUSAL_LM and (args.packing or args.padding_free)
-        if packs and (reason := said_by_main(packing_check(policy.base_model))):
+        if packs and (reason := broadcast_from_main(packing_check(policy.base_model))):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
         model = adapted(policy, start, args)
     trainer: Any = _trainer(kind, ready, model, speedups_of(context))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -59,24 +59,72 @@ def placed(value: Any, like: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def placed_optimizer_state(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """The state of an optimizer, sharded like the parameters that it belongs to.
+def optimizer_state(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
+    """The state of an optimizer, with the `names` of its parameters in the order of their numbers.
 
     Args:
-        state: The result of `load_state` or `load_shards`.
-        optimizer: An optimizer with the same parameters in the same order.
+        optimizer: Its groups may be others when the state is read: engines group what is sharded by itself.
+        names: By the `id` of a parameter.
     """
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    of = dict(zip(numbers, parameters, strict=True))
-    own = {
-        number: {
-            name: placed(value, of[number]) if isinstance(value, torch.Tensor | Shard) else value
-            for name, value in values.items()
+    return {**optimizer.state_dict(), "names": [names[id(parameter)] for parameter in _parameters(optimizer)]}
+
+
+def placed_optimizer_state(
+    state: dict[str, Any], optimizer: Any, names: Mapping[int, str]
+) -> tuple[dict[str, Any], list[int]]:
+    """The state of an optimizer in the groups of another, sharded like the parameters that it belongs to.
+
+    Args:
+        state: What `load_state` or `load_shards` gave of an `optimizer_state`; without names its parameters are the
+            optimizer's in the same order.
+        optimizer: Which will load it.
+        names: By the `id` of a parameter.
+
+    Returns:
+        The state; and of each group of the optimizer the number of that group in the state which it continues.
+    """
+    groups, parameters = state["param_groups"], _parameters(optimizer)
+    numbers = [number for group in groups for number in group["params"]]
+    saved = state.get("names") or [names[id(parameter)] for parameter in parameters]
+    number_of = dict(zip(saved, numbers, strict=True))
+    group_of = {number: place for place, group in enumerate(groups) for number in group["params"]}
+    own: dict[int, tuple[torch.Tensor, int]] = {}
+    continued: list[int] = []
+    own_groups: list[dict[str, Any]] = []
+    for place, group in enumerate(optimizer.param_groups):
+        first = len(own)
+        for parameter in group["params"]:
+            own[len(own)] = (parameter, number_of[names[id(parameter)]])
+        empty = min(place, len(groups) - 1)
+        continued.append(group_of[own[first][1]] if group["params"] else empty)
+        own_groups.append({**groups[continued[-1]], "params": list(range(first, len(own)))})
+    states = {
+        place: {
+            name: placed(value, parameter) if isinstance(value, torch.Tensor | Shard) else value
+            for name, value in state["state"][number].items()
         }
-        for number, values in state["state"].items()
+        for place, (parameter, number) in own.items()
+        if number in state["state"]
     }
-    return {**state, "state": own}
+    return {"state": states, "param_groups": own_groups}, continued
+
+
+def _parameters(optimizer: Any) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def regrouped(schedule: dict[str, Any], continued: Sequence[int], groups: int) -> dict[str, Any]:
+    """The state of a schedule for an optimizer's groups.
+
+    Args:
+        schedule: Its lists of as many items as there were groups have an item for each.
+        continued: Of each group now, the number of the group then.
+        groups: How many there were.
+    """
+    return {
+        name: [value[number] for number in continued] if isinstance(value, list) and len(value) == groups else value
+        for name, value in schedule.items()
+    }
 
 
 def save_state(folder: Path, name: str, state: Any) -> None:

@@ -30,9 +30,11 @@ from rlhf.training.finite import FiniteTrainer
 from rlhf.training.states import (
     load_shards,
     load_state,
+    optimizer_state,
     placed,
     placed_optimizer_state,
     random_state,
+    regrouped,
     save_shards,
     save_state,
     set_random_state,
@@ -42,7 +44,8 @@ from rlhf.training.zero import load_zero_state, zero_state
 WEIGHTS = "weights.safetensors"
 """File of a checkpoint: everything that is trained."""
 SHARDS, OPTIMIZER, ZERO = "weights", "optimizer", "zero"
-"""Names of sharded weights, of the optimizer's state, of ZeRO's; files of processes are NAME-0, NAME-1 and so on."""
+"""Names of sharded weights, of the optimizer's state, of ZeRO's; files of processes are NAME-0, NAME-1 and so on. In
+those of ZeRO the number of its stage follows the name: zero3-0."""
 _GATHERED = ("_tr_loss", "_globalstep_last_logged", "_metrics", "_total_train_tokens", "_weights", "_steps", "_skipped")
 """What trainers gather between two logs, in memory alone; not every trainer has each."""
 
@@ -174,11 +177,11 @@ class ResumableTrainer(FiniteTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder, process = Path(output_dir), self.args.process_index
         if self.is_deepspeed_enabled:
-            save_shards(folder, ZERO, process, zero_state(self.optimizer.optimizer))
+            save_shards(folder, self._zero(), process, zero_state(self.optimizer.optimizer))
         elif is_spread(self.model):
-            save_shards(folder, OPTIMIZER, process, self.optimizer.state_dict())
+            save_shards(folder, OPTIMIZER, process, optimizer_state(self.optimizer, self._names()))
         elif self.args.should_save:
-            save_state(folder, OPTIMIZER, self.optimizer.state_dict())
+            save_state(folder, OPTIMIZER, optimizer_state(self.optimizer, self._names()))
         if self.args.should_save:
             save_state(folder, "scheduler", self.lr_scheduler.state_dict())
 
@@ -186,26 +189,39 @@ class ResumableTrainer(FiniteTrainer):
         if checkpoint is None:
             return
         folder, process = Path(checkpoint), self.args.process_index
-        self._check_engine(folder)
+        schedule = load_state(folder, "scheduler")
         if self.is_deepspeed_enabled:
-            load_zero_state(self.optimizer.optimizer, load_shards(folder, ZERO, process), self.args.world_size)
+            load_zero_state(self.optimizer.optimizer, load_shards(folder, self._zero(), process), self.args.world_size)
         else:
             whole = (folder / f"{OPTIMIZER}.json").is_file()
-            state = load_state(folder, OPTIMIZER) if whole else load_shards(folder, OPTIMIZER, process)
-            self.optimizer.load_state_dict(placed_optimizer_state(state, self.optimizer))
-        self.lr_scheduler.load_state_dict(load_state(folder, "scheduler"))
+            saved = load_state(folder, OPTIMIZER) if whole else load_shards(folder, OPTIMIZER, process)
+            state, continued = placed_optimizer_state(saved, self.optimizer, self._names())
+            self.optimizer.load_state_dict(state)
+            schedule = regrouped(schedule, continued, len(saved["param_groups"]))
+        self.lr_scheduler.load_state_dict(schedule)
+
+    def _names(self) -> dict[int, str]:
+        """Names of the trained weights, by their `id`."""
+        return {id(weight): name for name, weight in self._trained().items()}
+
+    def _zero(self) -> str:
+        """Name of what DeepSpeed keeps: its stages keep it in different forms."""
+        return f"{ZERO}{self.accelerator.state.deepspeed_plugin.zero_stage}"
 
     def _check_engine(self, checkpoint: Path) -> None:
-        """Check that what wrote a checkpoint can continue from it.
+        """Check that what wrote a checkpoint can continue from it, before any of it is read.
 
         Raises:
-            UserError: DeepSpeed wrote it and does not run now, or on another number of processes, or the reverse.
+            UserError: DeepSpeed wrote it and does not run now, in another stage or on another number of processes; or
+                the reverse.
         """
-        parts = len(list(checkpoint.glob(f"{ZERO}-*.json")))
-        if bool(parts) != self.is_deepspeed_enabled or (parts and parts != self.args.world_size):
-            wrote = f"DeepSpeed on {parts} processes" if parts else "a launch without DeepSpeed"
+        wrote = [file.name.rpartition("-")[0] for file in checkpoint.glob(f"{ZERO}*-*.json")]
+        if wrote != ([self._zero()] * self.args.world_size if self.is_deepspeed_enabled else []):
+            before = "a launch without DeepSpeed"
+            if wrote:
+                before = f"DeepSpeed's ZeRO-{wrote[0].removeprefix(ZERO)} on {len(wrote)} processes"
             raise UserError(
-                f"{checkpoint}: was written by {wrote}, and only such a launch continues from it; start it as before, "
+                f"{checkpoint}: was written by {before}, and only such a launch continues from it; start it as before, "
                 f"or delete {checkpoint.parent} to begin the stage anew"
             )
 
@@ -242,8 +258,11 @@ class ResumableTrainer(FiniteTrainer):
         Raises:
             Interrupted: A signal came; behind the step that it came in there is a checkpoint.
             Incident: A number is not finite.
+            UserError: Another engine wrote the checkpoint, in a form that this launch cannot continue from.
         """
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed_from is not None:
+            self._check_engine(self._resumed_from)
         with interrupts.deferred("stopping after the current step; another signal ends the run at once"):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -45,3 +46,15 @@ def save_classifier(base: Path, folder: Path, names: tuple[str, ...], seed: int 
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder
+
+
+def untied(folder: Path, base: Path) -> Path:
+    """A copy of a model whose head is a matrix of its own."""
+    model = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(folder / "untied")
+    assert "lm_head.weight" in load_file(folder / "untied/model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / "untied" / name).write_bytes((base / name).read_bytes())
+    return folder / "untied"

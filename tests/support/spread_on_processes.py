@@ -66,8 +66,8 @@ def main(out: str, base: str, kind: str, settings: str = "{}") -> None:
     results = {
         name: trained(folder / name, Path(base), adapter, name == "spread", fields) for name in ("ddp", "spread")
     }
-    if "save_steps" in fields:  # from the first checkpoint of each on; with an adapter also as the other does
-        ways = {"ddp": True, "spread": True, "whole": False} if adapter else {"spread": True}
+    if "save_steps" in fields:  # from the first checkpoint of each on, also as the other does
+        ways = {"ddp": True, "spread": True, "whole": False}
         for name, spreads in ways.items():
             first = folder / ("spread" if name == "whole" else name) / f"checkpoint-{fields['save_steps']}"
             given = {name: value for name, value in fields.items() if not name.startswith("save_")}

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.training.states import load_state, random_state, save_state, set_random_state
+from rlhf.training.states import (
+    load_state,
+    optimizer_state,
+    placed_optimizer_state,
+    random_state,
+    regrouped,
+    save_state,
+    set_random_state,
+)
 
 
 def test_states_come_back_as_they_were(tmp_path):
@@ -54,3 +62,45 @@ def test_random_generators_go_on_where_they_were(tmp_path):
     assert draw() != drawn
     set_random_state(load_state(tmp_path, "rng"))
     assert draw() == drawn
+
+
+def test_an_optimizer_goes_on_in_other_groups(tmp_path):
+    """Each parameter keeps its own state and rate, whatever stands in its group; so does the schedule of each rate."""
+    weights = {name: torch.nn.Parameter(torch.zeros(size)) for name, size in (("a", 2), ("b", 2), ("c", 3))}
+    names = {id(weight): name for name, weight in weights.items()}
+
+    def grouped(*groups):
+        optimizer = torch.optim.AdamW([{"params": [weights[n] for n in of], "lr": rate} for of, rate in groups])
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    before, schedule = grouped(("ac", 0.1), ("b", 0.2))
+    for number, weight in enumerate(weights.values()):
+        weight.grad = torch.full_like(weight, 1.0 + number)
+    before.step()
+    schedule.step()
+    save_state(tmp_path, "optimizer", optimizer_state(before, names))
+    after, later = grouped(("b", 0.2), ("a", 0.1), ("c", 0.1))
+    saved = load_state(tmp_path, "optimizer")
+    state, continued = placed_optimizer_state(saved, after, names)
+    after.load_state_dict(state)
+    later.load_state_dict(regrouped(schedule.state_dict(), continued, len(saved["param_groups"])))
+    assert continued == [1, 0, 0]
+    for weight in weights.values():
+        assert torch.equal(after.state[weight]["exp_avg"], before.state[weight]["exp_avg"])
+    assert [group["lr"] for group in after.param_groups] == [0.1, 0.05, 0.05]
+    after.step()
+    later.step()
+    assert later.get_last_lr() == pytest.approx([0.2 / 3, 0.1 / 3, 0.1 / 3])
+
+
+def test_an_optimizer_goes_on_from_a_state_without_names():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    names = {id(weight): str(number) for number, weight in enumerate(weights)}
+    before, after = (torch.optim.AdamW([{"params": weights[::-1]}, {"params": []}]) for _ in range(2))
+    weights[1].grad = torch.ones(2)
+    before.step()
+    state, continued = placed_optimizer_state(before.state_dict(), after, names)
+    after.load_state_dict(state)
+    assert continued == [0, 1]
+    assert torch.equal(after.state[weights[1]]["exp_avg"], before.state[weights[1]]["exp_avg"])
+    assert weights[0] not in after.state
