@@ -25,7 +25,7 @@ PACKAGES=(accelerate datasets datasketch dill hf-xet httpcore2 httpx2 huggingfac
 
 prepare() {
   mkdir -p $GPU_FOLDER/wheels $GPU_FOLDER/trl
-  local to="--only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64"
+  local to="--only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --platform manylinux2014_x86_64"
   local wanted=()
   for name in "${PACKAGES[@]}"; do
     line=$(grep -i "^${name//_/[-_]}==" constraints.txt || true)
