@@ -224,7 +224,7 @@ def test_an_image_alone_is_what_it_is_in_a_batch(images, pictures):
 def test_the_first_ratio_of_images_is_one_and_no_statistics_move(images, pictures):
     before = {name: buffer.clone() for name, buffer in images.named_buffers()}
     completions = images.sample(pictures, [[number] for number in range(6)])
-    log_probs_BT, _ = images("policy", images.pack(pictures, completions))
+    log_probs_BT = images("policy", images.pack(pictures, completions)).log_probs_BT
     sampled = torch.tensor([completion.log_probs for (completion,) in completions])
     torch.testing.assert_close(log_probs_BT, sampled, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(buffer, before[name]) for name, buffer in images.named_buffers())
