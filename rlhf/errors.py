@@ -30,6 +30,10 @@ class UserError(Exception):
         super().__init__(line if len(line) <= _LINE else f"{line[: _LINE - _LINE // 4]} … {line[-_LINE // 4 :]}")
 
 
+class SamplerFailed(UserError):
+    """A sampler cannot go on. Every process that samples raises it, so that all can write a checkpoint first."""
+
+
 class Defect(Exception):
     """A bug of this package; the message is one line without secrets. The command line exits with code 1."""
 

@@ -19,7 +19,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from rlhf.errors import UserError
 from rlhf.models.roles import Roles
 from rlhf.policies import cache as caches
 from rlhf.policies.completion import Completion
@@ -43,10 +42,6 @@ class Batching(Enum):
     """The model counts padding as tokens, or sees it."""
     WHOLE = "prompts of one length, every completion with its prompt, to the end of the last"
     """What the model keeps of its tokens can be neither repeated nor thinned out from outside."""
-
-
-class SamplerFailed(UserError):
-    """A sampler cannot go on. Every process that samples raises it, so that all can write a checkpoint first."""
 
 
 class Sampler(Protocol):

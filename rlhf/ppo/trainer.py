@@ -20,12 +20,10 @@ from torch import nn
 from transformers import Trainer
 
 from rlhf import interrupts
-from rlhf.errors import Incident, UserError
-from rlhf.models.spread import settle
+from rlhf.errors import Incident, SamplerFailed, UserError
 from rlhf.objectives.kl import adapt_kl_coefficient
 from rlhf.policies.completion import row_seed
 from rlhf.policies.protocol import Input, Outputs, Policy
-from rlhf.policies.sampler import SamplerFailed
 from rlhf.ppo import diagnostics
 from rlhf.ppo.config import PPOConfig, round_to_rollouts
 from rlhf.ppo.loss import micro_batch_loss
@@ -177,7 +175,7 @@ class PPOTrainer(SpreadTrainer, Trainer):
             policy=self.policy, rewards=self.rewards, inputs=inputs, groups=self.policy.sample(inputs, seeds),
             batch_size=args.per_device_eval_batch_size,
         ).to(args.device)  # fmt: skip
-        settle()
+        self.serve_other_processes()
         every = self.accelerator.gather(scores_BK).cpu()
         # process r has places r, r + world, …; what was sampled only to give all of them as many is left out
         place = torch.arange(count).view(-1, world).T.flatten()
@@ -345,7 +343,7 @@ class PPOTrainer(SpreadTrainer, Trainer):
         """Sum over processes."""
         if self.args.world_size == 1:
             return tensor
-        settle()
+        self.serve_other_processes()
         return self.accelerator.reduce(tensor.to(self.args.device), "sum").to(tensor.device)
 
     # checkpoints

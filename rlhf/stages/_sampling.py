@@ -31,8 +31,8 @@ def settle_sampler(
     Raises:
         UserError: It cannot.
     """
+    from rlhf.errors import SamplerFailed
     from rlhf.evaluation.shares import is_main
-    from rlhf.policies.sampler import SamplerFailed
     from rlhf.policies.vllm.limits import vllm_problem
     from rlhf.policies.vllm.running import absent_or_checked
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from rlhf.models.device import sharded
 from rlhf.models.shards import is_spread
-from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand
+from rlhf.models.spread import average_gradients, fits_whole, gathered, gathered_on_demand, settle
 from rlhf.training.trainer import ResumableTrainer
 
 
@@ -59,6 +59,11 @@ class SpreadTrainer(ResumableTrainer):
                 )
         with gathered(self.model) if self.gathers else gathered_on_demand(self.model):
             yield
+
+    @staticmethod
+    def serve_other_processes() -> None:
+        """Gather layers for the other processes within `free_calls`, until all have called this: before they meet."""
+        settle()
 
 
 def parameter_groups(parameters: Iterable[tuple[nn.Parameter, float, float]]) -> list[dict[str, Any]]:

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from rlhf.errors import SamplerFailed
 from rlhf.models.device import process_state
 from rlhf.models.spread import spread
-from rlhf.policies.sampler import SamplerFailed
 from rlhf.policies.settings import SamplingSettings
 from rlhf.policies.vllm.sampler import VllmSampler
 from tests.support.ppo import PPOTrainer, make_roles, make_trainer

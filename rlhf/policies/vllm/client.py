@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from rlhf.policies.sampler import SamplerFailed
+from rlhf.errors import SamplerFailed
 from rlhf.rewards.http import complaint, key_of, may_recover, on_a_line
 from rlhf.rewards.retry import retry_delay
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.policies.sampler import SamplerFailed
+from rlhf.errors import SamplerFailed
 from rlhf.policies.settings import SamplingSettings
 from rlhf.policies.vllm.client import Client, Refused
 from rlhf.policies.vllm.limits import OLDEST, largest_rank, room_for

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from accelerate.utils import broadcast_object_list, gather_object
 
-from rlhf.errors import UserError, reason
+from rlhf.errors import SamplerFailed, UserError, reason
 from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY, Roles
 from rlhf.policies.completion import Completion
-from rlhf.policies.sampler import SamplerFailed
 from rlhf.policies.settings import SamplingSettings
 from rlhf.policies.vllm.client import TIMEOUT, Client, Refused
 from rlhf.policies.vllm.limits import largest_rank, room_for

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.policies.sampler import SamplerFailed
+from rlhf.errors import SamplerFailed
 from rlhf.policies.vllm import run_server
 from rlhf.policies.vllm.client import KEY, SOCKET, Client
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.errors import SamplerFailed
 from rlhf.models.roles import Roles
-from rlhf.policies.sampler import SamplerFailed
 from rlhf.policies.settings import SamplingSettings
 from rlhf.policies.vllm import client
 from rlhf.policies.vllm.sampler import VllmSampler

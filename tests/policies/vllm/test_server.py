@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.policies.sampler import SamplerFailed
+from rlhf.errors import SamplerFailed
 from rlhf.policies.vllm.server import Server, first_error
 
 MODULE = '''
