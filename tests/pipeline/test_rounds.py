@@ -18,6 +18,7 @@ from rlhf.data.votes import read_votes
 from rlhf.errors import UserError
 from rlhf.models.load import adapter_config
 from rlhf.pipeline import folder, identity, rounds, runner
+from rlhf.pipeline.launch_file import Launch
 from rlhf.pipeline.runs import find_run, pick_stage
 from tests.support.kill import at_every_change
 from tests.support.projects import make_project, write_project
@@ -230,7 +231,7 @@ def test_processes_that_are_launched_are_told_their_round(project, monkeypatch, 
             return 0
 
     monkeypatch.setattr(runner.subprocess, "Popen", Launcher)
-    runner._accelerate(made, "dpo", "key", tmp_path / "ddp.yaml")
+    runner._accelerate(made, "dpo", "key", Launch(tmp_path / "ddp.yaml"), None)
     place = commands[0].index("--round")
     assert commands[0][place : place + 4] == ["--round", "2", str(project.path), "dpo"]
     assert rounds.of_round(load_project(project.path), 2) == made

@@ -4,7 +4,7 @@ from datetime import timedelta
 from transformers import TrainerState
 
 from rlhf.models import device
-from rlhf.pipeline import execute
+from rlhf.pipeline import execute, peers
 from rlhf.pipeline.stage import guarded
 from rlhf.training import logs
 
@@ -59,9 +59,10 @@ def test_processes_wait_for_each_other_as_long_as_the_stage_says(monkeypatch):
 
     monkeypatch.setattr(device, "PartialState", FakeState)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    execute._wait(7200)
     execute._wait()
-    assert given == [timedelta(hours=2), None]
+    monkeypatch.setattr(peers, "patience", 7200.0)
+    execute._wait()
+    assert given == [timedelta(minutes=30), timedelta(hours=2)]
 
 
 def test_an_interrupt_is_one_line(capfd):
