@@ -185,6 +185,10 @@ NAMES = (
     # accelerate and Python itself: rlhf/models, rlhf/pipeline
     LibraryName("accelerate.commands.launch:main", "stages are launched without a traceback of the launcher's own"),
     LibraryName("accelerate.commands.config.config_args:default_config_file", "the machine's own accelerate config"),
+    LibraryName(
+        "accelerate.commands.config.config_args:load_config_from_file", "a config is read as by the launcher",
+        takes="config_file",
+    ),
     LibraryName("torch.nn:Module._non_persistent_buffers_set", "tells buffers that no file has", instance=True),
     LibraryName("sys:_current_frames", "where a process is while another waits for it"),
     LibraryName("accelerate:Accelerator._original_forward", "a probe is computed without training's autocast",
