@@ -150,6 +150,51 @@ def reduced(numbers: int, size: int, processes: int) -> float:
     return 2 * gathered(numbers, size, processes)
 
 
+def step_bytes(model: Model, rank: int | None, reference: bool, size: int, processes: int) -> float:
+    """Bytes that a process receives in an optimizer step of SFT or DPO, in one micro-batch.
+
+    Layers and embedding are gathered forward, backward and for the reference. The head stays from forward to backward.
+    Adapters are sharded and gathered with their layers. Gradients of what is trained are scattered.
+
+    Args:
+        model: The shapes.
+        rank: Of the adapters; None if all weights are trained.
+        reference: Whether a reference computes the same.
+        size: Bytes of a weight as it is gathered, and of a gradient of one.
+        processes: Of the launch.
+    """
+    adapters = 0 if rank is None else model.adapter(rank)
+    numbers = (2 + reference) * (model.numbers + adapters) - model.head
+    return gathered(numbers + (model.numbers if rank is None else adapters), size, processes)
+
+
+def ppo_step_bytes(
+    model: Model, rank: int | None, critic: str, size: int, processes: int, micro_batches: float = 1.0
+) -> float:
+    """Bytes that a process receives in an optimizer step of PPO.
+
+    The critic has no head. With LoRA nothing is computed backward through the embedding, and the adapters' gradients
+    are all-reduced in float32. With all weights, everything is gathered twice and its gradients are scattered.
+
+    Args:
+        model: Shapes of policy and critic.
+        rank: Of the adapters; None if all weights are trained.
+        critic: `separate` or `shared`.
+        size: Bytes of a weight as it is gathered, and of a gradient of one.
+        processes: Of the launch.
+        micro_batches: Of the step.
+    """
+    roles = 2 if critic == "separate" else 1
+    layers = model.numbers - 2 * model.head
+    if rank is None:
+        trained = roles * model.numbers - (roles - 1) * model.head
+        numbers, gradients = 2 * trained, gathered(trained, size, processes)
+    else:
+        numbers = roles * (2 * layers + model.head) + 2 * model.head
+        gradients = roles * reduced(model.adapter(rank), FP32, processes)
+    return micro_batches * gathered(numbers, size, processes) + gradients
+
+
 def activations(model: Model, tokens: int, checkpointing: bool) -> float:
     """Bytes of bf16 that forward keeps for backward, attention never holding all pairs.
 

@@ -25,16 +25,16 @@ from arithmetic import (
     LLAMA_8B,
     LLAMA_70B,
     PEAK_FLOPS,
-    Model,
     activations,
     forward_flops,
     gathered,
     logits,
     passes,
     ppo_flops,
-    reduced,
+    ppo_step_bytes,
+    step_bytes,
 )
-from efficiency_tables import memory_table, time_table
+from efficiency_tables import counted, measured, memory_table, time_table
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS, MEMORY = 8, 80e9
@@ -86,6 +86,11 @@ class Plan:
     def reference(self) -> bool:
         """Whether there is a reference."""
         return self.stage != "sft"
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the adapters; None if all weights are trained."""
+        return RANK if self.lora else None
 
     @property
     def label(self) -> str:
@@ -164,42 +169,9 @@ def step(plan: Plan) -> dict[str, float]:
     forward = plan.rows * forward_flops(model, plan.length, head)
     needed = forward * (passes(plan.lora) + plan.reference)
     computed = needed + forward  # backward computes every layer again
-    moved = (2 + plan.reference) * gathered(model.numbers, BF16, GPUS) + gradient_bytes(plan)
+    moved = step_bytes(model, plan.rank, plan.reference, BF16, GPUS)
     seconds = max(computed / MATMUL, moved / LINK)
     return _row(needed, computed, moved, seconds, plan.rows * plan.length)
-
-
-def gradient_bytes(plan: Plan) -> float:
-    """Bytes of a step's gradients: of adapters an all-reduce in float32, of weights a scatter in bf16."""
-    model = SIZES[plan.model]
-    return reduced(model.adapter(RANK), FP32, GPUS) if plan.lora else gathered(model.numbers, BF16, GPUS)
-
-
-def ppo_step_bytes(
-    model: Model, lora: bool, critic: str, size: int, processes: int, micro_batches: float = 1.0
-) -> float:
-    """Bytes that a process receives in an optimizer step of PPO.
-
-    The critic has no head. With LoRA nothing is computed backward through the embedding, and the adapters' gradients
-    are all-reduced in float32. With all weights, everything is gathered twice and its gradients are scattered.
-
-    Args:
-        model: Shapes of policy and critic.
-        lora: Whether adapters are trained.
-        critic: `separate` or `shared`.
-        size: Bytes of a weight as it is gathered, and of a gradient of one.
-        processes: Of the launch.
-        micro_batches: Of the step.
-    """
-    roles = 2 if critic == "separate" else 1
-    layers = model.numbers - 2 * model.head
-    if lora:
-        numbers = roles * (2 * layers + model.head) + 2 * model.head
-        gradients = roles * reduced(model.adapter(RANK), FP32, processes)
-    else:
-        trained = roles * model.numbers - (roles - 1) * model.head
-        numbers, gradients = 2 * trained, gathered(trained, size, processes)
-    return micro_batches * gathered(numbers, size, processes) + gradients
 
 
 def _rollout(plan: Plan) -> dict[str, float]:
@@ -212,7 +184,7 @@ def _rollout(plan: Plan) -> dict[str, float]:
     trained = plan.epochs * size * roles * one
     micro_batches = plan.epochs * size / plan.rows
     gather = gathered(model.numbers, BF16, GPUS)
-    in_training = plan.epochs * ppo_step_bytes(model, plan.lora, plan.critic, BF16, GPUS, micro_batches / plan.epochs)
+    in_training = plan.epochs * ppo_step_bytes(model, plan.rank, plan.critic, BF16, GPUS, micro_batches / plan.epochs)
     in_measuring = 0.0 if plan.rollout == "gathered" else 3 * gather * size / MEASURED_AT_ONCE
     computing = trained * (passes(plan.lora) + 1)
     seconds = sampled + max(measuring / MATMUL, in_measuring / LINK) + max(computing / MATMUL, in_training / LINK)
@@ -285,42 +257,6 @@ def results() -> list[dict[str, Any]]:
     return found
 
 
-def received(sharding: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Of PPO with LoRA on CPU processes: a phase, bytes by the formulas here, and the bytes that were counted."""
-    size = sharding["size"]
-    names = ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocabulary", "tied")
-    model, found = Model(**{name: size[name] for name in names}), []
-    for count, result in sharding["rows"]["ppo-lora"].items():
-        if (processes := int(count)) > 1:
-            formulas = {
-                "rollout": gathered(model.numbers, FP32, processes),
-                "step": ppo_step_bytes(model, True, "separate", FP32, processes),
-            }
-            for phase, formula in formulas.items():
-                found.append((f"{phase}, {processes} processes", formula, sum(result["received"][phase].values())))
-    return found
-
-
-def counted(sharding: dict[str, Any]) -> str:
-    """The same as a table in Markdown."""
-    lines = ["| PPO, LoRA | MB by the formula | MB counted |", "|---|---|---|"]
-    lines += [f"| {name} | {formula / 1e6:.2f} | {count / 1e6:.2f} |" for name, formula, count in received(sharding)]
-    return "\n".join(lines)
-
-
-def measured(ppo: dict[str, Any]) -> str:
-    """The rows of results/ppo.json against operations by the same formula, in Markdown."""
-    flops = {run["row"]: run["flops"] for run in ppo["runs"]}
-    lines = ["| | TFLOP by the formula | seconds | GFLOP/s | of square products on that machine |",
-             "|---|---|---|---|---|"]  # fmt: skip
-    for name, row in ppo["rows"].items():
-        seconds = row["seconds"]["median"]
-        rate = flops[name] / seconds
-        share = rate / ppo["peak"]["matmul_flops"]
-        lines.append(f"| {name} | {flops[name] / 1e12:.2f} | {seconds:.1f} | {rate / 1e9:.0f} | {share:.0%} |")
-    return "\n".join(lines)
-
-
 def write_section(page: Path, name: str, text: str) -> None:
     """Put a text between a page's markers."""
     old = page.read_text(encoding="utf-8")
@@ -358,7 +294,8 @@ def page(rows: list[dict[str, Any]], folder: Path) -> str:
         text += counted(json.loads(file.read_text(encoding="utf-8")))
     file = folder / "ppo.json"
     if file.is_file() and "peak" in (ppo := json.loads(file.read_text(encoding="utf-8"))):
-        text += "\n\nThe same operations against what was timed on two CPU cores (`benchmarks/results/ppo.json`):\n\n"
+        text += "\n\nThe same operations against what was timed on two CPU cores (`benchmarks/results/ppo.json`). Four "
+        text += "completions share a prompt that the formula counts four times, so such rows can exceed 100%:\n\n"
         text += measured(ppo)
     return text
 

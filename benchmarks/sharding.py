@@ -42,28 +42,30 @@ NAMES = {
 def expected(case: str, lora: bool, sizes: dict[str, int], processes: int) -> dict[str, float]:
     """Bytes that a process receives in a rollout of PPO and in an optimizer step of one micro-batch.
 
-    With W = L + E + H bytes in layers, embedding and head, T bytes trained by LoRA, and N processes:
+    With W = L + E + H bytes in layers, embedding and head, T bytes trained by LoRA (in DPO sharded, and part of L), and
+    N processes:
 
         PPO, LoRA    rollout  W                    the one base, once
                      step     4L + 2E + 2H + 2T    forward and backward of policy and critic, which has no head; the
                                                    embedding has no backward pass; adapters all-reduced
         PPO, whole   rollout  3W − H               policy, critic and reference
                      step     6W − 3H              each of policy and critic gathered twice, gradients scattered
-        DPO, LoRA    step     3 (W + T) + T        policy forward and backward, reference; gradients scattered
-        DPO, whole   step     4W                   the same, the reference a model of its own
+        DPO, LoRA    step     3W − H + T           policy forward and backward, reference; the head stays from forward
+                                                   to backward; gradients of the adapters scattered
+        DPO, whole   step     4W − H               the same, the reference a model of its own
 
     all times (N − 1) / N.
 
     Args:
         case: `ppo` or `dpo`.
         lora: Whether adapters are trained.
-        sizes: Bytes in `layers`, `embedding`, `head`, and of what is `trained`.
+        sizes: Bytes in `layers` with the adapters that are sharded, `embedding`, `head`, and of what is `trained`.
         processes: N.
     """
     layers, embedding, head, trained = (sizes[name] for name in ("layers", "embedding", "head", "trained"))
     whole = layers + embedding + head
     if case == "dpo":
-        rollout, step = 0, 4 * whole if not lora else 3 * (whole + trained) + trained
+        rollout, step = 0, 3 * whole - head + trained
     elif lora:
         rollout, step = whole, 4 * layers + 2 * embedding + 2 * head + 2 * trained
     else:
