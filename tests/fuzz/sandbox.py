@@ -224,9 +224,8 @@ def _main(request: dict[str, Any]) -> int:
     runner._fork_server = lambda: multiprocessing.get_context("fork")
     if not request["trains"]:
         runner._run = lambda *arguments: None
-        cli._report = lambda folder: folder  # type: ignore[assignment]
-        if request["command"][0] in ("report", "evaluate"):
-            importlib.reload(cli)
+        if request["command"][0] != "evaluate":
+            cli.training.print_report = lambda folder: folder
     sys.argv = ["rlhf", *request["command"]]
     try:
         cli.main()
