@@ -57,7 +57,7 @@ def description(path: Path) -> str:
 def lines(folder: Path, depth: int = 0) -> Iterator[str]:
     """A folder's line and those of what is in it, files first."""
     yield line_of(folder, depth)
-    inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(("__", "."))]
+    inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith(("__init__", "__pycache__", "."))]
     for path in sorted(inner, key=lambda path: (path.is_dir(), path.name)):
         if path.is_dir():
             yield from lines(path, depth + 1)
