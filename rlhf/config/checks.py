@@ -52,6 +52,12 @@ def check(project: ProjectConfig) -> None:
         last = StageId(name, stage.seeds - 1)
         if problem := SEEDS.problem(seed := project.stage_seed(str(last))):
             raise UserError(f"{where}: seed: {problem}, and stages.{last} would have {seed}")
+        model = project.stage_model(name)
+        if model.quantization is not None and model.adapter is None and stage_of(name).trainer:
+            raise UserError(
+                f"{where}: stages.{name}: adapter: null trains all weights, and weights in 4 bits (model.quantization) "
+                "cannot be trained; give an adapter, or leave quantization out"
+            )
         if stage.model is not None and stage.model.name_or_path is None:
             raise UserError(f"{where}: stages.{name}.model: name_or_path is missing")
         others = {BASE, *project.stage_names} - {name}

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from rlhf.config.ranges import Interval
+from rlhf.config.stage_id import StageId as StageId  # part of a project's interface
 
 STRICT = ConfigDict(extra="forbid")
 
@@ -269,31 +270,6 @@ class PublishConfig:
     """Publish merged weights instead of the adapter."""
     private: Flag = True
     """Create the repository as private."""
-
-
-@dataclass(frozen=True, order=True)
-class StageId:
-    """A stage of a project: which stage, and which training of it, each with a seed of its own."""
-
-    kind: str
-    """The stage: the name of its file in `rlhf/stages/`."""
-    repetition: int = 0
-    """0 for the first; what follows the stage starts from that one."""
-
-    @classmethod
-    def parse(cls, name: str) -> StageId:
-        """What a name says: `dpo`, or `dpo@2`.
-
-        Raises:
-            ValueError: It is neither.
-        """
-        kind, at, number = name.partition("@")
-        if at and not number.isdecimal():
-            raise ValueError(f"not the name of a stage: {name}")
-        return cls(kind, int(number or 0))
-
-    def __str__(self) -> str:
-        return f"{self.kind}@{self.repetition}" if self.repetition else self.kind
 
 
 @dataclass(frozen=True, config=STRICT)
