@@ -55,7 +55,9 @@ class ModelConfig:
     adapter: dict[str, Any] | None = dataclasses.field(default_factory=lambda: {"r": 16})
     """Fields of `peft.LoraConfig`; null trains all weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type the weights are loaded in."""
+    """Type the weights are loaded in, and computed in where they are quantized."""
+    quantization: Literal["nf4"] | None = None
+    """Hold the frozen weights of the linear layers in 4 bits (QLoRA): less memory, slower steps. Needs an adapter."""
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2`; null lets transformers choose."""
     chat_template: str | None = None
