@@ -17,15 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.config.project import (
-    SUPPLIERS,
-    DatasetConfig,
-    ProjectConfig,
-    RewardConfig,
-    SourceConfig,
-    StageConfig,
-    StageId,
-)
+from rlhf.config.project import ProjectConfig, RewardConfig, StageConfig, StageId
+from rlhf.config.sets import SUPPLIERS, DatasetConfig, SourceConfig
 from rlhf.errors import RowsToCome, UserError
 
 Metrics = dict[str, Any]

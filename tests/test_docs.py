@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 
-from rlhf.config import project as config_project
+from rlhf.config import project, sets
 from rlhf.config.load import load_project
 from rlhf.data.formats import find, formats
 from rlhf.errors import UserError
@@ -342,10 +342,11 @@ def test_every_row_of_the_formats_page_is_recognised_as_what_it_is_called():
 
 
 def fields_of_config() -> list[tuple[str, str, bool]]:
-    """(class, field, whether a docstring stands below it) of every dataclass in rlhf/config/project.py."""
+    """(class, field, whether a docstring stands below it) of every dataclass of a project's sections."""
     fields = []
-    for node in ast.parse((ROOT / "rlhf/config/project.py").read_text()).body:
-        if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(config_project, node.name)):
+    bodies = [(module, ast.parse(Path(module.__file__).read_text()).body) for module in (project, sets)]
+    for module, node in ((module, node) for module, body in bodies for node in body):
+        if isinstance(node, ast.ClassDef) and dataclasses.is_dataclass(getattr(module, node.name)):
             for line, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(line, ast.AnnAssign):
                     documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from rlhf.config.project import ProjectConfig, SourceConfig
+from rlhf.config.project import ProjectConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.prepare import evaluation_prompts, iter_records

@@ -18,20 +18,17 @@ from pydantic import TypeAdapter, ValidationError
 from rlhf.config import trainer_fields
 from rlhf.config.checks import check
 from rlhf.config.project import (
-    DataConfig,
-    DatasetConfig,
     EvaluateConfig,
-    LimitsConfig,
     ModelConfig,
     ProjectConfig,
     PublishConfig,
     RetainConfig,
     RewardConfig,
     RoundsConfig,
-    SourceConfig,
     StageConfig,
 )
 from rlhf.config.ranges import shown
+from rlhf.config.sets import DataConfig, DatasetConfig, LimitsConfig, SourceConfig
 from rlhf.config.yaml_loader import NotYaml, parse_value, read
 from rlhf.errors import UserError, unknown_name
 from rlhf.secrets import remember

@@ -6,36 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
+from rlhf.config.fields import PLAIN, STRICT, Count, Flag, within
 from rlhf.config.ranges import Interval
+from rlhf.config.sets import DataConfig, Weight
 from rlhf.config.stage_id import StageId as StageId  # part of a project's interface
 
-STRICT = ConfigDict(extra="forbid")
-
-
-def _within(interval: str | Interval) -> AfterValidator:
-    """Check that a number lies in an interval."""
-    interval = Interval.of(interval) if isinstance(interval, str) else interval
-
-    def validate(value: float) -> float:
-        if problem := interval.problem(value):
-            raise PydanticCustomError("interval", "{problem}", {"problem": problem})
-        return value
-
-    return AfterValidator(validate)
-
-
-_PLAIN = Field(strict=True)
-"""A number is no boolean, and no text that looks like one."""
 SEEDS = Interval.of("[0, 4294967295]")  # what NumPy takes
 MOST_SEEDS = 100
-Flag = Annotated[bool, _PLAIN]
-Share = Annotated[float, _PLAIN, _within("[0, 1]")]
-Count = Annotated[int, _PLAIN, _within("[1, 1e9]")]
-Seed = Annotated[int, _PLAIN, _within(SEEDS)]
+Seed = Annotated[int, PLAIN, within(SEEDS)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -68,107 +48,6 @@ class ModelConfig:
     """Padding token, where the tokenizer names none or the same as EOS."""
 
 
-VOTES = "votes:"
-"""Before the folder or the name of a run, as a source: what people said of its policies."""
-MOST_WEIGHT = 1000
-Weight = Annotated[float, _PLAIN, _within(f"(0, {MOST_WEIGHT}]")]
-
-
-@dataclass(frozen=True, config=STRICT)
-class SourceConfig:
-    """Where rows come from."""
-
-    source: str
-    """A file (jsonl, json, csv, tsv, parquet; gzip too), a folder of them, a hub id, or votes:RUN."""
-    format: str | None = None
-    """Name of a format of `rlhf.data.formats`; null looks at the columns."""
-    weight: Weight = 1.0
-    """How often each training row is used: 2 repeats all, 0.5 keeps half."""
-    split: str | None = None
-    """Split of a hub dataset (`train` if not named)."""
-    streaming: Flag = False
-    """Read a hub dataset row by row instead of downloading it first."""
-    limit: Count | None = None
-    """Stop after so many rows."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Our column name: the file's column name."""
-    train_all: Flag | None = None
-    """Hold none of its rows out, and none of other rows with its prompts; null does so with votes."""
-
-    @property
-    def all_trained(self) -> bool:
-        """Whether all its rows are trained on."""
-        return self.source.startswith(VOTES) if self.train_all is None else self.train_all
-
-
-@dataclass(frozen=True, config=STRICT)
-class DatasetConfig:
-    """A dataset: one source or a mixture."""
-
-    sources: tuple[SourceConfig, ...]
-    """The sources, each with its weight."""
-    holdout: Annotated[float, _PLAIN, _within("[0, 1)")] | None = None
-    """Share of prompts kept out of training; the largest of a project holds for all its sets (0.1 if none is given)."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class LimitsConfig:
-    """The most that may be wrong with a set, as shares; more ends its preparation. Null allows any share."""
-
-    dropped: Share | None = None
-    """Rows dropped because nothing can be learned from them, or too long; of rows read."""
-    truncated: Share | None = None
-    """Rows cut to the length limit; of rows read."""
-    eos_lost: Share | None = None
-    """Rows that lost their end-of-sequence token by that; of rows read."""
-    duplicates: Share | None = None
-    """Exact duplicates, which are dropped; of rows read."""
-    near_duplicates: Share | None = None
-    """Prompts (of demonstrations: prompt and reply) that nearly repeat an earlier one."""
-    contradictory: Share | None = None
-    """Pairs that an earlier row has the other way round; of rows that are no duplicates."""
-    conflicting: Share | None = None
-    """Pairs with a reply that an earlier row judges the other way; of rows that are no duplicates."""
-    leaked: Share | None = None
-    """Held-out prompts that are nearly those of training rows."""
-    markers: Share | None = None
-    """Rows with a token or turn marker of a chat template in a reply."""
-    undecodable: Share | None = None
-    """Rows with control or replacement characters, or HTML entities."""
-    other_language: Share | None = None
-    """Rows with a reply in another script than most."""
-
-
-SUPPLIERS = {
-    "feedback": ("feedback", "preferences"),
-    "prompts": ("prompts", "rollouts", "preferences", "feedback", "demonstrations"),
-    "rollouts": ("rollouts", "preferences", "feedback", "demonstrations"),
-}
-"""Roles that other sets can supply, too, in order of preference: pairs are judgements, and all rows have prompts."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class DataConfig:
-    """The sets of a project, by what they are for."""
-
-    demonstrations: DatasetConfig | None = None
-    """What SFT imitates."""
-    preferences: DatasetConfig | None = None
-    """What the reward model and DPO learn from."""
-    feedback: DatasetConfig | None = None
-    """Completions that were judged good or bad, one at a time; the two sides of the preferences, if not given."""
-    prompts: DatasetConfig | None = None
-    """Prompts for evaluation; held-out prompts of the other sets if not given."""
-    rollouts: DatasetConfig | None = None
-    """Prompts that online training replies to; those of the preferences, else of the demonstrations, if not given."""
-    limits: LimitsConfig = dataclasses.field(default_factory=LimitsConfig)
-    """What may be wrong with any of these sets before it is refused."""
-
-    def supplier(self, role: str) -> str | None:
-        """The set that supplies a role: its own, or the first substitute that the project has."""
-        return next((name for name in SUPPLIERS.get(role, (role,)) if getattr(self, name) is not None), None)
-
-
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
     """What "better" means: a judge in evaluation, a reward in online training. One of function, model and endpoint."""
@@ -181,7 +60,7 @@ class RewardConfig:
     """Folder or hub id of a sequence classifier of any architecture; a list of them is an ensemble."""
     label: int | str | None = None
     """Number or name of the class whose log odds are the score, where a model has more than one label."""
-    std_weight: Annotated[float, _PLAIN, _within("[0, inf)")] | None = None
+    std_weight: Annotated[float, PLAIN, within("[0, inf)")] | None = None
     """k of an ensemble's score, mean - k * std; null is 1."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server whose model compares replies, such as `http://127.0.0.1:8000/v1`."""
@@ -234,7 +113,7 @@ class EvaluateConfig:
     """Replies a prompt from each policy."""
     max_new_tokens: Count = 128
     """Longest reply, in tokens."""
-    temperature: Annotated[float, _PLAIN, _within("[0, inf)")] = 1.0
+    temperature: Annotated[float, PLAIN, within("[0, inf)")] = 1.0
     """Sampling temperature; 0 is greedy."""
     batch_size: Count = 64
     """Replies generated at once."""
@@ -244,7 +123,7 @@ class EvaluateConfig:
     """What must not be lost, by name."""
     perturb: list[Perturbation] = dataclasses.field(default_factory=list)
     """Compare policies on perturbed inputs too: texts with `typos`, `case` or `drop_words`, images with `noise`."""
-    attributions: Annotated[int, _PLAIN, _within("[0, 100]")] = 0
+    attributions: Annotated[int, PLAIN, within("[0, 100]")] = 0
     """Rows of which the report shows which tokens a classifier's answer and a reward model's score rest on."""
 
 
@@ -293,7 +172,7 @@ class StageConfig:
     """Which checkpoint of a policy is kept: the last, or the one that the checkpoint judge scores highest."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is not finite ends the training, or is skipped; `incident.json` describes it."""
-    seeds: Annotated[int, _PLAIN, _within(f"[1, {MOST_SEEDS}]")] = 1
+    seeds: Annotated[int, PLAIN, within(f"[1, {MOST_SEEDS}]")] = 1
     """How often it is trained, each time from another seed; what follows starts from the first."""
     fold: Flag = True
     """Compute what sequences share once, the head where labels are, rows of like length together; false does not."""

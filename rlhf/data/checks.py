@@ -14,7 +14,7 @@ from rlhf.data.splits import canonical, completions
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf.config.project import LimitsConfig
+    from rlhf.config.sets import LimitsConfig
     from rlhf.data.findings import Findings
 
 _FEW = 10

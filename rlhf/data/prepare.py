@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import __version__
-from rlhf.config.project import ProjectConfig, SourceConfig
+from rlhf.config.project import ProjectConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.arrow import ArrowFile
 from rlhf.data.checks import check_left, check_limits, none_held_out, row_key, too_few
 from rlhf.data.findings import FINDINGS_FILE, Findings

@@ -7,7 +7,7 @@ A prompt is plain text or messages, and its completions are of the same kind. Ea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlhf.errors import UserError
@@ -172,6 +172,31 @@ def as_completion(prompt: Text, text: str) -> Text:
 def as_conversation(prompt: Text) -> list[Message]:
     """A prompt as turns of a conversation; plain text is what a user says."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def as_chat(record: Record) -> Record:
+    """A record of plain text as a conversation; one of messages, a class or a span is returned as it is.
+
+    The prompt becomes what the user says, after the column `system` if that is text, and each completion what the
+    assistant replies.
+
+    Raises:
+        Unusable: There is no prompt to reply to.
+    """
+    if isinstance(record, Labelled | Spanned) or not isinstance(record.prompt, str):
+        return record
+    if not record.prompt.strip():
+        raise Unusable("empty prompt")
+    system = record.extra.get("system")
+    first = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
+    prompt = [*first, {"role": "user", "content": record.prompt.strip()}]
+    extra = {column: value for column, value in record.extra.items() if column != "system"} if first else record.extra
+    sides = {
+        side: as_completion(prompt, text)
+        for side in ("completion", "chosen", "rejected")
+        if isinstance(text := getattr(record, side, None), str)
+    }
+    return replace(record, prompt=prompt, extra=extra, **sides)  # type: ignore[arg-type]  # each has its sides
 
 
 def _as_demonstration(record: Record) -> Record:

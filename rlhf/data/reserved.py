@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlhf.config.project import ProjectConfig, SourceConfig
+from rlhf.config.project import ProjectConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.index import Index
 from rlhf.data.inspector import Inspector
 from rlhf.data.ledger import ALL_TRAINED, COMPARED, HELD_OUT, Ledger

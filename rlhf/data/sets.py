@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from rlhf.config.project import SUPPLIERS, DatasetConfig, ProjectConfig, SourceConfig
+from rlhf.config.project import ProjectConfig
+from rlhf.config.sets import SUPPLIERS, DatasetConfig, SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.inspector import Inspector
 from rlhf.data.ledger import IDENTICAL, Ledger
-from rlhf.data.records import ROLES, Record, Unusable, as_role
+from rlhf.data.records import ROLES, Record, Unusable, as_chat, as_role
 from rlhf.data.sources import read_rows
 from rlhf.data.vote_source import FORMATS, is_votes
 from rlhf.errors import UserError
@@ -92,6 +93,7 @@ def records(
                 content = row if len(parsed) == 1 else asdict(one)  # not the whole row with each of its records
                 try:
                     record = as_role(one, role)
+                    record = as_chat(record) if source.chat else record
                     reason = fault(record)
                     if inspector is not None and reason in (None, IDENTICAL):
                         inspector.read(record)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import network
-from rlhf.config.project import SourceConfig
+from rlhf.config.ranges import shown
+from rlhf.config.sets import SourceConfig
 from rlhf.data.folders import Classes, classes_in, read_classes, splits_in
 from rlhf.data.plain import plain
 from rlhf.data.readers import Row, Rows, read_file, reader_of, with_names
@@ -59,6 +60,7 @@ def read_rows(source: SourceConfig, base: Path, role: str | None = None) -> Rows
     for row, origin in itertools.islice(rows, source.limit):
         row = {column: plain(value) for column, value in row.items()}
         row = _rename(row, source.columns, origin) if source.columns else row
+        row = _translate(row, source.values, origin) if source.values else row
         yield _found_image(row, folder) if folder is not None and "image" in row else row, origin
 
 
@@ -232,6 +234,27 @@ def _rename(row: Row, columns: dict[str, str], origin: str) -> Row:
     return {key: value for key, value in row.items() if key not in renamed} | {
         ours: _cell(row, theirs) for ours, theirs in columns.items()
     }
+
+
+def _translate(row: Row, values: dict[str, dict[Any, Any]], origin: str) -> Row:
+    """The row with what its values stand for; 4, 4.0 and "4" are one value, as in a table all values are text."""
+    translated = {}
+    for column, meanings in values.items():
+        if column not in row:
+            raise UserError(f"{origin}: column {column!r} is missing (found: {', '.join(map(str, row))})")
+        known = {value_name(value): meaning for value, meaning in meanings.items()}
+        if (name := value_name(row[column])) not in known and row[column] is not None:
+            listed = ", ".join(known)
+            raise UserError(f"{origin}: column {column!r} is {shown(row[column])}, but `values` lists {listed}")
+        translated[column] = known.get(name)
+    return {**row, **translated}
+
+
+def value_name(value: Any) -> str:
+    """A value of a column as text, the same for 4, 4.0 and "4", and for true and "True"."""
+    text = str(value).strip()
+    whole = re.fullmatch(r"(-?[0-9]{1,15})\.0*", text)
+    return whole[1] if whole else text.lower() if text.lower() in ("true", "false") else text
 
 
 def _cell(row: Row, name: str) -> Any:

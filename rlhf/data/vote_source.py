@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.project import VOTES, SourceConfig
+from rlhf.config.sets import VOTES, SourceConfig
 from rlhf.data.readers import Row
 from rlhf.data.vote_rows import ROWS
 from rlhf.data.votes import Vote, read_votes, votes_file

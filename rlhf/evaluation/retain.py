@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf.artifacts.open import OpenedModel
-from rlhf.config.project import EvaluateConfig, ProjectConfig, RetainConfig, SourceConfig
+from rlhf.config.project import EvaluateConfig, ProjectConfig, RetainConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.checks import fault
 from rlhf.data.formats import find
 from rlhf.data.records import Demonstration, Prompt, Unusable, as_completion, as_role

@@ -50,7 +50,7 @@ NOT_DECIDING = {
         "whether a set is refused; its rows stay as they are",
     ),
 }  # fmt: skip
-"""Setting, as `Class.field` of `rlhf.config.project`: why a change of it makes no stage stale."""
+"""Setting, as `Class.field` of `rlhf.config.project` or `rlhf.config.sets`: why a change makes no stage stale."""
 
 _LOGS, _SAVES, _SPEED = "what is logged", "what is saved on the way", "how fast, not what"
 TRAINER_NOT_DECIDING = {

@@ -17,15 +17,8 @@ from typing import Any
 from rlhf.artifacts.json_files import write_json
 from rlhf.artifacts.manifest import is_finished
 from rlhf.artifacts.rounds import ROUND, VOTES, RoundRecord, read_round, round_dir
-from rlhf.config.project import (
-    MOST_WEIGHT,
-    DataConfig,
-    DatasetConfig,
-    ModelConfig,
-    ProjectConfig,
-    SourceConfig,
-    StageConfig,
-)
+from rlhf.config.project import ModelConfig, ProjectConfig, StageConfig
+from rlhf.config.sets import MOST_WEIGHT, DataConfig, DatasetConfig, SourceConfig
 from rlhf.data.vote_rows import ROWS
 from rlhf.data.vote_source import FORMATS
 from rlhf.data.votes import Vote, read_votes

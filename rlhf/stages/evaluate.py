@@ -135,7 +135,7 @@ def absent(project: ProjectConfig) -> str | None:
 
 def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
     """The contents of the retained sets; how they are read stands among the settings."""
-    from rlhf.config.project import SourceConfig
+    from rlhf.config.sets import SourceConfig
     from rlhf.data.sources import fingerprint
 
     sets = project.evaluate.retain.items()

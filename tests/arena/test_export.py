@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from rlhf.arena.export import export, export_run
-from rlhf.config.project import SourceConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.sources import read_rows
 from rlhf.errors import UserError
 from tests.support.votes import vote

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.project import DataConfig, DatasetConfig, ModelConfig, ProjectConfig, SourceConfig
+from rlhf.config.project import ModelConfig, ProjectConfig
+from rlhf.config.sets import DataConfig, DatasetConfig, SourceConfig
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf.config.load import load_project
-from rlhf.config.project import LimitsConfig
+from rlhf.config.sets import LimitsConfig
 from rlhf.data.checks import check_limits, fault, row_key
 from rlhf.data.findings import Finding, Findings
 from rlhf.data.ledger import Ledger

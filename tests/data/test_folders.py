@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.project import SourceConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.images import image_bytes
 from rlhf.data.prepare import iter_records
 from rlhf.data.sources import fingerprint, read_rows

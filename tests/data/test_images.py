@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from rlhf.config.project import SourceConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.formats import find
 from rlhf.data.images import as_image, image_bytes, load_image
 from rlhf.data.ledger import Ledger

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from rlhf.config.project import LimitsConfig
+from rlhf.config.sets import LimitsConfig
 from rlhf.data.ledger import Ledger
 from rlhf.data.prepare import evaluation_prompts, fingerprints, iter_records, load_prepared, prepare
 from rlhf.data.records import Encoded, Feedback, Unusable

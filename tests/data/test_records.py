@@ -9,6 +9,7 @@ from rlhf.data.records import (
     Prompt,
     Spanned,
     Unusable,
+    as_chat,
     as_role,
     demonstration_of,
 )
@@ -29,6 +30,20 @@ def test_demonstrations_take_what_holds_a_good_reply():
         as_role(Feedback("p", "c", False), "demonstrations")
     with pytest.raises(UserError, match=r"^f.jsonl:7: data.demonstrations got a prompt .* serve as prompts"):
         as_role(Prompt("p", EXTRA, ORIGIN), "demonstrations")
+
+
+def test_plain_text_is_read_as_a_conversation():
+    asked = [{"role": "system", "content": "Be brief."}, USER]
+    assert as_chat(Preference(" hi", " hello", "no\n", {"system": "Be brief.", "n": 1}, ORIGIN)) == Preference(
+        asked, [REPLY], [{"role": "assistant", "content": "no"}], {"n": 1}, ORIGIN
+    )
+    assert as_chat(Demonstration("hi", "hello", {"system": None})) == Demonstration([USER], [REPLY], {"system": None})
+    assert as_chat(Feedback("hi", "hello", False)) == Feedback([USER], [REPLY], False)
+    assert as_chat(Prompt("hi", EXTRA, ORIGIN, "c")) == Prompt([USER], EXTRA, ORIGIN, "c")
+    for record in (Demonstration([USER], [REPLY]), Labelled("t", ("good",)), Spanned("c", "q", ())):
+        assert as_chat(record) is record
+    with pytest.raises(Unusable, match="empty prompt"):
+        as_chat(Demonstration("", "text"))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_final_comparison_stays(both):
 
 
 def test_with_prompts_of_its_own_the_comparison_stays_too(both, write):
-    from rlhf.config.project import DatasetConfig, SourceConfig
+    from rlhf.config.sets import DatasetConfig, SourceConfig
 
     asked = [{"prompt": f"p{n}"} for n in range(100, 180)]
     given = DatasetConfig((SourceConfig(str(write("asked.jsonl", asked))),))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from rlhf.config.project import SourceConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.sources import fingerprint, locate, read_rows
 from rlhf.errors import UserError
 
@@ -38,6 +38,24 @@ def test_columns_are_renamed(write, tmp_path):
     assert swapped[0][0] == {"prompt": "r1", "reply": "p1"}
     message = error_of(tmp_path, source="a.jsonl", columns={"completion": "answer"})
     assert message == "a.jsonl:1: column 'answer' is missing (found: prompt, reply)"
+
+
+def test_values_stand_for_others(write, tmp_path):
+    stars = [4, "4", 4.0, "4.0", " 4 ", 3, None]
+    write("a.jsonl", [{"stars": value} for value in stars])
+    values = {"label": {4: True, "3": None}}
+    read = rows_of(tmp_path, source="a.jsonl", columns={"label": "stars"}, values=values)
+    assert [row["label"] for row, _ in read] == [True] * 5 + [None] * 2
+    message = error_of(tmp_path, source="a.jsonl", columns={"label": "stars"}, values={"label": {4: True}})
+    assert message == "a.jsonl:6: column 'label' is 3, but `values` lists 4"
+    message = error_of(tmp_path, source="a.jsonl", values={"label": {4: True}})
+    assert message == "a.jsonl:1: column 'label' is missing (found: stars)"
+
+
+def test_flags_are_values(write, tmp_path):
+    write("a.jsonl", [{"up": True}, {"up": "False"}])
+    read = rows_of(tmp_path, source="a.jsonl", values={"up": {True: 1, "false": 0}})
+    assert [row["up"] for row, _ in read] == [1, 0]
 
 
 def test_a_part_of_an_object_is_a_column_too(write, tmp_path):

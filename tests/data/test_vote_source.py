@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from rlhf.config.project import SourceConfig
+from rlhf.config.sets import SourceConfig
 from rlhf.data.sources import fingerprint, locate, read_rows
 from rlhf.data.votes import Votes, read_votes, votes_file
 from rlhf.errors import UserError

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from rlhf.config import project as config
+from rlhf.config import sets
 from rlhf.config.trainer_fields import trained_stages, trainer_fields
 from tests.fuzz.inputs import Input
 from tests.fuzz.values import nested, spoilt, values
@@ -63,9 +64,9 @@ TREES = [PLAIN, PLAIN, RICH, CLASSES, OTHERS]
 
 _SECTIONS = {
     "": config.ProjectConfig, "model": config.ModelConfig, "evaluate": config.EvaluateConfig,
-    "rounds": config.RoundsConfig, "publish": config.PublishConfig, "data.limits": config.LimitsConfig,
-    "data.demonstrations": config.SourceConfig, "data.preferences": config.SourceConfig,
-    "data.prompts": config.SourceConfig, "data": config.DataConfig, "rewards.long": config.RewardConfig,
+    "rounds": config.RoundsConfig, "publish": config.PublishConfig, "data.limits": sets.LimitsConfig,
+    "data.demonstrations": sets.SourceConfig, "data.preferences": sets.SourceConfig,
+    "data.prompts": sets.SourceConfig, "data": sets.DataConfig, "rewards.long": config.RewardConfig,
     "rewards.rm": config.RewardConfig, "rewards.llm": config.RewardConfig, "evaluate.retain.old": config.RetainConfig,
 }  # fmt: skip
 

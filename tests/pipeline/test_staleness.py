@@ -11,6 +11,7 @@ import pytest
 
 import rlhf
 from rlhf.config import project as schema
+from rlhf.config import sets
 from rlhf.config.load import load_project
 from rlhf.config.trainer_fields import class_defaults, trained_stages, trainer_fields
 from rlhf.errors import UserError
@@ -27,7 +28,7 @@ VALUES = {
     "RewardConfig.endpoint": "http://127.0.0.1:9/v1", "StageConfig.checkpoint_judge": "ensemble",
     "StageConfig.parent": "base", "StageConfig.adapter": None, "ModelConfig.name_or_path": "elsewhere",
     "ModelConfig.scratch": GPT2, "ModelConfig.adapter": {"r": 2}, "RetainConfig.judge": "long",
-    "DatasetConfig.holdout": 0.5,
+    "DatasetConfig.holdout": 0.5, "SourceConfig.values": {"label": {"up": True}},
 }  # fmt: skip
 """Another value of a setting, where its type does not say one that can be looked at."""
 
@@ -127,8 +128,9 @@ def test_every_setting_decides_or_is_listed(project, before):
             if identities(changed(project, path, another(config, field)), before) != before:
                 deciding.add(name)
     assert seen - deciding == NOT_DECIDING.keys()
+    classes = {**vars(schema), **vars(sets)}
     assert {name.partition(".")[0] for name in seen} == {
-        name for name, kind in vars(schema).items() if dataclasses.is_dataclass(kind) and name.endswith("Config")
+        name for name, kind in classes.items() if dataclasses.is_dataclass(kind) and name.endswith("Config")
     } - {"DataConfig"}, "a section that the project above does not have"
 
 

@@ -115,8 +115,15 @@ def single_completion(messages: list[Message]) -> list[Message]:
 
 
 def boolean(row: dict[str, Any], column: str, origin: str) -> bool:
-    """A column of true and false, which may also be written as 1 and 0 or as words (in CSV everything is text)."""
+    """A column of true and false, which may also be written as 1 and 0 or as words (in CSV everything is text).
+
+    Raises:
+        Unusable: It is null or empty.
+        UserError: It is something else.
+    """
     flag = value(row, column, origin)
+    if flag is None or flag == "":
+        raise Unusable("no label")
     if isinstance(flag, bool) or flag in (0, 1):
         return bool(flag)
     word = flag.strip().lower() if isinstance(flag, str) else ""

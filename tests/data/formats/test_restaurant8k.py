@@ -93,7 +93,7 @@ def test_the_real_set(real, project, part):
     assert ledger.read == 5 * rows == questions + ledger.dropped.total()
     assert set(ledger.dropped) == {"duplicate"}
     assert all(len(found) == 1 for found in sides.values())
-    from rlhf.config.project import SourceConfig
+    from rlhf.config.sets import SourceConfig
     from rlhf.data.sources import read_rows
 
     layout = find("restaurant8k", {}, "")
