@@ -4,7 +4,7 @@ usage: python benchmarks/gpu_checks.py --device cuda --bf16 --size 0.5b
 
 * `nf4`: LoRA gradients on a base that bitsandbytes quantised to 4 bits, against those on the dense model that it stands
   for, after a forward pass without gradients, as PPO samples.
-* `spread`: a step of PPO whose base is spread over one process, against the same step without.
+* `sharded`: a step of PPO whose base is sharded over one process, against the same step without.
 * `checkpointing`: most memory of a LoRA step, with gradient checkpointing and without.
 
 A check whose package is not there says so. See README.md beside this file.
@@ -40,8 +40,8 @@ from setting import (
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from rlhf.models.fsdp import shard
 from rlhf.models.roles import CRITIC, Roles
-from rlhf.models.spread import spread
 from rlhf.policies.causal_lm import CausalLMPolicy, PromptRow
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import PPOTrainer
@@ -103,7 +103,7 @@ def letters(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     return [float(len(text)) for text in completions]
 
 
-def ppo(folder: Path, args: argparse.Namespace, spreading: bool, checkpointing: bool) -> dict[str, Any]:
+def ppo(folder: Path, args: argparse.Namespace, sharding: bool, checkpointing: bool) -> dict[str, Any]:
     """One rollout of PPO with LoRA and a step: its first log, its seconds and its peak."""
     if args.device == "cuda":
         torch.cuda.empty_cache()
@@ -113,8 +113,8 @@ def ppo(folder: Path, args: argparse.Namespace, spreading: bool, checkpointing: 
     policy = get_peft_model(base, LORA)
     policy.add_adapter(CRITIC, LORA)
     roles, tokenizer = Roles(policy, nn.Linear(base.config.hidden_size, 1)), AutoTokenizer.from_pretrained(folder)
-    if spreading:
-        spread(roles, torch.device(args.device))
+    if sharding:
+        shard(roles, torch.device(args.device))
     rows = [PromptRow(row["ids"], row["text"], {}) for row in read_prompts(folder)]
     config = PPOConfig(
         str(folder / "out"), per_device_train_batch_size=len(rows), num_ppo_epochs=1, max_steps=1, normalize_samples=0,
@@ -131,7 +131,7 @@ def ppo(folder: Path, args: argparse.Namespace, spreading: bool, checkpointing: 
 
 
 def sharding(folder: Path, args: argparse.Namespace, size: Size) -> dict[str, Any]:
-    """The step with its base spread over one process, against the same without: largest relative difference."""
+    """The step with its base sharded over one process, against the same without: largest relative difference."""
     plain = ppo(folder, args, False, False)
     with tempfile.NamedTemporaryFile() as file:
         backend = "nccl" if args.device == "cuda" else "gloo"
@@ -142,7 +142,7 @@ def sharding(folder: Path, args: argparse.Namespace, size: Size) -> dict[str, An
             dist.destroy_process_group()
     names = [name for name in plain if name not in ("seconds", "peak_mb")]
     difference = max(abs(alone[name] - plain[name]) / max(1e-6, abs(plain[name])) for name in names)
-    return {"backend": backend, "plain": plain, "spread": alone, "difference": difference}
+    return {"backend": backend, "plain": plain, "sharded": alone, "difference": difference}
 
 
 def checkpointing(folder: Path, args: argparse.Namespace, size: Size) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def checkpointing(folder: Path, args: argparse.Namespace, size: Size) -> dict[st
 
 
 CHECKS: dict[str, Callable[[Path, argparse.Namespace, Size], dict[str, Any]]] = {
-    "nf4": nf4, "spread": sharding, "checkpointing": checkpointing,
+    "nf4": nf4, "sharded": sharding, "checkpointing": checkpointing,
 }  # fmt: skip
 
 

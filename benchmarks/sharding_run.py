@@ -30,11 +30,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaModel, set_seed
 
+from rlhf import processes
 from rlhf.artifacts.open import open_model
 from rlhf.config.project import ModelConfig
-from rlhf.models.device import claim_sharding, process_state
+from rlhf.models.device import claim_sharding
+from rlhf.models.fsdp import shard
 from rlhf.models.roles import CRITIC, Roles
-from rlhf.models.spread import spread
 from rlhf.policies.causal_lm import CausalLMPolicy, PromptRow
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.trainer import PPOTrainer
@@ -123,7 +124,7 @@ def ppo(folder: Path, job: dict[str, Any], counter: Received) -> Any:
     """PPO, two rollouts of one optimizer step each."""
     roles, tokenizer = roles_of(folder, job["lora"]), AutoTokenizer.from_pretrained(folder, padding_side="left")
     if claim_sharding():
-        spread(roles, process_state().device)
+        shard(roles, processes.state().device)
     args = PPOConfig(
         **common(folder, 2), num_ppo_epochs=1, max_new_tokens=job["reply"], normalize_samples=0, truncated="score"
     )
@@ -166,14 +167,14 @@ def dpo(folder: Path, job: dict[str, Any], counter: Received) -> Any:
 
 
 def loaded(folder: Path) -> dict[str, float]:
-    """Memory of this process, MB more than before: at most while a base is loaded and spread, and afterwards."""
+    """Memory of this process, MB more than before: at most while a base is loaded and sharded, and afterwards."""
     before = resident_mb()
-    spreads = claim_sharding()
-    model = open_model(ModelConfig(name_or_path=str(folder))).policy(placed=False, spread=spreads)
+    shards = claim_sharding()
+    model = open_model(ModelConfig(name_or_path=str(folder))).policy(placed=False, to_shard=shards)
     roles = Roles(get_peft_model(model, ADAPTER))
     del model
-    if spreads:
-        spread(roles, process_state().device)
+    if shards:
+        shard(roles, processes.state().device)
     gc.collect()
     return {"peak": peak_mb() - before, "after": resident_mb() - before}
 
@@ -196,9 +197,9 @@ def of_all(value: Any) -> list[Any]:
 def main() -> None:
     """Train or load, and have the main process write what was counted."""
     folder, job = Path(sys.argv[1]), json.loads(sys.argv[2])
-    process_state()
+    processes.state()
     result = {"memory": of_all(loaded(folder))} if job["case"] == "load" else trained(folder, job)
-    if process_state().is_main_process:
+    if processes.state().is_main_process:
         Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
     if dist.is_initialized():
         dist.barrier()
@@ -216,7 +217,7 @@ def trained(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             return step(*args, **kwargs)
 
     trainer.training_step = counted_step
-    if process_state().num_processes > 1:
+    if processes.state().num_processes > 1:
         with counter:
             trainer.train()
     else:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import rlhf
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.config.ranges import shown
 from rlhf.errors import Defect, GateClosed, Incident, UserError
@@ -159,8 +160,8 @@ def _culprit(trace: TracebackType | None) -> str:
 
 def _file_name(where: str) -> str:
     """Name of the traceback's file, without suffix; each process has its own."""
-    rank = os.environ.get("RANK", "0")
-    return re.sub(r"\W+", "-", where.rpartition(" ")[2]).strip("-") + "-traceback" + (f"-{rank}" if rank != "0" else "")
+    rank = processes.rank()
+    return re.sub(r"\W+", "-", where.rpartition(" ")[2]).strip("-") + "-traceback" + (f"-{rank}" if rank else "")
 
 
 def _write_traceback(error: Exception, name: str, folder: Path | None) -> str:

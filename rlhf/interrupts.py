@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from rlhf import processes
+
 CONTINUES = "interrupted; the same command continues from the last checkpoint"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME = 1.0
@@ -134,7 +136,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _Process.asked, _Process.since = number, now
     if not _Process.deferred:
         raise Interrupted(number)
-    if _Process.notice is not None and os.environ.get("RANK", "0") == "0":
+    if _Process.notice is not None and processes.is_main():
         say(_Process.notice)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ORDER = [
     # reading a YAML asks which stages there are
-    {"errors", "durable", "interrupts", "network", "secrets", "config", "workflow"},
+    {"errors", "durable", "interrupts", "network", "processes", "secrets", "config", "workflow"},
     {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},

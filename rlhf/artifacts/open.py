@@ -35,7 +35,7 @@ from rlhf.models.load import (
     source_of,
 )
 from rlhf.models.processor import load_processor
-from rlhf.models.shards import is_spread
+from rlhf.models.shards import is_sharded
 from rlhf.models.tasks import LABEL, Task, adapter_task, has_new_head, reads_images, task_of
 from rlhf.models.tokenizer import Processor, check_tokenizer
 
@@ -150,22 +150,22 @@ class OpenedModel:
             return "policy"
         return "reward" if len(self.label_names) == 1 else "classifier"
 
-    def policy(self, placed: bool = True, spread: bool = False) -> PreTrainedModel:
+    def policy(self, placed: bool = True, to_shard: bool = False) -> PreTrainedModel:
         """The policy, its adapter merged.
 
         Args:
             placed: Whether it is moved to the accelerator, if there is one; a trainer places its model itself.
-            spread: Whether a trainer will spread its weights over the processes; see `load_model`.
+            to_shard: Whether a trainer will shard its weights over the processes; see `load_model`.
 
         Raises:
             UserError: It cannot be loaded, its files changed, or it is not the model that the stage left.
         """
         self._check_files()
         labels = len(self.label_names) if self.task.policy == LABEL.policy else None
-        model = load_policy(self.source, self.settings, self.processor, self.task, labels, spread)
+        model = load_policy(self.source, self.settings, self.processor, self.task, labels, to_shard)
         if labels is not None:
             self.classes.name(model)
-        return model if spread and not reads_weights() else self._checked(model, placed)
+        return model if to_shard and not reads_weights() else self._checked(model, placed)
 
     def scorer(self, placed: bool = True) -> PreTrainedModel:
         """The reward model or classifier, its adapter merged.
@@ -183,7 +183,7 @@ class OpenedModel:
     def with_new_head(self, labels: int | None = 1, task: Task = LABEL) -> Loaded:
         """A model to train: this one under the head of a task, which is drawn where the files have none.
 
-        A trainer may spread its weights over the processes; see `load_model`.
+        A trainer may shard its weights over the processes; see `load_model`.
 
         Args:
             labels: Outputs of the head, where the task leaves that open; 1 for a reward model.
@@ -193,7 +193,7 @@ class OpenedModel:
             UserError: It cannot be loaded, or its files changed.
         """
         self._check_files()
-        return load_model(self.source, self.settings, self.processor, task, labels, new_head=True, spread=True)
+        return load_model(self.source, self.settings, self.processor, task, labels, new_head=True, to_shard=True)
 
     def _check_files(self) -> None:
         probe.check_head(Path(self.name))
@@ -270,8 +270,8 @@ def check_saved(
     Raises:
         UserError: The two differ; both values are named.
     """
-    trained_on = torch.device("cpu") if is_spread(model) else next(model.parameters()).device
-    if not is_spread(model):
+    trained_on = torch.device("cpu") if is_sharded(model) else next(model.parameters()).device
+    if not is_sharded(model):
         move(model, torch.device("cpu"))
     saved = OpenedModel(settings, folder)
     check_tokenizer(saved.processor, recorded, folder)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from rlhf import processes
 from rlhf.artifacts.open import OpenedModel
 from rlhf.data.prepare import evaluation_prompts, iter_records
 from rlhf.data.records import Prompt, as_completion, as_role
@@ -22,9 +23,8 @@ from rlhf.evaluation.compare import MIN_PROMPTS
 from rlhf.evaluation.completions import complete
 from rlhf.evaluation.kept import KEPT, Kept
 from rlhf.evaluation.overoptimisation import Point, as_rows, peak, point, scored_everywhere, warning
-from rlhf.evaluation.shares import by_all, is_main, shared
+from rlhf.evaluation.shares import by_all, shared
 from rlhf.evaluation.stats import Floats, mean_per_prompt
-from rlhf.models.device import process_state
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.compose import combined, normalisation, score_matrix
 from rlhf.rewards.load import load_rewards
@@ -70,7 +70,7 @@ class CheckpointJudge:
                 f"{stage}.checkpoint_judge: {count} prompts to score checkpoints on, at least {MIN_PROMPTS} are "
                 "needed; hold out more (holdout), or leave out data.prompts"
             )
-        if _prompts_side(context) == "train" and is_main():
+        if _prompts_side(context) == "train" and processes.is_main():
             how = "chosen by" if self.settings.select == "best" else "scored on"
             print(f"{context.name}: checkpoints are {how} {count} prompts that are trained on: without data.prompts "
                   "the held-out ones are those that policies are compared on", file=sys.stderr)  # fmt: skip
@@ -106,7 +106,7 @@ def _score_all(checkpoints: Checkpoints, context: StageContext, start: OpenedMod
     weights = rewards_of(project, context.name)
     judges = load_rewards(project, context.parents, [*weights, judge])
     starting_policy = start.policy(placed=False).eval()
-    starting_policy.to(process_state().device)  # type: ignore[arg-type]  # `to` is typed as if it were unbound
+    starting_policy.to(processes.state().device)  # type: ignore[arg-type]  # `to` is typed as if it were unbound
     prompts = tracking_prompts(context)
     proxy = _Proxy(weights)
     steps = [0, *checkpoints.steps()]
@@ -151,7 +151,7 @@ def _score_all(checkpoints: Checkpoints, context: StageContext, start: OpenedMod
         for at, step in enumerate(steps)
     ]
     rows = as_rows(points, **values)
-    if is_main():
+    if processes.is_main():
         (context.directory / TRACKED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return points, used["checkpoint_judge"]
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from rlhf import processes
 from rlhf.artifacts.open import OpenedModel, open_model, open_stage
 from rlhf.config.project import ProjectConfig
 from rlhf.data.prepare import evaluation_prompts
 from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
-from rlhf.evaluation.shares import is_main, shared
+from rlhf.evaluation.shares import shared
 from rlhf.models.settings import base_settings, stage_settings
 from rlhf.policies.kinds import Completed, policy_kind
 from rlhf.workflow import policies_of
@@ -111,5 +112,5 @@ def complete(
     """
     return policy_kind(opened).complete(
         model, prompts, project.evaluate, samples=samples, seed=project.seed,
-        label=f"{label} replies" if is_main() else "", reference=reference, first=first,
+        label=f"{label} replies" if processes.is_main() else "", reference=reference, first=first,
     )  # fmt: skip

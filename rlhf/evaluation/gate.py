@@ -8,6 +8,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from rlhf import processes
 from rlhf.data.records import Text
 from rlhf.evaluation.formatting import percent
 from rlhf.evaluation.reward_model import (
@@ -21,7 +22,7 @@ from rlhf.evaluation.reward_model import (
     margins,
     score_pairs,
 )
-from rlhf.evaluation.shares import by_all, from_main
+from rlhf.evaluation.shares import by_all
 from rlhf.evaluation.stats import Floats, wilson_interval
 from rlhf.rewards import RewardFunction
 
@@ -107,7 +108,8 @@ def measure(
     spread = float(known.std()) if len(known) else 0.0
     policy_N = np.array(ask(prompts, completions), dtype=float)
     measures = Measures(
-        invariance=from_main(lambda: invariance(judge, pairs.records[:TRIED], spread)),  # in batches as on one process
+        # in batches as on one process
+        invariance=processes.from_main(lambda: invariance(judge, pairs.records[:TRIED], spread)),
         scores=distribution({"chosen": scores_M2[:, 0], "rejected": scores_M2[:, 1], "policy": policy_N}),
         **examine(scores_M2, pairs),
     )

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
 from rlhf.evaluation.kept import GrowingFile, Kept
 from rlhf.evaluation.samples import Row, SampledCompletion
-from rlhf.evaluation.shares import from_main
 from rlhf.rewards import RewardFunction, columns_of
 from rlhf.rewards.endpoint import EndpointJudge
 from rlhf.rewards.load import load_rewards
@@ -123,7 +123,7 @@ def prefer(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], name: str, jud
         ]
         columns = [list(column) for column in zip(*asked, strict=True)]
         ask = functools.partial(_ask, judge, columns, f"{stage} {versus}")
-        said = kept.once(f"{name}, {versus}", functools.partial(from_main, ask))
+        said = kept.once(f"{name}, {versus}", functools.partial(processes.from_main, ask))
         counts.update(said["counts"])
         answers = iter(said["shares"])
         for row in rows:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from rlhf import processes
 from rlhf.durable import sync_folder
-from rlhf.evaluation.shares import from_main, is_main, processes, shared
+from rlhf.evaluation.shares import shared
 
 KEPT = "kept"
 """Folder of a stage that is at work, in which it keeps what it need not do again; deleted once the stage is done."""
@@ -30,12 +31,12 @@ class GrowingFile:
 
     def __init__(self, path: Path, at_once: int = 1, count: int | None = None) -> None:
         self.path = path
-        self.done: int = from_main(lambda: _opened(path, at_once, count))
+        self.done: int = processes.from_main(lambda: _opened(path, at_once, count))
         """Lines that are there."""
 
     def add(self, batch: Sequence[Any]) -> None:
         """Append a batch; it is on disk when this returns on the main process."""
-        if is_main():
+        if processes.is_main():
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in batch)
                 file.flush()
@@ -44,7 +45,7 @@ class GrowingFile:
 
     def __iter__(self) -> Iterator[Any]:
         """The lines."""
-        yield from from_main(self._lines)
+        yield from processes.from_main(self._lines)
 
     def _lines(self) -> list[Any]:
         with self.path.open(encoding="utf-8") as file:
@@ -65,7 +66,7 @@ def grow(path: Path, count: int, at_once: int, make: Callable[[int, int], Sequen
     Yields:
         The file, before each round and at the end.
     """
-    round_of = max(1, at_once) * processes()
+    round_of = max(1, at_once) * processes.count()
     file = GrowingFile(path, round_of, count)
     yield file
     while file.done < count:

@@ -10,11 +10,11 @@ from typing import Any, TypedDict
 
 import torch
 
+from rlhf import processes
 from rlhf.data.records import Prompt, Text
 from rlhf.evaluation.judges import CachedScores, score
 from rlhf.evaluation.kept import grow
 from rlhf.evaluation.samples import SampledCompletion
-from rlhf.evaluation.shares import is_main
 from rlhf.policies.completion import row_seed
 from rlhf.rewards import RewardFunction
 from rlhf.rewards.compose import Rewards, score_matrix
@@ -72,7 +72,7 @@ def sample_replies(
         ]
 
     count = len(inputs)
-    quiet = None if is_main() else True
+    quiet = None if processes.is_main() else True
     with tqdm(total=count, desc="replies", unit=" prompts", delay=2, disable=quiet, leave=False) as bar:
         for file in grow(path, count, at_once, made):
             bar.update(file.done - bar.n)

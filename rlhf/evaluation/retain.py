@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from rlhf import processes
 from rlhf.artifacts.open import OpenedModel
 from rlhf.config.project import EvaluateConfig, ProjectConfig, RetainConfig
 from rlhf.config.sets import SourceConfig
@@ -19,7 +20,6 @@ from rlhf.data.sources import read_rows
 from rlhf.data.tokenize import IGNORED, Codec
 from rlhf.errors import UserError, unknown_name
 from rlhf.evaluation.regressions import Measure, RetainedRow
-from rlhf.evaluation.shares import is_main
 from rlhf.models.load import context_length
 from rlhf.models.tasks import CAUSAL_LM
 from rlhf.policies.kinds import policy_kind
@@ -110,7 +110,7 @@ def greedy_completions(
         first: The first row.
         last: The row behind the last.
     """
-    greedy, label = replace(settings, temperature=0.0), f"{retained.name}:" if is_main() else ""
+    greedy, label = replace(settings, temperature=0.0), f"{retained.name}:" if processes.is_main() else ""
     prompts = _prompts(retained)[first:last]
     completed = policy_kind(opened).complete(model, prompts, greedy, samples=1, seed=0, label=label, first=first)
     return [row[0].text for row in completed.completions]

@@ -8,29 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from rlhf import processes
+
 T = TypeVar("T")
-
-_SHORTEST, _LONGEST = 0.01, 1.0
-"""Seconds between two checks whether the main process is ready; the pause doubles from the first to the second."""
-
-
-def processes() -> int:
-    """How many processes the launch has."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes."""
-    return _rank() == 0
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def share(count: int, parts: int, part: int) -> range:
@@ -46,59 +29,13 @@ def shared(first: int, last: int, make: Callable[[int, int], Sequence[T]]) -> li
         last: Index after the last item.
         make: Makes the values from its first argument to its second (exclusive), without a collective.
     """
-    mine = share(last - first, processes(), _rank())
-    return _joined(list(make(first + mine.start, first + mine.stop)) if mine else [])
+    mine = share(last - first, processes.count(), processes.rank())
+    return _joined(lambda: list(make(first + mine.start, first + mine.stop)) if mine else [])
 
 
-def _joined(mine: list[T]) -> list[T]:
-    """The lists of all processes, concatenated."""
-    if processes() == 1:
-        return mine
-    from accelerate.utils import gather_object
-
-    from rlhf.models.device import process_state
-
-    process_state()
-    whole: list[T] = gather_object(mine)
-    return whole
-
-
-def from_main(make: Callable[[], T]) -> T:
-    """A value that the main process makes, on every process.
-
-    The others wait without a time limit: a function or an endpoint may need hours, as on one process.
-
-    Args:
-        make: Called on the main process alone.
-    """
-    if processes() == 1:
-        return make()
-    from accelerate.utils import broadcast_object_list
-
-    made: list[Any] = [make() if is_main() else None]
-    _wait_for_main()
-    broadcast_object_list(made)
-    whole: T = made[0]
-    return whole
-
-
-_calls = itertools.count()
-
-
-def _wait_for_main() -> None:
-    """Wait for the main process through the launch's store: a collective would time out."""
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    from rlhf.models.device import process_state
-
-    process_state()
-    store, key = _get_default_store(), f"rlhf/ready/{next(_calls)}"
-    if is_main():
-        store.set(key, "")
-    pause = _SHORTEST
-    while not store.check([key]):
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST)
+def _joined(make: Callable[[], list[T]]) -> list[T]:
+    """The lists that all processes make, concatenated; what one of them raises, all raise."""
+    return [*itertools.chain.from_iterable(processes.gathered(processes.together(make)))]
 
 
 def by_all(judge: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -114,14 +51,14 @@ def by_all(judge: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     from rlhf.rewards import scores_rows
 
     def asked(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Any]:
-        if processes() == 1:
+        if processes.count() == 1:
             return judge(prompts, completions, **columns)
         if not scores_rows(judge):
-            return from_main(functools.partial(judge, prompts, completions, **columns))
+            return processes.from_main(functools.partial(judge, prompts, completions, **columns))
         starts = [row for row in range(len(prompts)) if not row or prompts[row] != prompts[row - 1]]
-        mine = share(len(starts), processes(), _rank())
+        mine = share(len(starts), processes.count(), processes.rank())
         rows = slice(*([*starts, len(prompts)][end] for end in (mine.start, mine.stop)))
         more = {name: values[rows] for name, values in columns.items()}
-        return _joined(judge(prompts[rows], completions[rows], **more) if mine else [])
+        return _joined(lambda: judge(prompts[rows], completions[rows], **more) if mine else [])
 
     return asked

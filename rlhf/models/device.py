@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
-from typing import Any
 
 import torch
-from accelerate import DistributedType, PartialState
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from rlhf import processes
 from rlhf.errors import UserError
 
 EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """Variable by which accelerate has the main process alone read weights."""
-
-
-def process_state(patience: float | None = None) -> PartialState:
-    """The state of a distributed launch (or of a single process), on CPUs where there is no accelerator.
-
-    accelerate forms a group of CPU processes only if the first call of the process asks for it, so all code calls this.
-
-    Args:
-        patience: Seconds that processes wait for each other before they give up; only the first call's counts. None
-            takes torch's default.
-
-    Raises:
-        UserError: The launch asks for FSDP where accelerate would silently leave it out, or for FSDP1.
-    """
-    timeout = {} if patience is None else {"timeout": timedelta(seconds=patience)}
-    state = PartialState(cpu=not torch.accelerator.is_available(), **timeout)
-    if launch_asks_for("FSDP") and state.num_processes > 1:
-        if state.distributed_type == DistributedType.MULTI_CPU:
-            raise UserError(
-                "the accelerate config asks for FSDP, which accelerate does not run on CPUs: every process would hold "
-                "and train the whole model; take recipes/accelerate/cpu.yaml there"
-            )
-        if os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UserError(
-                "the accelerate config asks for FSDP1; set fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml"
-            )
-    return state
-
-
-def launch_asks_for(engine: str) -> bool:
-    """Whether the accelerate config asks for `FSDP` or `DEEPSPEED`."""
-    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
 def check_memory(name: str, parameters: int) -> None:
@@ -65,55 +30,43 @@ def check_memory(name: str, parameters: int) -> None:
         )
 
 
-def sharded(weight: torch.Tensor | None = None) -> bool:
-    """Whether weights are sharded over processes, which must then all call a model in the same order.
-
-    Args:
-        weight: A weight of a model; None asks whether this launch will shard weights (FSDP2 or ZeRO-3).
-    """
-    if weight is not None:
-        return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
-    return (launch_asks_for("FSDP") and process_state().num_processes > 1) or is_deepspeed_zero3_enabled()
+def sharded(weight: torch.Tensor) -> bool:
+    """Whether a weight is sharded over processes, which must then all call its model in the same order."""
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
-_claimed = False
-"""Whether this package shards the model in place of accelerate."""
+def launch_shards() -> bool:
+    """Whether this launch shards weights (FSDP2 or ZeRO-3)."""
+    return (processes.asked_for("FSDP") and processes.state().num_processes > 1) or is_deepspeed_zero3_enabled()
 
 
 def claim_sharding() -> bool:
-    """Keep accelerate from sharding the model, so that the caller can shard it instead (`models.spread`).
+    """Keep accelerate from sharding the model, so that the caller can shard it instead (`models.fsdp`).
 
-    It must be called before anything loads a model or makes an accelerator: `reads_weights` depends on it.
+    It must be called before anything loads a model or makes an accelerator. It changes the environment, since that is
+    where accelerate and transformers look. From then on the main process alone reads weights.
 
     Returns:
         Whether the launch is configured to shard weights.
     """
-    global _claimed
-    _claimed = sharded()
-    os.environ.pop("ACCELERATE_USE_FSDP", None)  # where accelerate and transformers read it
-    return _claimed
+    shards = launch_shards()
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
+    if shards:
+        os.environ[EFFICIENT_LOADING] = "true"
+    return shards
 
 
 def main_reads_alone() -> bool:
-    """Whether the main process alone reads the weights of a model that a trainer will shard, and sends them.
+    """Whether the main process alone reads the weights of a model that will be sharded, and sends them.
 
     accelerate's `fsdp_cpu_ram_efficient_loading: false` has all of them read under FSDP.
     """
-    if _claimed:
-        return True
-    if launch_asks_for("FSDP"):
-        return os.environ.get(EFFICIENT_LOADING, "false").lower() == "true"
-    return is_deepspeed_zero3_enabled()
+    return os.environ.get(EFFICIENT_LOADING, "false").lower() == "true" or is_deepspeed_zero3_enabled()
 
 
 def reads_weights() -> bool:
-    """Whether this process reads the weights of a model that a trainer will shard."""
-    return process_state().is_main_process or not main_reads_alone()
-
-
-def broadcast_from_main(value: Any) -> Any:
-    """The value of the main process, on every process. All of them call it."""
-    return broadcast_object_list([value])[0]
+    """Whether this process reads the weights of a model that will be sharded."""
+    return processes.is_main() or not main_reads_alone()
 
 
 def device() -> torch.device:

@@ -138,7 +138,7 @@ def load_model(
     task: Task = CAUSAL_LM,
     labels: int | None = None,
     new_head: bool = False,
-    spread: bool = False,
+    to_shard: bool = False,
 ) -> Loaded:
     """Load a model with the head of a task, its adapter merged.
 
@@ -149,13 +149,13 @@ def load_model(
         task: What the head computes; `LABEL` for a reward model, too, which has one label.
         labels: Outputs of the head, where the task leaves that open.
         new_head: Whether to make a head where the files have none, as `heads.init_score_head` does.
-        spread: Whether a trainer will spread the weights over the processes. Then the main process alone reads them,
+        to_shard: Whether a trainer will shard the weights over the processes. Then the main process alone reads them,
             and the model of every other has memory for them that nothing has been written to.
 
     Raises:
         UserError: The model cannot be loaded, or has no head of this task and size and may get none.
     """
-    alone, empty = spread and main_reads_alone(), spread and not reads_weights()
+    alone, empty = to_shard and main_reads_alone(), to_shard and not reads_weights()
     with whole_on_loading():
         loaded = _load_model(source, config, processor, task, labels, new_head, empty)
     if alone:
@@ -192,10 +192,10 @@ def load_policy(
     processor: Processor,
     task: Task = CAUSAL_LM,
     labels: int | None = None,
-    spread: bool = False,
+    to_shard: bool = False,
 ) -> PreTrainedModel:
     """Load a policy, whose head must be there; see `load_model`."""
-    return load_model(source, config, processor, task, labels, spread=spread).model
+    return load_model(source, config, processor, task, labels, to_shard=to_shard).model
 
 
 def load_scorer(
@@ -234,7 +234,7 @@ def whole_on_loading() -> Iterator[None]:
     """Within, a model is loaded whole under ZeRO-3 and FSDP, too: its adapter is merged, its weights are checked first.
 
     Under ZeRO-3 transformers would partition the weights while it reads them; DeepSpeed does when training begins.
-    Under FSDP it would read them on the first process alone; a model that no trainer spreads is whole on all.
+    Under FSDP it would read them on the first process alone; a model that no trainer shards is whole on all.
     """
     settings, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(EFFICIENT_LOADING, None)
     deepspeed.unset_hf_deepspeed_config()

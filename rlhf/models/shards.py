@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from rlhf.models.device import sharded
 
 
-def is_spread(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether a model has sharded weights; the processes must then call it together."""
     return any(sharded(weight) for weight in model.parameters())
 
@@ -53,8 +53,8 @@ def counted(model: nn.Module) -> tuple[int, int]:
 def whole(weight: Any) -> torch.Tensor:
     """A copy of a whole weight. Every process that has a shard of it calls this."""
     if isinstance(weight, DTensor):
-        spread: Any = weight.detach()
-        return spread.full_tensor()
+        detached: Any = weight.detach()
+        return detached.full_tensor()
     if not sharded(weight):
         return weight.detach().clone()
     import deepspeed
@@ -101,12 +101,12 @@ def whole_state(weights: Mapping[str, torch.Tensor], keep: bool) -> dict[str, to
 def norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The L2 norm of some tensors, taken as one vector. Every process that has shards of them calls this."""
     tensors = list(tensors)
-    spread = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    shards = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
     parts = [local(tensor).detach().float() for tensor in tensors if hasattr(tensor, "ds_id")]
     total = get_total_norm([tensor for tensor in tensors if not sharded(tensor)])
-    if spread:
-        of_spread: Any = get_total_norm(spread)
-        total = torch.hypot(total.to(spread[0].device), of_spread.full_tensor())
+    if shards:
+        of_shards: Any = get_total_norm(shards)
+        total = torch.hypot(total.to(shards[0].device), of_shards.full_tensor())
     if parts:
         squared = torch.stack([(part**2).sum() for part in parts]).sum()
         torch.distributed.all_reduce(squared)
@@ -122,8 +122,8 @@ def clip_gradients(parameters: Sequence[torch.Tensor], limit: float, total: torc
         limit: The largest norm.
         total: Their norm now (`norm`).
     """
-    spread = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
+    shards = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
     clip_grads_with_norm_([parameter for parameter in parameters if not sharded(parameter)], limit, total)
-    if spread:
-        mesh: Any = spread[0].grad
-        clip_grads_with_norm_(spread, limit, DTensor.from_local(total, mesh.device_mesh))
+    if shards:
+        mesh: Any = shards[0].grad
+        clip_grads_with_norm_(shards, limit, DTensor.from_local(total, mesh.device_mesh))

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf import processes
 from rlhf.errors import UserError
-from rlhf.models.device import broadcast_from_main
 
 
 class Parameter(NamedTuple):
@@ -64,8 +63,10 @@ def match_main(model: nn.Module, name: str) -> None:
     Raises:
         UserError: The parameters of a process are not those of the main one; every process raises it.
     """
-    wanted, dtypes = broadcast_from_main((parameters(model), {n: p.dtype for n, p in model.named_parameters()}))
-    problem = next(filter(None, gather_object([difference(parameters(model), wanted)])), None)
+    wanted, dtypes = processes.broadcast(
+        (parameters(model), {name: parameter.dtype for name, parameter in model.named_parameters()})
+    )
+    problem = next(filter(None, processes.gathered(difference(parameters(model), wanted))), None)
     if problem is not None:
         raise UserError(
             f"{name}: {problem}; processes that share weights cannot train it: correct its config.json "

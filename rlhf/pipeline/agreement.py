@@ -11,10 +11,10 @@ import os
 import socket
 from typing import Any
 
+from rlhf import processes
 from rlhf.artifacts.manifest import versions
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
-from rlhf.pipeline import node_notes
 
 _LAUNCH = ("ACCELERATE_", "FSDP_")
 """How the variables begin in which accelerate hands its config to processes."""
@@ -33,16 +33,14 @@ def check_alike(project: ProjectConfig, name: str, decides: dict[str, Any]) -> N
     Raises:
         UserError: One has others; the message names the first that differs.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if world == 1:
+    if processes.count() == 1:
         return
-    from accelerate.utils import broadcast_object_list, gather_object
-
     own = settings(project, name, decides)
-    differs = difference(broadcast_object_list([own])[0], own)
-    where = f" on node {node_notes.node()} ({socket.gethostname()})" if node_notes.nodes() > 1 else ""
-    for line in gather_object([f"process {rank} of {world}{where}: {differs}"] if differs else []):
-        raise UserError(f"{line}; all processes need one YAML, the same data and packages, and one accelerate config")
+    differs = difference(processes.broadcast(own), own)
+    where = f" on node {processes.node()} ({socket.gethostname()})" if processes.nodes() > 1 else ""
+    line = f"process {processes.rank()} of {processes.count()}{where}: {differs}"
+    for other in filter(None, processes.gathered(line if differs else None)):
+        raise UserError(f"{other}; all processes need one YAML, the same data and packages, and one accelerate config")
 
 
 def settings(project: ProjectConfig, name: str, decides: dict[str, Any]) -> dict[str, str]:

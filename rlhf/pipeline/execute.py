@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
+from rlhf import processes
 from rlhf.artifacts.hashing import digest
 from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
 from rlhf.config.project import ProjectConfig, StageId
 from rlhf.durable import sync_tree, written_whole
 from rlhf.errors import RowsToCome, UserError, reason
 from rlhf.failure import explained_stage
-from rlhf.pipeline import folder, identity, node_notes, partial, peers
+from rlhf.pipeline import folder, identity, partial, peers
 from rlhf.pipeline.agreement import check_alike
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
@@ -37,7 +38,7 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if project.has_stage(name):
         peers.patience = project.stage(name).trainer.get("ddp_timeout") or peers.patience
     _wait()
-    if peers.present is not None and node_notes.nodes() > 1:
+    if peers.present is not None and processes.nodes() > 1:
         peers.present.meet(project.run_dir)
     parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
     for directory in parents.values():
@@ -45,23 +46,22 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     decides = identity.identity(project, name)
     check_alike(project, name, decides)
     directory = folder.partial_dir(project, name)
-    main = int(os.environ.get("RANK", "0")) == 0
-    if main:
+
+    def claim() -> list[dict[str, str]]:
         folder.own_folder(project)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        worked = partial.claim(directory, identity.beginning(project, name, decides, processes), versions())
-    _wait()
+        return partial.claim(directory, identity.beginning(project, name, decides, processes.count()), versions())
+
+    worked = processes.from_main(claim)
     if partial.is_whole(project, name):  # and was killed before it was moved
         _wait()
-        if main:
-            partial.settle(project, name)
+        processes.from_main(lambda: partial.settle(project, name))
         return
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
     metrics = stage_of(name).run(context)
     _wait()
-    if main:
+    if processes.is_main():
         record = _record(context, decides, dict(metrics), time.perf_counter() - start)
         record["earlier_versions"] = worked[:-1]
         sync_tree(directory)
@@ -144,20 +144,18 @@ def _record(context: StageContext, decides: dict[str, Any], metrics: dict[str, A
 
 def _wait() -> None:
     """A barrier where there are several processes, which wait for each other `peers.patience` seconds."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from rlhf.models.device import process_state
-
+    if processes.count() > 1:
         try:
-            state = process_state(peers.patience)
+            state = processes.state(peers.patience)
         except UserError:
             raise
         except Exception as error:
-            if node_notes.nodes() == 1:
+            if processes.nodes() == 1:
                 raise
             address = ":".join(os.environ[f"MASTER_{part}"] for part in ("ADDR", "PORT"))
             raise UserError(
-                f"node {node_notes.node()}: processes of other nodes are not there ({reason(error)}); does the stage "
-                f"run on all {node_notes.nodes()} nodes, and can each reach {address}?"
+                f"node {processes.node()}: processes of other nodes are not there ({reason(error)}); does the stage "
+                f"run on all {processes.nodes()} nodes, and can each reach {address}?"
             ) from None
         state.wait_for_everyone()
 
@@ -186,7 +184,7 @@ def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConf
         name: The stage.
         key: Of the run that holds the folder.
     """
-    with folder.joined(project.run_dir, key, leads=node_notes.node() == 0):
+    with folder.joined(project.run_dir, key, leads=processes.node() == 0):
         attempt(stage, project, name)
 
 

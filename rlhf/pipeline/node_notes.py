@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf import processes
 from rlhf.errors import UserError
 
 FOLDER = ".nodes"
@@ -30,16 +31,6 @@ SILENT = 120.0
 since the node's process may be inside a library that blocks its other threads."""
 _SEEN_WITHIN = 30.0
 """Seconds that a file may take to appear on another node."""
-
-
-def nodes() -> int:
-    """How many nodes the launch has."""
-    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-
-
-def node() -> int:
-    """Which of them this is."""
-    return int(os.environ.get("GROUP_RANK", "0"))
 
 
 class NodeNotes:
@@ -69,7 +60,7 @@ class NodeNotes:
             if now - self.last < _BEAT:
                 return None
             self.last, self.beats = now, self.beats + 1
-        mine = self.folder / f"{node()}.json"
+        mine = self.folder / f"{processes.node()}.json"
         with contextlib.suppress(OSError):
             said = {"host": socket.gethostname(), "beat": self.beats, "notes": own}
             partial = mine.with_suffix(".partial")
@@ -97,7 +88,7 @@ class NodeNotes:
             time.sleep(_BEAT / 5)
         self.last = 0.0
         self.exchange(own())
-        if node() != 0:
+        if processes.node() != 0:
             return
         while time.monotonic() < end and not all(_have_ended(said["notes"]) for said, _ in self.heard.values()):
             time.sleep(_BEAT / 5)
@@ -118,20 +109,20 @@ def meet(run_dir: Path) -> Path:
     Raises:
         UserError: A node does not see what node 0 wrote.
     """
-    from accelerate.utils import broadcast_object_list, gather_object
 
-    place: list[Any] = [None]
-    if os.environ["RANK"] == "0":
+    def make() -> str:
         shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
         token = os.urandom(16).hex()
         for made in (run_dir / FOLDER, run_dir / FOLDER / token):
             made.mkdir(mode=0o700, parents=True)
-        place = [token]
-    folder = run_dir / FOLDER / broadcast_object_list(place)[0]
+        return token
+
+    folder = run_dir / FOLDER / processes.from_main(make)
     end = time.monotonic() + _SEEN_WITHIN
     while not (seen := folder.is_dir() and folder.stat().st_uid == os.getuid()) and time.monotonic() < end:
         time.sleep(_BEAT / 5)
-    blind = sorted({which for which in gather_object([None if seen else (node(), socket.gethostname())]) if which})
+    own = None if seen else (processes.node(), socket.gethostname())
+    blind = sorted({other for other in processes.gathered(own) if other is not None})
     if blind:
         names = " and ".join(f"node {number} ({host})" for number, host in blind)
         raise UserError(

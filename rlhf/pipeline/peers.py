@@ -22,8 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from rlhf import processes
 from rlhf.interrupts import leave
-from rlhf.pipeline.node_notes import SILENT, NodeNotes, meet, nodes
+from rlhf.pipeline.node_notes import SILENT, NodeNotes, meet
 
 _LOOK, _WAIT, _LATE = 0.3, 1.0, 3.0
 """Seconds: between two looks; until whoever failed first has written that down; by which one is late that fails too."""
@@ -51,7 +52,7 @@ class Peers:
     """The processes of a launch, of which one is this."""
 
     def __init__(self) -> None:
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank, self.world = processes.rank(), processes.count()
         self.folder = _folder()
         self.note: dict[str, Any] = {"pid": os.getpid(), "since": time.time(), "at": "its start", "step": None}
         self.lock, self.frame = threading.Lock(), (0, 0)
@@ -70,7 +71,7 @@ class Peers:
             UserError: Not all nodes see it.
         """
         folder = meet(run_dir)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if processes.is_first_on_node():
             self.others = NodeNotes(folder)
 
     def done(self, code: int = 0) -> None:
@@ -82,9 +83,11 @@ class Peers:
         self._write(done=True, code=code)
         if self.others is not None:
             self.others.leave(self._local)
-        if nodes() == 1 or self.others is not None:  # of several nodes, the process that exchanges notes is the last
+        if (
+            processes.nodes() == 1 or self.others is not None
+        ):  # of several nodes, the process that exchanges notes is the last
             codes = [note.get("code") for note in self._local().values()]
-            if codes == [0] * int(os.environ.get("LOCAL_WORLD_SIZE", self.world)):
+            if codes == [0] * processes.on_node():
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def fail(self, code: int, line: str, error: BaseException | None = None) -> NoReturn:
@@ -102,7 +105,8 @@ class Peers:
             frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
             if (collective := _collective(frames)) is not None:
                 line = f"error: {self._waited(collective)}"
-        self._write(failed={"code": code, "line": line, "time": time.time()})
+        later = _LATE if processes.raised_elsewhere(error) else 0.0  # than on the process that it was raised on
+        self._write(failed={"code": code, "line": line, "time": time.time() + later})
         time.sleep(_WAIT)
         self.end()
 
@@ -237,7 +241,7 @@ class Peers:
 def joined() -> Peers | None:
     """The peers of a process of a distributed launch; None where it is alone."""
     global present
-    present = Peers() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    present = Peers() if processes.count() > 1 else None
     return present
 
 

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf import interrupts
+from rlhf import interrupts, processes
 from rlhf.config import trainer_fields
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
@@ -64,7 +63,7 @@ def _run_alone(project: ProjectConfig, name: str) -> None:
     """
     if name not in planned(project):
         raise UserError(f"{project.path}: there is no stage {name!r}; add it under stages:, with {name}: {{}}")
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not processes.is_main():
         attempt(run_stage, project, name)
         return
     gatekeeper.require_passed(project, name)
@@ -133,7 +132,7 @@ def guarded(action: Callable[[], None], alone: bool = True) -> int:
     except KeyboardInterrupt as interrupt:
         if others is not None and others.troubled():  # a launcher ends those that are left
             others.end()
-        if alone and os.environ.get("RANK", "0") == "0":
+        if alone and processes.is_main():
             interrupts.say(interrupts.CONTINUES)
         code = interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
     if others is not None:
@@ -169,10 +168,9 @@ def main() -> int:
     peers.told = args.tell
 
     def work() -> None:
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if args.processes not in (None, started):
+        if args.processes not in (None, processes.count()):
             raise UserError(
-                f"accelerate started {started} of {args.processes} processes; see its config's num_processes"
+                f"accelerate started {processes.count()} of {args.processes} processes; see its config's num_processes"
             )
         project = of_round(load_project(args.config, args.overrides), args.round)
         if args.run is None:
@@ -181,7 +179,7 @@ def main() -> int:
             join_stage(run_stage, project, args.stage, args.run)
 
     code = guarded(work, alone=args.run is None)
-    if code and args.tell is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # each node has such a file
+    if code and args.tell is not None and processes.is_first_on_node():  # each node has such a file
         args.tell.write_text(str(code), encoding="utf-8")
     return code
 

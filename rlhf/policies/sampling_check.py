@@ -34,7 +34,7 @@ def batching_of(model: Any) -> Batching:
     then each prompt with its completion is read by itself. This costs some twenty forward passes of a few tokens.
 
     Args:
-        model: A causal language model; where its weights are spread over processes it is not tried.
+        model: A causal language model; where its weights are sharded over processes it is not tried.
 
     Raises:
         UserError: Nothing works.
@@ -67,7 +67,7 @@ def check_encoder_decoder(model: Any) -> None:
     """The same for an encoder-decoder, whose inputs are encoded together and whose texts are written token by token.
 
     Args:
-        model: The model; where its weights are spread over processes it is not tried.
+        model: The model; where its weights are sharded over processes it is not tried.
 
     Raises:
         UserError: It does not work, or its log-probabilities are not those of a plain forward pass.

@@ -31,7 +31,7 @@ from rlhf.ppo.minibatches import RolloutLoader
 from rlhf.ppo.rollout import MicroBatch, Rollout, collect, prompt_numbers, score
 from rlhf.rewards.compose import Rewards
 from rlhf.rewards.load import OWN_REWARD
-from rlhf.training.spread import SpreadTrainer, parameter_groups
+from rlhf.training.fsdp import ShardedTrainer, parameter_groups
 from rlhf.training.states import random_state, set_random_state
 
 WEIGHTS, STATE = "roles.safetensors", "ppo_state.json"
@@ -43,7 +43,7 @@ _LARGE_STEP = 0.2
 common."""
 
 
-class PPOTrainer(SpreadTrainer, Trainer):
+class PPOTrainer(ShardedTrainer, Trainer):
     """PPO, RLOO, GRPO and REINFORCE on one loop.
 
     Args:
@@ -56,7 +56,7 @@ class PPOTrainer(SpreadTrainer, Trainer):
         **kwargs: Passed to `transformers.Trainer` (callbacks, optimizers).
 
     Raises:
-        UserError: It is launched under DeepSpeed, or under FSDP that accelerate is to apply (`models.spread`).
+        UserError: It is launched under DeepSpeed, or under FSDP that accelerate is to apply (`models.fsdp`).
     """
 
     args: PPOConfig

@@ -22,9 +22,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf import processes
 from rlhf.data.prefix import common_prefix_length
 from rlhf.models.adapters import without_peft
-from rlhf.models.device import process_state, sharded
+from rlhf.models.device import sharded
 from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.cost_model import Cost
 from rlhf.prefix_sharing.forward import can_be_tried, replace_forward
@@ -65,7 +66,7 @@ class Fold:
 
     def say(self, reason: str) -> None:
         """Print once why rows are not folded."""
-        if reason not in self.said and process_state().is_main_process:
+        if reason not in self.said and processes.is_main():
             print(f"fold: {type(self.model).__name__} runs unfolded: {reason}", file=sys.stderr)
         self.said.add(reason)
 

@@ -67,12 +67,12 @@ def train_with_reference(context: StageContext, ready: Ready, kind: Any) -> tupl
     from rlhf.trl_trainers.speedups import speedups_of
 
     start = ready.start
-    stored = ready.args.precompute_ref_log_probs  # computed before the weights are spread: each process needs them
-    model = adapted(starting_policy(context, start, spread=not stored), start, ready.args)
+    stored = ready.args.precompute_ref_log_probs  # computed before the weights are sharded: each process needs them
+    model = adapted(starting_policy(context, start, to_shard=not stored), start, ready.args)
     # with an adapter the reference is the model without it; with all weights trained, the policy before its first step
     # while that can be stored, else a second copy
     alone = isinstance(model, PeftModel) or stored
-    reference = None if alone else starting_policy(context, start, spread=True)
+    reference = None if alone else starting_policy(context, start, to_shard=True)
     trainer = ready.trainer(kind, model, ref_model=reference, speedups=speedups_of(context))
     judge = checkpoint_judge(context)
     candidates = keep_candidates(judge, model, context.directory, trainer)

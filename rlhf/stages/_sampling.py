@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rlhf import processes
 from rlhf.errors import UserError
 from rlhf.workflow import StageContext
 
@@ -32,7 +33,6 @@ def settle_sampler(
         UserError: It cannot.
     """
     from rlhf.errors import SamplerFailed
-    from rlhf.evaluation.shares import is_main
     from rlhf.policies.vllm.limits import vllm_problem
     from rlhf.policies.vllm.running import absent_or_checked
 
@@ -48,5 +48,5 @@ def settle_sampler(
         absent = absent_or_checked(settings, adapter)
     except SamplerFailed as error:
         raise UserError(f"{field}: {str(error).removeprefix('sampler: ')}") from None
-    if absent is not None and is_main():
+    if absent is not None and processes.is_main():
         print(f"{field}: warning: no server answers yet: {absent.removeprefix('sampler: ')}", file=sys.stderr)

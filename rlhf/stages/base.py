@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.workflow import Metrics, Stage, StageContext
 
 
 def run(context: StageContext) -> Metrics:
     """Write the model and its tokenizer."""
-    from rlhf.evaluation.shares import from_main
     from rlhf.models.scratch import build
 
-    return from_main(lambda: {"parameters": build(context.project, context.directory).num_parameters()})
+    return processes.from_main(lambda: {"parameters": build(context.project, context.directory).num_parameters()})
 
 
 def absent(project: ProjectConfig) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.workflow import BASE, Metrics, Stage, StageContext, is_base, policies_of, scorers, stage_of
@@ -63,7 +64,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.evaluation.retain import read_retained, retained_rows
     from rlhf.evaluation.robustness import PERTURBED, perturbed_rows
     from rlhf.evaluation.samples import Row
-    from rlhf.evaluation.shares import by_all, is_main
+    from rlhf.evaluation.shares import by_all
     from rlhf.rewards.load import load_judges, load_rewards
 
     project = context.project
@@ -91,7 +92,7 @@ def run(context: StageContext) -> Metrics:
     attributions += _explained(scoring, rows[: project.evaluate.attributions], policies[-1], kept)
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge, kept)
-    if is_main():
+    if processes.is_main():
         write_lines(context.directory / PERTURBED, again)
         write_lines(context.directory / ATTRIBUTIONS, attributions)
         write_lines(context.directory / RETAINED, retained_rows(sets, retained))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.workflow import Metrics, Stage, StageContext, gated_models, guarded_by, parent_of, stages
 
@@ -32,7 +33,6 @@ def run(context: StageContext) -> Metrics:
     from rlhf.evaluation.completions import held_out_completions
     from rlhf.evaluation.gate import TRIED, measure, verdict
     from rlhf.evaluation.pairs import held_out_pairs, write_pairs
-    from rlhf.evaluation.shares import is_main
     from rlhf.rewards.load import load_rewards
 
     project = context.project
@@ -45,7 +45,7 @@ def run(context: StageContext) -> Metrics:
     for name, judge in load_rewards(project, context.parents, gated_models(project, context.name)).items():
         measures, margins[name] = measure(judge, pairs, prompts, completions)
         models[name] = {**measures, **verdict(measures)}
-    if is_main():
+    if processes.is_main():
         write_pairs(context.directory, pairs, margins)
     passed = all(model["passed"] for model in models.values())
     also = {"also_gates": others} if others else {}

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
@@ -57,9 +58,9 @@ def dry_run(context: StageContext, ready: Ready) -> None:
 def run(context: StageContext) -> Metrics:
     """Train the parent's policy on its own completions."""
     from rlhf.artifacts.open import open_stage
-    from rlhf.models.device import claim_sharding, process_state
+    from rlhf.models.device import claim_sharding
+    from rlhf.models.fsdp import shard
     from rlhf.models.roles import POLICY
-    from rlhf.models.spread import spread
     from rlhf.policies.kinds import policy_kind
     from rlhf.ppo.config import take_every_action
     from rlhf.ppo.diagnostics import last_rollout
@@ -70,19 +71,19 @@ def run(context: StageContext) -> Metrics:
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
 
-    spreads = claim_sharding()
+    shards = claim_sharding()
     ready = prepare(context)
     start, args = ready.start, ready.args
-    roles = build_roles(context, start, args, args.critic_start, spreads)
-    if spreads:
-        spread(roles, process_state().device)
+    roles = build_roles(context, start, args, args.critic_start, shards)
+    if shards:
+        shard(roles, processes.state().device)
     kind = policy_kind(start.opened)
     policy: Any = kind.policy(roles, args, context.settings.fold)
     policy.folder = context.directory
     if roles.reward_head is not None:
         folder = context.parents[OWN_REWARD]
         policy.check_scores(folder, open_stage(folder).manifest.get("probe"))
-    if context.settings.fold and policy.notice is not None and process_state().is_main_process:
+    if context.settings.fold and policy.notice is not None and processes.is_main():
         print(f"{context.name}: {policy.notice}", file=sys.stderr)
     if (problem := take_every_action(args, policy.action_count)) is not None:
         raise UserError(f"stages.{context.name}.{problem}")

@@ -11,6 +11,7 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
+from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._rewards import check as check_judges
@@ -30,7 +31,6 @@ _BATCHES = 4
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and check that there is something to rank by."""
     from rlhf.evaluation.ranking import RankSettings
-    from rlhf.evaluation.shares import processes
     from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
     from rlhf.policies.kinds import policy_kind
     from rlhf.training.ready import Ready, prepared_data
@@ -44,7 +44,7 @@ def prepare(context: StageContext) -> Ready:
         )
     limits = [limit for limit in (settings.max_length, start.context_length) if limit is not None]
     settings.max_length = min(limits, default=None)
-    if problem := launch_problem(context.project, context.name, processes()):
+    if problem := launch_problem(context.project, context.name, processes.count()):
         raise UserError(problem)
     check_rewards(context.project, context.name)
     kind = policy_kind(start.opened)
@@ -66,7 +66,6 @@ def run(context: StageContext) -> Metrics:
     `demonstrations.jsonl` with what is kept.
     """
     from rlhf.evaluation.replies import sample_replies
-    from rlhf.evaluation.shares import is_main
     from rlhf.models.roles import Roles
     from rlhf.policies.kinds import policy_kind
     from rlhf.rewards.load import load_rewards
@@ -86,7 +85,7 @@ def run(context: StageContext) -> Metrics:
             load_rewards(project, context.parents, weights), samples=settings.samples,
             at_once=max(1, _BATCHES * settings.sampling_batch_size // settings.samples), seed=seed,
         )  # fmt: skip
-    return _keep(context, settings, weights, count - len(asked)) if is_main() else {}
+    return _keep(context, settings, weights, count - len(asked)) if processes.is_main() else {}
 
 
 def _keep(context: StageContext, settings: Any, weights: dict[str, float], not_asked: int) -> Metrics:

@@ -65,13 +65,13 @@ def _held_out(context: StageContext, ready: Ready, trainer: Any) -> Metrics:
     from rlhf.evaluation.pairs import held_out_pairs
     from rlhf.evaluation.reward_model import pair_accuracy, score_pairs
     from rlhf.evaluation.shares import by_all
-    from rlhf.models.shards import is_spread
+    from rlhf.models.shards import is_sharded
     from rlhf.rewards.model import score_texts
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     codec = Codec(ready.start.tokenizer, encoder=ready.start.encoder)
     judge: Any = functools.partial(score_texts, model, codec, batch_size=trainer.args.per_device_eval_batch_size)
-    if not is_spread(model):  # else all processes run it together, each for all pairs
+    if not is_sharded(model):  # else all processes run it together, each for all pairs
         judge.rowwise = True
         judge = by_all(judge)
     pairs = held_out_pairs(context.project)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rlhf import processes
 from rlhf.errors import UserError, unknown_name
 from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
 
@@ -54,7 +55,6 @@ def dry_run(context: StageContext, ready: Ready) -> None:
 
 def run(context: StageContext) -> Metrics:
     """Train the policy."""
-    from rlhf.models.device import broadcast_from_main
     from rlhf.models.tasks import CAUSAL_LM
     from rlhf.policies.kinds import policy_kind
     from rlhf.prefix_sharing.support import packing_check
@@ -69,9 +69,9 @@ def run(context: StageContext) -> Metrics:
     if start.task.new_head:
         model = _with_new_head(kind, ready)
     else:
-        policy = starting_policy(context, start, spread=True)
+        policy = starting_policy(context, start, to_shard=True)
         packs = start.task is CAUSAL_LM and (args.packing or args.padding_free)
-        if packs and (reason := broadcast_from_main(packing_check(policy.base_model))):
+        if packs and (reason := processes.broadcast(packing_check(policy.base_model))):
             raise UserError(f"stages.sft.packing: the demonstrations of a row would see one another: {reason}")
         model = adapted(policy, start, args)
     trainer: Any = _trainer(kind, ready, model, speedups_of(context))

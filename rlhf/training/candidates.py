@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from rlhf import processes
 from rlhf.artifacts.open import OpenedModel
 from rlhf.durable import written_whole
 from rlhf.models.adapters import without_peft
-from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY
-from rlhf.models.shards import is_spread, own_parts, put, whole_state
+from rlhf.models.shards import is_sharded, own_parts, put, whole_state
 from rlhf.training.trainer import ResumableTrainer
 from rlhf.workflow import CANDIDATES
 
@@ -49,7 +48,7 @@ class Judge(Protocol):
 class Candidates(TrainerCallback):
     """Keeps the policy's trained weights at every checkpoint, so that one of them can be chosen.
 
-    Where the weights are spread over processes, a file has them whole, and a judge is given a whole copy of the policy.
+    Where the weights are sharded, a file has them whole, and a judge is given a whole copy of the policy.
 
     Args:
         policy: The model that is trained, of several roles the policy.
@@ -70,8 +69,8 @@ class Candidates(TrainerCallback):
             for step in self.steps():
                 if step > state.global_step:
                     self._file(step).unlink()
-        missing = [state.global_step not in self.steps()]
-        if state.global_step and self.trainer.scheduled and broadcast_object_list(missing)[0]:
+        missing = processes.from_main(lambda: state.global_step not in self.steps())
+        if state.global_step and self.trainer.scheduled and missing:
             self._write(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,7 +80,7 @@ class Candidates(TrainerCallback):
 
     def _write(self, step: int) -> None:
         """Write a file whole or not at all, on the main process; the others give their part."""
-        main = process_state().is_main_process
+        main = processes.is_main()
         tensors = whole_state(_trained(self.policy), keep=main)
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,19 +99,19 @@ class Candidates(TrainerCallback):
         self._give(self.policy, step)
 
     def policy_at(self, step: int, start: OpenedModel) -> PreTrainedModel:
-        """The policy of a step, whole on every process: the trained one, or a copy where its weights are spread.
+        """The policy of a step, whole on every process: the trained one, or a copy where its weights are sharded.
 
         Args:
             step: The step.
             start: What training started from.
         """
-        if not is_spread(self.policy):
+        if not is_sharded(self.policy):
             self.copy = self.policy
         elif self.copy is None:
             model: Any = start.policy(placed=False)
             if isinstance(self.policy, PeftModel):
                 model = get_peft_model(model, self.policy.peft_config[POLICY], adapter_name=POLICY)
-            self.copy = model.to(process_state().device)
+            self.copy = model.to(processes.state().device)
         self._give(self.copy, step)
         return without_peft(self.copy)
 
@@ -157,7 +156,7 @@ def choose(judge: Judge | None, candidates: Candidates | None, start: OpenedMode
     """
     if judge is None or candidates is None:
         return {}
-    process_state().wait_for_everyone()  # the main process has kept the last one
+    processes.state().wait_for_everyone()  # the main process has kept the last one
     said = judge.choose(candidates, start)
     candidates.copy = None
     candidates.restore(said["selected_step"])

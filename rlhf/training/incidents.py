@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
+from rlhf import processes
 from rlhf.artifacts.json_files import write_json
-from rlhf.models.device import process_state
 from rlhf.models.shards import norm
 
 INCIDENTS = "incident.json"
@@ -30,12 +29,11 @@ def describe(file: Path | None, own: Mapping[str, Any], **common: Any) -> None:
         own: What this process alone knows: its losses and rows.
         common: What all of them know.
     """
-    state = process_state()
-    processes = gather_object([{"process": state.process_index, **own}])
-    if file is None or not state.is_main_process:
+    by_process = processes.gathered({"process": processes.rank(), **own})
+    if file is None or not processes.is_main():
         return
     earlier = json.loads(file.read_text(encoding="utf-8"))["incidents"] if file.is_file() else []
-    incident = {**common, "processes": processes}
+    incident = {**common, "processes": by_process}
     write_json(file, {"incidents": [*earlier, _in_json(incident)][:_MOST]})
 
 

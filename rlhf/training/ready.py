@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from rlhf import processes
 from rlhf.config import trainer_fields
 from rlhf.data.prepare import Prepared, prepare
 from rlhf.data.sets import source_set
 from rlhf.errors import UserError
-from rlhf.models.device import process_state
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.policies.kinds import Encoder
 from rlhf.training.defaults import DEFAULTS
@@ -62,7 +62,7 @@ def arguments(context: StageContext, start: StartingPoint) -> TrainingArguments:
 
     `max_length` never goes above the positions the model has. What the trainer's own checks refuse, it raises.
     """
-    state = process_state()
+    state = processes.state()
     given = context.settings.trainer
     if given.get("save_only_model"):
         raise UserError(f"stages.{context.name}.save_only_model: no training could continue from such a checkpoint")
@@ -105,5 +105,6 @@ def prepared_data(
     half = half_for(context.project, context.name)
     key = json.dumps([tokenizer_record(start.processor), encoder.settings, half], sort_keys=True)
     folder = context.directory / "data"
-    with process_state().main_process_first():
-        return prepare(project, role, encoder.encode, folder, keep_columns, key, encoder.ahead, half)
+    return processes.main_first(
+        lambda: prepare(project, role, encoder.encode, folder, keep_columns, key, encoder.ahead, half)
+    )

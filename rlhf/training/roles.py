@@ -36,7 +36,11 @@ class RewardPart(NamedTuple):
 
 
 def build_roles(
-    context: StageContext, start: StartingPoint, args: TrainingArguments, critic_from: str | None, spread: bool = False
+    context: StageContext,
+    start: StartingPoint,
+    args: TrainingArguments,
+    critic_from: str | None,
+    to_shard: bool = False,
 ) -> Roles:
     """Policy, reference and maybe a critic; the reward adapter too where it fits.
 
@@ -46,12 +50,12 @@ def build_roles(
         args: Their seed draws the fresh adapters.
         critic_from: What the critic starts from, the `reward` model where that can be, or the `policy`; `shared` for a
             head on the policy's own states; None for no critic.
-        spread: Whether the weights will be spread over the processes, of which the main one reads them.
+        to_shard: Whether the weights will be sharded over the processes, of which the main one reads them.
 
     Raises:
         UserError: A model cannot be loaded, or is not what its stage left.
     """
-    base = starting_policy(context, start, spread)
+    base = starting_policy(context, start, to_shard)
     maximised = OWN_REWARD in rewards_of(context.project, context.name)
     folder = (
         context.parents.get(OWN_REWARD) if maximised else None
@@ -59,7 +63,7 @@ def build_roles(
     set_seed(args.seed)
     policy = adapted(base, start, args)
     if start.config.adapter is None:
-        return _separate_roles(policy, context, start, critic_from, folder, spread)
+        return _separate_roles(policy, context, start, critic_from, folder, to_shard)
     part = reward_part(folder, start) if folder is not None else None
     value_head = None
     from_reward = critic_from == "reward" and part is not None
@@ -127,10 +131,10 @@ def _separate_roles(
     start: StartingPoint,
     critic_from: str | None,
     folder: Path | None,
-    spread: bool,
+    to_shard: bool,
 ) -> Roles:
     """All weights trained: the reference is a second copy, the critic a third model."""
-    reference = starting_policy(context, start, spread)
+    reference = starting_policy(context, start, to_shard)
     if critic_from is None:
         return Roles(base, reference=reference)
     value_head = _zero_head(base)
@@ -138,7 +142,7 @@ def _separate_roles(
         return Roles(base, value_head, reference=reference)
     scorer = _like_the_policy(folder, start) if folder is not None and critic_from == "reward" else None
     if scorer is None:
-        critic = start.opened.policy(placed=False, spread=spread).base_model
+        critic = start.opened.policy(placed=False, to_shard=to_shard).base_model
     else:
         critic = scorer.base_model
         _copy_head(score_head(scorer), value_head)

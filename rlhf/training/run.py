@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
+from rlhf import processes
 from rlhf.data.prepare import load_prepared
 from rlhf.training import incidents
 from rlhf.training.buckets import ResumedEpoch
@@ -44,8 +44,7 @@ def run_training(trainer: ResumableTrainer, context: StageContext, logs: Sequenc
     train_rows: Any = trainer.train_dataset
     eval_rows: Any = trainer.eval_dataset
     trainer.logs = (metrics_file.path, *logs)
-    looked = [good_checkpoint(context.directory / "checkpoints") if trainer.is_world_process_zero() else None]
-    checkpoint = broadcast_object_list(looked)[0]
+    checkpoint = processes.from_main(lambda: good_checkpoint(context.directory / "checkpoints"))
     if trainer.is_world_process_zero():
         for path in trainer.logs:
             keep_through(path, step_of(checkpoint) if checkpoint else 0)

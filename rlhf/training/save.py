@@ -16,7 +16,7 @@ from rlhf.models import probe
 from rlhf.models.adapters import join_adapters, sort_modules
 from rlhf.models.labels import classes_named
 from rlhf.models.processor import pixel_values
-from rlhf.models.shards import counted, is_spread, local, own_parts, whole_state
+from rlhf.models.shards import counted, is_sharded, local, own_parts, whole_state
 from rlhf.models.tasks import LABEL
 from rlhf.models.tokenizer import mark_eos, tokenizer_record
 from rlhf.training.ready import Ready
@@ -46,14 +46,14 @@ def save_model(
     """
     start, folder = ready.start, context.directory
     model = model if model is not None else trainer.accelerator.unwrap_model(trainer.model)
-    shares = trainer.is_deepspeed_enabled or is_spread(model)
+    shares = trainer.is_deepspeed_enabled or is_sharded(model)
     state = gathered(model, start.config, trainer.is_world_process_zero()) if shares else None
     adapter = isinstance(model, PeftModel)
     if trainer.is_world_process_zero():
         write_model(model, start, folder, state)
     trainer.accelerator.wait_for_everyone()
     tokenizer = tokenizer_record(start.processor)
-    stored = _probe(model, ready, trainer.accelerator.mixed_precision if is_spread(model) else "no")
+    stored = _probe(model, ready, trainer.accelerator.mixed_precision if is_sharded(model) else "no")
     if trainer.is_world_process_zero():
         check_saved(model, stored, folder, start.config, tokenizer)
     trainer.accelerator.wait_for_everyone()
@@ -75,7 +75,7 @@ def _processes(trainer: Trainer, model: PeftModel | PreTrainedModel) -> dict[str
     engine = "DDP"
     if trainer.is_deepspeed_enabled:
         engine = f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
-    elif is_spread(model):
+    elif is_sharded(model):
         engine = "FSDP2"
     optimizer: Any = trainer.optimizer
     while hasattr(optimizer, "optimizer"):  # accelerate's, DeepSpeed's, torch's
@@ -147,7 +147,7 @@ def _prompt_format(context: StageContext) -> str:
 
 
 def _probe(model: PeftModel | PreTrainedModel, ready: Ready, precision: str) -> dict[str, Any]:
-    """The probe of a model; `precision` is accelerate's word for the type that a spread model computes in."""
+    """The probe of a model; `precision` is accelerate's word for the type that a sharded model computes in."""
     processor, dtype = ready.start.processor, {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
     if isinstance(processor, PreTrainedTokenizerBase):
         return probe.make(model, _probe_sequences(ready.data), dtype=dtype)

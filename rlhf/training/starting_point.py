@@ -141,18 +141,18 @@ def check_writes(start: StartingPoint, stage: str) -> None:
         )
 
 
-def starting_policy(context: StageContext, start: StartingPoint, spread: bool = False) -> PreTrainedModel:
+def starting_policy(context: StageContext, start: StartingPoint, to_shard: bool = False) -> PreTrainedModel:
     """The policy a stage starts from, checked with its parent's probe.
 
     Args:
         context: The stage.
         start: What it starts from.
-        spread: Whether a trainer will spread its weights over the processes; see `load.load_model`.
+        to_shard: Whether a trainer will shard its weights over the processes; see `load.load_model`.
 
     Raises:
         UserError: It cannot be loaded, is not the model that its parent left, or cannot be sampled later in the run.
     """
-    model = start.opened.policy(placed=False, spread=spread)
-    if start.task in (CAUSAL_LM, SEQ2SEQ) and (reads_weights() or not spread):
+    model = start.opened.policy(placed=False, to_shard=to_shard)
+    if start.task in (CAUSAL_LM, SEQ2SEQ) and (reads_weights() or not to_shard):
         check_can_sample(context.project, model)
     return model

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ExportableState
 
-from rlhf import interrupts
+from rlhf import interrupts, processes
 from rlhf.durable import sync_file
 from rlhf.errors import UserError
 from rlhf.interrupts import Interrupted
 from rlhf.models.device import sharded
-from rlhf.models.shards import is_spread, local, own_parts
+from rlhf.models.shards import is_sharded, local, own_parts
 from rlhf.training import checkpoints
 from rlhf.training.buckets import EpochSeeded
 from rlhf.training.finite import FiniteTrainer
@@ -160,15 +159,11 @@ class ResumableTrainer(FiniteTrainer):
         best, metric = self.state.best_global_step, f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
         if not best or best == self.state.global_step:  # that one has been checked
             return
-        problem: list[str | None] = [None]
-        if self.args.should_save:
-            try:
-                checkpoints.read_checkpoint(resumed.with_name(f"checkpoint-{best}"))
-            except UserError as error:
-                problem = [str(error)]
-        if broadcast_object_list(problem)[0] is not None:
+        try:
+            processes.from_main(lambda: checkpoints.read_checkpoint(resumed.with_name(f"checkpoint-{best}")))
+        except UserError as problem:
             if self.args.should_save:
-                print(f"{self.stage}: the checkpoint with the best {metric} is lost ({problem[0]}); {resumed.name} "
+                print(f"{self.stage}: the checkpoint with the best {metric} is lost ({problem}); {resumed.name} "
                       "takes its place", file=sys.stderr)  # fmt: skip
             rows = (row for row in self.state.log_history if row["step"] == self.state.global_step and metric in row)
             self.state.best_metric = next((row[metric] for row in rows), None)
@@ -178,7 +173,7 @@ class ResumableTrainer(FiniteTrainer):
         folder, process = Path(output_dir), self.args.process_index
         if self.is_deepspeed_enabled:
             save_shards(folder, self._zero(), process, zero_state(self.optimizer.optimizer))
-        elif is_spread(self.model):
+        elif is_sharded(self.model):
             save_shards(folder, OPTIMIZER, process, optimizer_state(self.optimizer, self._names()))
         elif self.args.should_save:
             save_state(folder, OPTIMIZER, optimizer_state(self.optimizer, self._names()))

@@ -95,7 +95,7 @@ _FIELDS = "the settings of a stage are its fields, read from its source"
 _CHECKPOINT = "checkpoints are whole, without pickles, and hold every role that PPO trains"
 _FINITE = "no step is taken on numbers that are not finite"
 _GATHERED = "what is gathered between two logs is part of a checkpoint"
-_SPREAD = "weights that are spread over processes are left where they are, without DDP around them"
+_SHARDED = "weights that are sharded over processes are left where they are, without DDP around them"
 _MERGED = "a merged adapter must not be added once more"
 
 NAMES = (
@@ -116,16 +116,16 @@ NAMES = (
     LibraryName("transformers:Trainer.log", _OVERRIDDEN, "self logs start_time"),
     LibraryName("transformers:Trainer._run_epoch", "a training that was killed behind its last step takes no other"),
     LibraryName("transformers:Trainer._prepare_inputs", "a micro-batch moves to the device", "self inputs"),
-    LibraryName("transformers:Trainer._move_model_to_device", _SPREAD, "self model device"),
-    LibraryName("transformers:Trainer._sync_replicated_trainable_parameters", _SPREAD, "self model"),
-    LibraryName("transformers:Trainer.is_distributed_loading_by_transformers", _SPREAD, instance=True),
+    LibraryName("transformers:Trainer._move_model_to_device", _SHARDED, "self model device"),
+    LibraryName("transformers:Trainer._sync_replicated_trainable_parameters", _SHARDED, "self model"),
+    LibraryName("transformers:Trainer.is_distributed_loading_by_transformers", _SHARDED, instance=True),
     LibraryName("transformers:PreTrainedModel._no_split_modules", "its layers are gathered one by one"),
     LibraryName("transformers:Trainer._load_best_model", _CHECKPOINT, "self"),
     LibraryName("transformers:Trainer._prepare_for_training", _CHECKPOINT,
                 "self max_steps train_dataloader resume_from_checkpoint"),
-    LibraryName("transformers:Trainer.create_accelerator_and_postprocess", "a reference is spread over processes",
+    LibraryName("transformers:Trainer.create_accelerator_and_postprocess", "a reference is sharded over processes",
                 "self"),
-    LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "the main process reads what is spread later",
+    LibraryName("transformers.integrations:is_deepspeed_zero3_enabled", "the main process reads what is sharded later",
                 ""),
     LibraryName("transformers:Trainer._save_checkpoint", _CHECKPOINT, "self model trial"),
     *(LibraryName(f"transformers:Trainer._save_{name}", _CHECKPOINT, "self output_dir")
@@ -179,7 +179,7 @@ NAMES = (
     LibraryName("peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters", _MERGED),
     LibraryName("peft.tuners.lora:Linear.get_delta_weight", _MERGED, "self adapter"),
     LibraryName("peft.utils.constants:SAFETENSORS_WEIGHTS_NAME", "the file of an adapter's weights"),
-    # torch: rlhf/evaluation
+    # torch: rlhf/processes.py
     LibraryName("torch.distributed.distributed_c10d:_get_default_store", "processes wait for the main one for hours",
                 ""),
     # accelerate and Python itself: rlhf/models, rlhf/pipeline

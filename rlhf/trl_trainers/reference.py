@@ -11,7 +11,7 @@ from accelerate.utils import fsdp2_prepare_model
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from rlhf.models.device import sharded
+from rlhf.models.device import launch_shards
 from rlhf.trl_trainers.speedups import FasterTrainer
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ReferenceTrainer(_Base):
         super().__init__(model, ref_model, *args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator; under FSDP spread the reference, too.
+        """Make the accelerator; under FSDP shard the reference, too.
 
         TRL does that later as if every process had its weights; here the main process alone may have read them.
         """
@@ -76,7 +76,7 @@ def worth_storing(args: Any, rows: int, second: bool) -> bool:
     """Whether reference log-probabilities are computed once and stored.
 
     They are where each would be needed again, or where the reference is a second model, which then is never loaded:
-    before training the policy is the reference. Not for a reference that moves, and not where weights are spread over
+    before training the policy is the reference. Not for a reference that moves, and not where weights are sharded over
     processes: they are when training begins, and before that the main process alone has them.
 
     Args:
@@ -84,7 +84,7 @@ def worth_storing(args: Any, rows: int, second: bool) -> bool:
         rows: Rows of training.
         second: Whether all weights are trained.
     """
-    if args.sync_ref_model or sharded():
+    if args.sync_ref_model or launch_shards():
         return False
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs

@@ -12,8 +12,9 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from rlhf import processes
 from rlhf.data.tokenize import IGNORED
-from rlhf.models.device import broadcast_from_main, reads_weights
+from rlhf.models.device import reads_weights
 from rlhf.prefix_sharing import support
 from rlhf.prefix_sharing.fold import fold
 from rlhf.training.buckets import StepBuckets, row_lengths
@@ -98,7 +99,7 @@ class FasterTrainer(_Base):
             if self.speedups.fold or self.speedups.buckets:
                 size = self.group_size if self.speedups.fold else 1
                 folded = fold(model, size, by_length=self.speedups.buckets, tried=reads_weights())
-                reason = broadcast_from_main(folded.reason)
+                reason = processes.broadcast(folded.reason)
                 if folded.reason is None and reason is not None:
                     folded.remove()
                 folded.reason = reason

@@ -3,9 +3,6 @@
 import json
 import math
 import shutil
-import socket
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -16,7 +13,7 @@ from rlhf.evaluation.shares import share
 from rlhf.pipeline.folder import own_folder
 from tests.support.evaluated import run
 from tests.support.judge_server import JudgeServer, prefer_longer
-from tests.support.launches import environment
+from tests.support.launches import on_two_processes
 from tests.support.models import save_classifier
 from tests.support.projects import pairs, write_project, write_rows
 from tests.support.runs import add_stage
@@ -99,18 +96,8 @@ def lines(path):
 
 def launched(*arguments, **more):
     """Run what `tests.support.evaluated` is given on two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **more}
-    command = [sys.executable, "-m", "tests.support.evaluated", *map(str, arguments)]
-    started = [
-        subprocess.Popen(command, env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **launch), text=True,
-                         stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]  # fmt: skip
-    said = "".join(process.communicate(timeout=200)[1] for process in started)
-    assert not any(process.returncode for process in started), said[-3000:]
+    codes, said = on_two_processes(["-m", "tests.support.evaluated", *arguments], **more)
+    assert codes == [0, 0], said[-3000:]
 
 
 def same(ours, theirs, where=""):

@@ -1,7 +1,6 @@
 """Processes of one stage that were given different settings: none of them trains."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 from rlhf.config.load import load_project
 from rlhf.pipeline.agreement import difference, settings
 from rlhf.pipeline.identity import identity
-from tests.support.launches import environment
+from tests.support.launches import on_two_processes
 from tests.support.projects import make_project, write_project
 
 SFT = {"max_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 2}
@@ -35,19 +34,8 @@ def test_the_first_setting_that_differs_is_named_with_both_values(tmp_path, tiny
 
 def stages_of(path, *words):
     """Exit codes and lines of errors of a stage on two processes, of which the second has words of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "rlhf.pipeline.stage", str(path), "sft"]
-    launch = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [*command, *own], env=environment(**launch, RANK=rank, LOCAL_RANK=rank), stderr=subprocess.PIPE, text=True
-        )
-        for rank, own in (("0", ()), ("1", words))
-    ]
-    said = "".join(process.communicate(timeout=120)[1] for process in started)
-    return [process.returncode for process in started], said.splitlines()
+    codes, said = on_two_processes(["-m", "rlhf.pipeline.stage", path, "sft"], ((), words))
+    return codes, said.splitlines()
 
 
 @pytest.mark.slow

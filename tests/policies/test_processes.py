@@ -38,11 +38,11 @@ def test_two_processes_equal_one(request, root, tmp_path):
 
 
 @pytest.mark.scale
-def test_spread_weights_are_trained_as_whole_ones(request, root, tmp_path):
+def test_sharded_weights_are_trained_as_whole_ones(request, root, tmp_path):
     bases = {kind: request.getfixturevalue(entry.fixture) for kind, entry in KINDS.items()}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "-m", "tests.support.kinds_on_processes", str(tmp_path / "two.pt"), "--spread",
+        [*command, "-m", "tests.support.kinds_on_processes", str(tmp_path / "two.pt"), "--sharded",
          *(f"{kind}={base}" for kind, base in bases.items())],
         capture_output=True, text=True, check=False, cwd=root, env=environment(), timeout=300,
     )  # fmt: skip
@@ -51,10 +51,10 @@ def test_spread_weights_are_trained_as_whole_ones(request, root, tmp_path):
     for kind, adapter in itertools.product(bases, (True, False)):
         rows, weights = two[kind, adapter, None]
         for gather in (True, False):
-            spread_rows, spread_weights = two[kind, adapter, gather]
-            for row, other in zip(rows, spread_rows, strict=True):
+            sharded_rows, sharded_weights = two[kind, adapter, gather]
+            for row, other in zip(rows, sharded_rows, strict=True):
                 assert other == pytest.approx(row, abs=1e-5, rel=1e-3), (kind, adapter, gather)
             for name, weight in weights.items():
                 torch.testing.assert_close(
-                    weight, spread_weights[name], atol=1e-5, rtol=1e-4, msg=f"{kind} {adapter} {gather}: {name}"
+                    weight, sharded_weights[name], atol=1e-5, rtol=1e-4, msg=f"{kind} {adapter} {gather}: {name}"
                 )

@@ -316,7 +316,7 @@ def test_common_prefix():
     assert common_prefix([[1, 2, 3]]) == 3
 
 
-def test_weights_spread_over_processes(root):
+def test_weights_sharded_over_processes(root):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(root / "tests/support/sharded.py")], capture_output=True, text=True, timeout=120,

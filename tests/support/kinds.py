@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, set_seed
 
 from rlhf.data.windows import WindowCodec
 from rlhf.models.adapters import lora_config
+from rlhf.models.fsdp import shard
 from rlhf.models.labels import Classes
 from rlhf.models.roles import CRITIC, Roles
-from rlhf.models.spread import spread
 from rlhf.models.tasks import LABEL, SEQ2SEQ, SPAN, Task
 from rlhf.policies.label import LabelPolicy, LabelRow
 from rlhf.policies.readers import TextReader
@@ -110,7 +110,7 @@ def make_trainer(
     adapter: bool = True,
     function: Any = wordy,
     stir: bool = False,
-    spreads: bool = False,
+    sharded: bool = False,
     **fields: Any,
 ) -> PPOTrainer:
     """A trainer whose rollouts are 8 completions, 2 passes each.
@@ -122,7 +122,7 @@ def make_trainer(
         adapter: Whether it trains an adapter, or all weights.
         function: What is maximised.
         stir: Whether fresh adapters get weights that change something.
-        spreads: Whether the weights are spread over the processes.
+        sharded: Whether the weights are sharded over the processes.
         fields: Settings that differ.
     """
     settings = {
@@ -139,8 +139,8 @@ def make_trainer(
         for part, parameter in roles.named_parameters():
             if "lora_B" in part:
                 parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    if spreads:
-        spread(roles, args.device)
+    if sharded:
+        shard(roles, args.device)
     policy = kind.policy(roles, tokenizer, args)
     return PPOTrainer(policy, args, rows(kind, tokenizer), Rewards({"reward": function}, {"reward": 1.0}))
 

@@ -1,6 +1,6 @@
 """Started by torchrun: trains a tiny policy of each kind, and writes what became of it.
 
-torchrun --nproc_per_node 2 kinds_on_processes.py OUT [--spread] KIND=FOLDER …
+torchrun --nproc_per_node 2 kinds_on_processes.py OUT [--sharded] KIND=FOLDER …
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rlhf.models.device import process_state
+from rlhf import processes
 from rlhf.models.shards import whole
 from tests.support.kinds import make_trainer
+from tests.support.launches import leave_together
 from tests.support.ppo import rollout_rows
 
 
@@ -34,20 +35,19 @@ def main(out: str, *bases: str) -> None:
 
     The results are by kind, whether it has an adapter, and how its weights are gathered: None where they are whole.
     """
-    process_state()
-    pairs = [base.split("=", 1) for base in bases if base != "--spread"]
-    ways = list(itertools.product((True, False), (None, True, False))) if "--spread" in bases else [(True, None)]
+    processes.state()
+    pairs = [base.split("=", 1) for base in bases if base != "--sharded"]
+    ways = list(itertools.product((True, False), (None, True, False))) if "--sharded" in bases else [(True, None)]
     results = {
         (kind, adapter, gather): trained(
             kind, Path(out).parent / f"{kind} {adapter} {gather}", Path(base), dist.get_world_size(), adapter=adapter,
-            spreads=gather is not None, gather_for_rollouts=gather,
+            sharded=gather is not None, gather_for_rollouts=gather,
         )
         for kind, base in pairs for adapter, gather in ways
     }  # fmt: skip
     if dist.get_rank() == 0:
         torch.save(results, out)
-    dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

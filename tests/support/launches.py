@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -43,3 +46,39 @@ def environment(**more: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         **more,
     }
+
+
+def on_two_processes(
+    words: Sequence[str], own: Sequence[Sequence[str]] = ((), ()), **more: str
+) -> tuple[list[int], str]:
+    """Run a Python command as a launch of two processes, without a launcher.
+
+    Args:
+        words: What follows the interpreter.
+        own: Words of each process behind these.
+        more: Variables that are added or replaced.
+
+    Returns:
+        Their exit codes, and what they write to stderr, one after the other.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **more}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, words), *map(str, of_rank)],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **launch), stderr=subprocess.PIPE, text=True,
+        )
+        for rank, of_rank in enumerate(own)
+    ]  # fmt: skip
+    said = "".join(process.communicate(timeout=200)[1] for process in started)
+    return [process.returncode for process in started], said
+
+
+def leave_together() -> None:
+    """End what a process of a launch has with the others: one that leaves while another talks to it can abort."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()

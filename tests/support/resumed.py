@@ -9,9 +9,9 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from rlhf import processes
 from rlhf.artifacts.manifest import artifact_hash
 from rlhf.config.load import load_project
-from rlhf.models.device import process_state
 from rlhf.pipeline.execute import run_stage
 from tests.support.projects import write_project
 
@@ -41,7 +41,7 @@ def main() -> None:
     """Train each stage whole and with a stop, folded and plain; the main process compares."""
     folder, base = map(Path, sys.argv[1:])
     main_process = os.environ["RANK"] == "0"
-    state = process_state()
+    state = processes.state()
     stop = Stop()
     for fold, stages in ((True, STAGES), (False, STAGES[:1])):
         options = {

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from rlhf import processes
 from rlhf.config.load import load_project
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
-from rlhf.models.device import process_state
 from rlhf.pipeline.execute import quiet_environment, run_stage
 
 ENVIRONMENT = dict(os.environ)
@@ -53,7 +53,7 @@ def main() -> None:
     """Run the stages."""
     folder = Path(sys.argv[1])
     quiet_environment()
-    state = process_state()
+    state = processes.state()
     stop = Stop(3)
     whole, stopped = (load_project(folder / "project.yaml", [f"name={name}"]) for name in ("whole", "stopped"))
     outcomes = {}

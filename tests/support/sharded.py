@@ -1,4 +1,4 @@
-"""Started by torchrun on two CPU processes: a folded model whose weights FSDP2 spreads, against the whole one.
+"""Started by torchrun on two CPU processes: a folded model whose weights FSDP2 shards, against the whole one.
 
 The processes' batches fold into different numbers of rows: were a batch cut here, one would wait for the other forever.
 """
@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from rlhf.prefix_sharing.fold import fold
 from tests.support.families import causal
+from tests.support.launches import leave_together
 
 PROMPT = [5, 9, 30, 31, 8, 12, 44]
 BATCHES = [
@@ -35,15 +36,15 @@ def main() -> None:
     dist.init_process_group("gloo")
     whole = causal("llama")
     (sum(loss(whole, rows) for rows in BATCHES) / len(BATCHES)).backward()
-    spread = causal("llama")
-    folded = fold(spread)
+    parts = causal("llama")
+    folded = fold(parts)
     assert folded.reason is None
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in spread.model.layers:
+    for layer in parts.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(spread, mesh=mesh)
-    loss(spread, BATCHES[dist.get_rank()]).backward()
-    for (name, shard), expected in zip(spread.named_parameters(), whole.parameters(), strict=True):
+    fully_shard(parts, mesh=mesh)
+    loss(parts, BATCHES[dist.get_rank()]).backward()
+    for (name, shard), expected in zip(parts.named_parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(
             shard.grad.full_tensor(),
             expected.grad,
@@ -52,8 +53,7 @@ def main() -> None:
             msg=lambda text, name=name: f"{name}: {text}",
         )
     print("equal", flush=True)
-    dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer
 
+from rlhf import processes
 from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models import device, shards, spread
+from rlhf.models import device, fsdp, shards
 from rlhf.models.load import Source, load_policy
 from rlhf.models.tasks import CAUSAL_LM, SEQ2SEQ
+from tests.support.launches import leave_together
 
 CPU = torch.device("cpu")
 
@@ -68,7 +70,7 @@ def of_averages() -> list[Any]:
     weights[0].grad = torch.full((2,), 1.0 + 2 * dist.get_rank())
     if dist.get_rank() == 1:
         weights[1].grad = torch.full((2,), 3.0)
-    spread.average_gradients(weights)
+    fsdp.average_gradients(weights)
     return [None if weight.grad is None else weight.grad.tolist() for weight in weights]
 
 
@@ -78,8 +80,8 @@ def of_memory() -> list[bool]:
     answers = []
     for short in (None, 0, 1):
         free = 2 * needed - (short == dist.get_rank())
-        spread._free_memory = lambda _, free=free: free  # type: ignore[assignment]
-        answers.append(spread.fits_whole(model, CPU))
+        fsdp._free_memory = lambda _, free=free: free  # type: ignore[assignment]
+        answers.append(fsdp.fits_whole(model, CPU))
     return answers
 
 
@@ -87,7 +89,7 @@ def loaded(folder: str, task: Any, dtype: str) -> Any:
     """Types of a model's parameters where the main process alone reads it; or why it is refused."""
     settings = ModelConfig(name_or_path=folder, dtype=dtype)
     try:
-        model = load_policy(Source(folder), settings, AutoTokenizer.from_pretrained(folder), task, spread=True)
+        model = load_policy(Source(folder), settings, AutoTokenizer.from_pretrained(folder), task, to_shard=True)
     except UserError as error:
         return str(error)
     return {name: str(parameter.dtype) for name, parameter in model.named_parameters()}
@@ -95,8 +97,8 @@ def loaded(folder: str, task: Any, dtype: str) -> Any:
 
 def main(out: str, untied: str, t5: str) -> None:
     """See, and write."""
-    device.process_state()
-    device._claimed = True  # the main process alone reads weights
+    processes.state()
+    os.environ[device.EFFICIENT_LOADING] = "true"  # the main process alone reads weights
     seen = {
         "shards": of_shards(),
         "averages": of_averages(),
@@ -105,8 +107,7 @@ def main(out: str, untied: str, t5: str) -> None:
         "t5": loaded(t5, SEQ2SEQ, "float16"),
     }
     Path(out, f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

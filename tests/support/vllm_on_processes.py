@@ -1,4 +1,4 @@
-"""Started by torchrun: PPO on processes that share a server, under DDP and with spread weights, and where one fails.
+"""Started by torchrun: PPO on processes that share a server, under DDP and with sharded weights, and where one fails.
 
 torchrun --nproc_per_node 2 -m tests.support.vllm_on_processes OUT BASE URL lora|whole
 """
@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
+from rlhf import processes
 from rlhf.errors import SamplerFailed
-from rlhf.models.device import process_state
-from rlhf.models.spread import spread
+from rlhf.models.fsdp import shard
+from rlhf.models.shards import whole
 from rlhf.policies.settings import SamplingSettings
 from rlhf.policies.vllm.sampler import VllmSampler
+from tests.support.launches import leave_together
 from tests.support.ppo import PPOTrainer, make_roles, make_trainer
 
 
-def trainer_at(folder: Path, base: Path, url: str, adapter: bool, spreads: bool = False, **fields: Any) -> PPOTrainer:
+def trainer_at(folder: Path, base: Path, url: str, adapter: bool, sharded: bool = False, **fields: Any) -> PPOTrainer:
     """A trainer whose policy the server samples, two completions a prompt."""
-    state = process_state()
+    state = processes.state()
     roles = make_roles(base, adapter, critic=False)
-    if spreads:
-        spread(roles, state.device)
+    if sharded:
+        shard(roles, state.device)
     settings = SamplingSettings(max_new_tokens=8, max_length=64, sampler="vllm", vllm_url=url)
     folder.mkdir(parents=True, exist_ok=True)
     return make_trainer(
@@ -38,10 +38,7 @@ def trainer_at(folder: Path, base: Path, url: str, adapter: bool, spreads: bool 
 def trained(trainer: PPOTrainer) -> dict[str, Any]:
     """What was logged, and the weights afterwards."""
     trainer.train()
-    weights = {
-        name: (one.full_tensor() if isinstance(one, DTensor) else one).detach().clone()
-        for name, one in trainer.policy.trained().items()
-    }
+    weights = {name: whole(weight) for name, weight in trainer.policy.trained().items()}
     return {"log": trainer.state.log_history, "weights": weights}
 
 
@@ -52,7 +49,7 @@ def failing(trainer: PPOTrainer) -> str:
 
     def sampled(*arguments: Any) -> Any:
         asked.append(arguments)
-        if len(asked) == 3 and dist.get_rank() == dist.get_world_size() - 1:
+        if len(asked) == 3 and processes.rank() == processes.count() - 1:
             raise SamplerFailed("sampler: nobody is there")
         return original(*arguments)
 
@@ -66,18 +63,16 @@ def failing(trainer: PPOTrainer) -> str:
 
 def main(out: str, base: str, url: str, kind: str) -> None:
     """Train each way; the first process writes."""
-    process_state()
+    processes.state()
     folder, adapter = Path(out), kind == "lora"
     results: dict[str, Any] = {
-        name: trained(trainer_at(folder / name, Path(base), url, adapter, name == "spread"))
-        for name in ("ddp", "spread")
+        name: trained(trainer_at(folder / name, Path(base), url, adapter, name == "sharded"))
+        for name in ("ddp", "sharded")
     }
-    raised: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(raised, failing(trainer_at(folder / "fails", Path(base), url, adapter)))
-    if dist.get_rank() == 0:
+    raised = processes.gathered(failing(trainer_at(folder / "fails", Path(base), url, adapter)))
+    if processes.is_main():
         torch.save({**results, "raised": raised}, folder / "results.pt")
-    dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 import json
 from datetime import timedelta
 
+import accelerate
 from transformers import TrainerState
 
-from rlhf.models import device
 from rlhf.pipeline import execute, peers
 from rlhf.pipeline.stage import guarded
 from rlhf.training import logs
@@ -57,7 +57,7 @@ def test_processes_wait_for_each_other_as_long_as_the_stage_says(monkeypatch):
         def wait_for_everyone(self):
             pass
 
-    monkeypatch.setattr(device, "PartialState", FakeState)
+    monkeypatch.setattr(accelerate, "PartialState", FakeState)
     monkeypatch.setenv("WORLD_SIZE", "2")
     execute._wait()
     monkeypatch.setattr(peers, "patience", 7200.0)

@@ -20,10 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from accelerate.utils import broadcast_object_list, gather_object
-
+from rlhf import processes
 from rlhf.errors import SamplerFailed, UserError, reason
-from rlhf.models.device import process_state
 from rlhf.models.roles import POLICY, Roles
 from rlhf.policies.completion import Completion
 from rlhf.policies.settings import SamplingSettings
@@ -75,7 +73,6 @@ class VllmSampler:
 
     def __init__(self, roles: Roles, stop_ids: Sequence[int], settings: SamplingSettings, folder: Path | None) -> None:
         self.roles, self.stop_ids, self.settings = roles, sorted(stop_ids), settings
-        self._main = process_state().is_main_process
         self._given = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._run, self._updates = secrets.token_hex(4), 0
@@ -92,14 +89,14 @@ class VllmSampler:
         """
         served = self._hand_over()
         rows = [(list(prompt), seed) for prompt, row in zip(prompts, seeds, strict=True) for seed in row]
-        flat = iter(_together(lambda: self._sampled(served, rows)))
+        flat = iter(processes.together(_failing(lambda: self._sampled(served, rows))))
         return [[next(flat) for _ in row] for row in seeds]
 
     def close(self) -> None:
         """End the server that was started, and delete the weights that were written."""
         if self.server is not None:
             self.server.close()
-        if self._main and self._updates:
+        if processes.is_main() and self._updates:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # handing over
@@ -112,11 +109,11 @@ class VllmSampler:
         self._updates += 1
         name = f"{self._run}-{self._updates}"
         if served is None or not shared:
-            weights = model_weights(self.roles, self._main)
-            served = _from_main(lambda: self._give_model(name, weights))
+            weights = model_weights(self.roles, processes.is_main())
+            served = processes.from_main(_failing(lambda: self._give_model(name, weights)))
         if shared:
-            adapter, model = adapter_weights(self.roles, self._main), served
-            served = _from_main(lambda: self._give_adapter(model, name, adapter))
+            adapter, model = adapter_weights(self.roles, processes.is_main()), served
+            served = processes.from_main(_failing(lambda: self._give_adapter(model, name, adapter)))
         self.served, self._client = served, self._client or Client(served.address)
         return served
 
@@ -245,36 +242,21 @@ class VllmSampler:
         return int(self.roles.config.get_text_config().vocab_size)
 
 
-def _together(work: Callable[[], T]) -> T:
-    """The result of work that every process does; every process must call in step.
+def _failing(work: Callable[[], T]) -> Callable[[], T]:
+    """Work whose errors are those of a sampler.
 
     Raises:
-        SamplerFailed: The work failed on one process; it is then raised on all.
+        SamplerFailed: What the user gave, or the machine, does not let it be done.
     """
-    result, problem = _attempt(work)
-    if problem := next(filter(None, gather_object([problem])), None):
-        raise SamplerFailed(problem)
-    return result  # type: ignore[return-value]
 
+    def attempt() -> T:
+        try:
+            return work()
+        except SamplerFailed:
+            raise
+        except UserError as error:
+            raise SamplerFailed(str(error)) from None
+        except OSError as error:
+            raise SamplerFailed(f"sampler: {reason(error)}") from None
 
-def _from_main(work: Callable[[], T]) -> T:
-    """The result of work that the main process alone does, on every process; every process must call in step.
-
-    Raises:
-        SamplerFailed: The work failed.
-    """
-    made = [_attempt(work) if process_state().is_main_process else (None, None)]
-    ((result, problem),) = broadcast_object_list(made)
-    if problem is not None:
-        raise SamplerFailed(problem)
-    return result  # type: ignore[return-value]
-
-
-def _attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
-    """What work gives, or the line that says why it failed."""
-    try:
-        return work(), None
-    except UserError as error:
-        return None, str(error)
-    except OSError as error:
-        return None, f"sampler: {reason(error)}"
+    return attempt

@@ -23,7 +23,7 @@ Weights = dict[str, torch.Tensor]
 def model_weights(roles: Roles, keep: bool) -> Weights:
     """Weights of the policy's language model as if no adapter had ever been put on it, on the CPU.
 
-    Every process must call in step, since weights that are spread are gathered, one after the other.
+    Every process must call in step, since weights that are sharded are gathered, one after the other.
 
     Args:
         roles: The models.

@@ -26,7 +26,7 @@ def test_two_processes_equal_one_and_fail_together(tmp_path, tiny_llama, kind):
         assert updates == (3 if kind == "lora" else 9)  # of each run the base, or for each rollout all weights
         alone = trained(trainer_at(tmp_path / "alone", tiny_llama, server.url, kind == "lora"))
     results = torch.load(tmp_path / "results.pt")
-    for name in ("ddp", "spread"):
+    for name in ("ddp", "sharded"):
         for row, other in zip(results[name]["log"], alone["log"], strict=True):
             for key in row.keys() & {"objective/scores", "objective/kl", "policy/loss", "sampler/gap"}:
                 assert row[key] == pytest.approx(other[key], abs=1e-5, rel=1e-4), (name, key)

@@ -1,6 +1,6 @@
-"""Started by torchrun: PPO with weights that are spread over the processes, beside the same PPO under DDP.
+"""Started by torchrun: PPO with weights that are sharded over the processes, beside the same PPO under DDP.
 
-torchrun --nproc_per_node 2 -m tests.support.spread_on_processes OUT BASE lora|whole [JSON of settings]
+torchrun --nproc_per_node 2 -m tests.support.fsdp_on_processes OUT BASE lora|whole [JSON of settings]
 """
 
 from __future__ import annotations
@@ -12,48 +12,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from rlhf.models.device import process_state
-from rlhf.models.spread import gathered, gathered_on_demand, spread
+from rlhf import processes
+from rlhf.models.fsdp import gathered, gathered_on_demand, shard
+from rlhf.models.shards import whole
+from tests.support.launches import leave_together
 from tests.support.ppo import make_roles, make_trainer
 
 
 def trained(
-    folder: Path, base: Path, adapter: bool, spreads: bool, fields: dict[str, Any], checkpoint: str | None = None
+    folder: Path, base: Path, adapter: bool, sharded: bool, fields: dict[str, Any], checkpoint: str | None = None
 ) -> dict[str, Any]:
     """What was logged, the weights afterwards, and how many of all numbers this process held."""
     roles = make_roles(base, adapter, critic=fields.get("advantage", "gae") == "gae")
-    if spreads:
-        spread(roles, process_state().device)
+    if sharded:
+        shard(roles, processes.state().device)
     every = list(roles.parameters())
     held = sum(one.to_local().numel() if isinstance(one, DTensor) else one.numel() for one in every)
-    settings = {"per_device_train_batch_size": 8 // dist.get_world_size(), "normalize_samples": 6, **fields}
+    settings = {"per_device_train_batch_size": 8 // processes.count(), "normalize_samples": 6, **fields}
     trainer = make_trainer(folder, base, roles, **settings)
     trainer.train(resume_from_checkpoint=checkpoint)
-    weights = {
-        name: (one.full_tensor() if isinstance(one, DTensor) else one).detach().clone()
-        for name, one in trainer.policy.trained().items()
-    }
+    weights = {name: whole(weight) for name, weight in trainer.policy.trained().items()}
     return {
         "log": trainer.state.log_history, "weights": weights, "held": held, "all": sum(one.numel() for one in every),
-        "spread": sum(one.numel() for one in every if isinstance(one, DTensor)),
+        "sharded": sum(one.numel() for one in every if isinstance(one, DTensor)),
     }  # fmt: skip
 
 
 @torch.no_grad()
 def uneven_calls(base: Path) -> dict[str, list[float]]:
     """Outputs of calls of which each process makes another number, in each way to gather, and of the whole model."""
-    ids = torch.arange(12).view(2, 6) + dist.get_rank()
+    ids = torch.arange(12).view(2, 6) + processes.rank()
     found = {}
     for name, gather in {"whole": None, "gathered": gathered, "on demand": gathered_on_demand}.items():
         roles = make_roles(base)
         if gather is not None:
-            spread(roles, process_state().device)
+            shard(roles, processes.state().device)
         with gather(roles) if gather else contextlib.nullcontext():
-            states = [roles.base.base_model(ids).last_hidden_state for _ in range(3 * dist.get_rank())]
-            logits = [roles.base(ids[:, : 2 + place]).logits for place in range(4 - dist.get_rank())]
+            states = [roles.base.base_model(ids).last_hidden_state for _ in range(3 * processes.rank())]
+            logits = [roles.base(ids[:, : 2 + place]).logits for place in range(4 - processes.rank())]
         logits.append(roles.base(ids).logits)  # behind it they call together again
         found[name] = [tensor.double().sum().item() for tensor in (*states, *logits)]
     return found
@@ -61,24 +59,22 @@ def uneven_calls(base: Path) -> dict[str, list[float]]:
 
 def main(out: str, base: str, kind: str, settings: str = "{}") -> None:
     """Train both ways; the first process writes."""
-    process_state()
+    processes.state()
     folder, adapter, fields = Path(out), kind == "lora", json.loads(settings)
     results = {
-        name: trained(folder / name, Path(base), adapter, name == "spread", fields) for name in ("ddp", "spread")
+        name: trained(folder / name, Path(base), adapter, name == "sharded", fields) for name in ("ddp", "sharded")
     }
     if "save_steps" in fields:  # from the first checkpoint of each on, also as the other does
-        ways = {"ddp": True, "spread": True, "whole": False}
-        for name, spreads in ways.items():
-            first = folder / ("spread" if name == "whole" else name) / f"checkpoint-{fields['save_steps']}"
+        ways = {"ddp": True, "sharded": True, "whole": False}
+        for name, sharded in ways.items():
+            first = folder / ("sharded" if name == "whole" else name) / f"checkpoint-{fields['save_steps']}"
             given = {name: value for name, value in fields.items() if not name.startswith("save_")}
-            again = trained(folder / "again" / name, Path(base), adapter, spreads, given, str(first))
+            again = trained(folder / "again" / name, Path(base), adapter, sharded, given, str(first))
             results[f"resumed from {name}"] = again
-    calls: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(calls, uneven_calls(Path(base)))
-    if dist.get_rank() == 0:
+    calls = processes.gathered(uneven_calls(Path(base)))
+    if processes.is_main():
         torch.save({**results, "calls": calls}, folder / "results.pt")
-    dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

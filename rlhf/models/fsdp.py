@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor
 
+from rlhf import processes
 from rlhf.models.roles import Roles
 
 
-def spread(roles: Roles, device: torch.device) -> None:
+def shard(roles: Roles, device: torch.device) -> None:
     """Shard the weights, in place; every process calls this.
 
     The main process sends its weights layer by layer; the values that the other processes have are not used.
@@ -74,37 +75,29 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def gathered_on_demand(model: nn.Module) -> Iterator[None]:
+def gathered_on_demand(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Within, every process calls the model as often as it needs, and holds the weights of one layer at a time.
 
     Gathering a layer takes all processes, but they need layers at different times: some still write completions when
     others have finished. So before each layer the processes agree on the first layer that any of them needs next. All
     gather it, and those that do not need it drop it again. A process that has finished keeps gathering until all have.
-    Nothing may be trained within. `settle` must be called before any other collective.
+    Nothing may be trained within.
+
+    Yields:
+        Gathers layers for the other processes until all have called it, which they must before any other collective.
     """
     parts = _parts(model)
+    serve = functools.partial(_wait_for, parts, len(parts))
     handles = [
         part.register_forward_pre_hook(functools.partial(_wait_for, parts, number), prepend=True)
         for number, part in enumerate(parts)
     ]
-    _served.append(parts)
     try:
-        yield
-        settle()
+        yield serve
+        serve()
     finally:
-        _served.pop()
         for handle in handles:
             handle.remove()
-
-
-_served: list[Sequence[Any]] = []
-"""The layers that are gathered on demand."""
-
-
-def settle() -> None:
-    """Gather layers for the other processes until all have called this; nothing outside of `gathered_on_demand`."""
-    if _served:
-        _wait_for(_served[-1], len(_served[-1]))
 
 
 def _wait_for(parts: Sequence[Any], number: int, *call: Any) -> None:
@@ -138,7 +131,7 @@ def _free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on a device; 0 where the device does not say."""
     if device.type == "cpu":
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return pages // int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+        return pages // processes.on_node()
     try:
         free, _ = torch.accelerator.get_memory_info(device)
         return free + torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
@@ -153,7 +146,7 @@ def average_gradients(parameters: Collection[nn.Parameter]) -> None:
     A parameter without a gradient counts as 0 where another process has one, and stays without where none has.
 
     Args:
-        parameters: The same ones in each process, in the same order; those that are spread are left to FSDP.
+        parameters: The same ones in each process, in the same order; those that are sharded are left to FSDP.
     """
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if not whole:
