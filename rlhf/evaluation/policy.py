@@ -23,6 +23,7 @@ from rlhf.evaluation.kept import Kept
 from rlhf.evaluation.retain import RetainedSet, greedy_completions, judged, log_likelihoods
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.models.settings import base_settings, stage_settings
+from rlhf.models.tasks import CAUSAL_LM
 from rlhf.policies.completion import Completion
 from rlhf.policies.kinds import Completed
 from rlhf.rewards import RewardFunction
@@ -43,7 +44,7 @@ class PolicyMeasures(NamedTuple):
     cut: int
     """Prompts of which only the end fitted the context."""
     retained: dict[str, list[float | None]]
-    """Its values on the rows of each set of `evaluate.retain`."""
+    """Its values on the rows of each set that it was measured on."""
     perturbed: list[list[SampledCompletion]]
     """Those of each perturbed prompt, not scored yet; their KL is not measured."""
     decisions: list[Attribution]
@@ -79,7 +80,7 @@ def measure_policy(
         name: The policy: a stage or a base model.
         reference: The policy that KL is measured to; None for no KL.
         prompts: What is completed.
-        sets: Those of `evaluate.retain`.
+        sets: Those of `evaluate.retain`, and what it is measured on where nothing judges.
         judges: What scores completions of a retained set, by name.
         perturbed: Perturbed prompts, completed too.
         kept: Where what is finished is kept.
@@ -132,6 +133,8 @@ def _on_retained(
 ) -> list[float | None]:
     """A policy's values on a retained set, which is one batch."""
     count = len(retained.records)
+    if retained.held_out and opened.task is not CAUSAL_LM:
+        return [None] * count
     if retained.judge is None:
         return kept.lines(
             f"{name} on {retained.name}", count, count,

@@ -34,6 +34,10 @@ class RetainedSet:
     judge: str | None
     """The reward that scores completions; None for text, whose log-likelihood counts."""
     records: tuple[Demonstration | Prompt, ...]
+    whole: bool = False
+    """Whether the log-likelihood is that of a whole reply, the sum over its tokens, and not their mean."""
+    held_out: bool = False
+    """Whether these are held-out rows of the project's own sets, and none of `evaluate.retain`."""
 
     @property
     def measure(self) -> Measure:
@@ -76,10 +80,10 @@ def _read(name: str, config: RetainConfig, project: ProjectConfig) -> RetainedSe
 def log_likelihoods(
     retained: RetainedSet, opened: OpenedModel, model: PreTrainedModel, first: int, last: int
 ) -> list[float | None]:
-    """Mean log-likelihood of rows of a set, nats/token, more is better; None where no token is within the context.
+    """Log-likelihood of rows of a set, nats/token, more is better; None where no token is within the context.
 
     Args:
-        retained: A set of texts.
+        retained: A set of texts; where `whole`, nats/reply.
         opened: What the policy is, and its tokenizer.
         model: The policy.
         first: The first row.
@@ -94,7 +98,7 @@ def log_likelihoods(
             f"{opened.task.policy} policy: name a judge"
         )
     limited = Codec(opened.tokenizer, context_length(model.config))
-    return [_log_likelihood(model, limited, record) for record in retained.records[first:last]]
+    return [_log_likelihood(model, limited, record, retained.whole) for record in retained.records[first:last]]
 
 
 def greedy_completions(
@@ -129,8 +133,8 @@ def _prompts(retained: RetainedSet) -> list[Prompt]:
 
 
 @torch.no_grad()
-def _log_likelihood(model: PreTrainedModel, codec: Codec, record: Any) -> float | None:
-    """Mean log-probability of the tokens that a demonstration teaches, nats/token."""
+def _log_likelihood(model: PreTrainedModel, codec: Codec, record: Any, whole: bool) -> float | None:
+    """Log-probability of the tokens that a demonstration teaches: their mean, nats/token, or their sum (`whole`)."""
     try:
         columns = codec.demonstration(record).columns
     except Unusable:
@@ -141,7 +145,8 @@ def _log_likelihood(model: PreTrainedModel, codec: Codec, record: Any) -> float 
     kept = targets != IGNORED
     if not kept.any():
         return None
-    return float(log_probs[kept].gather(-1, targets[kept, None]).mean())
+    taught = log_probs[kept].gather(-1, targets[kept, None])
+    return float(taught.sum() if whole else taught.mean())
 
 
 def retained_rows(

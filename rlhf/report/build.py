@@ -28,7 +28,8 @@ from rlhf.evaluation.robustness import PERTURBED, PerturbedRow, robustness
 from rlhf.evaluation.samples import Row
 from rlhf.evaluation.seeds import over_seeds
 from rlhf.evaluation.summary import summarise
-from rlhf.report import html
+from rlhf.evaluation.unjudged import LIKELIHOODS, LikelihoodRow, measure_without_judge
+from rlhf.report import html, schema
 from rlhf.report.caveats import unproven
 from rlhf.report.rounds import rounds_of
 from rlhf.report.schema import Curves, Evaluation, Provenance, Report, ShownPrompt, StageReport
@@ -77,6 +78,7 @@ def build_report(run_dir: str | Path) -> Report:
         version=rlhf.__version__,
         stages=stages,
         comparisons=[],
+        measured=[],
         seeds=[],
         groups=[],
         rounds=rounds_of(run_dir, read_jsonl),
@@ -114,8 +116,9 @@ def _compares(manifest: Manifest) -> bool:
 def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
     """Add what follows from the completions, and from what else was measured, in a stage's folder."""
     rows = cast(list[Row], read_jsonl(folder / "samples.jsonl"))
-    retained, perturbed, attributions = (
-        read_jsonl(folder / name) if (folder / name).is_file() else [] for name in (RETAINED, PERTURBED, ATTRIBUTIONS)
+    retained, perturbed, attributions, likelihoods = (
+        read_jsonl(folder / name) if (folder / name).is_file() else []
+        for name in (RETAINED, PERTURBED, ATTRIBUTIONS, LIKELIHOODS)
     )
     evaluation = _evaluation(manifest, len(rows), list(report["stages"]))
     policies, judges, parents = evaluation["policies"], evaluation["judges"], evaluation["parents"]
@@ -126,6 +129,9 @@ def _add_comparison(report: Report, folder: Path, manifest: Manifest) -> None:
     evaluation["measures"] = [name for name in MEASURES if any(row["judge"] == name for row in by_measure)]
     compared = compare_policies(rows, policies, judges, parents)
     report["comparisons"], report["seeds"] = over_seeds([*compared, *by_measure])
+    if schema.unjudged(report) and not schema.answers_only(report):
+        held_out = cast(list[LikelihoodRow], likelihoods)
+        report["measured"] = measure_without_judge(rows, held_out, policies, parents)
     report["classification"] = classification(rows, evaluation["kinds"], parents)
     if "label" in evaluation["kinds"].values():
         _show_images(report)

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from rlhf.evaluation import formatting
-from rlhf.report import charts, classes, diagrams, rounds, schema, sections, sentences, tables
+from rlhf.report import charts, classes, diagrams, rounds, schema, sections, sentences, tables, unjudged
 from rlhf.report.caveats import caveats
 from rlhf.report.names import Names
 from rlhf.report.schema import Report
@@ -45,6 +45,8 @@ def render_html(report: Report, shown: int = 12) -> str:
         caveats=caveats(report),
         standfirst=standfirst(report),
         origin=list(_origin(report)),
+        unjudged=schema.unjudged(report),
+        measured=unjudged.panels(report) if schema.unjudged(report) else [],
         forests=list(sections.forests(report)),
         groups=sections.groups(report),
         quantities=list(sections.quantities(report)),
@@ -84,7 +86,7 @@ def render_markdown(report: Report) -> str:
         report=report, statements=sentences.statements(report), caveats=caveats(report),
         gated=schema.gated_models(report), standfirst=standfirst(report), versions=_versions(report), further=further,
         classifiers=classes.classifier_table(report).markdown(), views=classes.view(report),
-        attributions=sections.attributions(report),
+        attributions=sections.attributions(report), unjudged=schema.unjudged(report),
     )  # fmt: skip
 
 
@@ -102,7 +104,8 @@ def standfirst(report: Report) -> str:
     heat = "" if temperature is None else " greedily" if temperature == 0 else f" at temperature {temperature:g}"
     longest = evaluation["max_new_tokens"]
     limit = f", at most {formatting.count(longest, 'token')} each" if longest else ""
-    return f"Replies to {prompts}{samples}{heat}{limit}. {over}"
+    judged = " Nothing judged them." if schema.unjudged(report) else ""
+    return f"Replies to {prompts}{samples}{heat}{limit}.{judged} {over}"
 
 
 def _origin(report: Report) -> Iterator[str]:

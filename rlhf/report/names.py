@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.seeds import SeedSummary
@@ -13,13 +13,28 @@ from rlhf.report import schema
 from rlhf.report.schema import Report
 from rlhf.workflow import BASE, is_base
 
-Kind = Literal["better", "worse", "no difference", "doubtful", "alarm"]
-"""What a statement of a report is; each has a mark and a colour."""
+Kind = Literal["better", "worse", "no difference", "doubtful", "alarm", "measured"]
+"""What a statement of a report is; each has a mark and a colour. What is `measured` is no verdict."""
 _BASE_LABEL = "Base"
 
 
 Row = Comparison | SeedSummary
 """A comparison in any of its forms."""
+
+
+class Statement(NamedTuple):
+    """What a report says: what it is about, its kind, the finding in words, and the numbers it rests on."""
+
+    id: tuple[str, ...]
+    """What it is about: `("comparison", policy, baseline, judge)`, `("gate", model)`, …"""
+    kind: Kind
+    finding: str
+    numbers: str
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        return f"{self.finding}: {self.numbers}."
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,11 @@ class Names:
 
     def versus(self, row: Row) -> str:
         """The two policies of a comparison in a table."""
-        return f"{self.label(row['policy'])} vs {self.label(row['baseline'])}"
+        return self.pair(row["policy"], row["baseline"])
+
+    def pair(self, policy: str, baseline: str) -> str:
+        """Two policies in a table."""
+        return f"{self.label(policy)} vs {self.label(baseline)}"
 
     def _own(self, name: str) -> str | None:
         if name not in self.scorers:

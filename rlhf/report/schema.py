@@ -20,6 +20,7 @@ from rlhf.evaluation.rounds import Rounds
 from rlhf.evaluation.samples import SampledCompletion
 from rlhf.evaluation.seeds import SeedSummary
 from rlhf.evaluation.summary import Summary
+from rlhf.evaluation.unjudged import Measured
 from rlhf.workflow import Leaves
 
 if TYPE_CHECKING:
@@ -266,6 +267,8 @@ class Report(TypedDict):
     """Every finished stage but the comparison, in the order they ran."""
     comparisons: list[Comparison]
     """Over all prompts, by every judge and measure."""
+    measured: list[Measured]
+    """Every policy by what needs no judge, where there is none; else empty."""
     seeds: list[SeedSummary]
     """The same of what was trained with several seeds."""
     groups: list[GroupComparison]
@@ -308,6 +311,12 @@ def reward_models(report: Report) -> dict[str, StageReport]:
     """The stages that left a reward model."""
     provenance = report["provenance"]
     return {name: stage for name, stage in report["stages"].items() if provenance[name].get("leaves") == "scorer"}
+
+
+def unjudged(report: Report) -> bool:
+    """Whether policies were evaluated and nothing judged them: no judge, and no answer that is known to be right."""
+    evaluation = report["evaluation"]
+    return evaluation is not None and not evaluation["judges"] and not evaluation["measures"]
 
 
 def answers_only(report: Report) -> bool:

@@ -23,7 +23,10 @@ from rlhf.workflow import kind_of
 if TYPE_CHECKING:
     from rlhf.rewards.endpoint import JudgeReport
 
-TONES = {"better": "better", "worse": "worse", "no difference": "same", "doubtful": "same", "alarm": "worse"}
+TONES = {
+    "better": "better", "worse": "worse", "no difference": "same", "doubtful": "same", "alarm": "worse",
+    "measured": "plain",
+}  # fmt: skip
 _SETS: tuple[tuple[SetName, str], ...] = (("chosen", "chosen"), ("rejected", "rejected"), ("policy", "policy"))
 _STRONGEST = 4
 """Tokens for and against a score that are told in words."""

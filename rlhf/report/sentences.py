@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 from rlhf.evaluation.compare import MIN_PROMPTS, Comparison
 from rlhf.evaluation.formatting import count, estimate, number, percent
@@ -12,28 +12,13 @@ from rlhf.evaluation.gate import GateModel
 from rlhf.evaluation.regressions import Regression
 from rlhf.evaluation.robustness import Change, PerturbedComparison
 from rlhf.evaluation.seeds import MIN_SEEDS, SeedSummary
-from rlhf.report import schema
-from rlhf.report.names import Kind, Names, Row, capital, listed, shown_verdict
+from rlhf.report import schema, unjudged
+from rlhf.report.names import Kind, Names, Row, Statement, capital, listed, shown_verdict
 from rlhf.report.schema import Ranked, Report, Rows, StageReport
 from rlhf.workflow import BASE, kind_of
 
 UNITS = {"log-likelihood": "nats a token", "score": ""}
 """Units of what `retained` measures."""
-
-
-class Statement(NamedTuple):
-    """A verdict: what it is about, its kind, the finding in words, and the numbers it rests on."""
-
-    id: tuple[str, ...]
-    """What it is about: `("comparison", policy, baseline, judge)`, `("gate", model)`, …"""
-    kind: Kind
-    finding: str
-    numbers: str
-
-    @property
-    def text(self) -> str:
-        """One line."""
-        return f"{self.finding}: {self.numbers}."
 
 
 def statements(report: Report) -> list[Statement]:
@@ -51,6 +36,7 @@ def statements(report: Report) -> list[Statement]:
     return [
         *_shut_gates(report, names),
         *(statement for statement in tracked if statement),
+        *unjudged.statements(report),
         *_round_statements(report, names),
         *_compared(report, names),
         *robustness_statements(report, names),

@@ -8,13 +8,20 @@ from typing import Any, NamedTuple
 from rlhf.evaluation.compare import GroupComparison
 from rlhf.evaluation.formatting import estimate, number, percent
 from rlhf.evaluation.gate import BATCH_TOLERANCE, GateModel
-from rlhf.report import schema, sentences
+from rlhf.report import schema, sentences, unjudged
 from rlhf.report.diagrams import root_kl
 from rlhf.report.names import Names, shown_verdict
 from rlhf.report.schema import Report, StageReport
 from rlhf.workflow import BASE
 
-MARKS: dict[str, str] = {"better": "▲", "worse": "▼", "no difference": "=", "doubtful": "?", "alarm": "!"}
+MARKS: dict[str, str] = {
+    "better": "▲",
+    "worse": "▼",
+    "no difference": "=",
+    "doubtful": "?",
+    "alarm": "!",
+    "measured": "·",
+}
 """Before a statement and in a column of verdicts."""
 
 COMPARISON_HEADER = (
@@ -23,7 +30,7 @@ COMPARISON_HEADER = (
 )  # fmt: skip
 _LEFT = {
     "Comparison", "Judge", "Verdict", "Set", "Stage", "Group", "Measure", "Policy", "Reward model", "Gate", "",
-    "What changes", "Dropped", "Class", "Taken for", "Input", "Round",
+    "What changes", "Dropped", "Class", "Taken for", "Input", "Round", "Unit",
 }  # fmt: skip
 """Columns of words; those of numbers are set flush right."""
 
@@ -184,6 +191,19 @@ def robustness_table(report: Report) -> Table:
     header = ("Policy", "Judge", "Input", "As it is", "Perturbed", "Change [95%]", "n", "Beside",
               "Difference [95%]", "Verdict")  # fmt: skip
     return Table(header, rows)
+
+
+def measured_table(report: Report) -> Table:
+    """What was measured without a judge, of every policy beside what it was trained from and beside the base."""
+    names = Names.of(report)
+    return Table(unjudged.COLUMNS, [unjudged.cells(row, names) for row in unjudged.shown_rows(report)])
+
+
+def brief_measured_table(report: Report) -> Table:
+    """The part of it that fits a terminal."""
+    names, places = Names.of(report), [unjudged.COLUMNS.index(heading) for heading in unjudged.BRIEF]
+    rows = [unjudged.cells(row, names) for row in unjudged.brief_rows(report)]
+    return Table(unjudged.BRIEF, [tuple(row[place] for place in places) for row in rows])
 
 
 def gate_table(report: Report) -> Table:

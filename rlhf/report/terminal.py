@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from rich import box
@@ -19,12 +20,15 @@ from rlhf.report.names import Names, shown_verdict
 from rlhf.report.schema import Report
 from rlhf.workflow import is_base, kind_of
 
-_STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow", "alarm": "red"}
+_STYLES = {
+    "better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow", "alarm": "red",
+    "measured": "default",
+}  # fmt: skip
 _HEADER = ("Comparison", "Judge", "Difference [95%]", "Win rate [95%]", "Verdict")
 """What fits a terminal of 80 columns; the page has the rest."""
 _WIDTHS = {"Comparison": len("SFT vs Base"), "Judge": len("reward")}
 """Least widths of the columns whose text is folded."""
-_TOLD = ("shut gate", "tracked", "gate", "reward model")
+_TOLD = ("unjudged", "shut gate", "tracked", "gate", "reward model")
 """Statements that say what the table does not."""
 _SAID = ("doubted", "longer")
 """Caveats that the table, a reward model's line or a policy's line says already."""
@@ -44,20 +48,9 @@ def terminal_report(report: Report) -> RenderableType:
     """The table of comparisons and the lines below it, for a rich console."""
     parts: list[RenderableType] = []
     if rows := comparison_rows(report):
-        table = Table(
-            title=f"{report['name']}: held-out comparisons", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
-            padding=(0, 1, 0, 0),
-        )  # fmt: skip
-        for heading in _HEADER:  # names are folded where there is no room, not cut: two could begin alike
-            name = heading in ("Comparison", "Judge")
-            left = name or heading == "Verdict"
-            justify: Literal["left", "right"] = "left" if left else "right"
-            table.add_column(
-                heading, justify=justify, no_wrap=not name, overflow="fold", min_width=_WIDTHS.get(heading)
-            )
-        for row in rows:
-            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-        parts += [table, Text()]
+        parts += [_table(f"{report['name']}: held-out comparisons", _HEADER, rows), Text()]
+    elif schema.unjudged(report) and (measured := tables.brief_measured_table(report)).rows:
+        parts += [_table(f"{report['name']}: measured without a judge", measured.header, measured.rows), Text()]
     else:
         names = Names.of(report)
         own = schema.reward_models(report)  # these have a line below
@@ -76,6 +69,21 @@ def terminal_report(report: Report) -> RenderableType:
     for line in lines(report):
         below.add_row(Text(line.mark, style=f"bold {line.style}"), Text(line.text))
     return Group(*parts, below)
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with columns of words left and of numbers right; names are folded where there is no room, not cut."""
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for heading in header:
+        name = heading in ("Comparison", "Judge", "Measure")  # two could begin alike
+        left = name or heading == "Verdict"
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(heading, justify=justify, no_wrap=not name, overflow="fold", min_width=_WIDTHS.get(heading))
+    for row in rows:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    return table
 
 
 def comparison_rows(report: Report) -> list[tuple[str, ...]]:
@@ -111,7 +119,7 @@ def lines(report: Report) -> list[Line]:
     beside = [
         Line(statement.id, tables.MARKS[statement.kind], _STYLES[statement.kind], statement.text) for statement in told
     ]
-    alarms = [line for line in beside if line.id[0] in ("shut gate", "tracked")]
+    alarms = [line for line in beside if line.id[0] in ("unjudged", "shut gate", "tracked")]
     policies = [_policy(entry, report, names) for entry in report["policies"] if _shown(entry["policy"])]
     limits = [
         Line(("caveat", caveat.id, caveat.about), "!", "yellow", caveat.text)

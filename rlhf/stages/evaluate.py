@@ -1,9 +1,13 @@
-"""The evaluate stage: every policy replies to the same held-out prompts, and every judge scores the replies."""
+"""The evaluate stage: every policy replies to the same held-out prompts, and every judge scores the replies.
+
+Where a project has no judge, policies are measured by what needs none (`rlhf.evaluation.unjudged`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prepare(context: StageContext) -> None:
-    """Check, before anything trains, that there will be prompts to reply to and somebody to judge the replies."""
+    """Check, before anything trains, that there will be prompts to reply to and that what judges the replies works."""
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.completions import check_prompts
     from rlhf.evaluation.judges import try_functions
@@ -32,14 +36,15 @@ def prepare(context: StageContext) -> None:
     if column is not None and not any(column in prompt.extra for prompt in prompts):
         names = {name for prompt in prompts for name in prompt.extra}
         raise UserError(f"evaluate.group_by: no prompt has a column {column!r}; {unknown_name(column, names)}")
-    comparing = load_judges(project)
-    if not {**load_rewards(project), **comparing} and not any(name in project.stages for name in scorers()):
-        raise UserError(
-            f"{project.path}: nothing to judge replies with: add a reward stage, or a function, model or endpoint to "
-            "rewards:"
-        )
-    for judge in comparing.values():
+    load_rewards(project)
+    for judge in load_judges(project).values():
         judge.check()
+    if unjudged(project):
+        print(
+            "evaluate: nothing judges replies (no reward stage, nothing under rewards:): policies will be measured "
+            "without a verdict on their quality",
+            file=sys.stderr,
+        )
     try_functions(project, prompts[:2])
     perturbed_prompts(prompts, project.evaluate.perturb)
     read_retained(project)
@@ -49,22 +54,25 @@ def run(context: StageContext) -> Metrics:
     """Write `samples.jsonl`: a line per prompt with each policy's completions, their scores, lengths and KL (`Row`).
 
     `retained.jsonl` has the values on the sets of `evaluate.retain` (`RetainedRow`), `perturbed.jsonl` the answers to
-    perturbed prompts (`PerturbedRow`), and `attributions.jsonl` the tokens that scores rest on (`Attribution`). What
-    was sampled and judged before an interruption is used, and the files become what they would have been. Several
+    perturbed prompts (`PerturbedRow`), `attributions.jsonl` the tokens that scores rest on (`Attribution`), and, of a
+    project without a judge, `likelihoods.jsonl` how likely policies find held-out rows (`LikelihoodRow`). What was
+    sampled and judged before an interruption is used, and the files become what they would have been. Several
     processes share the prompts, and each loads every model whole.
     """
     from rlhf.data.prepare import evaluation_prompts
     from rlhf.evaluation.attributed import ATTRIBUTIONS
     from rlhf.evaluation.compare import comparison_pairs
+    from rlhf.evaluation.held_out import held_out_sets, likelihood_rows
     from rlhf.evaluation.judges import CachedScores, note, prefer
     from rlhf.evaluation.kept import KEPT, Kept
     from rlhf.evaluation.perturb import perturbed_prompts
-    from rlhf.evaluation.policy import answers, measure_policy, started_from
+    from rlhf.evaluation.policy import measure_policy, started_from
     from rlhf.evaluation.regressions import RETAINED
     from rlhf.evaluation.retain import read_retained, retained_rows
     from rlhf.evaluation.robustness import PERTURBED, perturbed_rows
     from rlhf.evaluation.samples import Row
     from rlhf.evaluation.shares import by_all
+    from rlhf.evaluation.unjudged import LIKELIHOODS
     from rlhf.rewards.load import load_judges, load_rewards
 
     project = context.project
@@ -72,17 +80,16 @@ def run(context: StageContext) -> Metrics:
     judges = {name: CachedScores(by_all(judge), kept.path(f"scores {name}")) for name, judge in scoring.items()}
     comparing = load_judges(project)
     references = {name: started_from(project, name) for name in policies_of(project)}
-    policies = list(dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references]))
-    policies = [name for name in policies if answers(project, context.parents, name)]
+    policies = _compared(context, references)
     prompts = evaluation_prompts(project, project.evaluate.prompts)
     rows = [Row(index=n, prompt=prompt.prompt, columns=prompt.extra, replies={}) for n, prompt in enumerate(prompts)]
-    sets = read_retained(project)
+    sets, held_out = read_retained(project), held_out_sets(project) if unjudged(project) else []
     changed = perturbed_prompts(prompts, project.evaluate.perturb)
     again = perturbed_rows(rows, changed)
     cut, kinds, retained, attributions = 0, {}, {}, []
     for name in policies:
         measures = measure_policy(
-            project, context.parents, name, references.get(name), prompts, sets, judges,
+            project, context.parents, name, references.get(name), prompts, [*sets, *held_out], judges,
             [each.prompt for each in changed], kept,
         )  # fmt: skip
         note(rows, prompts, name, measures.completions, judges)
@@ -93,10 +100,10 @@ def run(context: StageContext) -> Metrics:
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge, kept)
     if processes.is_main():
-        write_lines(context.directory / PERTURBED, again)
-        write_lines(context.directory / ATTRIBUTIONS, attributions)
-        write_lines(context.directory / RETAINED, retained_rows(sets, retained))
-        write_lines(context.directory / "samples.jsonl", rows)
+        written = {PERTURBED: again, ATTRIBUTIONS: attributions, RETAINED: retained_rows(sets, retained),
+                   LIKELIHOODS: likelihood_rows(held_out, retained), "samples.jsonl": rows}  # fmt: skip
+        for name, lines in written.items():
+            write_lines(context.directory / name, lines)
     return {
         "policies": policies, "kinds": kinds, "judges": [*judges, *comparing],
         "parents": references, "references": references,
@@ -104,6 +111,14 @@ def run(context: StageContext) -> Metrics:
         "group_by": project.evaluate.group_by,
         "comparing": {name: judge.report() for name, judge in comparing.items()},
     }  # fmt: skip
+
+
+def _compared(context: StageContext, references: Mapping[str, str]) -> list[str]:
+    """The policies that are compared: the base models that can answer, and the stages, given what each started from."""
+    from rlhf.evaluation.policy import answers
+
+    names = dict.fromkeys([BASE, *(start for start in references.values() if is_base(start)), *references])
+    return [name for name in names if answers(context.project, context.parents, name)]
 
 
 def _explained(scoring: dict[str, Any], rows: Sequence[Any], policy: str, kept: Kept) -> list[Any]:
@@ -125,6 +140,11 @@ def write_lines(path: Path, rows: Sequence[Any]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def unjudged(project: ProjectConfig) -> bool:
+    """Whether a project has nothing that judges replies: no reward model of its own, and nothing under `rewards:`."""
+    return not project.rewards and not any(name in project.stages for name in scorers())
+
+
 def absent(project: ProjectConfig) -> str | None:
     """Why a project has no such stage."""
     if not project.evaluate.enabled:
@@ -135,13 +155,20 @@ def absent(project: ProjectConfig) -> str | None:
 
 
 def identity(project: ProjectConfig, name: str) -> dict[str, Any]:
-    """The contents of the retained sets; how they are read stands among the settings."""
+    """The contents of the retained sets, and of what is measured on without a judge; how they are read are settings."""
     from rlhf.config.sets import SourceConfig
+    from rlhf.data.prepare import fingerprints
     from rlhf.data.sources import fingerprint
 
     sets = project.evaluate.retain.items()
     sources = {name: SourceConfig(source=retained.source, split=retained.split) for name, retained in sets}
-    return {"retain": {name: fingerprint(source, project.path.parent) for name, source in sources.items()}}
+    parts: dict[str, Any] = {
+        "retain": {name: fingerprint(source, project.path.parent) for name, source in sources.items()}
+    }
+    if unjudged(project):
+        roles = [role for role in ("demonstrations", "preferences") if getattr(project.data, role) is not None]
+        parts["held_out"] = {role: fingerprints(project, role) for role in roles}
+    return parts
 
 
 def rewards(project: ProjectConfig, name: str) -> dict[str, float]:

@@ -62,8 +62,8 @@ def report(**changes: Any) -> Report:
     }  # fmt: skip
     fields: dict[str, Any] = {
         "name": "quickstart", "created": "2026-01-01T00:00:00+00:00", "version": "1", "stages": stages,
-        "comparisons": [COMPARISON], "seeds": [], "groups": [], "retained": [], "comparing": {}, "policies": [],
-        "samples": [], "curves": {},
+        "comparisons": [COMPARISON], "measured": [], "seeds": [], "groups": [], "retained": [], "comparing": {},
+        "policies": [], "samples": [], "curves": {},
         "classification": None, "robustness": None, "attributions": [], "rounds": None,
         "provenance": {
             name: {"label": LABELS.get(name, name), "kind": name, "leaves": LEAVES.get(name, "policy")}

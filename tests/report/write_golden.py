@@ -19,7 +19,7 @@ from rlhf.report.html import standfirst
 from rlhf.report.schema import Report
 from rlhf.report.terminal import terminal_report
 from tests.report import cases
-from tests.support.reports import fake_full_run, fake_label_run, fake_rounds, fake_run
+from tests.support.reports import fake_full_run, fake_label_run, fake_rounds, fake_run, fake_unjudged_run
 
 GOLDEN = Path(__file__).with_name("golden") / "sentences.txt"
 TURNED = "over-optimised: the checkpoint judge's score turned down after step 20"
@@ -128,13 +128,17 @@ def golden() -> str:
         full = build_report(fake_full_run(Path(folder) / "full", prompts=12, samples=2))
         third = build_report(fake_rounds(Path(folder) / "rounds", 3))
         labels = build_report(fake_label_run(Path(folder) / "labels", prompts=60))
+        unjudged = build_report(fake_unjudged_run(Path(folder) / "unjudged"))
         started = build_report(fake_run(Path(folder) / "started", stages=["sft", "reward"]))
     lines = [f"{statement.kind}: {statement.text}" for statement in sentences.statements(labels)]
+    lines_of_unjudged = [f"{statement.kind}: {statement.text}" for statement in sentences.statements(unjudged)]
+    parts.append("\n".join(["== no judge", *lines_of_unjudged]))
     parts.append("\n".join(["== classifiers", *lines, *(flips.text for flips in classes.view(labels).flips)]))
     shown = (
         ("a full run", full),
         ("a third round", third),
         ("classifiers", labels),
+        ("no judge", unjudged),
         ("a run not compared yet", started),
     )
     for name, report in shown:

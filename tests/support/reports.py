@@ -174,6 +174,31 @@ def fake_run(directory: Path, stages: Iterable[str] = (*STAGES, "evaluate"), row
     return directory
 
 
+def fake_unjudged_run(directory: Path, pairs: int = 60) -> Path:
+    """A run of SFT and DPO whose replies nothing judges: SFT lowers the held-out loss, DPO raises the pairs' margin."""
+    rows = sample_rows()
+    for row in rows:
+        for samples in row["replies"].values():
+            for sample in samples:
+                sample["scores"] = {}
+    fake_run(directory, ("sft", "dpo", "evaluate"), rows)
+    record = json.loads((directory / "evaluate" / "stage.json").read_text(encoding="utf-8"))
+    record["metrics"]["judges"] = []
+    write_json(directory / "evaluate" / "stage.json", record)
+    draw = random.Random(2)
+    means = {"held-out demonstrations": {"base": -2.2, "sft": -0.75, "dpo": -0.8},
+             "held-out chosen replies": {"base": -90.0, "sft": -45.0, "dpo": -47.0},
+             "held-out rejected replies": {"base": -92.0, "sft": -50.0, "dpo": -58.0}}  # fmt: skip
+    lines = []
+    for name, by_policy in means.items():
+        for number in range(pairs):
+            hard = draw.gauss(0, 0.1)
+            values = {policy: mean * (1 + hard) + draw.gauss(0, 0.05 * -mean) for policy, mean in by_policy.items()}
+            lines.append({"set": name, "origin": f"rows.jsonl:{number}", "prompt": number, "values": values})
+    write_rows(directory / "evaluate" / "likelihoods.jsonl", lines)
+    return directory
+
+
 def fake_rounds(directory: Path, count: int) -> Path:
     """Rounds of a run, each a little better than the one before; returns the folder of the last."""
     for number in range(1, count + 1):
