@@ -8,7 +8,7 @@ from pathlib import Path
 
 ORDER = [
     # reading a YAML asks which stages there are
-    {"errors", "durable", "interrupts", "network", "processes", "secrets", "config", "workflow"},
+    {"errors", "durable", "interrupts", "network", "processes", "secrets", "config", "workflow", "shipped"},
     {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},
@@ -21,6 +21,7 @@ ORDER = [
     {"trl_trainers", "ppo", "arena"},
     {"stages"},
     {"pipeline"},
+    {"environment", "runs"},
     {"cli"},
 ]
 """Rooms from the ground up; each may import its own level and those below."""

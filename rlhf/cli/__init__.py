@@ -10,7 +10,7 @@ import typer
 
 import rlhf
 from rlhf import interrupts
-from rlhf.cli import policies, results, training
+from rlhf.cli import policies, results, starting, training
 from rlhf.cli.training import run
 from rlhf.errors import Defect, GateClosed, Incident, UserError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (training, results, policies):  # in the order of --help
+for group in (starting, training, results, policies):  # in the order of --help
     app.add_typer(group.commands)
 
 

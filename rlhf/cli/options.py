@@ -29,6 +29,8 @@ Node = Annotated[
     typer.Option(min=0, metavar="N", help="Number of this node, where the accelerate config has several; 0 leads."),
 ]
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def split(names: str | None) -> list[str]:
     """The names of a comma-separated list."""

@@ -1,13 +1,14 @@
-"""Commands that show what runs have resulted in: report."""
+"""Commands that show what runs have resulted in: report, runs."""
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlhf.cli.options import Run, print_report
+from rlhf.cli.options import Json, Run, print_report
 
 commands = typer.Typer()
 command = functools.partial(commands.command, rich_help_panel="Look at results")
@@ -25,3 +26,21 @@ def report(
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+@command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs, or a run.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """List the runs of a folder: how far each stage is, what the report says, when and how large."""
+    import json
+
+    from rich.console import Console
+
+    from rlhf.runs.listing import list_runs, runs_table
+
+    found = list_runs(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        Console().print(runs_table(found))

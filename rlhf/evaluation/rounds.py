@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from rlhf.evaluation.across import Sampled, joined, problem, shared_judges
 from rlhf.evaluation.compare import Comparison, compare, correct
-from rlhf.evaluation.samples import Row, scores
+from rlhf.evaluation.samples import scores
 from rlhf.evaluation.stats import mean_per_prompt
 from rlhf.evaluation.summary import Quantity, quantity
-
-_SAMPLED = ("samples", "temperature", "max_new_tokens")
-"""Settings of the comparison that rounds must share, besides its prompts."""
 
 
 class RoundSummary(TypedDict):
@@ -45,19 +43,14 @@ class Rounds(TypedDict):
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a round left: its policy, and what is known of its comparison."""
+class Left(Sampled):
+    """What a round left: its policy, called `round N`, by judges that are no reward model of the round itself."""
 
     round: int
-    policy: str
     label: str
+    """The stage as it is written in a table."""
     votes: int
-    rows: Sequence[Row]
-    """Lines of its samples.jsonl; none where policies have not been compared."""
-    settings: Mapping[str, Any]
-    """Its `evaluate` section."""
-    judges: Mapping[str, Any]
-    """What identifies each judge that is not a reward model of the round itself."""
+    """Votes cast before the round began."""
 
 
 def compare_rounds(left: Sequence[Left]) -> Rounds:
@@ -66,15 +59,11 @@ def compare_rounds(left: Sequence[Left]) -> Rounds:
     Args:
         left: The rounds from the first on, two or more.
     """
-    problem = _problem(left)
-    first = left[0].judges
-    judges = [name for name in first if all(each.judges.get(name) == first[name] for each in left)]
-    if problem is None and not judges:
-        problem = "they share no judge: name one under rewards:"
-    shared = [] if problem else judges
-    rows = [] if problem else _joined(left)
+    why_not = problem(left)
+    shared = [] if why_not else shared_judges(left)
+    rows = [] if why_not else joined(left)
     pairs = [(at, before) for at in range(1, len(left)) for before in dict.fromkeys((at - 1, 0))]
-    named = [_name(each) for each in left]
+    named = [each.name for each in left]
     comparisons = [compare(rows, named[at], named[before], judge) for at, before in pairs for judge in shared]
     return Rounds(
         round=left[-1].round,
@@ -85,41 +74,10 @@ def compare_rounds(left: Sequence[Left]) -> Rounds:
                 policy=each.policy,
                 label=each.label,
                 votes=each.votes,
-                scores={judge: quantity(mean_per_prompt(scores(rows, _name(each), judge))) for judge in shared},
+                scores={judge: quantity(mean_per_prompt(scores(rows, each.name, judge))) for judge in shared},
             )
             for each in left
         ],
         comparisons=correct(comparisons),
-        problem=problem,
+        problem=why_not,
     )
-
-
-def _name(left: Left) -> str:
-    return f"round {left.round}"
-
-
-def _problem(left: Sequence[Left]) -> str | None:
-    """Why rounds cannot be compared, if so."""
-    for each in left:
-        if not any(each.policy in row["replies"] for row in each.rows):
-            return f"round {each.round} has not been compared: rlhf evaluate does that"
-    first = left[0]
-    for each in left[1:]:
-        if [row["prompt"] for row in each.rows] != [row["prompt"] for row in first.rows]:
-            return f"round {each.round} was compared on other prompts than round 1"
-        if other := [key for key in _SAMPLED if each.settings.get(key) != first.settings.get(key)]:
-            return f"round {each.round} was sampled with another evaluate.{other[0]} than round 1"
-    return None
-
-
-def _joined(left: Sequence[Left]) -> list[Row]:
-    """Rows with the completions of each round's policy, under the round's name."""
-    return [
-        Row(
-            index=rows[0]["index"],
-            prompt=rows[0]["prompt"],
-            columns=rows[0]["columns"],
-            replies={_name(each): row["replies"].get(each.policy, []) for each, row in zip(left, rows, strict=True)},
-        )
-        for rows in zip(*(each.rows for each in left), strict=True)
-    ]

@@ -92,23 +92,24 @@ def _locate(spec: str, output_dir: Path) -> tuple[Path, str | None] | None:
     path = Path(spec).expanduser()
     if path.suffix in _YAML and path.is_file():
         run_dir = load_project(path).run_dir
-        if not _is_run(run_dir):
+        if not is_run(run_dir):
             raise UserError(f"{path}: has not run yet: nothing is in {run_dir}")
         return run_dir, None
     for folder in (path, output_dir / spec):
-        if _is_run(folder):
+        if is_run(folder):
             return folder, None
     if manifest.is_finished(path):
         return path.parent, path.name
     return None
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, begun or not."""
     return (folder / OWNER).is_file() or bool(manifest.finished_stages(folder))
 
 
 def _nearest(name: str, output_dir: Path) -> str:
-    runs = [folder.name for folder in output_dir.iterdir() if _is_run(folder)] if output_dir.is_dir() else []
+    runs = [folder.name for folder in output_dir.iterdir() if is_run(folder)] if output_dir.is_dir() else []
     if not runs:
         return f" ({output_dir} holds none)"
     return f"; {unknown_name(Path(name).name, runs)}"

@@ -315,16 +315,16 @@ def _pictured(prompt: Any) -> Any:
 
 def _provenance(manifest: Manifest) -> Provenance:
     fields: Mapping[str, Any] = manifest
-    kept = {key: _without_secrets(fields[key]) for key in _PROVENANCE if key in fields}
+    kept = {key: without_secrets(fields[key]) for key in _PROVENANCE if key in fields}
     return cast(Provenance, kept)
 
 
-def _without_secrets(value: Any) -> Any:
-    """A config may hold a hub token; a report is made to be passed on."""
+def without_secrets(value: Any) -> Any:
+    """Settings less those that may hold a secret, such as a hub token: a report is made to be passed on."""
     if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if not any(word in str(key).lower() for word in _SECRET_KEYS)}
-        return {key: _without_secrets(item) for key, item in kept.items()}
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+        return {key: without_secrets(item) for key, item in kept.items()}
+    return [without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def _finite(value: Any) -> Any:

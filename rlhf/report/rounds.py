@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from rlhf.artifacts.manifest import Manifest, check_records, read_manifests
 from rlhf.artifacts.rounds import read_round, round_dir
+from rlhf.evaluation.across import Sampled
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.formatting import estimate
 from rlhf.evaluation.rounds import Left, Rounds, compare_rounds
@@ -38,30 +39,50 @@ def rounds_of(run_dir: Path, read_rows: Callable[[Path], list[dict[str, Any]]]) 
         own, after = read_round(folder), read_round(round_dir(run_dir.resolve().parent, number + 1))
         policy = own["leaves"] if own is not None and number == record["round"] else after["start"] if after else ""
         manifests = read_manifests(folder) if folder.is_dir() else {}
-        compared = next((name for name, each in manifests.items() if each.get("leaves") == "comparison"), None)
-        if compared is not None:
-            check_records(folder / compared, manifests[compared])
-        rows = cast(list[Row], read_rows(folder / compared / "samples.jsonl")) if compared is not None else []
-        left.append(
-            Left(
-                round=number,
-                policy=policy,
-                label=manifests[policy].get("label", policy) if policy in manifests else policy,
-                votes=own["votes"] if own is not None else 0,
-                rows=rows,
-                settings=manifests[compared]["identity"].get("evaluate") or {} if compared is not None else {},
-                judges=_judges(manifests[compared]) if compared is not None else {},
-            )
-        )
+        sampled = read_sampled(folder, manifests, f"round {number}", policy, read_rows)
+        label = manifests[policy].get("label", policy) if policy in manifests else policy
+        votes = own["votes"] if own is not None else 0
+        left.append(Left(**vars(sampled), round=number, label=label, votes=votes))
     return compare_rounds(left)
 
 
-def _judges(manifest: Manifest) -> Mapping[str, Any]:
-    """What identifies the judges under `rewards:` that score; those that compare see no two rounds side by side."""
-    metrics = manifest["metrics"]
+def read_sampled(
+    folder: Path,
+    manifests: Mapping[str, Manifest],
+    name: str,
+    policy: str,
+    read_rows: Callable[[Path], list[dict[str, Any]]],
+    own_judges: bool = False,
+) -> Sampled:
+    """What a policy wrote when it was compared with the others of its run.
+
+    Args:
+        folder: The run's folder.
+        manifests: Of its finished stages.
+        name: What the policy is to be called.
+        policy: Its stage.
+        read_rows: Reads a JSONL file.
+        own_judges: Whether the run's own reward models count as judges, each identified by its artefact.
+
+    Raises:
+        UserError: A file of the comparison is damaged.
+    """
+    compared = next((stage for stage, each in manifests.items() if each.get("leaves") == "comparison"), None)
+    if compared is None:
+        return Sampled(name, policy, [], {}, {})
+    manifest = manifests[compared]
+    check_records(folder / compared, manifest)
+    rows = cast(list[Row], read_rows(folder / compared / "samples.jsonl"))
+    judges = _judges(manifest, own_judges)
+    return Sampled(name, policy, rows, manifest["identity"].get("evaluate") or {}, judges)
+
+
+def _judges(manifest: Manifest, own: bool) -> Mapping[str, Any]:
+    """What identifies the judges that score; those that compare see no two runs side by side."""
+    metrics, parents = manifest["metrics"], manifest["parents"]
     scoring = [name for name in metrics["judges"] if name not in (metrics.get("comparing") or {})]
-    rewards = manifest["identity"].get("rewards") or {}
-    return {name: rewards[name] for name in scoring if name in rewards}
+    known = {**(parents if own else {}), **(manifest["identity"].get("rewards") or {})}
+    return {name: known[name] for name in scoring if name in known}
 
 
 def rounds_table(report: Report) -> Table:

@@ -23,7 +23,7 @@ def left(number, mean, policy="dpo", judges=("gold",), prompts=12, **more):
         for n in range(prompts)
     ]  # fmt: skip
     known = {judge: {"code": judge} for judge in judges}
-    return Left(number, policy, policy.upper(), 100 * (number - 1), rows, SETTINGS, known, **more)
+    return Left(f"round {number}", policy, rows, SETTINGS, known, number, policy.upper(), 100 * (number - 1), **more)
 
 
 def test_each_round_beside_the_one_before_and_the_first():
