@@ -21,7 +21,7 @@ ORDER = [
     {"trl_trainers", "ppo", "arena"},
     {"stages"},
     {"pipeline"},
-    {"environment", "runs"},
+    {"environment", "history"},
     {"cli"},
 ]
 """Rooms from the ground up; each may import its own level and those below."""

@@ -37,7 +37,7 @@ def runs(
 
     from rich.console import Console
 
-    from rlhf.runs.listing import list_runs, runs_table
+    from rlhf.history.listing import list_runs, runs_table
 
     found = list_runs(folder)
     if as_json:

@@ -128,7 +128,7 @@ def _cpu() -> dict[str, Any]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    fields: dict[str, str] = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
         "name": fields.get("model name") or platform.processor() or platform.machine(),

@@ -1,0 +1,1 @@
+"""Runs side by side: which there are and how far each is, and in what two of them differ."""
