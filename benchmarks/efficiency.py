@@ -2,9 +2,9 @@
 
 usage: python benchmarks/efficiency.py [--out FILE] [--page docs/scale.md]
 
-Nothing is run. For two sizes of Llama and each way to train them it computes what `benchmarks/arithmetic.py` says of
-their shapes, under the assumptions that stand as constants below, and writes the tables of docs/scale.md. Beside them
-it sets what the same formulas give for a small model on CPU processes, whose bytes were counted
+Nothing is run. For two sizes of Llama and each way to train them it computes what `rlhf/preflight/arithmetic.py` says
+of their shapes, under the assumptions that stand as constants below, and writes the tables of docs/scale.md. Beside
+them it sets what the same formulas give for a small model on CPU processes, whose bytes were counted
 (`results/sharding.json`), and for what was timed on a CPU (`results/ppo.json`).
 """
 
@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arithmetic import (
+from efficiency_tables import counted, measured, memory_table, time_table
+
+from rlhf.preflight.arithmetic import (
     ADAM,
     BF16,
     FP32,
@@ -34,7 +36,6 @@ from arithmetic import (
     ppo_step_bytes,
     step_bytes,
 )
-from efficiency_tables import counted, measured, memory_table, time_table
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS, MEMORY = 8, 80e9

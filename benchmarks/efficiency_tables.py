@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arithmetic import FP32, Model, gathered, ppo_step_bytes, step_bytes
+from rlhf.preflight.arithmetic import FP32, Model, gathered, ppo_step_bytes, step_bytes
 
 RANK = 16
 """Rank of the adapters that `sharding_run.py` trains."""

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arithmetic import ppo_flops
 from setting import (
     Size,
     chosen_rows,
@@ -32,6 +31,8 @@ from setting import (
     write_result,
     write_setting,
 )
+
+from rlhf.preflight.arithmetic import ppo_flops
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arithmetic import preference_flops
 from setting import (
     SUPPORT,
     Size,
@@ -35,6 +34,8 @@ from setting import (
     turns,
     write_result,
 )
+
+from rlhf.preflight.arithmetic import preference_flops
 
 _ANSWER = "\n\nAssistant:"
 _COMPLETION = 96

@@ -20,9 +20,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from arithmetic import Model, peak_flops
+if TYPE_CHECKING:
+    from rlhf.preflight.arithmetic import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "data" / "support" / "preferences.jsonl"
@@ -52,6 +53,8 @@ class Size:
 
     def model(self) -> Model:
         """The model's shapes."""
+        from rlhf.preflight.arithmetic import Model
+
         return Model(self.layers, self.hidden, self.intermediate, self.heads, self.kv_heads, self.vocabulary, self.tied)
 
 
@@ -263,6 +266,8 @@ def matmul_flops(device: str, bf16: bool, seconds: float = 1.0) -> float:
 def peak_rate(args: argparse.Namespace) -> dict[str, Any]:
     """Operations a second that MFU is a share of: a GPU's data sheet in bf16, else what square products reach here."""
     import torch
+
+    from rlhf.preflight.arithmetic import peak_flops
 
     if args.threads:
         torch.set_num_threads(args.threads)

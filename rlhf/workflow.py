@@ -15,11 +15,14 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.config.project import ProjectConfig, RewardConfig, StageConfig, StageId
 from rlhf.config.sets import SUPPLIERS, DatasetConfig, SourceConfig
 from rlhf.errors import RowsToCome, UserError
+
+if TYPE_CHECKING:
+    from rlhf.workload import Circumstances, Workload
 
 Metrics = dict[str, Any]
 Leaves = Literal["base", "policy", "scorer", "verdict", "rows", "comparison"]
@@ -60,6 +63,8 @@ class Stage:
     """Reads, checks and tokenises its data, and trains nothing."""
     dry_run: Callable[[StageContext, Any], None] | None = None
     """Takes what `prepare` returned too, and builds the trainer without training."""
+    workload: Callable[[ProjectConfig, str, Circumstances], Workload] | None = None
+    """The models that it holds and the passes that they compute, of a project and the stage's name there."""
     method: str = ""
     """What it does, as a model card says it."""
 
@@ -373,19 +378,6 @@ def ungated_models(project: ProjectConfig, name: str) -> list[str]:
     if project.data.preferences is not None or not stage_of(name).online:
         return []
     return [reward for reward in rewards_of(project, name) if project.rewards.get(reward, RewardConfig()).models]
-
-
-def half_for(project: ProjectConfig, name: str) -> int | None:
-    """The half of its set that a stage trains on, where another stage of the project has the other half to itself."""
-    stage = stage_of(name)
-    if stage.data is None or stage.online or rows_from(project, name) is not None:
-        return None
-    rows = project.data.supplier(stage.data)
-    split = any(
-        other.own_half and other.data is not None and project.data.supplier(other.data) == rows
-        for other in map(stage_of, project.stages)
-    )
-    return int(stage.own_half) if split else None
 
 
 def gates_of(project: ProjectConfig, name: str) -> list[str]:

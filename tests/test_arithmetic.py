@@ -13,12 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import arithmetic
 import efficiency
 import efficiency_tables
 import gpu_page
 import gpu_wheel
-from arithmetic import LLAMA_8B, LLAMA_70B, Model
+
+from rlhf.preflight import arithmetic
+from rlhf.preflight.arithmetic import LLAMA_8B, LLAMA_70B, Model
 
 TOY = Model(layers=2, hidden=8, intermediate=12, heads=4, kv_heads=2, vocabulary=50)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ORDER = [
     # reading a YAML asks which stages there are
-    {"errors", "durable", "interrupts", "network", "processes", "secrets", "config", "workflow", "shipped"},
+    {"errors", "durable", "interrupts", "network", "processes", "secrets", "config", "workflow", "shipped", "workload"},
     {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},
@@ -21,7 +21,7 @@ ORDER = [
     {"trl_trainers", "ppo", "arena"},
     {"stages"},
     {"pipeline"},
-    {"environment", "history"},
+    {"environment", "history", "preflight"},
     {"cli"},
 ]
 """Rooms from the ground up; each may import its own level and those below."""

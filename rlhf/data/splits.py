@@ -12,6 +12,7 @@ import json
 import math
 from typing import Literal
 
+from rlhf.config.project import ProjectConfig
 from rlhf.data.images import image_bytes
 from rlhf.data.records import (
     Demonstration,
@@ -25,6 +26,7 @@ from rlhf.data.records import (
     Text,
     as_conversation,
 )
+from rlhf.workflow import rows_from, stage_of
 
 Side = Literal["train", "eval"]
 
@@ -65,6 +67,19 @@ def opening(record: Record) -> Text:
 def half_of(prompt: Text, seed: int) -> int:
     """Which half of the prompts a prompt belongs to, 0 or 1; for a conversation its opening decides, as in `side`."""
     return int(_uniform("half", seed, canonical(_opening(prompt))) < 0.5)
+
+
+def half_for(project: ProjectConfig, name: str) -> int | None:
+    """The half of its set that a stage trains on, where another stage of the project has the other half to itself."""
+    stage = stage_of(name)
+    if stage.data is None or stage.online or rows_from(project, name) is not None:
+        return None
+    rows = project.data.supplier(stage.data)
+    split = any(
+        other.own_half and other.data is not None and project.data.supplier(other.data) == rows
+        for other in map(stage_of, project.stages)
+    )
+    return int(stage.own_half) if split else None
 
 
 def copies(key: bytes, weight: float, seed: int) -> int:

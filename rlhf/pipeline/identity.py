@@ -16,10 +16,11 @@ from rlhf.artifacts.json_files import read_object
 from rlhf.artifacts.manifest import PACKAGES, Manifest, artifact_hash, read_manifest
 from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig
 from rlhf.data.prepare import fingerprints
+from rlhf.data.splits import half_for
 from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.rewards.function import argument_files, function_fingerprint
 from rlhf.training.defaults import non_default_fields, rows_of_step
-from rlhf.workflow import guarded_by, half_for, kind_of, parent_of, parents_of, rewards_of, rows_from, stage_of
+from rlhf.workflow import guarded_by, kind_of, parent_of, parents_of, rewards_of, rows_from, stage_of
 
 NOT_DECIDING = {
     "ProjectConfig.name": "names the folder",

@@ -39,8 +39,8 @@ class Cost:
     """Of two tokens that a mask keeps apart or together, in units of the width."""
 
     @classmethod
-    def of(cls, backbone: PreTrainedModel) -> Cost:
-        """What a layer of this backbone costs where it is now."""
+    def of(cls, backbone: PreTrainedModel, device: str | None = None) -> Cost:
+        """What a layer of this backbone costs on a type of device; None takes the one that it is on."""
         config: PretrainedConfig = backbone.config.get_text_config()
         embeddings = {id(module.weight) for module in backbone.modules() if isinstance(module, nn.Embedding)}
         weights = [weight for weight in backbone.parameters() if weight.dim() > 1 and id(weight) not in embeddings]
@@ -50,7 +50,7 @@ class Cost:
         parameters = sum(sizes) / config.num_hidden_layers
         trained = sum(size for weight, size in zip(weights, sizes, strict=True) if weight.requires_grad)
         trained /= config.num_hidden_layers
-        kind = next(backbone.parameters()).device.type
+        kind = device or next(backbone.parameters()).device.type
         blocks = config._attn_implementation == "flex_attention"  # leaves out what a mask hides
         return cls(
             parameters, config.hidden_size, _CALLS.get(kind, _ELSEWHERE["calls"]),

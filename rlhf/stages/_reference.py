@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rlhf.config.project import ProjectConfig
 from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.workflow import Metrics, StageContext
+from rlhf.workload import POLICY, REFERENCE, Circumstances, Held, Pass, Workload, base_of
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -31,10 +33,55 @@ def policy_arguments(context: StageContext) -> tuple[StartingPoint, Any]:
 
 def settle_reference(context: StageContext, start: StartingPoint, args: Any, rows: int) -> None:
     """Decide whether the reference's log-probabilities are stored, where the settings leave it open."""
-    from rlhf.trl_trainers.reference import worth_storing
+    from rlhf.models.device import launch_shards
 
     if "precompute_ref_log_probs" not in context.settings.trainer:
-        args.precompute_ref_log_probs = worth_storing(args, rows, second=start.config.adapter is None)
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
+        moves = args.sync_ref_model or launch_shards()
+        args.precompute_ref_log_probs = worth_storing(epochs, moves, second=start.config.adapter is None)
+
+
+def worth_storing(epochs: float, moves: bool, second: bool) -> bool:
+    """Whether reference log-probabilities are computed once and stored.
+
+    They are where each would be needed again, or where the reference is a second model, which then is never loaded:
+    before training the policy is the reference.
+
+    Args:
+        epochs: How often each row is trained on.
+        moves: Whether the reference moves; or weights are sharded over processes, which they are when training begins:
+            before that the main process alone has them.
+        second: Whether all weights are trained.
+    """
+    return not moves and (epochs > 1 or (second and epochs == 1))
+
+
+def held_to_reference(
+    project: ProjectConfig, name: str, given: Circumstances, sequences: tuple[tuple[str, ...], ...]
+) -> Workload:
+    """A policy that is trained, and a reference: the policy without its adapter, stored values, or a second model.
+
+    Args:
+        project: The project.
+        name: The stage.
+        given: What else decides it.
+        sequences: As in `Pass`.
+    """
+    base, get = base_of(project, name), given.settings.get
+    policy, second = Held(POLICY, base, base.adapter, trained=True), base.adapter is None
+    training = given.training(roles=(POLICY,), sequences=sequences, head="tiled")
+    stored = get("precompute_ref_log_probs")
+    if "precompute_ref_log_probs" not in project.stage(name).trainer:
+        stored = worth_storing(training.epochs, bool(get("sync_ref_model")) or given.sharded, second)
+    reference = REFERENCE if second and not stored else POLICY
+    batch = get("precompute_ref_batch_size") if stored else None
+    measuring = Pass(
+        "reference", (reference,), sequences, batch or training.at_once, "tiled",
+        epochs=1.0 if stored else training.epochs, rows=None if stored else training.rows,
+    )  # fmt: skip
+    models = (policy, Held(REFERENCE, base)) if reference is REFERENCE else (policy,)
+    return Workload(models, (training, measuring, given.evaluation(training)))
 
 
 def try_with_reference(ready: Ready, kind: Any) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from rlhf.config.project import ProjectConfig
+from collections.abc import Iterable
+
+from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError
-from rlhf.workflow import rewards_of
+from rlhf.workflow import parent_of, rewards_of, scorers
+from rlhf.workload import REWARD, Held, base_of
 
 
 def rewards(project: ProjectConfig, name: str) -> dict[str, float]:
@@ -48,3 +51,34 @@ def check_rewards(project: ProjectConfig, stage: str) -> None:
     if OWN_REWARD in weights and OWN_REWARD not in project.stages:
         raise UserError(f"stages.{stage}.rewards: there is no {OWN_REWARD!r} stage in {project.path}")
     load_rewards(project, names=[name for name in weights if name != OWN_REWARD])
+
+
+def reward_models(
+    project: ProjectConfig, name: str, names: Iterable[str], base: ModelConfig | None = None
+) -> list[Held]:
+    """The models that score for a stage: those of the run, and those under `rewards:`.
+
+    Args:
+        project: The project.
+        name: The stage.
+        names: Of the rewards.
+        base: The stage's own model with its adapter. A reward model of the run that is an adapter on the same base,
+            trained from the same stage, stands on its weights; None where each is loaded by itself.
+    """
+    models = []
+    for reward in names:
+        if reward in project.rewards:
+            models += [
+                Held(f"{REWARD} {reward}", ModelConfig(name_or_path=model, adapter=None), scores=True)
+                for model in project.rewards[reward].models
+            ]
+        elif reward in scorers() and project.has_stage(reward):
+            own = base_of(project, reward)
+            shares = (
+                base is not None
+                and None not in (base.adapter, own.adapter)
+                and own.name_or_path == base.name_or_path
+                and parent_of(project, reward) == parent_of(project, name)
+            )
+            models.append(Held(REWARD, None if shares else own, own.adapter if shares else None, scores=True))
+    return models

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlhf.stages._reference import policy_arguments, settle_reference, train_with_reference, try_with_reference
+from rlhf.config.project import ProjectConfig
+from rlhf.stages._reference import (
+    held_to_reference,
+    policy_arguments,
+    settle_reference,
+    train_with_reference,
+    try_with_reference,
+)
 from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
+from rlhf.workload import PAIR, Circumstances, Workload
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -40,6 +48,11 @@ def run(context: StageContext) -> Metrics:
     return {**metrics, "warning": falling_chosen(log)}
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """A policy that is trained, and its reference."""
+    return held_to_reference(project, name, given, PAIR)
+
+
 STAGE = Stage(
     name="dpo",
     order=40,
@@ -48,6 +61,7 @@ STAGE = Stage(
     run=run,
     prepare=prepare,
     dry_run=dry_run,
+    workload=workload,
     method="Direct preference optimisation",
     data="preferences",
     rows_of=("rank",),

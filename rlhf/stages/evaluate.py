@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
+from rlhf.stages._rewards import reward_models
 from rlhf.workflow import BASE, Metrics, Stage, StageContext, is_base, policies_of, scorers, stage_of
+from rlhf.workload import POLICY, REFERENCE, Circumstances, Held, Pass, Workload, base_of
 
 if TYPE_CHECKING:
     from rlhf.evaluation.kept import Kept
@@ -176,6 +179,21 @@ def rewards(project: ProjectConfig, name: str) -> dict[str, float]:
     return dict.fromkeys(project.rewards, 1.0)
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """A policy that writes, the one it started from, and the models that score; policies come one after the other."""
+    policies, settings = policies_of(project), project.evaluate
+    base = replace(base_of(project, policies[-1]), adapter=None)
+    judges = reward_models(project, name, [*rewards(project, name), *scorers()])
+    writing = Pass(
+        "sampling", (POLICY,), (("prompt_ids",),), settings.batch_size, "whole", writes=settings.max_new_tokens,
+        samples=settings.samples, sampling=True,
+        rows=float((1 + len(policies)) * settings.prompts * settings.samples),
+    )  # fmt: skip
+    measuring = replace(writing, name="measuring", roles=(POLICY, REFERENCE), sampling=False)
+    scoring = replace(measuring, name="scoring", roles=tuple(judge.role for judge in judges), head="score")
+    return Workload((Held(POLICY, base), Held(REFERENCE, base), *judges), (writing, measuring, scoring), saves=False)
+
+
 STAGE = Stage(
     name="evaluate",
     order=70,
@@ -183,6 +201,7 @@ STAGE = Stage(
     leaves="comparison",
     run=run,
     prepare=prepare,
+    workload=workload,
     reads=("prompts",),
     compares=True,
     rewards=rewards,

@@ -13,8 +13,16 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf.stages._reference import policy_arguments, settle_reference, train_with_reference, try_with_reference
+from rlhf.config.project import ProjectConfig
+from rlhf.stages._reference import (
+    held_to_reference,
+    policy_arguments,
+    settle_reference,
+    train_with_reference,
+    try_with_reference,
+)
 from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
+from rlhf.workload import Circumstances, Workload
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -148,6 +156,11 @@ def run(context: StageContext) -> Metrics:
     return metrics
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """A policy that is trained, and its reference."""
+    return held_to_reference(project, name, given, (("prompt_ids", "completion_ids"),))
+
+
 STAGE = Stage(
     name="kto",
     order=45,
@@ -156,6 +169,7 @@ STAGE = Stage(
     run=run,
     prepare=prepare,
     dry_run=dry_run,
+    workload=workload,
     method="Kahneman-Tversky optimisation",
     data="feedback",
     rows_of=("rank",),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
-from rlhf.stages._rewards import check, check_rewards, rewards
+from rlhf.stages._rewards import check, check_rewards, reward_models, rewards
 from rlhf.stages._sampling import settle_sampler
 from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext
+from rlhf.workload import CRITIC, POLICY, REFERENCE, REWARD, Circumstances, Held, Pass, Workload, base_of
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -107,6 +109,42 @@ def under_deepspeed(project: ProjectConfig, name: str, processes: int, deepspeed
     return "PPO trains several roles, and DeepSpeed one model; take FSDP2 or DDP" if deepspeed else None
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """Policy, reference, critic and reward models: with an adapter on one base, else each a model of its own."""
+    from rlhf.objectives.advantages import ESTIMATORS
+
+    base, get = base_of(project, name), given.settings.__getitem__
+    lora, samples, prompts = base.adapter is not None, get("samples_per_prompt"), (("prompt_ids",),)
+    separate = ESTIMATORS[get("advantage")].needs_values and get("critic") == "separate"
+    models = [Held(POLICY, base, base.adapter, trained=True)]
+    if separate:
+        models.append(Held(CRITIC, None if lora else base, base.adapter, trained=True, scores=True))
+    if not lora:
+        models.append(Held(REFERENCE, base))
+    models += reward_models(project, name, rewards(project, name), base)
+    batch, step = get("per_device_train_batch_size"), get("gradient_accumulation_steps") * given.devices
+    size = batch * step * get("num_mini_batches")
+    total = get("total_episodes")
+    epochs, rows = get("num_train_epochs") * samples, None if total is None else float(total)
+    if (steps := get("max_steps")) > 0:
+        rows = max(1.0, steps / (get("num_ppo_epochs") * get("num_mini_batches"))) * size
+    one = Pass("", (), prompts, 1, "whole", writes=get("max_new_tokens"), samples=samples, epochs=epochs, rows=rows)
+    roles = (POLICY, CRITIC) if separate else (POLICY,)
+    again = get("num_ppo_epochs")
+    scorers = tuple(model.role for model in models if model.role.startswith(REWARD))
+    return Workload(
+        tuple(models),
+        (
+            replace(one, name="training", roles=roles, at_once=batch, backward=True, epochs=epochs * again,
+                    rows=None if rows is None else rows * again),
+            replace(one, name="sampling", roles=(POLICY,), at_once=get("sampling_batch_size"), sampling=True),
+            replace(one, name="measuring", roles=(POLICY if lora else REFERENCE, *roles[1:]),
+                    at_once=get("per_device_eval_batch_size")),
+            replace(one, name="scoring", roles=scorers, at_once=get("per_device_eval_batch_size"), head="score"),
+        ),
+    )  # fmt: skip
+
+
 STAGE = Stage(
     name="ppo",
     order=60,
@@ -115,6 +153,7 @@ STAGE = Stage(
     run=run,
     prepare=prepare,
     dry_run=dry_run,
+    workload=workload,
     method="Reinforcement learning (PPO)",
     data="rollouts",
     follows=("rft", "sft"),

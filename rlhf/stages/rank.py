@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.stages._rewards import check as check_judges
-from rlhf.stages._rewards import check_rewards, rewards
+from rlhf.stages._rewards import check_rewards, reward_models, rewards
 from rlhf.stages._sampling import settle_sampler
 from rlhf.workflow import ROWS_FILES, Metrics, Stage, StageContext, rewards_of, rows_from, stages
+from rlhf.workload import POLICY, Circumstances, Held, Pass, Workload, base_of
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -167,6 +169,21 @@ def launch_problem(project: ProjectConfig, name: str, processes: int, deepspeed:
     return f"stages.{name}.sampler: a vllm server is asked by one process, not by {processes}"
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """A policy that writes, and the models that score."""
+    get, scorers = given.settings.__getitem__, reward_models(project, name, rewards(project, name))
+    rows = None if get("prompts") is None else float(get("prompts") * get("samples"))
+    writing = Pass(
+        "sampling", (POLICY,), (("prompt_ids",),), get("sampling_batch_size"), "whole", writes=get("max_new_tokens"),
+        samples=get("samples"), sampling=True, epochs=get("samples"), rows=rows,
+    )  # fmt: skip
+    scoring = replace(
+        writing, name="scoring", roles=tuple(model.role for model in scorers), head="score", sampling=False
+    )
+    policy = Held(POLICY, replace(base_of(project, name), adapter=None))
+    return Workload((policy, *scorers), (writing, scoring), saves=False)
+
+
 STAGE = Stage(
     name="rank",
     order=35,
@@ -174,6 +191,7 @@ STAGE = Stage(
     leaves="rows",
     run=run,
     prepare=prepare,
+    workload=workload,
     data="rollouts",
     leaves_rows=leaves_rows,
     follows=("sft",),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from rlhf.config.project import ProjectConfig
 from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
+from rlhf.workload import REWARD, Circumstances, Held, Workload, base_of
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready
@@ -80,6 +82,14 @@ def _held_out(context: StageContext, ready: Ready, trainer: Any) -> Metrics:
     return {**pair_accuracy(scores_M2, pairs), **spread}
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """A scorer that is trained on both sides of each pair."""
+    base, sides = base_of(project, name), (("chosen_ids",), ("rejected_ids",))
+    training = given.training(roles=(REWARD,), sequences=sides, head="score")
+    scorer = Held(REWARD, base, base.adapter, trained=True, scores=True)
+    return Workload((scorer,), (training, given.evaluation(training)))
+
+
 STAGE = Stage(
     name="reward",
     order=20,
@@ -88,6 +98,7 @@ STAGE = Stage(
     run=run,
     prepare=prepare,
     dry_run=dry_run,
+    workload=workload,
     method="A reward model, trained on preference pairs",
     data="preferences",
     follows=("sft",),

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf import processes
+from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
+from rlhf.workload import POLICY, Circumstances, Held, Workload, base_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -110,6 +112,13 @@ def _trainer(kind: PolicyKind, ready: Ready, model: Any, speedups: Any) -> Train
     )  # fmt: skip
 
 
+def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
+    """A policy that is trained."""
+    base = base_of(project, name)
+    training = given.training(roles=(POLICY,), sequences=(("input_ids",),), head="tiled")
+    return Workload((Held(POLICY, base, base.adapter, trained=True),), (training, given.evaluation(training)))
+
+
 STAGE = Stage(
     name="sft",
     order=10,
@@ -118,6 +127,7 @@ STAGE = Stage(
     run=run,
     prepare=prepare,
     dry_run=dry_run,
+    workload=workload,
     method="Supervised fine-tuning on demonstrations",
     data="demonstrations",
     first_round=True,

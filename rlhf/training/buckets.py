@@ -74,7 +74,7 @@ class StepBuckets(BatchRebalanceSampler):
         # back and forth, so that not the same process has the longer row each time
         mine = [turn[self.rank] if number % 2 == 0 else turn[-1 - self.rank] for number, turn in enumerate(rounds)]
         tokens = [sum(self.lengths[row] for row in turn) for turn in rounds]
-        ends = _cuts(tokens, self._slots(len(rows)))
+        ends = cuts(tokens, self._slots(len(rows)))
         return [mine[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     def _kept(self, rows: int) -> int:
@@ -87,7 +87,7 @@ class StepBuckets(BatchRebalanceSampler):
         return min(self.grad_accum, -(-rows // self.dp_size))
 
 
-def _cuts(tokens: Sequence[int], parts: int) -> list[int]:
+def cuts(tokens: Sequence[int], parts: int) -> list[int]:
     """Where to cut a list into parts, none empty, whose sums are near their share: the end of each part."""
     ends, done, left = [], 0, sum(tokens)
     for part in range(parts, 0, -1):

@@ -27,6 +27,17 @@ DEFAULTS: dict[str, Any] = {
 }
 """Of every stage, unless its `Stage.defaults` differ; `bf16` follows the hardware."""
 
+
+def settings_of(stage: str, trainer: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a stage's trainer with their values, those that its YAML leaves open included.
+
+    Args:
+        stage: The kind of stage.
+        trainer: Fields that the YAML gives.
+    """
+    return {**trainer_fields.class_defaults(stage), **DEFAULTS, **stage_of(stage).defaults, **trainer}
+
+
 _OF_THE_MACHINE = ("bf16", "dataloader_pin_memory")
 
 
@@ -38,7 +49,7 @@ def rows_of_step(stage: str, trainer: dict[str, Any], processes: int) -> int | N
         trainer: Fields of its trainer's config.
         processes: How many train it.
     """
-    fields = {**trainer_fields.class_defaults(stage), **DEFAULTS, **stage_of(stage).defaults, **trainer}
+    fields = settings_of(stage, trainer)
     if "gradient_accumulation_steps" not in fields:
         return None
     return fields["per_device_train_batch_size"] * fields["gradient_accumulation_steps"] * processes
@@ -51,7 +62,7 @@ def non_default_fields(stage: str, trainer: dict[str, Any]) -> dict[str, Any]:
         stage: The kind of stage.
         trainer: Fields of its trainer's config.
     """
-    silent = {**trainer_fields.class_defaults(stage), **DEFAULTS, **stage_of(stage).defaults}
+    silent = settings_of(stage, {})
     return {
         name: value
         for name, value in trainer.items()

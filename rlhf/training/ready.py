@@ -16,12 +16,13 @@ from rlhf import processes
 from rlhf.config import trainer_fields
 from rlhf.data.prepare import Prepared, prepare
 from rlhf.data.sets import source_set
+from rlhf.data.splits import half_for
 from rlhf.errors import UserError
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.policies.kinds import Encoder
 from rlhf.training.defaults import DEFAULTS
 from rlhf.training.starting_point import StartingPoint
-from rlhf.workflow import StageContext, half_for
+from rlhf.workflow import StageContext
 
 T = TypeVar("T", bound=Trainer)
 

@@ -171,6 +171,8 @@ NAMES = (
     LibraryName("transformers.cache_utils:DynamicLayer.reorder_cache", _CACHE, "self beam_idx"),
     LibraryName("transformers.generation.streamers:BaseStreamer.put", _OVERRIDDEN, "self value"),
     LibraryName("transformers.generation.streamers:BaseStreamer.end", _OVERRIDDEN, "self"),
+    LibraryName("transformers.masking_utils:find_packed_sequence_indices", "a fake row is traced as one sequence",
+                "position_ids"),
     LibraryName("transformers.training_args:OptimizerNames", _FIELDS),
     *(LibraryName(f"transformers.trainer_utils:{name}", _FIELDS)
       for name in ("IntervalStrategy", "SaveStrategy", "SchedulerType")),

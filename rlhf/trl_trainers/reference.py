@@ -11,7 +11,6 @@ from accelerate.utils import fsdp2_prepare_model
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from rlhf.models.device import launch_shards
 from rlhf.trl_trainers.speedups import FasterTrainer
 
 if TYPE_CHECKING:
@@ -70,22 +69,3 @@ class ReferenceTrainer(_Base):
         if "prompt_ids" in dataset.column_names:
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-
-
-def worth_storing(args: Any, rows: int, second: bool) -> bool:
-    """Whether reference log-probabilities are computed once and stored.
-
-    They are where each would be needed again, or where the reference is a second model, which then is never loaded:
-    before training the policy is the reference. Not for a reference that moves, and not where weights are sharded over
-    processes: they are when training begins, and before that the main process alone has them.
-
-    Args:
-        args: The trainer's.
-        rows: Rows of training.
-        second: Whether all weights are trained.
-    """
-    if args.sync_ref_model or launch_shards():
-        return False
-    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    epochs = args.max_steps * step / rows if args.max_steps > 0 else args.num_train_epochs
-    return bool(epochs > 1 or (second and epochs == 1))

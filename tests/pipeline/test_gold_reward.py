@@ -6,9 +6,10 @@ import pytest
 
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.config.load import load_project
+from rlhf.data.splits import half_for
 from rlhf.errors import UserError
 from rlhf.pipeline import identity, runner
-from rlhf.workflow import half_for, parents_of, planned
+from rlhf.workflow import parents_of, planned
 from tests.support.projects import make_project, write_project
 
 FEW = {"max_steps": 2, "learning_rate": 1e-2}

@@ -10,6 +10,7 @@ from trl import KTOConfig
 
 from rlhf.artifacts.manifest import read_manifest
 from rlhf.data.records import Feedback, Preference, Unusable
+from rlhf.data.splits import half_for
 from rlhf.data.tokenize import Codec
 from rlhf.errors import UserError
 from rlhf.pipeline import runner
@@ -21,7 +22,7 @@ from rlhf.report.build import write_report
 from rlhf.stages.kto import encode, in_batches, trainer_class, unbalanced
 from rlhf.trl_trainers.library_names import all_names
 from rlhf.trl_trainers.speedups import NO_SPEEDUPS, Speedups
-from rlhf.workflow import half_for, parents_of, planned
+from rlhf.workflow import parents_of, planned
 from tests.support.projects import chats, make_project, pairs, write_rows
 
 FEW = {"max_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4}

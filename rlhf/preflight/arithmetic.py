@@ -17,6 +17,18 @@ PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What decides the operations of a model of any family."""
+
+    layers: int
+    hidden: int
+    matrices: int
+    """Numbers of all layers' matrices that a token is multiplied with."""
+    head: int
+    """Numbers of the language-model head."""
+
+
+@dataclass(frozen=True)
 class Model:
     """A Llama, as its config describes it."""
 
@@ -46,6 +58,11 @@ class Model:
         return sum(rows * columns for rows, columns in self.products) + 2 * self.hidden
 
     @property
+    def matrices(self) -> int:
+        """Numbers of all layers' matrices."""
+        return self.layers * sum(rows * columns for rows, columns in self.products)
+
+    @property
     def head(self) -> int:
         """Numbers of the head, and of the embedding."""
         return self.vocabulary * self.hidden
@@ -70,7 +87,7 @@ LLAMA_70B = Model(layers=80, hidden=8192, intermediate=28672, heads=64, kv_heads
 """Llama 3.1; 8,030,261,248 and 70,553,706,496 numbers, as its model cards say."""
 
 
-def forward_flops(model: Model, length: int, logits: int = 0) -> float:
+def forward_flops(model: Model | Shape, length: int, logits: int = 0) -> float:
     """Operations of a forward pass over one sequence: 2 a number of the layers' matrices and token, and attention.
 
     Causal attention is QKᵀ and its product with V over the tokens up to each: 4 d T(T + 1)/2 a layer.
@@ -80,9 +97,8 @@ def forward_flops(model: Model, length: int, logits: int = 0) -> float:
         length: Tokens.
         logits: Positions at which the head runs.
     """
-    matrices = model.layers * (model.layer - 2 * model.hidden)
     attention = model.layers * 4 * model.hidden * length * (length + 1) / 2
-    return 2.0 * matrices * length + attention + 2.0 * model.head * logits
+    return 2.0 * model.matrices * length + attention + 2.0 * model.head * logits
 
 
 def passes(lora: bool) -> float:

@@ -1,0 +1,6 @@
+"""What a project will take, before it runs: memory by part and time of each stage, on this machine or another."""
+
+from rlhf.preflight.estimates import StageEstimate, estimate
+from rlhf.preflight.machine import Machine
+
+__all__ = ["Machine", "StageEstimate", "estimate"]
