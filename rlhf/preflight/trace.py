@@ -81,15 +81,17 @@ def with_fake_weights(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """
     made: dict[int, Any] = {}
     for module in model.modules():
-        for table, trainable in ((module._parameters, True), (module._buffers, False)):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    with mode:
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if trainable else fake
-                table[name] = made[id(tensor)]
+        own: list[tuple[str, Any]] = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for name, tensor in own:
+            if id(tensor) not in made:
+                with mode:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                weight = isinstance(tensor, nn.Parameter)
+                made[id(tensor)] = (tensor, nn.Parameter(fake, tensor.requires_grad) if weight else fake)
+            setattr(module, name, made[id(tensor)][1])
     return model
 
 

@@ -184,6 +184,7 @@ NAMES = (
     # torch: rlhf/processes.py
     LibraryName("torch.distributed.distributed_c10d:_get_default_store", "processes wait for the main one for hours",
                 ""),
+    LibraryName("torch:UntypedStorage._cdata", "tells storages apart that have no data"),
     # accelerate and Python itself: rlhf/models, rlhf/pipeline
     LibraryName("accelerate.commands.launch:main", "stages are launched without a traceback of the launcher's own"),
     LibraryName("accelerate.commands.config.config_args:default_config_file", "the machine's own accelerate config"),
