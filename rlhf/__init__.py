@@ -3,6 +3,8 @@
 Importing it switches off the telemetry of the libraries below it, in this process and in those that it starts.
 """
 
+import importlib.util
+import logging
 import os
 import sys
 
@@ -19,3 +21,8 @@ _NO_TELEMETRY = {
 os.environ.update(_NO_TELEMETRY)
 if (_hub := sys.modules.get("huggingface_hub.constants")) is not None:  # imported before: it has read the environment
     _hub.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]
+
+if importlib.util.find_spec("bitsandbytes") is not None and "bitsandbytes" not in sys.modules:
+    # peft imports it, and on some CPUs it would then run code from the hub, by the package kernels, or warn without
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

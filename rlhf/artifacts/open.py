@@ -151,7 +151,7 @@ class OpenedModel:
         return "reward" if len(self.label_names) == 1 else "classifier"
 
     def policy(self, placed: bool = True, to_shard: bool = False) -> PreTrainedModel:
-        """The policy, its adapter merged.
+        """The policy, its adapter merged, or kept beside weights in 4 bits.
 
         Args:
             placed: Whether it is moved to the accelerator, if there is one; a trainer places its model itself.
@@ -195,6 +195,16 @@ class OpenedModel:
         self._check_files()
         return load_model(self.source, self.settings, self.processor, task, labels, new_head=True, to_shard=True)
 
+    def unquantized(self) -> OpenedModel:
+        """The same adapter on its base as the files have it, for weights that others can use.
+
+        Its outputs differ from the probe's by the error of the quantization, so that there is no probe to hold it to.
+        """
+        if self.settings.quantization is None:
+            return self
+        manifest: Any = {**self._manifest, "probe": None} if self._manifest is not None else None
+        return OpenedModel(replace(self.settings, quantization=None), self.folder, manifest)
+
     def _check_files(self) -> None:
         probe.check_head(Path(self.name))
         _ = self.processor  # a changed tokenizer is the better message than a changed file
@@ -216,7 +226,7 @@ def open_stage(folder: Path, settings: ModelConfig | None = None) -> OpenedModel
 
     Args:
         folder: Its folder.
-        settings: Type of the weights and attention implementation; None takes the type that the stage had.
+        settings: Type of the weights, quantization and attention implementation; None takes those that the stage had.
 
     Raises:
         UserError: No finished stage is there, or its manifest is damaged.
@@ -227,8 +237,14 @@ def open_stage(folder: Path, settings: ModelConfig | None = None) -> OpenedModel
     if settings is None:
         recorded = manifest.get("config", {}).get("model") or {}
         settings = ModelConfig(name_or_path=str(folder), adapter=None)
-        settings = replace(settings, dtype=recorded.get("dtype") or settings.dtype, policy=recorded.get("policy"))
+        taken = {name: recorded[name] for name in ("dtype", "quantization", "policy") if recorded.get(name)}
+        settings = replace(settings, **taken)
     return OpenedModel(settings, folder, manifest)
+
+
+def recorded_quantization(folder: Path) -> Any:
+    """How a stage held its base; None for a folder that no stage left, and for a hub id."""
+    return open_stage(folder).settings.quantization if is_finished(folder) else None
 
 
 def open_model(settings: ModelConfig) -> OpenedModel:

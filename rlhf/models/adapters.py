@@ -172,8 +172,13 @@ def _is_pattern(targets: Any) -> bool:
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, source: Source) -> PeftModel:
-    """Put a fresh adapter on a model; its config names the place of the original weights as its base."""
+    """Put a fresh adapter on a model; its config names the place of the original weights as its base.
+
+    On a base in 4 bits TRL would train the adapter in bfloat16, where small updates are rounded away; it stays float32.
+    """
     peft_model = get_peft_model(model, config)
+    base: Any = model
+    base.is_loaded_in_4bit = False  # from here on only TRL asks
     active = peft_model.peft_config["default"]
     active.base_model_name_or_path, active.revision = source.base, source.revision
     return peft_model

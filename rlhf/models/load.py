@@ -1,7 +1,7 @@
 """Loads policies and reward models from a hub id, a local folder or a stage's folder.
 
-A stage's folder holds an adapter on the original base model, or whole weights. An adapter is merged on loading, so that
-the reference of a later stage is exactly this stage's model.
+A stage's folder holds an adapter on the original base model, or whole weights. An adapter is merged on loading, or kept
+beside weights in 4 bits, so that the reference of a later stage is exactly this stage's model.
 
 `artifacts.open` checks what a stage recorded, too: use `open_stage` for a finished stage.
 """
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
 from rlhf.models.device import EFFICIENT_LOADING, main_reads_alone, reads_weights
 from rlhf.models.heads import init_score_head
+from rlhf.models.quantization import loading_arguments, merge_or_keep, settle
 from rlhf.models.settings import ADAPTER_CONFIG
 from rlhf.models.tasks import CAUSAL_LM, LABEL, Task, adapter_task, is_encoder
 from rlhf.models.tokenizer import Processor
@@ -144,7 +145,7 @@ def load_model(
 
     Args:
         source: Where the weights come from.
-        config: Type and attention implementation.
+        config: Type of the weights, quantization and attention implementation.
         processor: A tokenizer's pad token tells the model where a sequence ends.
         task: What the head computes; `LABEL` for a reward model, too, which has one label.
         labels: Outputs of the head, where the task leaves that open.
@@ -224,7 +225,8 @@ def check_weights(source: Source, config: ModelConfig, task: Task = CAUSAL_LM) -
         UserError: Weights are missing, or the model cannot be made.
     """
     with whole_on_loading():
-        model, misfit = _pretrained(task.model_class, source, config, device_map="meta")
+        plain = replace(config, quantization=None)  # the files are those of the unquantized model
+        model, misfit = _pretrained(task.model_class, source, plain, device_map="meta")
     check_complete(model, misfit, source.base, new_head=task.new_head)
     return model
 
@@ -249,15 +251,18 @@ def whole_on_loading() -> Iterator[None]:
 def _pretrained(kind: Any, source: Source, config: ModelConfig, **options: Any) -> tuple[PreTrainedModel, Misfit]:
     """Load a base model, and say how its files differ from its config."""
     check_files(source.base)
-    model_config(source)  # which asks for no code
+    quantized = loading_arguments(config, kind, model_config(source))  # a config that asks for no code
     with _as_user_error(source.base, config.attn_implementation), _quiet():
         model, info = kind.from_pretrained(
             source.base,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **_arguments(source, config),
+            **quantized,
             **options,
         )
+    if quantized:
+        settle(model, source.base)
     return model, Misfit.of(info)
 
 
@@ -292,7 +297,7 @@ def _finish(model: PreTrainedModel, source: Source, processor: Processor) -> Pre
                 raise UserError(f"{source.adapter}: has no {SAFETENSORS_WEIGHTS_NAME}; save the adapter as safetensors")
             adapted = PeftModel.from_pretrained(model, str(source.adapter), config=adapter)
             check_adapter(adapted, source.adapter)
-            model = adapted.merge_and_unload()
+            model = merge_or_keep(adapted, source.adapter)
     check_finite(model, str(source.adapter or source.base))
     if isinstance(processor, PreTrainedTokenizerBase):
         _name_special_tokens(model, processor)

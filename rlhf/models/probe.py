@@ -24,12 +24,14 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.models.load import ADAPTER_CONFIG, Source
+from rlhf.models.quantization import is_quantized
 
 SIZE = 4
 _TOLERANCES = {"float32": (1e-3, 1e-4), "bfloat16": (0.1, 0.02), "float16": (0.05, 5e-3)}
 """What rounding may change in an output, by type of the weights when the probe was made: absolute (nats or logits), and
 as a share of the output. The larger of the two is allowed: the first for scores near 0, the second for the
 log-probabilities of long sequences, whose rounding adds up."""
+_NF4 = "nf4, "
 _OTHER = "its base model is not the one it was trained on, or a file was changed"
 
 
@@ -113,7 +115,13 @@ def make(
             f"the trained model's outputs are not finite ({values}): the run has diverged; lower learning_rate"
         )
     shown = {"ids": chosen} if image is None else {"image": list(image)}
-    return {**shown, "outputs": values, "dtype": dtype or _dtype(model)}
+    return {**shown, "outputs": values, "dtype": dtype or type_of(model)}
+
+
+def again(model: nn.Module, probe: dict[str, Any]) -> dict[str, Any]:
+    """The probe of a model with the inputs of another probe."""
+    values = image_outputs(model, probe["image"]) if "image" in probe else outputs(model, probe["ids"])
+    return {**probe, "outputs": values, "dtype": type_of(model)}
 
 
 def agrees(was: float, now: float, dtype: str) -> bool:
@@ -122,9 +130,9 @@ def agrees(was: float, now: float, dtype: str) -> bool:
     Args:
         was: As recorded (nats or logits).
         now: As computed now.
-        dtype: Type of the weights when the probe was made, such as `float32`.
+        dtype: Type of the weights when the probe was made, such as `float32` or `nf4, float32`.
     """
-    absolute, relative = _TOLERANCES.get(dtype, _TOLERANCES["bfloat16"])
+    absolute, relative = _TOLERANCES.get(dtype.removeprefix(_NF4), _TOLERANCES["bfloat16"])
     return math.isclose(was, now, rel_tol=relative, abs_tol=absolute)
 
 
@@ -140,12 +148,12 @@ def check(model: nn.Module, probe: dict[str, Any], name: str, cause: str = _OTHE
     Raises:
         UserError: An output differs; the message has both values, and the types of the weights if they differ.
     """
-    values = image_outputs(model, probe["image"]) if "image" in probe else outputs(model, probe["ids"])
+    values = again(model, probe)["outputs"]
     if len(values) != len(probe["outputs"]):
         raise UserError(f"{name}: loaded, the model has {len(values)} outputs; saved, it had {len(probe['outputs'])}")
     for was, now in zip(probe["outputs"], values, strict=True):
         if not agrees(was, now, probe["dtype"]):
-            types = (probe["dtype"], _dtype(model))
+            types = (probe["dtype"], type_of(model))
             if types[0] != types[1]:
                 cause = f"its weights were {types[0]} and are {types[1]} now, or {cause}"
             raise UserError(
@@ -213,5 +221,7 @@ def check_commit(source: Source, lineage: Mapping[str, Any] | None, name: str) -
         )
 
 
-def _dtype(model: nn.Module) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+def type_of(model: nn.Module) -> str:
+    """Type of a model's weights; of a base in 4 bits that and the type of the others, which all is computed in."""
+    kind = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return f"{_NF4}{kind}" if is_quantized(model) else kind

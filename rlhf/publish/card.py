@@ -61,6 +61,10 @@ class Subject:
     """SHA-256 of a local base's weight files, by name."""
     verified: bool
     """Whether the folder was loaded again and gave the outputs recorded in training."""
+    in_4_bits: Mapping[str, Any] | None = None
+    """How an adapter's base is held in 4 bits, as arguments of `BitsAndBytesConfig`; None where it is not."""
+    moved: float | None = None
+    """By how much outputs changed on average when an adapter was merged that had been trained on a base in 4 bits."""
 
     @property
     def manifest(self) -> Manifest:
@@ -190,7 +194,19 @@ def _loading_notes(subject: Subject) -> Iterator[str]:
             "The tokenizer has a pad token that the base has no embedding for: to run padded batches, call "
             "`model.resize_token_embeddings(len(tokenizer))` on the base before loading the adapter."
         )
-    if subject.verified:
+    if subject.in_4_bits is not None:
+        yield (
+            "The adapter was trained on the base in 4 bits (nf4, by bitsandbytes). It loads on the unquantized base, "
+            "too, where its outputs differ a little from those of training."
+        )
+    if subject.moved is not None:
+        moved = number(subject.moved, 3)
+        yield (
+            "The adapter was trained on the base in 4 bits (nf4) and merged into the unquantized base. That changes "
+            f"the outputs that training recorded by {moved} on average (nats a sequence, or logits). "
+            "Before publication, this folder was loaded in this way, and gave the outputs of what was merged."
+        )
+    elif subject.verified:
         yield (
             "Before publication, this folder was loaded in this way, and gave the outputs that were recorded in "
             "training."

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.artifacts.confined import check_confined
 from rlhf.artifacts.manifest import Manifest, is_finished, read_manifests
@@ -33,8 +33,10 @@ from rlhf.models import probe
 from rlhf.models.labels import adapter_labels
 from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config, model_config
 from rlhf.models.processor import load_processor
+from rlhf.models.quantization import settle
 from rlhf.models.tasks import LABEL, Task, is_encoder
 from rlhf.models.tokenizer import check_tokenizer
+from rlhf.publish.base import held_in_4_bits, moved
 from rlhf.publish.card import Subject, is_local, public_base, publishable, write_card
 from rlhf.report.build import build_report
 from rlhf.secrets import holds_secret
@@ -149,13 +151,15 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
         )
     folder.mkdir(parents=True, exist_ok=True)
     opened.processor.save_pretrained(folder)
+    expected = opened.manifest.get("probe")
     if adapter:
         _copy_adapter(source, folder)
     elif (source / ADAPTER_CONFIG).is_file():
-        _save_merged(opened, folder)
+        expected = _save_merged(opened, folder)
     else:
         _copy_weights(source, folder)
-    verified, added = _verify(folder, opened.manifest, origin.base, origin.revision, dtype, kind, task)
+    in_4_bits = held_in_4_bits(opened, task) if adapter else None
+    verified, added = _verify(folder, opened.manifest, expected, origin, dtype, kind, task, in_4_bits)
     base, revision = _first_base(stage, manifests, origin)
     subject = Subject(
         run=run_name(run_dir), stage=stage, kind=kind, task=task, manifests=manifests,
@@ -163,6 +167,8 @@ def build_folder(run_dir: Path, stage: str, folder: Path, merge: bool = False, t
         encoder=is_encoder(model_config(origin)), added_tokens=added,
         base_files=_base_files(origin.base) if adapter else {},
         verified=verified,
+        in_4_bits=in_4_bits,
+        moved=None if adapter else moved(opened, expected),
     )  # fmt: skip
     report = publishable({key: value for key, value in build_report(run_dir).items() if key != "samples"})
     write_card(folder, subject, report, to)
@@ -221,18 +227,29 @@ def _copy_weights(source: Path, folder: Path) -> None:
             shutil.copy(path, folder)
 
 
-def _save_merged(opened: OpenedModel, folder: Path) -> None:
-    """Write whole weights, with the adapter and its head merged."""
-    model = (
-        opened.policy(placed=False) if opened.kind == "policy" or opened.task.images else opened.scorer(placed=False)
-    )
+def _save_merged(opened: OpenedModel, folder: Path) -> dict[str, Any] | None:
+    """Write whole weights, with the adapter and its head merged; into the unquantized base, whatever it was trained on.
+
+    Returns:
+        The probe of what was written; None where training recorded none.
+    """
+    recorded, plain = opened.manifest.get("probe"), opened.unquantized()
+    model = plain.policy(placed=False) if plain.kind == "policy" or plain.task.images else plain.scorer(placed=False)
     model.save_pretrained(folder)
+    result = recorded if plain is opened or not recorded else probe.again(model, recorded)
     del model
     gc.collect()
+    return result
 
 
 def load_published(
-    folder: Path, base: str, revision: str | None, dtype: str, kind: str, task: Task
+    folder: Path,
+    base: str,
+    revision: str | None,
+    dtype: str,
+    kind: str,
+    task: Task,
+    in_4_bits: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Load a published folder as its card says, with transformers alone, or with peft on the base.
 
@@ -243,6 +260,7 @@ def load_published(
         dtype: Type of the weights.
         kind: `policy`, `reward` or `classifier`.
         task: What the head computes.
+        in_4_bits: Arguments of `BitsAndBytesConfig` for the base of an adapter; None where it is not quantized.
 
     Raises:
         UserError: Weights are missing.
@@ -256,38 +274,42 @@ def load_published(
         return model
     if task.new_head:
         arguments["num_labels"] = task.outputs or adapter_labels(folder)
+    if in_4_bits is not None:
+        arguments["quantization_config"] = BitsAndBytesConfig(**in_4_bits)
     model = auto.from_pretrained(base, revision=revision, **arguments)
+    if in_4_bits is not None:
+        settle(model, base)
     if kind != "policy" and not task.images:  # the score is read at the last token before the pads
         model.config.pad_token_id = AutoTokenizer.from_pretrained(str(folder)).pad_token_id
     return PeftModel.from_pretrained(model, str(folder))
 
 
 def _verify(
-    folder: Path, manifest: Manifest, base: str, revision: str | None, dtype: str, kind: str, task: Task
-) -> tuple[bool, bool]:
-    """Load the folder, and compare tokenizer and model with what training recorded.
+    folder: Path, manifest: Manifest, expected: dict[str, Any] | None, origin: Source, dtype: str, kind: str,
+    task: Task, in_4_bits: Mapping[str, Any] | None,
+) -> tuple[bool, bool]:  # fmt: skip
+    """Load the folder, and compare the tokenizer with what training recorded and the model with a probe.
 
     Returns:
-        Whether the run has outputs to compare with, and whether the tokenizer has more tokens than the base has
+        Whether there is a probe to compare with, and whether the tokenizer has more tokens than the base has
         embeddings.
     """
     processor = load_processor(ModelConfig(name_or_path=str(folder)), folder, task.images)
     check_tokenizer(processor, manifest.get("tokenizer") or {}, folder)
     probe.check_head(folder)
     try:
-        model = load_published(folder, base, revision, dtype, kind, task)
+        model = load_published(folder, origin.base, origin.revision, dtype, kind, task, in_4_bits)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
-    recorded = manifest.get("probe")
-    if recorded:
-        probe.check(model, recorded, str(folder), "what was written is not the model of the stage")
+    if expected:
+        probe.check(model, expected, str(folder), "what was written is not the model of the stage")
     added = False
     if isinstance(processor, PreTrainedTokenizerBase):
         embeddings: Any = model.get_input_embeddings()
         added = len(processor) > len(embeddings.weight)
     del model
     gc.collect()
-    return bool(recorded), added
+    return bool(expected), added
 
 
 def _base_files(base: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf.artifacts.open import open_model
+from rlhf.artifacts.open import open_model, recorded_quantization
 from rlhf.config.project import ModelConfig
 from rlhf.data.records import Text
 from rlhf.data.tokenize import Codec
@@ -44,7 +44,7 @@ class RewardModel:
     rowwise = True
 
     def __init__(self, name: str | Path, batch_size: int = 32, label: int | str | None = None) -> None:
-        settings = ModelConfig(name_or_path=str(name), adapter=None)
+        settings = ModelConfig(name_or_path=str(name), adapter=None, quantization=recorded_quantization(Path(name)))
         opened = open_model(settings)
         self.tokenizer = opened.tokenizer
         self.label = label_number(label, opened.label_names, str(name))

@@ -72,6 +72,11 @@ def arguments(context: StageContext, start: StartingPoint) -> TrainingArguments:
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
     fields.setdefault("dataloader_pin_memory", on_gpu)
     fields["use_cpu"] = state.device.type == "cpu"
+    if fields["use_cpu"] and "paged" in str(fields.get("optim")):
+        raise UserError(
+            f"stages.{context.name}.optim: {fields['optim']} moves its state between a GPU and the memory of the "
+            "machine, and this is a CPU; take adamw_torch, or adamw_bnb_8bit for a state in 8 bits"
+        )
     for name, annotation in trainer_fields.trainer_fields(context.stage.name).items():
         if annotation.startswith("list[") and isinstance(fields.get(name), str):
             fields[name] = [fields[name]]

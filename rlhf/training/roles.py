@@ -85,8 +85,8 @@ def build_roles(
 def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
     """A reward stage's adapter as it stands on the policy's base, or None where it does not fit there.
 
-    It fits if the policy is a causal language model, and it is a LoRA adapter on the same base with the same tokenizer,
-    trained from the stage that the policy starts from, under a head that is one linear layer.
+    It fits if the policy is a causal language model, and it is a LoRA adapter on the same base, quantized alike, with
+    the same tokenizer, trained from the stage that the policy starts from, under a head that is one linear layer.
     """
     if start.task is not CAUSAL_LM:
         return None
@@ -95,6 +95,8 @@ def reward_part(folder: Path, start: StartingPoint) -> RewardPart | None:
     if source.adapter is None or (source.base, source.revision) != (start.source.base, start.source.revision):
         return None
     if reward.manifest.get("tokenizer") != tokenizer_record(start.processor):
+        return None
+    if reward.settings.quantization != start.config.quantization:
         return None
     try:
         config, state = own_part(folder, start.source.adapter)

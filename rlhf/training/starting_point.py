@@ -15,6 +15,7 @@ from rlhf.models.adapters import attach, check_attachable, check_joinable, lora_
 from rlhf.models.device import reads_weights
 from rlhf.models.freeze import freeze_parameters
 from rlhf.models.load import Source, check_weights, context_length, model_config
+from rlhf.models.quantization import check_keepable, check_quantization
 from rlhf.models.settings import stage_settings
 from rlhf.models.tasks import CAUSAL_LM, LABEL, SEQ2SEQ, Task, is_encoder
 from rlhf.models.tokenizer import Processor, check_settings
@@ -76,12 +77,15 @@ def starting_point(context: StageContext) -> StartingPoint:
     task = LABEL if context.stage.leaves == "scorer" else opened.task
     if task is CAUSAL_LM:
         check_architecture(context.project, architecture)
+    check_quantization(config, architecture, source.base)
     model = check_weights(source, config, task)
     if parent_of(context.project, context.name) is None:  # each base once: its weights are read for it
         check_numbers(source.base)
     if config.adapter is not None:  # refused here, before anything trains
         adapter = lora_config(config.adapter, task.peft, joined=_parent_has_adapter(context))
         check_attachable(model, adapter)
+        if config.quantization is not None:
+            check_keepable(adapter)
         if source.adapter is not None:
             check_joinable(source.adapter)
     freeze = tuple(context.settings.freeze)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlhf.errors import UserError
+from rlhf.models.quantization import as_unquantized, dense_weight, quantized_layers
 from rlhf.models.roles import POLICY, Roles
 from rlhf.models.shards import whole_state
 
@@ -22,6 +23,8 @@ Weights = dict[str, torch.Tensor]
 
 def model_weights(roles: Roles, keep: bool) -> Weights:
     """Weights of the policy's language model as if no adapter had ever been put on it, on the CPU.
+
+    Of quantized weights these are the values that they stand for, so that the server samples from the same policy.
 
     Every process must call in step, since weights that are sharded are gathered, one after the other.
 
@@ -32,10 +35,20 @@ def model_weights(roles: Roles, keep: bool) -> Weights:
     Returns:
         Each weight by its name in the plain model, a tied one once; nothing where they are not kept.
     """
+    quantized = {f"{name}.": layer for name, layer in quantized_layers(roles.base)}
+    apart = tuple(f"{name}{part}" for name in quantized for part in ("weight", "parent_A", "parent_B"))
     weights = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in _persistent(roles.base) if ".lora_" not in name
+        _plain(name): tensor
+        for name, tensor in _persistent(roles.base)
+        if ".lora_" not in name and not name.startswith(apart)
     }
-    return whole_state(weights, keep)
+    dense = {_plain(f"{name}weight"): dense_weight(layer).cpu() for name, layer in quantized.items() if keep}
+    return {**whole_state(weights, keep), **dense}
+
+
+def _plain(name: str) -> str:
+    """A weight's name in a model without adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def adapter_weights(roles: Roles, keep: bool) -> Weights:
@@ -72,7 +85,8 @@ def write_model(roles: Roles, weights: Weights, folder: Path) -> None:
     if tied is not None:
         head, embeddings = tied
         weights = {**weights, head: weights[embeddings].clone()}
-    roles.base.save_pretrained(folder, state_dict=weights)
+    with as_unquantized(roles.base):
+        roles.base.save_pretrained(folder, state_dict=weights)
     if tied is not None:
         config = copy.deepcopy(roles.base.config)
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
