@@ -1,4 +1,4 @@
-"""Commands that show what runs have resulted in: report, runs."""
+"""Commands that show what runs have resulted in: report, runs, diff."""
 
 from __future__ import annotations
 
@@ -44,3 +44,24 @@ def runs(
         typer.echo(json.dumps(found, indent=2))
     else:
         Console().print(runs_table(found))
+
+
+@command()
+def diff(
+    first: Annotated[str, typer.Argument(help="A run's folder, name or YAML.", metavar="RUN")],
+    second: Annotated[str, typer.Argument(help="Another's.", metavar="RUN")],
+    as_json: Json = False,
+) -> None:
+    """Print in what two runs differ: settings, data, packages, results."""
+    import json
+
+    from rich.console import Console
+
+    from rlhf.history.difference_table import difference_table
+    from rlhf.history.differences import run_difference
+
+    found = run_difference(first, second)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        Console().print(difference_table(found))

@@ -150,12 +150,16 @@ def _memory() -> dict[str, int | None]:
 
 def _library(name: str, problem: str | None) -> Library:
     """A library's version beside the one that was tested."""
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return {"version": None, "tested": TESTED.get(name), "problem": None}
-    tested = TESTED.get(name)
+    version, tested = _version(name), TESTED.get(name)
     return {"version": version, "tested": tested if tested != version else None, "problem": problem}
+
+
+def _version(name: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def missing_extras() -> dict[str, list[str]]:
@@ -171,16 +175,8 @@ def missing_extras() -> dict[str, list[str]]:
         if found is None or found[1] == _NOT_USERS:
             continue
         name = re.split(r"[\s\[<>=!~(]", requirement.strip())[0]
-        extras.setdefault(found[1], []).extend([] if _installed(name) else [name])
+        extras.setdefault(found[1], []).extend([] if _version(name) else [name])
     return extras
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _probed(libraries: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -214,6 +210,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
     """The lines of a probe; libraries may print others."""
     found = []
     for line in text.splitlines():
-        if line.startswith('{"package"'):
-            found.append(json.loads(line))
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            found += [value] if isinstance(value, dict) and {"package", "problem"} <= value.keys() else []
     return found

@@ -55,11 +55,11 @@ def _remarks(found: Environment) -> Iterator[str]:
 
 
 def _remark(name: str, library: Library) -> Iterator[str]:
-    if library["version"] is None:
+    if library["problem"]:
+        yield f"{name} {library['version'] or ''}".rstrip() + f" cannot be imported: {library['problem']}"
+    elif library["version"] is None:
         pin = f"=={library['tested']}" if library["tested"] else ""
         yield f"{name} is not installed: pip install {name}{pin}"
-    elif library["problem"]:
-        yield f"{name} {library['version']} cannot be imported: {library['problem']}"
     elif library["tested"]:
         yield f"{name} {library['version']} was not tested, {library['tested']} was"
 
