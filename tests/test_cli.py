@@ -80,6 +80,7 @@ def test_check_prints_the_ledger(project, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "identical" in done.stdout
     assert "empty side" in done.stdout
+    assert "peak, in" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.cli.options import Config, LaunchFile, Node, Overrides, Run, print_report, split, stopping
+from rlhf.cli.options import Config, Json, LaunchFile, Node, Overrides, Run, print_report, split, stopping
 from rlhf.errors import GateClosed, UserError
 
 commands = typer.Typer()
@@ -58,22 +58,42 @@ def run(
 
 
 @command()
-def check(config: Config, overrides: Overrides = None, accelerate: LaunchFile = None, node: Node = None) -> None:
-    """Read all data and settings, print what becomes of every row and what misleads training, train nothing."""
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    accelerate: LaunchFile = None,
+    node: Node = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="How many GPUs to answer for.")] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="GB", help="Memory of a GPU to answer for, which need not be here."),
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Run two steps of each stage here, for the time.")] = False,
+    json_: Json = False,
+) -> None:
+    """Read all data and settings, print what misleads training, and what memory and time it takes; train nothing."""
+    import json
+
     from rich.console import Console
 
     from rlhf.config.load import load_project
     from rlhf.pipeline import runner
     from rlhf.pipeline.launch_file import find_launch
     from rlhf.pipeline.ledger_table import findings_lines, ledger_table
+    from rlhf.preflight.command import Asked, as_json, look, tables
     from rlhf.workflow import rows_from
 
     project = load_project(config, overrides or [])
     launch = None if accelerate is None else find_launch(accelerate, node)
+    asked, preflight = Asked.of(devices, memory, launch), []
     with stopping():
-        checked = runner.check(project, launch)
+        checked = runner.check(project, launch, lambda scratch: preflight.append(look(scratch, asked, measure)))
+    if json_:
+        typer.echo(json.dumps(as_json(preflight[0]), indent=1))
+        return
     Console().print(ledger_table({name: prepared.ledger for name, prepared in checked.items()}))
     Console().print(findings_lines({name: prepared.findings for name, prepared in checked.items()}))
+    Console().print(tables(preflight[0]))
     for name in project.stages:
         if (source := rows_from(project, name)) is not None:
             typer.echo(f"{name} trains on what {source} keeps, which is there once {source} has run")

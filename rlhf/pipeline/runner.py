@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf import interrupts
@@ -171,7 +172,31 @@ class Checked(NamedTuple):
     findings: Findings
 
 
-def check(project: ProjectConfig, launch: Launch | None = None) -> dict[str, Checked]:
+class Scratch(NamedTuple):
+    """A copy of a project whose folder is thrown away."""
+
+    project: ProjectConfig
+    start: Callable[[Callable[[ProjectConfig, str], None], str], None]
+    """Runs a function of the project and a stage in a process of its own."""
+
+    def data(self, name: str) -> Path:
+        """Where the prepared data of a stage is."""
+        return folder.partial_dir(self.project, name) / "data"
+
+
+@contextlib.contextmanager
+def scratch(project: ProjectConfig) -> Iterator[Scratch]:
+    """A copy of a project, in a folder that is there within."""
+    server = _fork_server()
+    with tempfile.TemporaryDirectory() as place:
+        copy = replace(project, output_dir=place)
+        with folder.locked(copy) as run_lock:
+            yield Scratch(copy, lambda function, name: _start(server, function, copy, name, run_lock.key))
+
+
+def check(
+    project: ProjectConfig, launch: Launch | None = None, look: Callable[[Scratch], None] | None = None
+) -> dict[str, Checked]:
     """Read, check and tokenise the data of every stage in a folder that is thrown away; load what judges.
 
     Repetitions of a stage have its data and are not read again.
@@ -179,6 +204,7 @@ def check(project: ProjectConfig, launch: Launch | None = None) -> dict[str, Che
     Args:
         project: The project.
         launch: What would start its stages; None for one process.
+        look: Is given the folder once all is prepared.
 
     Returns:
         For each stage with data its ledger, and what was found in the rows that are used.
@@ -190,18 +216,17 @@ def check(project: ProjectConfig, launch: Launch | None = None) -> dict[str, Che
     if not project.stages:
         raise UserError(f"{project.path}: stages: nothing to check; name {', '.join(trained_stages())}")
     _check_launch(project, planned(project), launch)
-    server = _fork_server()
     checked = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch_project = replace(project, output_dir=scratch)
-        with folder.locked(scratch_project) as run_lock:
-            for name in planned(scratch_project):
-                if name != kind_of(name):
-                    continue
-                _start(server, run_stage if _makes_base(name) else prepare_stage, scratch_project, name, run_lock.key)
-                prepared = folder.partial_dir(scratch_project, name) / "data"
-                if prepared.is_dir() and rows_from(scratch_project, name) is None:  # else another set stood for its own
-                    checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
+    with scratch(project) as copy:
+        for name in planned(project):
+            if name != kind_of(name):
+                continue
+            copy.start(run_stage if _makes_base(name) else prepare_stage, name)
+            prepared = copy.data(name)
+            if prepared.is_dir() and rows_from(project, name) is None:  # else another set stood for its own
+                checked[name] = Checked(Ledger.load(prepared), Findings.load(prepared))
+        if look is not None:
+            look(copy)
     return checked
 
 

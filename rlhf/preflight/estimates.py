@@ -16,6 +16,7 @@ from rlhf.workload import Circumstances
 
 if TYPE_CHECKING:
     from rlhf.preflight.lengths import Rows
+    from rlhf.preflight.measure import Measured
     from rlhf.preflight.memory import Situation
     from rlhf.preflight.models import Built
 
@@ -79,8 +80,14 @@ def estimate(
         UserError: A model's config cannot be read.
     """
     models = Models()
-    names = [name for name in planned(project) if name == kind_of(name) and stage_of(name).workload is not None]
-    return [_estimate(project, name, machine, (folders or {}).get(name), models) for name in names]
+    return [
+        estimate_stage(project, name, machine, (folders or {}).get(name), models) for name in estimated_stages(project)
+    ]
+
+
+def estimated_stages(project: ProjectConfig) -> list[str]:
+    """The stages of a project that say what they hold, each once however often it is repeated."""
+    return [name for name in planned(project) if name == kind_of(name) and stage_of(name).workload is not None]
 
 
 class Models:
@@ -100,11 +107,26 @@ class Models:
         return self._built[key]
 
 
-def _estimate(
-    project: ProjectConfig, name: str, machine: Machine, folder: Path | None, models: Models
+def estimate_stage(
+    project: ProjectConfig,
+    name: str,
+    machine: Machine,
+    folder: Path | None,
+    models: Models,
+    measured: Measured | None = None,
 ) -> StageEstimate:
+    """What a stage takes; see `estimate`.
+
+    Args:
+        project: The project.
+        name: The stage.
+        machine: Where it runs.
+        folder: With its prepared data; None where there is none.
+        models: Models that were built before.
+        measured: What two steps of it took on this machine.
+    """
     from rlhf.preflight.memory import phases
-    from rlhf.preflight.seconds import seconds_of
+    from rlhf.preflight.seconds import seconds_by_steps, seconds_of
 
     situation = situation_of(project, name, machine, folder, models)
     phase, parts = _peak(phases(situation))
@@ -114,7 +136,10 @@ def _estimate(
     notes = []
     if any(not rows.measured for rows in situation.rows.values()):
         notes.append("lengths of its rows are assumed")
-    return StageEstimate(name, phase, parts, machine.memory, seconds_of(situation), change=change, notes=tuple(notes))
+    seconds = seconds_of(situation) if measured is None else seconds_by_steps(situation, measured)
+    return StageEstimate(
+        name, phase, parts, machine.memory, seconds, measured is not None, change=change, notes=tuple(notes)
+    )
 
 
 def _peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:

@@ -59,7 +59,11 @@ class Machine:
             engine: How several devices train together.
         """
         if memory is None:
-            return replace(cls.here(), devices=devices or 1, engine=engine)
+            here = cls.here()
+            shares = (devices or 1) if here.kind == "cpu" else 1  # processes of one CPU share its memory and its cores
+            return replace(
+                here, devices=devices or 1, engine=engine, memory=here.memory / shares, flops=here.flops / shares
+            )
         return cls(f"GPU of {memory:g} GB", "gpu", memory * GB, ASSUMED_FLOPS, devices or 1, engine)
 
     @property

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from rlhf.preflight.arithmetic import Shape, forward_flops, passes
 from rlhf.preflight.machine import UTILISATION
+from rlhf.preflight.measure import Measured
 from rlhf.preflight.memory import Situation
 from rlhf.preflight.models import Built
 from rlhf.workload import Pass
 
 _CPU = (0.25, 0.75)
 """Share of square products' operations a second that training reaches on a CPU: assumed."""
+_SPREAD = 0.2
+"""Least uncertainty of a time by measured steps, as a share: batches differ, and so does what else a machine does."""
 
 
 def seconds_of(situation: Situation) -> tuple[float, float, float]:
@@ -26,7 +29,7 @@ def pass_flops(situation: Situation, passing: Pass) -> float:
     rows = situation.rows[passing.name]
     if not passing.roles or not rows.rows:
         return 0.0
-    count = passing.rows if passing.rows is not None else passing.epochs * rows.count
+    count = _count(situation, passing)
     total = 0.0
     for role in passing.roles:
         built, held = situation.built[role], situation.held(role)
@@ -47,3 +50,63 @@ def pass_flops(situation: Situation, passing: Pass) -> float:
 def shape_of(built: Built) -> Shape:
     """The numbers of a model that decide its operations."""
     return Shape(built.layers, built.hidden, built.numbers.matrices, built.numbers.head)
+
+
+def seconds_by_steps(situation: Situation, measured: Measured) -> tuple[float, float, float]:
+    """Least, expected and most seconds of a stage by two measured steps on this machine.
+
+    A step takes as long as the measured ones for each of its tokens. Passes that were not measured take their
+    operations over those that the measured steps did a second.
+
+    Args:
+        situation: The stage.
+        measured: What its two steps took.
+    """
+    training = next((passing for passing in situation.workload.passes if passing.backward), None)
+    around = measured.around
+    if training is None or not measured.step:
+        total = around + measured.rollout * _rollouts(situation, None)
+        return total * (1 - _SPREAD), total, total * (1 + _SPREAD)
+    steps = max(1.0, _count(situation, training) / _step_rows(situation, training))
+    times = [seconds * _share(situation, training, measured, number) for number, seconds in enumerate(measured.step)]
+    step = sum(times) / len(times)
+    rate = pass_flops(situation, training) / steps / step
+    total = steps * step + around
+    if measured.rollout > 0 and any(passing.sampling for passing in situation.workload.passes):
+        total += measured.rollout * _rollouts(situation, training)
+    else:
+        others = [passing for passing in situation.workload.passes if not passing.backward]
+        total += sum(pass_flops(situation, passing) for passing in others) / rate / situation.machine.devices
+    spread = max(_SPREAD, abs(times[-1] - times[0]) / (2 * step))
+    return total * (1 - min(spread, 0.9)), total, total * (1 + spread)
+
+
+def _share(situation: Situation, training: Pass, measured: Measured, number: int) -> float:
+    """Tokens of an average step over those of a measured one; 1 where they are not known."""
+    rows = situation.rows[training.name]
+    if len(measured.tokens) != len(measured.step) or not measured.tokens[number] or not rows.measured:
+        return 1.0
+    mean = sum(sum(row.lengths) for row in rows.rows) / len(rows.rows)
+    return _step_rows(situation, training) * mean / measured.tokens[number]
+
+
+def _step_rows(situation: Situation, training: Pass) -> float:
+    """Rows of an optimizer step."""
+    steps = situation.settings.get("gradient_accumulation_steps") or 1
+    return float(training.at_once * steps * situation.machine.devices)
+
+
+def _count(situation: Situation, passing: Pass) -> float:
+    """Rows that a pass takes in all."""
+    return passing.rows if passing.rows is not None else passing.epochs * situation.rows[passing.name].count
+
+
+def _rollouts(situation: Situation, training: Pass | None) -> float:
+    """How often the policy samples."""
+    sampling = next((passing for passing in situation.workload.passes if passing.sampling), None)
+    if sampling is None:
+        return 0.0
+    if training is None:
+        return 1.0
+    size = _step_rows(situation, training) * situation.settings.get("num_mini_batches", 1)
+    return max(1.0, _count(situation, sampling) / size)
