@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -86,6 +87,23 @@ def explained_stage(project: ProjectConfig, name: str, folder: Path | None = Non
         settings = {**project.stage(name).trainer, **{f"adapter.{key}": value for key, value in adapter.items()}}
     with explained(f"{project.path}: {section}", settings, folder):
         yield
+
+
+def ended_by(number: int, at: str = "") -> str:
+    """What became of a process that a signal ended, behind the process's name.
+
+    Args:
+        number: The signal.
+        at: Where it was, such as ` at step 3`.
+    """
+    if number == signal.SIGKILL:
+        return f"was killed{at}; was there memory enough?"
+    name = signal.Signals(number).name
+    if number == signal.SIGABRT:
+        return f"was aborted by a library{at} ({name}); the last lines that it wrote above tell why"
+    if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
+        return f"crashed in a library{at} ({name}); the last lines that it wrote above may tell why"
+    return f"was ended{at} by {name}"
 
 
 def _explanation(error: Exception, where: str, settings: Mapping[str, Any], file: str) -> UserError | Defect:

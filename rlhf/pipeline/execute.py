@@ -38,8 +38,8 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     if project.has_stage(name):
         peers.patience = project.stage(name).trainer.get("ddp_timeout") or peers.patience
     _wait()
-    if peers.present is not None and processes.nodes() > 1:
-        peers.present.meet(project.run_dir)
+    if peers.own is not None and processes.nodes() > 1:
+        peers.own.join_nodes(project.run_dir)
     parents = {parent: project.run_dir / parent for parent in parents_of(project, name)}
     for directory in parents.values():
         verify(directory)

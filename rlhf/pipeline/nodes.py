@@ -7,12 +7,9 @@ one file every second. A node whose file no longer changes is taken to be gone, 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,85 +19,34 @@ from typing import Any
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.pipeline.launch_file import Launch
+from rlhf.pipeline.status import StatusFile, StatusReader
 
-_BEAT, _LOOK = 1.0, 0.2
+_EVERY, _LOOK = 1.0, 0.2
 """Seconds between two writes of a node's file, and between two reads of the others'."""
-_SILENT = 60.0
+_STALE = 60.0
 """Seconds without a change of its file after which a node is taken to be gone."""
-_OWN_WORDS = 20.0
+_REPORT_WITHIN = 20.0
 """Seconds that processes have to end and to report why, once those of another node have ended."""
-_FAREWELL = 10.0
+_LEAVE_WITHIN = 10.0
 """Seconds that the others have to read how the run ended."""
 
 
-class Voice:
-    """The status file of this node, which a thread keeps rewriting.
+class OtherNode(StatusReader):
+    """The status of another node of the run.
 
     Args:
         folder: Where the nodes exchange their files.
-        node: Number of this node.
-        said: The first contents.
+        number: Number of that node.
     """
 
-    def __init__(self, folder: Path, node: int, **said: Any) -> None:
-        self.path, self.said = folder / f"node-{node}.json", {"host": socket.gethostname(), **said}
-        self.lock, self.ended, self.beats = threading.Lock(), threading.Event(), 0
-        self.say()
-        self.thread = threading.Thread(target=self._beat, daemon=True)
-        self.thread.start()
-
-    def say(self, **more: Any) -> None:
-        """Add keys to the file, and write it."""
-        with self.lock, contextlib.suppress(OSError):  # a folder that is gone for a moment
-            self.said |= more
-            self.beats += 1
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps({**self.said, "beat": self.beats}), encoding="utf-8")
-            os.replace(partial, self.path)
-
-    def _beat(self) -> None:
-        while not self.ended.wait(_BEAT):
-            self.say()
-
-    def end(self) -> None:
-        """Stop writing; the file stays as it is."""
-        self.ended.set()
-        self.thread.join()
-
-
-class Ear:
-    """Reads another node's status file.
-
-    Args:
-        folder: Where the nodes exchange their files.
-        node: Number of that node.
-    """
-
-    def __init__(self, folder: Path, node: int) -> None:
-        self.path, self.node = folder / f"node-{node}.json", node
-        self.said: dict[str, Any] = {}
-        self.since: dict[str, float] = {}
-        """When each key was first read, on this node's monotonic clock."""
-        self.heard, self.changes = time.monotonic(), -1
-
-    def listen(self) -> dict[str, Any]:
-        """Read the file; the last contents if it cannot be read now."""
-        with contextlib.suppress(OSError, ValueError):
-            said = json.loads(_read_own(self.path))
-            if said != self.said:
-                self.said, self.heard, self.changes = said, time.monotonic(), self.changes + 1
-                self.since = {key: self.since.get(key, self.heard) for key in said}
-        return self.said
+    def __init__(self, folder: Path, number: int) -> None:
+        super().__init__(_file(folder, number))
+        self.number = number
 
     @property
-    def live(self) -> bool:
-        """Whether the file changes, and so is not one that an earlier run left behind."""
-        return self.changes > 0
-
-    @property
-    def silent(self) -> bool:
-        """Whether the file has not changed for too long."""
-        return time.monotonic() - self.heard > _SILENT
+    def is_gone(self) -> bool:
+        """Whether its file has not changed for too long."""
+        return self.is_stale(_STALE)
 
     def check(self) -> None:
         """Check that the node is there.
@@ -108,28 +54,26 @@ class Ear:
         Raises:
             UserError: Its file has not changed for too long.
         """
-        if self.silent:
+        if self.is_gone:
             raise UserError(
-                f"{self}: not heard of for {_SILENT:.0f} s: it was ended, or lost the network or {self.path.parent}"
+                f"{self}: not heard of for {_STALE:.0f} s: it was ended, or lost the network or {self.path.parent}"
             )
 
     def __str__(self) -> str:
-        return f"node {self.node}" + (f" ({self.said['host']})" if "host" in self.said else "")
+        return f"node {self.number}" + (f" ({self.status['host']})" if "host" in self.status else "")
 
 
-def _read_own(path: Path) -> str:
-    """The text of a file of this user.
-
-    Raises:
-        UserError: It belongs to another user, whose commands this node would run.
-    """
-    with path.open(encoding="utf-8") as file:
-        if os.fstat(file.fileno()).st_uid != os.getuid():
-            raise UserError(f"{path}: belongs to somebody else")
-        return file.read()
+def _file(folder: Path, number: int) -> Path:
+    """The status file of a node."""
+    return folder / f"node-{number}.json"
 
 
-def meeting_place(project: ProjectConfig) -> Path:
+def _own_file(folder: Path, node: int, **status: Any) -> StatusFile:
+    """The status file of this node, which is refreshed until it is stopped."""
+    return StatusFile(_file(folder, node), _EVERY, host=socket.gethostname(), **status)
+
+
+def exchange_folder(project: ProjectConfig) -> Path:
     """The folder in which the nodes of a run exchange their files; all rounds of a project have the same one."""
     run_dir = project.run_dir.parent if project.round > 1 else project.run_dir
     return run_dir.with_name(f".{run_dir.name}.nodes")
@@ -148,9 +92,9 @@ class Leader:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)  # a node runs what it reads there
         self.folder, self.key, self.number = folder, uuid.uuid4().hex, 0
-        self.others = [Ear(folder, node) for node in range(1, launch.nodes)]
-        said = {"round": project.round, "overrides": list(project.overrides)}
-        self.voice = Voice(folder, 0, key=self.key, joined={}, number=0, **said)
+        self.others = [OtherNode(folder, node) for node in range(1, launch.nodes)]
+        run = {"round": project.round, "overrides": list(project.overrides)}
+        self.file = _own_file(folder, 0, key=self.key, joined={}, number=0, **run)
 
     def gather(self, wait: float, say: Callable[[str], None]) -> None:
         """Wait for all nodes.
@@ -162,18 +106,18 @@ class Leader:
         Raises:
             UserError: Some nodes do not appear; they may see another folder.
         """
-        begin, said = time.monotonic(), False
-        while missing := [f"node {ear.node}" for ear in self.others if ear.listen().get("key") != self.key]:
+        begin, told = time.monotonic(), False
+        while missing := [f"node {other.number}" for other in self.others if other.read().get("key") != self.key]:
             if time.monotonic() > begin + wait:
                 raise UserError(
                     f"{self.folder}: {' and '.join(missing)} not heard of for {wait:.0f} s; start the same command "
                     "there, and see to it that all nodes share output_dir:"
                 )
-            if not said and time.monotonic() > begin + _BEAT:
+            if not told and time.monotonic() > begin + _EVERY:
                 say(f"waiting for {' and '.join(missing)}")
-                said = True
+                told = True
             time.sleep(_LOOK)
-        self.voice.say(joined={str(ear.node): ear.said["id"] for ear in self.others})
+        self.file.write(joined={str(other.number): other.status["id"] for other in self.others})
 
     def start(self, stage: str, key: str) -> None:
         """Have the others start a stage.
@@ -183,7 +127,7 @@ class Leader:
             key: Of the run, for its processes.
         """
         self.number += 1
-        self.voice.say(number=self.number, stage=stage, run=key)
+        self.file.write(number=self.number, stage=stage, run=key)
 
     def check(self) -> None:
         """Check that all nodes are at the stage that was started last.
@@ -191,13 +135,13 @@ class Leader:
         Raises:
             UserError: One is gone, or its processes ended before their work was done and those of this node go on.
         """
-        for ear in self.others:
-            ear.listen()
-            ear.check()
-            failed = ear.said.get("failed", {})
-            ended = failed.get("number") == self.number or "left" in ear.said
-            if ended and time.monotonic() - ear.since["failed"] > _OWN_WORDS:
-                raise UserError(f"{ear}: its processes ended with exit code {failed['code']}; it says why")
+        for other in self.others:
+            other.read()
+            other.check()
+            failed = other.status.get("failed", {})
+            ended = failed.get("number") == self.number or "left" in other.status
+            if ended and time.monotonic() - other.first_read["failed"] > _REPORT_WITHIN:
+                raise UserError(f"{other}: its processes ended with exit code {failed['code']}; it says why")
 
     def end(self, code: int) -> None:
         """Tell the others how the run has ended, and wait until they know.
@@ -205,11 +149,13 @@ class Leader:
         Args:
             code: Exit code of the run.
         """
-        self.voice.say(ended=code)
-        end = time.monotonic() + _FAREWELL
-        while time.monotonic() < end and any(ear.path.exists() and "left" not in ear.listen() for ear in self.others):
+        self.file.write(ended=code)
+        end = time.monotonic() + _LEAVE_WITHIN
+        while any(other.path.exists() and "left" not in other.read() for other in self.others):
+            if time.monotonic() > end:
+                break
             time.sleep(_LOOK)
-        self.voice.end()
+        self.file.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -227,7 +173,7 @@ def leading(project: ProjectConfig, launch: Launch | None) -> Iterator[Leader | 
     if launch is None or launch.nodes == 1:
         yield None
         return
-    leader, code = Leader(meeting_place(project), launch, project), 0
+    leader, code = Leader(exchange_folder(project), launch, project), 0
     try:
         yield leader
     except BaseException as error:
@@ -251,7 +197,7 @@ class Follower:
 
     def __init__(self, folder: Path, launch: Launch) -> None:
         self.folder, self.launch, self.id = folder, launch, uuid.uuid4().hex
-        self.leader, self.voice = Ear(folder, 0), None  # type: tuple[Ear, Voice | None]
+        self.leader, self.file = OtherNode(folder, 0), None  # type: tuple[OtherNode, StatusFile | None]
         self.number, self.code = 0, 0
 
     def join(self, wait: float) -> None:
@@ -261,18 +207,18 @@ class Follower:
             UserError: It is not heard of; it may write to another folder.
         """
         begin, node = time.monotonic(), str(self.launch.node)
-        while (said := self.leader.listen()).get("joined", {}).get(node) != self.id:
+        while (status := self.leader.read()).get("joined", {}).get(node) != self.id:
             if time.monotonic() > begin + wait:
                 raise UserError(
                     f"{self.folder}: node 0 not heard of for {wait:.0f} s; start the run there, and see to it that "
                     "all nodes share output_dir:"
                 )
-            if self.leader.live and node in said["joined"]:
+            if self.leader.is_live and node in status["joined"]:
                 raise UserError(f"--node {node}: this run has such a node already")
-            if self.leader.live and (self.voice is None or self.voice.said["key"] != said["key"]):
-                if self.voice is not None:
-                    self.voice.end()
-                self.voice = Voice(self.folder, self.launch.node, key=said["key"], id=self.id)
+            if self.leader.is_live and (self.file is None or self.file.status["key"] != status["key"]):
+                if self.file is not None:
+                    self.file.stop()
+                self.file = _own_file(self.folder, self.launch.node, key=status["key"], id=self.id)
             time.sleep(_LOOK)
 
     def orders(self) -> Iterator[dict[str, Any]]:
@@ -281,16 +227,16 @@ class Follower:
         Raises:
             UserError: The leader is gone, or was started again.
         """
-        while "ended" not in (said := self._heard()):
-            if said["number"] > self.number:
-                self.number = said["number"]
-                yield said
+        while "ended" not in (status := self._leader_status()):
+            if status["number"] > self.number:
+                self.number = status["number"]
+                yield status
             elif not self.code:
                 self.leader.check()
-            elif self.leader.silent:  # and why, this node's processes have said
+            elif self.leader.is_gone:  # this node's processes have reported why
                 return
             time.sleep(_LOOK)
-        self.code = said["ended"]
+        self.code = status["ended"]
 
     def check(self) -> None:
         """Check that the leader is there, and that its processes go on while those of this node do.
@@ -299,23 +245,23 @@ class Follower:
             UserError: It is gone, or was started again.
             Ended: The run has ended.
         """
-        self._heard()
+        self._leader_status()
         self.leader.check()
-        if "ended" in self.leader.said and time.monotonic() - self.leader.since["ended"] > _OWN_WORDS:
+        if "ended" in self.leader.status and time.monotonic() - self.leader.first_read["ended"] > _REPORT_WITHIN:
             raise Ended
 
-    def _heard(self) -> dict[str, Any]:
+    def _leader_status(self) -> dict[str, Any]:
         """The status of the leader that this node has joined.
 
         Raises:
             UserError: Another has taken its place; this node's file is left to the node that joins that one.
         """
-        said = self.leader.listen()
-        if self.voice is not None and said["key"] != self.voice.said["key"]:
-            self.voice.end()
-            self.voice = None
+        status = self.leader.read()
+        if self.file is not None and status["key"] != self.file.status["key"]:
+            self.file.stop()
+            self.file = None
             raise UserError(f"{self.leader}: was started again, and with it another run; start this node again, too")
-        return said
+        return status
 
     def failed(self, code: int) -> None:
         """Tell the leader that this node's processes ended before their work was done.
@@ -324,15 +270,15 @@ class Follower:
             code: Their exit code.
         """
         self.code = code
-        assert self.voice is not None
-        self.voice.say(failed={"number": self.number, "code": code})
+        assert self.file is not None
+        self.file.write(failed={"number": self.number, "code": code})
 
     def leave(self) -> None:
         """Stop writing; once the run has ended, delete the file, for which the leader waits."""
-        if self.voice is not None:
-            self.voice.end()
-            if "ended" in self.leader.said:
-                self.voice.path.unlink(missing_ok=True)
+        if self.file is not None:
+            self.file.stop()
+            if "ended" in self.leader.status:
+                self.file.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -344,14 +290,14 @@ def following(project: ProjectConfig, launch: Launch, wait: float) -> Iterator[F
         launch: The number of this node.
         wait: How many seconds to wait for the leader.
     """
-    follower = Follower(meeting_place(project), launch)
+    follower = Follower(exchange_folder(project), launch)
     try:
         follower.join(wait)
         yield follower
     except BaseException as error:
-        if follower.voice is not None:
+        if follower.file is not None:
             follower.failed(getattr(error, "exit_code", 1))
-            follower.voice.say(left=True)
+            follower.file.write(left=True)
         raise
     finally:
         follower.leave()

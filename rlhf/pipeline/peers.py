@@ -1,14 +1,14 @@
-"""The processes of a distributed stage: one that ends or hangs ends the others, and what it says is what is said.
+"""The processes of a distributed stage: one that ends or hangs ends the others, and the user reads its reason.
 
-A process that fails breaks the connections of the others, which then fail as well, with words that explain nothing. So
-each process of a machine notes in a shared folder where it is and why it failed, and a thread of each looks at the
-notes of the others. Those of other nodes come through the run's folder (`node_notes`), as soon as it is known.
+A process that fails breaks the connections of the others, which then fail as well, with messages that explain nothing.
+So each process of a machine writes to a shared folder where it is and why it failed, and a thread of each reads the
+status of the others. Those of other nodes come through the run's folder (`node_status`), as soon as it is known.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import faulthandler
 import os
 import re
 import shutil
@@ -23,29 +23,37 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from rlhf import processes
+from rlhf.failure import ended_by
 from rlhf.interrupts import leave
-from rlhf.pipeline.node_notes import SILENT, NodeNotes, meet
+from rlhf.pipeline import node_status
+from rlhf.pipeline.node_status import NodeStatus, exchange_folder, has_ended
+from rlhf.pipeline.status import StatusFile, StatusReader
 
 _LOOK, _WAIT, _LATE = 0.3, 1.0, 3.0
 """Seconds: between two looks; until whoever failed first has written that down; by which one is late that fails too."""
-_FORGOTTEN = 86400.0
-"""Seconds after which notes that nobody has changed are those of processes that have ended."""
+_OLD = 86400.0
+"""Seconds after which a folder that nobody has changed is that of processes that have ended."""
 _COLLECTIVES = "torch.distributed.distributed_c10d"
 _TIMED_OUT = re.compile(r"timed?.?out", re.IGNORECASE)
 
 patience = 1800.0
 """Seconds that processes wait for each other in a collective."""
-told: Path | None = None
+code_file: Path | None = None
 """The file that takes the exit code of the stage."""
-present: Peers | None = None
+own: Peers | None = None
 """Those of this process."""
 
-
-_HEARD = 8.0
-"""Seconds in which a node that is there is heard of again."""
-_OTHERS = "others"
-"""File of the folder with the notes of other nodes' processes."""
+_OTHERS = "others.json"
+"""File of the folder with the statuses of other nodes' processes."""
 _CONNECTS = "init_process_group"
+_FAULTS = {
+    "Aborted": signal.SIGABRT,
+    "Segmentation fault": signal.SIGSEGV,
+    "Bus error": signal.SIGBUS,
+    "Illegal instruction": signal.SIGILL,
+    "Floating-point exception": signal.SIGFPE,
+}
+"""What `faulthandler` calls signals by which a library ends a process."""
 
 
 class Peers:
@@ -54,15 +62,18 @@ class Peers:
     def __init__(self) -> None:
         self.rank, self.world = processes.rank(), processes.count()
         self.folder = _folder()
-        self.note: dict[str, Any] = {"pid": os.getpid(), "since": time.time(), "at": "its start", "step": None}
-        self.lock, self.frame = threading.Lock(), (0, 0)
-        self.main = threading.main_thread().ident
-        self.others: NodeNotes | None = None
-        self._write()
+        self.frame, self.main = (0, 0), threading.main_thread().ident
+        self.file = StatusFile(
+            self.folder / f"{self.rank}.json", pid=os.getpid(), since=time.time(), at="its start", step=None,
+            collective=None,
+        )  # fmt: skip
+        self.nodes: NodeStatus | None = None
+        self.others: StatusFile | None = None
+        faulthandler.enable((self.folder / f"{self.rank}.fault").open("w"))
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def meet(self, run_dir: Path) -> None:
-        """Exchange notes with the processes of other nodes from now on.
+    def join_nodes(self, run_dir: Path) -> None:
+        """Exchange statuses with the processes of other nodes from now on.
 
         Args:
             run_dir: The run's folder.
@@ -70,33 +81,32 @@ class Peers:
         Raises:
             UserError: Not all nodes see it.
         """
-        folder = meet(run_dir)
+        folder = exchange_folder(run_dir)
         if processes.is_first_on_node():
-            self.others = NodeNotes(folder)
+            self.others = StatusFile(self.folder / _OTHERS, processes={})
+            self.nodes = NodeStatus(folder)
 
     def done(self, code: int = 0) -> None:
-        """Note that this process ends as it should, or because the user wants it.
+        """Write that this process ends as it should, or because the user wants it.
 
         Args:
             code: Its exit code.
         """
-        self._write(done=True, code=code)
-        if self.others is not None:
-            self.others.leave(self._local)
-        if (
-            processes.nodes() == 1 or self.others is not None
-        ):  # of several nodes, the process that exchanges notes is the last
-            codes = [note.get("code") for note in self._local().values()]
+        self.file.write(done=True, code=code)
+        if self.nodes is not None:
+            self.nodes.leave(self._local)
+        if processes.nodes() == 1 or self.nodes is not None:  # else another process is the last of this node
+            codes = [status.get("code") for status in self._local().values()]
             if codes == [0] * processes.on_node():
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def fail(self, code: int, line: str, error: BaseException | None = None) -> NoReturn:
-        """End this process and have the first that failed be the one of which the user reads, once.
+        """End this process and have the user read of the first that failed, once.
 
         Args:
             code: Its exit code.
-            line: What it says.
-            error: Where that comes from: of a wait that was too long, the line says for whom it was.
+            line: The message.
+            error: Where that comes from: of a wait that was too long, the message names whom it was for.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -106,56 +116,60 @@ class Peers:
             if (collective := _collective(frames)) is not None:
                 line = f"error: {self._waited(collective)}"
         later = _LATE if processes.raised_elsewhere(error) else 0.0  # than on the process that it was raised on
-        self._write(failed={"code": code, "line": line, "time": time.time() + later})
+        self.file.write(failed={"code": code, "line": line, "time": time.time() + later})
         time.sleep(_WAIT)
         self.end()
 
     def troubled(self) -> bool:
         """Whether another process has failed or is gone."""
-        return any("failed" in note or _gone(note) for rank, note in self._notes().items() if rank != self.rank)
+        return any("failed" in status or _gone(status) for rank, status in self._all().items() if rank != self.rank)
 
     def end(self) -> NoReturn:
-        """Say why the stage ends, unless another process says it, and end this process."""
+        """Print why the stage ends, unless another process does, and end this process."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends those that are left
         time.sleep(_LOOK * min(self.rank, 8))  # the main process first
-        notes = self._heard_again()
-        gone = [rank for rank, note in notes.items() if _gone(note, _HEARD)]
-        failed = {rank: note["failed"] for rank, note in notes.items() if "failed" in note}
+        statuses = self._all_responded()
+        gone = [rank for rank, status in statuses.items() if _gone(status, node_status.RESPONDS)]
+        failed = {rank: status["failed"] for rank, status in statuses.items() if "failed" in status}
         code, line = 2, ""
         if gone:
-            line = f"error: {self._ended(gone[0], notes[gone[0]])}"
+            line = f"error: {self._gone_line(gone[0], statuses[gone[0]])}"
         elif failed:
             first = min(failed, key=lambda rank: failed[rank]["time"])
             code, line = failed[first]["code"], failed[first]["line"]
             if first and (0 not in failed or failed[0]["line"] != line):
-                line = re.sub(r"^error: ", f"error: {_name(first, notes[first], self.world)}: ", line)
+                line = re.sub(r"^error: ", f"error: {_name(first, statuses[first], self.world)}: ", line)
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(self.folder / "told", os.O_CREAT | os.O_EXCL))
+            os.close(os.open(self.folder / "printed", os.O_CREAT | os.O_EXCL))
             print(line, file=sys.stderr, flush=True)
-            if told is not None:
-                told.write_text(str(code), encoding="utf-8")
+            if code_file is not None:
+                code_file.write_text(str(code), encoding="utf-8")
         sys.stdout.flush()
+        self.file.write(ended=True)
+        if self.nodes is not None:
+            self.nodes.leave(self._local)
         leave(code)
 
-    def _heard_again(self) -> dict[int, dict[str, Any]]:
-        """The notes, once every other node was heard of again, or is taken to be gone."""
-        begin, notes = time.monotonic(), self._notes()
-        while time.monotonic() < begin + _HEARD + _LATE:
-            at_work = [note for note in notes.values() if "node" in note and not {"done", "failed"} & note.keys()]
-            if all(note["heard"] > begin or _gone(note, _HEARD) for note in at_work):
+    def _all_responded(self) -> dict[int, dict[str, Any]]:
+        """The statuses, once the file of every other node has changed again, or the node is taken to be gone."""
+        begin, statuses = time.monotonic(), self._all()
+        while time.monotonic() < begin + node_status.RESPONDS + _LATE:
+            at_work = [status for status in statuses.values() if "node" in status and not has_ended(status)]
+            if all(status["last_change"] > begin or _gone(status, node_status.RESPONDS) for status in at_work):
                 break
             time.sleep(_LOOK)
             self._exchange()
-            notes = self._notes()
-        return notes
+            statuses = self._all()
+        return statuses
 
-    def _ended(self, rank: int, note: dict[str, Any]) -> str:
-        """What has become of a process that ended without a word."""
-        if "node" not in note or note.get("gone"):
-            return f"{_name(rank, note, self.world)} was killed{_at_step(note)}; was there memory enough?"
+    def _gone_line(self, rank: int, status: dict[str, Any]) -> str:
+        """What has become of a process that ended without writing why."""
+        if "node" not in status or "gone" in status:
+            number = _FAULTS.get(status.get("gone"), signal.SIGKILL)
+            return f"{_name(rank, status, self.world)} {ended_by(number, _at_step(status))}"
         return (
-            f"{_node(note)}, with process {rank} of {self.world}, is not heard of any more{_at_step(note)}: it was "
+            f"{_node(status)}, with process {rank} of {self.world}, is not heard of any more{_at_step(status)}: it was "
             "ended, or lost the network or the run's folder"
         )
 
@@ -165,11 +179,12 @@ class Peers:
             time.sleep(_LOOK)
             self._look_at_itself()
             self._exchange()
-            if self.note.get("collective") == _CONNECTS and (code := self._interrupted()):
+            waits = self.file.status
+            if waits["collective"] == _CONNECTS and (code := self._interrupted()):
                 time.sleep(_LATE)  # a peer was asked to stop and ended, and would be waited for
                 leave(code)
-            if "collective" in self.note and time.time() - self.note["since"] > patience + _LATE:  # as nccl has it
-                self.fail(2, f"error: {self._waited(self.note['collective'])}")
+            if waits["collective"] and time.time() - waits["since"] > patience + _LATE:  # as nccl has it
+                self.fail(2, f"error: {self._waited(waits['collective'])}")
             if not self.troubled():
                 continue
             since = since or time.monotonic()
@@ -177,72 +192,59 @@ class Peers:
                 self.end()
 
     def _exchange(self) -> None:
-        """Have this node's notes known to other nodes, and theirs to this node's processes."""
-        if self.others is not None and (theirs := self.others.exchange(self._local())) is not None:
-            with contextlib.suppress(OSError):  # the folder is deleted once all have ended
-                _put(self.folder / f"{_OTHERS}.json", theirs)
+        """Send this node's statuses to other nodes, and write theirs down for this node's processes."""
+        if self.nodes is None or self.others is None:
+            return
+        if (theirs := self.nodes.exchange(self._local())) is not None:
+            self.others.write(processes=theirs)
 
     def _interrupted(self) -> int:
         """The exit code of another process that ended because the user wants it; 0 where none did."""
-        return max((note.get("code", 0) for rank, note in self._notes().items() if rank != self.rank), default=0)
+        return max((status.get("code", 0) for rank, status in self._all().items() if rank != self.rank), default=0)
 
     def _look_at_itself(self) -> None:
-        """Note where the main thread is, and since when."""
+        """Write where the main thread is, and since when."""
         frame: FrameType | None = sys._current_frames().get(self.main or 0)
         frames = [each for each, _ in traceback.walk_stack(frame)][::-1]
         collective = _collective(frames)
         inner = _named(frames, collective)
-        if inner is None or (id(inner), inner.f_lineno) == self.frame:
+        if inner is None or (id(inner), inner.f_lineno) == self.frame or has_ended(self.file.status):
             return
         self.frame = (id(inner), inner.f_lineno)
         at = collective or f"{inner.f_code.co_filename}:{inner.f_lineno} ({inner.f_code.co_name})"
-        waits = {"collective": collective} if collective else {}
-        self._write(replace={**waits, "at": at, "since": time.time(), "step": _step(frames)})
+        self.file.write(collective=collective, at=at, since=time.time(), step=_step(frames))
 
     def _waited(self, collective: str) -> str:
         """Who waited for whom, in what, how long."""
-        notes, own = self._notes(), self.note
-        others = {rank: note for rank, note in notes.items() if rank != self.rank}
-        late = {rank: note for rank, note in others.items() if note.get("collective") != collective}
-        seconds = min(patience, time.time() - own["since"]) if own.get("collective") == collective else patience
-        whom = "; ".join(f"{_name(rank, note)}, which is at {note['at']}" for rank, note in late.items())
+        waits = self.file.status
+        others = {rank: status for rank, status in self._all().items() if rank != self.rank}
+        late = {rank: status for rank, status in others.items() if status["collective"] != collective}
+        seconds = min(patience, time.time() - waits["since"]) if waits["collective"] == collective else patience
+        whom = "; ".join(f"{_name(rank, status)}, which is at {status['at']}" for rank, status in late.items())
         return (
-            f"process {self.rank} of {self.world} waited {seconds:.0f} s in {collective}{_at_step(own)} for "
+            f"process {self.rank} of {self.world} waited {seconds:.0f} s in {collective}{_at_step(waits)} for "
             f"{whom or 'processes of another machine'}"
         )
 
-    def _write(self, replace: dict[str, Any] | None = None, **more: Any) -> None:
-        with self.lock, contextlib.suppress(OSError):
-            if replace is not None:
-                if {"done", "failed"} & self.note.keys():
-                    return
-                self.note = {"pid": self.note["pid"], **replace}
-            self.note = {**self.note, **more}
-            _put(self.folder / f"{self.rank}.json", self.note)
-
-    def _notes(self) -> dict[int, dict[str, Any]]:
-        """What each process noted, this one and those of other nodes included, by rank."""
-        notes = self._local()
-        with contextlib.suppress(OSError, ValueError):
-            theirs = json.loads((self.folder / f"{_OTHERS}.json").read_text(encoding="utf-8"))
-            notes |= {int(rank): note for rank, note in theirs.items()}
-        return dict(sorted(notes.items()))
+    def _all(self) -> dict[int, dict[str, Any]]:
+        """The status of each process by rank, this one and those of other nodes included."""
+        theirs = StatusReader(self.folder / _OTHERS).read().get("processes", {})
+        return dict(sorted([*self._local().items(), *((int(rank), status) for rank, status in theirs.items())]))
 
     def _local(self) -> dict[int, dict[str, Any]]:
-        """What each process of this machine noted; of one that ended without a word, that too."""
-        notes = {}
+        """The status of each process of this machine; of one that is gone, how it ended, as far as it is known."""
+        statuses = {}
         for path in self.folder.glob("[0-9]*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                note = json.loads(path.read_text(encoding="utf-8"))
-                notes[int(path.stem)] = {**note, **({"gone": True} if _gone(note) else {})}
-        return notes
+            if status := StatusReader(path).read():
+                statuses[int(path.stem)] = {**status, **({"gone": _fault(path)} if _gone(status) else {})}
+        return statuses
 
 
 def joined() -> Peers | None:
     """The peers of a process of a distributed launch; None where it is alone."""
-    global present
-    present = Peers() if processes.count() > 1 else None
-    return present
+    global own
+    own = Peers() if processes.count() > 1 else None
+    return own
 
 
 def _folder() -> Path:
@@ -254,43 +256,44 @@ def _folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     for left in folder.parent.glob(f"rlhf-{os.getuid()}-*-*-*"):
         with contextlib.suppress(OSError):  # another process cleans up, too
-            if time.time() - left.stat().st_mtime > _FORGOTTEN:
+            if time.time() - left.stat().st_mtime > _OLD:
                 shutil.rmtree(left, ignore_errors=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder}: belongs to somebody else")
     return folder
 
 
-def _put(path: Path, value: Any) -> None:
-    """Write a note whole."""
-    partial = path.with_name(f".{path.stem}")
-    partial.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _gone(note: dict[str, Any], silent: float = SILENT) -> bool:
-    """Whether a process ended without a word.
+def _gone(status: dict[str, Any], stale: float = node_status.STALE) -> bool:
+    """Whether a process ended without writing why.
 
     Args:
-        note: Its note.
-        silent: Seconds without a word after which a process of another node is taken to have ended.
+        status: Its status.
+        stale: Seconds without a change after which a process of another node is taken to have ended.
     """
-    if "failed" in note or note.get("done"):
-        return False
-    if "node" in note:
-        return bool(note.get("gone")) or time.monotonic() - note["heard"] > silent
-    return _ended(note["pid"])
+    if "gone" in status or has_ended(status):
+        return "gone" in status
+    if "node" in status:
+        return bool(time.monotonic() - status["last_change"] > stale)
+    return _ended(status["pid"])
 
 
-def _name(rank: int, note: dict[str, Any], world: int | None = None) -> str:
+def _fault(path: Path) -> str:
+    """What `faulthandler` wrote of the process with this status file; empty if a signal ended it at once."""
+    with contextlib.suppress(OSError):
+        line, _, _ = path.with_suffix(".fault").read_text(encoding="utf-8").partition("\n")
+        return line.removeprefix("Fatal Python error: ")
+    return ""
+
+
+def _name(rank: int, status: dict[str, Any], world: int | None = None) -> str:
     """What a process is called; with the number of all where that is given."""
     of = "" if world is None else f" of {world}"
-    return f"process {rank}{of}" + (f" on {_node(note)}" if "node" in note else "")
+    return f"process {rank}{of}" + (f" on {_node(status)}" if "node" in status else "")
 
 
-def _node(note: dict[str, Any]) -> str:
+def _node(status: dict[str, Any]) -> str:
     """What the node of a process is called."""
-    return f"node {note['node']} ({note['host']})"
+    return f"node {status['node']} ({status['host']})"
 
 
 def _ended(pid: int) -> bool:
@@ -338,5 +341,5 @@ def _step(frames: list[FrameType]) -> int | None:
     return None
 
 
-def _at_step(note: dict[str, Any]) -> str:
-    return "" if note.get("step") is None else f" at step {note['step']}"
+def _at_step(status: dict[str, Any]) -> str:
+    return "" if status["step"] is None else f" at step {status['step']}"

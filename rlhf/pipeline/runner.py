@@ -28,6 +28,7 @@ from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError
+from rlhf.failure import ended_by
 from rlhf.interrupts import Interrupted
 from rlhf.pipeline import folder, gatekeeper, nodes, partial
 from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
@@ -54,9 +55,7 @@ class StageFailed(Exception):
     """
 
     def __init__(self, stage: str, code: int, said: bool = False) -> None:
-        how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
-        memory = "; was there memory enough?" if code == -signal.SIGKILL else ""
-        super().__init__(f"stage {stage} {how}{memory}")
+        super().__init__(f"stage {stage} {f'ended with exit code {code}' if code > 0 else ended_by(-code)}")
         self.stage, self.code, self.said = stage, code, said
 
     @property

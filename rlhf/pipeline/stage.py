@@ -165,7 +165,7 @@ def main() -> int:
     parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")
     args = parser.parse_args()
     quiet_environment()
-    peers.told = args.tell
+    peers.code_file = args.tell
 
     def work() -> None:
         if args.processes not in (None, processes.count()):
