@@ -101,8 +101,8 @@ class Stage:
     """Numbers that fields of its own take, as `rlhf.config.ranges` writes them."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Words that fields of its own take."""
-    launch_problem: Callable[[ProjectConfig, str, int, bool], str | None] | None = None
-    """Why it cannot run on so many processes, under DeepSpeed or not; None where it can."""
+    launch_problem: Callable[[ProjectConfig, str, int, Mapping[str, str]], str | None] | None = None
+    """Why it cannot run on so many processes, by what accelerate is asked for in its variables; None where it can."""
     checkpoint_judge: bool = False
     """Whether a judge can score its checkpoints."""
 

@@ -35,6 +35,9 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     Raises:
         UserError: A parent is missing or changed, or the stage refuses its input.
     """
+    problem = stage_of(name).launch_problem
+    if problem is not None and (why := problem(project, name, processes.count(), os.environ)):
+        raise UserError(why)
     if project.has_stage(name):
         peers.patience = project.stage(name).trainer.get("ddp_timeout") or peers.patience
     _wait()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rlhf.config.yaml_loader import NotYaml, read
@@ -59,8 +61,8 @@ class Launch(NamedTuple):
     processes: int = 1
     """Number of processes on all machines together."""
 
-    deepspeed: bool = False
-    """Whether DeepSpeed trains."""
+    variables: Mapping[str, str] = MappingProxyType({})
+    """What the file asks of an engine, by the variables in which accelerate passes it on to the processes."""
 
     def line(self) -> str:
         """A line that describes the launch."""
@@ -110,7 +112,15 @@ def find_launch(given: str, node: int | None = None) -> Launch:
         for key in ("main_process_ip", "main_process_port"):
             if settings.get(key) is None:
                 raise UserError(f"{file}: {key}: missing; the {nodes} nodes meet at an address of node 0")
-    return Launch(file, nodes, node, processes, settings.get("distributed_type") == "DEEPSPEED")
+    return Launch(file, nodes, node, processes, _variables(settings))
+
+
+def _variables(settings: dict[str, Any]) -> dict[str, str]:
+    kind = settings.get("distributed_type")
+    asked = {f"ACCELERATE_USE_{engine}": kind == engine for engine in ("DEEPSPEED", "FSDP")}
+    if kind == "FSDP":
+        asked |= {key.upper(): value for key, value in (settings.get("fsdp_config") or {}).items()}
+    return {name: str(value).lower() for name, value in asked.items()}
 
 
 def _check(settings: dict[str, Any], file: Path) -> None:

@@ -166,7 +166,7 @@ class Peers:
     def _gone_line(self, rank: int, status: dict[str, Any]) -> str:
         """What has become of a process that ended without writing why."""
         if "node" not in status or "gone" in status:
-            number = _FAULTS.get(status.get("gone"), signal.SIGKILL)
+            number = _FAULTS.get(status.get("gone", ""), signal.SIGKILL)
             return f"{_name(rank, status, self.world)} {ended_by(number, _at_step(status))}"
         return (
             f"{_node(status)}, with process {rank} of {self.world}, is not heard of any more{_at_step(status)}: it was "

@@ -110,14 +110,14 @@ def _check_launch(project: ProjectConfig, names: Sequence[str], launch: Launch |
     """Check that what starts the stages suits those that are to run.
 
     Raises:
-        UserError: One cannot run on these processes, or under DeepSpeed.
+        UserError: One cannot run on these processes, or with what accelerate is asked for.
     """
     if launch is None:
         return
     for name in names:
         problem = stage_of(name).launch_problem
-        if problem is not None and (why := problem(project, name, launch.processes, launch.deepspeed)):
-            raise UserError(f"{launch.file}: {name} cannot run as it says: {why}")
+        if problem is not None and (why := problem(project, name, launch.processes, launch.variables)):
+            raise UserError(f"{launch.file}: {why}")
 
 
 def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callable[[str], None]) -> None:

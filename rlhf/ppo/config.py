@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,22 +238,6 @@ def round_to_rollouts(args: PPOConfig, prompts: int) -> None:
 
 
 _UNUSED = ("neftune_noise_alpha", "auto_find_batch_size", "load_best_model_at_end", "label_smoothing_factor")
-
-
-_UNFIT = {
-    "ACCELERATE_USE_DEEPSPEED": "asks for DeepSpeed, which trains one model and not several roles; take "
-    "recipes/accelerate/fsdp2.yaml",
-    "FSDP_OFFLOAD_PARAMS": "has fsdp_offload_params, which this stage does not do; set it to false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "has fsdp_activation_checkpointing; set it to false, and gradient_checkpointing: "
-    "true in the stage",
-}
-"""What a launch must not ask for, by the variable in which accelerate says it."""
-
-
-def launch_problem() -> str | None:
-    """Why this process cannot run as it was launched; None where it can."""
-    asked = (problem for name, problem in _UNFIT.items() if os.environ.get(name, "false").lower() == "true")
-    return next((f"the accelerate config {problem}" for problem in asked), None)
 
 
 def unsupported_settings(args: PPOConfig, adapter: dict[str, Any] | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
 def prepare(context: StageContext) -> Ready:
     """Read and tokenise the prompts, and check that there is something to maximise."""
     from rlhf.policies.kinds import policy_kind
-    from rlhf.ppo.config import launch_problem, unsupported_settings
+    from rlhf.ppo.config import unsupported_settings
     from rlhf.training.ready import Ready, arguments, prepared_data
     from rlhf.training.starting_point import starting_point
 
-    if (problem := launch_problem()) is not None:
-        raise UserError(f"stages.{context.name}: {problem}")
     start = starting_point(context)
     kind = policy_kind(start.opened)
     args: Any = arguments(context, start)
@@ -104,9 +103,20 @@ def run(context: StageContext) -> Metrics:
     return {**metrics, **last_rollout(trainer.state.log_history, trainer.history), **saved}
 
 
-def under_deepspeed(project: ProjectConfig, name: str, processes: int, deepspeed: bool) -> str | None:
-    """Why it cannot run as a launch starts it; None where it can."""
-    return "PPO trains several roles, and DeepSpeed one model; take FSDP2 or DDP" if deepspeed else None
+_UNFIT = {
+    "ACCELERATE_USE_DEEPSPEED": "asks for DeepSpeed, which trains one model and not several roles; take "
+    "recipes/accelerate/fsdp2.yaml",
+    "FSDP_OFFLOAD_PARAMS": "has fsdp_offload_params, which this stage does not do; set it to false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "has fsdp_activation_checkpointing; set it to false, and gradient_checkpointing: "
+    "true in the stage",
+}
+"""What a launch must not ask for, by the variable in which accelerate passes it on."""
+
+
+def launch_problem(project: ProjectConfig, name: str, processes: int, asked: Mapping[str, str]) -> str | None:
+    """Why it cannot run as it is launched; None where it can. The trainer has a check of its own for plain scripts."""
+    problems = (problem for variable, problem in _UNFIT.items() if asked.get(variable, "false").lower() == "true")
+    return next((f"stages.{name}: the accelerate config {problem}" for problem in problems), None)
 
 
 def workload(project: ProjectConfig, name: str, given: Circumstances) -> Workload:
@@ -158,7 +168,7 @@ STAGE = Stage(
     data="rollouts",
     follows=("rft", "sft"),
     uses=("reward",),
-    launch_problem=under_deepspeed,
+    launch_problem=launch_problem,
     rewards=rewards,
     trainer=(
         *TRAINING_ARGUMENTS,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,6 @@ def prepare(context: StageContext) -> Ready:
         )
     limits = [limit for limit in (settings.max_length, start.context_length) if limit is not None]
     settings.max_length = min(limits, default=None)
-    if problem := launch_problem(context.project, context.name, processes.count()):
-        raise UserError(problem)
     check_rewards(context.project, context.name)
     kind = policy_kind(start.opened)
     try:
@@ -162,8 +161,8 @@ def check(project: ProjectConfig, name: str) -> str | None:
     return check_judges(project, name)
 
 
-def launch_problem(project: ProjectConfig, name: str, processes: int, deepspeed: bool = False) -> str | None:
-    """Why it cannot run as a launch starts it; None where it can."""
+def launch_problem(project: ProjectConfig, name: str, processes: int, asked: Mapping[str, str]) -> str | None:
+    """Why it cannot run as it is launched; None where it can."""
     if project.stage(name).trainer.get("sampler") != "vllm" or processes == 1:
         return None  # of several processes, each replies to its share whenever it gets there
     return f"stages.{name}.sampler: a vllm server is asked by one process, not by {processes}"
