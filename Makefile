@@ -8,7 +8,7 @@ AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures scale zero vllm fuzz lint types format audit bench learning endurance env clean
+.PHONY: quickstart test slow architectures scale zero vllm fuzz lint types format audit docs bench learning endurance env clean
 
 env: $(READY)
 
@@ -68,6 +68,10 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation as a site, in site/. To read it: python3 -m http.server --directory site
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Known vulnerabilities of the pinned packages; pip-audit has an environment of its own. Says so where it cannot know.
 audit:
 	@rm -f $(AUDIT)/found.json
@@ -102,4 +106,4 @@ vllm: .vllm/.ready
 	@touch $@
 
 clean:
-	rm -rf runs $(VENV) $(AUDIT) .vllm .pytest_cache .ruff_cache .mypy_cache
+	rm -rf runs site $(VENV) $(AUDIT) .vllm .pytest_cache .ruff_cache .mypy_cache

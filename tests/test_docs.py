@@ -5,21 +5,19 @@ import dataclasses
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 from rlhf.config import project, sets
 from rlhf.config.load import load_project
 from rlhf.data.formats import find, formats
 from rlhf.errors import UserError
-from rlhf.pipeline.stage import field_overrides
 from tests.support.hub_server import TOKEN, HubServer
+from tests.support.pages import blocks, check_command, commands_of
 from tests.support.projects import pairs
 from tests.support.tree import BLOCK, PAGE, tree
 from tests.test_imports import ORDER
@@ -33,13 +31,6 @@ PAGES = sorted(
 )
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def blocks(page: str, language: str) -> list[tuple[str, str]]:
-    """(file name or "", content) of the fenced blocks in a language; the name follows the language."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    matches = re.findall(r"^```(\w+)[ ]?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [(name, content) for kind, name, content in matches if kind == language]
 
 
 @pytest.fixture(scope="module")
@@ -197,61 +188,6 @@ def test_paths_in_backticks_exist(page):
     named = set(re.findall(rf"`((?:{rooms})/[\w./-]+)(?::[\w.]+)?`", text))
     folders = (ROOT, page.parent, *([ROOT / "rlhf"] if page == PAGE else []))
     assert not [name for name in named if not any((folder / name).exists() for folder in folders)]
-
-
-def commands_of(text: str) -> list[str]:
-    """`rlhf …`, `make …` and `accelerate launch …` in a page: lines of bash blocks, and inline code."""
-    shell = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in shell for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    lines = [re.sub(r"^.*\| (?=rlhf )", "", line) for line in lines]
-    return [line for line in lines if re.match(r"(rlhf|make|accelerate launch) \S", line)]
-
-
-def check_command(line: str) -> None:
-    """Check that a command line is one that there is."""
-    words = [word for word in shlex.split(line, comments=True) if word != "…"]
-    if words[0] == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert not [word for word in words[1:] if "=" not in word and word not in targets], line
-    elif words[0] == "accelerate":
-        check_launch(words)
-    else:
-        check_rlhf(words)
-
-
-def check_rlhf(words: list[str]) -> None:
-    from rlhf.cli import app
-
-    command = typer.main.get_command(app)
-    if words[1].startswith("--"):
-        assert words[1] in {"--help", *(option for known in command.params for option in known.opts)}, words
-        return
-    assert words[1] in command.commands, words
-    if len(words) == 2:  # in a sentence
-        return
-    context = command.commands[words[1]].make_context(words[1], words[2:])
-    given = context.params.get("config")
-    if given is None:
-        return
-    if not (ROOT / given).is_file():
-        assert str(given) in ("CONFIG", "helpdesk.yaml", "mine.yaml"), words
-        return
-    project = load_project(ROOT / given, context.params["overrides"] or ())
-    for option in ("only", "force"):
-        named = (context.params.get(option) or "").split(",")
-        assert {name for name in named if name} <= {*project.stages, "evaluate"}, words
-
-
-def check_launch(words: list[str]) -> None:
-    from accelerate.commands.launch import launch_command_parser
-
-    args = launch_command_parser().parse_args(words[2:])
-    for file in filter(None, (args.config_file, args.training_script)):
-        assert (ROOT / file).is_file(), words
-    assert args.training_script_args[0] == "--config"
-    rest = [word.strip("[]…") for word in args.training_script_args[2:]]
-    field_overrides(Path(args.training_script).stem, [word for word in rest if word])
 
 
 @pytest.mark.parametrize(
