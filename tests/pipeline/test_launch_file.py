@@ -1,16 +1,19 @@
 """Which launch file a run takes, what it says of nodes, and the Slurm script that writes one."""
 
+import inspect
 import os
 import re
 import subprocess
 
 import pytest
 import yaml
+from accelerate.utils import launch as accelerate_launch
 from typer.testing import CliRunner
 
 from rlhf.cli import app
 from rlhf.errors import UserError
 from rlhf.pipeline import runner
+from rlhf.pipeline.execute import run_stage
 from rlhf.pipeline.launch_file import OWN, find_launch, with_own
 from tests.support.projects import make_project, write_project
 
@@ -46,8 +49,37 @@ def test_the_machines_own_file_is_where_accelerate_config_writes(tmp_path, monke
     with pytest.raises(UserError, match=f"{own}: no such file; run `accelerate config`"):
         find_launch(OWN)
     write(own, **TWO, machine_rank=1)
-    assert find_launch(OWN) == (own, 2, 1, 4, False)
+    assert find_launch(OWN)[:4] == (own, 2, 1, 4)
     assert find_launch(OWN).line() == f"{own}: 4 processes on 2 nodes, of which this is node 1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "instead"),
+    [
+        ({"distributed_type": "DEEPSPEED"}, "fsdp2.yaml"),
+        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_offload_params": True}}, "set it to false"),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": {"fsdp_activation_checkpointing": True}},
+            "gradient_checkpointing",
+        ),
+    ],
+    ids=["deepspeed", "offload", "checkpointing"],
+)
+def test_what_ppo_cannot_run_under_is_refused_by_a_run_and_by_its_processes(
+    tmp_path, tiny_llama, monkeypatch, settings, instead
+):
+    """By the file before anything trains; by the variables that accelerate makes of it where a recipe is launched."""
+    project = make_project(tmp_path, tiny_llama, stages={"sft": {}, "ppo": {}})
+    launch = find_launch(write(tmp_path / "engine.yaml", **ONE | settings))
+    runner._check_launch(project, ["sft"], launch)
+    with pytest.raises(UserError, match=rf"engine.yaml: stages.ppo: the accelerate config .*{instead}"):
+        runner._check_launch(project, ["ppo"], launch)
+    known = inspect.getsource(accelerate_launch)
+    for name, value in launch.variables.items():
+        assert f'"{name}"' in known
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"^stages.ppo: the accelerate config .*{instead}"):
+        run_stage(project, "ppo")
 
 
 def test_one_file_serves_all_nodes(tmp_path):
@@ -88,8 +120,8 @@ RANKED = {"rank": {"rewards": {"long": 1.0}, "sampler": "vllm"}, "dpo": {"max_st
 @pytest.mark.parametrize(
     ("stages", "kind", "said"),
     [
-        ({"ppo": {"rewards": {"long": 1.0}}}, "DEEPSPEED", "ppo cannot run as it says: PPO trains several roles"),
-        (RANKED, "MULTI_GPU", "rank cannot run as it says: stages.rank.sampler: a vllm server is asked by one process"),
+        ({"ppo": {"rewards": {"long": 1.0}}}, "DEEPSPEED", "stages.ppo: the accelerate config asks for DeepSpeed"),
+        (RANKED, "MULTI_GPU", "stages.rank.sampler: a vllm server is asked by one process"),
     ],
 )
 def test_a_stage_that_cannot_run_as_launched_is_refused_before_the_others_train(

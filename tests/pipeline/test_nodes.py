@@ -1,5 +1,6 @@
 """How the nodes of a run find each other, start the same stages and end together: without torch."""
 
+import os
 import threading
 import time
 
@@ -20,7 +21,13 @@ def project(tmp_path, tiny_llama) -> ProjectConfig:
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Seconds that suit a test."""
-    for name, value in {"_BEAT": 0.05, "_LOOK": 0.01, "_SILENT": 0.6, "_OWN_WORDS": 0.3, "_FAREWELL": 1.0}.items():
+    for name, value in {
+        "_EVERY": 0.05,
+        "_LOOK": 0.01,
+        "_STALE": 0.6,
+        "_REPORT_WITHIN": 0.3,
+        "_LEAVE_WITHIN": 1.0,
+    }.items():
         monkeypatch.setattr(nodes, name, value)
 
 
@@ -79,14 +86,14 @@ def test_all_nodes_start_the_same_stages_and_end_with_the_code_of_the_first(proj
         node.join(5)
         assert node.started == [("sft", "key", 1, []), ("reward", "key", 1, [])]
         assert node.ended == 3
-    assert not nodes.meeting_place(project).exists()
+    assert not nodes.exchange_folder(project).exists()
 
 
 def test_what_an_earlier_run_left_behind_starts_nothing(project, tmp_path):
     """A leader that was killed leaves its file, with a node in it."""
-    left = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0, 2), project)
-    left.voice.say(joined={"1": "another"}, number=1, stage="sft", run="old")
-    left.voice.end()
+    left = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0, 2), project)
+    left.file.write(joined={"1": "another"}, number=1, stage="sft", run="old")
+    left.file.stop()
     node = Node(project, launch(tmp_path, 1, 2))
     time.sleep(0.3)
 
@@ -102,17 +109,17 @@ def test_what_an_earlier_run_left_behind_starts_nothing(project, tmp_path):
 
 def test_a_node_does_not_follow_a_leader_that_was_started_again(project, tmp_path):
     """The leader was killed, and its run started again before anybody missed it: the old node starts nothing of it."""
-    killed = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0, 2), project)
+    killed = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0, 2), project)
     old = Node(project, launch(tmp_path, 1, 2))
     killed.gather(5.0, print)
     killed.start("sft", "old")
     while not old.started:
         time.sleep(0.01)
-    killed.voice.end()
-    again = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0, 2), project)
+    killed.file.stop()
+    again = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0, 2), project)
     again.start("dpo", "new")
     old.join(5)
-    again.voice.end()
+    again.file.stop()
     assert "node 0 (" in old.ended
     assert "was started again" in old.ended
     assert [stage for stage, *_ in old.started] == ["sft"]
@@ -125,7 +132,7 @@ def test_a_folder_that_is_not_shared_is_said_on_both_sides(project, tmp_path, ti
         lead(project, launch(tmp_path, 0, 2), print, wait=0.4)
     node.join(5)
     assert "node 0 not heard of for 0 s" in node.ended
-    assert not nodes.meeting_place(project).exists()
+    assert not nodes.exchange_folder(project).exists()
 
 
 def test_two_nodes_of_one_number_are_refused(project, tmp_path):
@@ -146,7 +153,7 @@ def test_a_node_that_is_gone_is_named(project, tmp_path, monkeypatch):
 
     def work(leader):
         leader.start("sft", "key")
-        monkeypatch.setattr(nodes.Voice, "say", lambda *_, **__: None)
+        monkeypatch.setattr(nodes.StatusFile, "write", lambda *_, **__: None)
         look_after(leader)
 
     with pytest.raises(UserError, match=r"node 1 \(.*\): not heard of for 1 s"):
@@ -183,17 +190,17 @@ def test_a_node_that_leaves_between_two_stages_ends_the_run(project, tmp_path, m
 
 
 def test_nodes_talk_where_nobody_else_writes(project, tmp_path):
-    leader = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0), project)
+    leader = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0), project)
     try:
-        assert nodes.meeting_place(project).stat().st_mode & 0o777 == 0o700
+        assert nodes.exchange_folder(project).stat().st_mode & 0o777 == 0o700
     finally:
         leader.end(0)
 
 
 def test_a_node_takes_nothing_from_another_user(project, tmp_path, monkeypatch):
-    leader = nodes.Leader(nodes.meeting_place(project), launch(tmp_path, 0), project)
-    monkeypatch.setattr(nodes.os, "getuid", lambda: -1)
+    leader = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0), project)
+    monkeypatch.setattr(os, "getuid", lambda: -1)
     with pytest.raises(UserError, match=r"node-0.json: belongs to somebody else"):
-        nodes.Follower(nodes.meeting_place(project), launch(tmp_path, 1)).join(1.0)
+        nodes.Follower(nodes.exchange_folder(project), launch(tmp_path, 1)).join(1.0)
     monkeypatch.undo()
     leader.end(0)

@@ -24,10 +24,12 @@ sys.exit(stage.guarded(work))
 """
 
 
-def ends(tmp_path, fault: str, ranks: str = "1", late: float = 60.0) -> tuple[list[int], list[str], float]:
+def ends(
+    tmp_path, fault: str = "", ranks: str = "1", late: float = 60.0, code: str = PROCESS
+) -> tuple[list[int], list[str], float]:
     """Exit codes of two processes, what they say, and the seconds that took."""
     environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_PORT": tmp_path.name, "TMPDIR": str(tmp_path)}
-    code = PROCESS.format(fault=fault, ranks=ranks, late=late)
+    code = code.format(fault=fault, ranks=ranks, late=late)
     start = time.monotonic()
     started = [
         subprocess.Popen(
@@ -44,6 +46,38 @@ def test_a_process_that_is_killed_ends_the_others_which_say_so(tmp_path):
     assert codes == [2, -9]
     assert said == ["error: process 1 of 2 was killed; was there memory enough?"]
     assert seconds < 20
+
+
+def test_a_process_that_a_library_aborts_is_not_taken_for_one_without_memory(tmp_path):
+    codes, said, seconds = ends(tmp_path, "os.abort()")
+    assert codes == [2, -6]
+    (line,) = said
+    assert line.startswith("error: process 1 of 2 was aborted by a library (SIGABRT); ")
+    assert "memory" not in line
+    assert seconds < 20
+
+
+SAME = """
+import os, sys, time
+from rlhf.errors import UserError
+from rlhf.pipeline import stage
+
+def work():
+    error = ValueError("of the main process")
+    if os.environ["RANK"] == "1":
+        error.raised_by = 0
+        raise UserError("in other words") from error
+    time.sleep(0.5)
+    raise UserError("a mistake")
+
+sys.exit(stage.guarded(work))
+"""
+
+
+def test_what_was_raised_on_another_process_is_told_in_the_words_of_that_one(tmp_path):
+    codes, said, _ = ends(tmp_path, code=SAME)
+    assert codes == [2, 2]
+    assert said == ["error: a mistake"]
 
 
 @pytest.mark.parametrize("late", [0.8, 60.0], ids=["the others notice", "the others wait"])
@@ -69,12 +103,13 @@ def test_what_all_of_them_find_is_said_once_and_of_nobody(tmp_path):
 NODES = """
 import os, pathlib, signal, sys, time
 from rlhf.errors import UserError
-from rlhf.pipeline import node_notes, peers, stage
+from rlhf.pipeline import node_status, peers, stage
 
-node_notes._BEAT, peers._HEARD, peers._LATE, peers._WAIT, node = 0.1, 1.0, 1.0, 0.3, os.environ["GROUP_RANK"]
+node_status._EVERY, node_status.RESPONDS, peers._LATE, peers._WAIT = 0.1, 1.0, 1.0, 0.3
+peers.exchange_folder, node = pathlib.Path, os.environ["GROUP_RANK"]
 
 def work():
-    peers.present.others = node_notes.NodeNotes(pathlib.Path({shared!r}))
+    peers.own.join_nodes({shared!r})
     time.sleep(1.5)
     if node == "1":
         {fault}
@@ -109,8 +144,9 @@ def end_on_nodes(tmp_path, fault: str, late: float) -> tuple[list[int], list[lis
     ],
     ids=["killed", "failed"],
 )  # fmt: skip
-def test_a_process_of_another_node_is_named(tmp_path, fault, late, code, said):
+def test_a_process_of_another_node_is_named_and_nothing_is_left_in_the_run(tmp_path, fault, late, code, said):
     codes, (first, second) = end_on_nodes(tmp_path, fault, late)
+    assert not (tmp_path / "run").exists()
     assert codes == [2, code]
     assert re.fullmatch(f"error: {said}", "\n".join(first))
     assert second == ([] if code == -9 else ["error: process 1 of 2: a mistake"])

@@ -296,5 +296,5 @@ def test_a_fork_server_that_was_killed_is_named_and_no_abort(error):
             raise error
 
     server = types.SimpleNamespace(Process=lambda **options: Process())
-    with pytest.raises(runner.StageFailed, match="stage sft was ended by signal 9; was there memory enough"):
+    with pytest.raises(runner.StageFailed, match="stage sft was killed; was there memory enough"):
         runner._start(server, None, None, "sft", "")

@@ -50,7 +50,9 @@ def test_a_launched_stage_tells_its_own_exit_code(tmp_path, tiny_llama, monkeypa
 
 
 def test_how_a_stage_ended_is_said_where_it_could_not_say_it():
-    assert "signal 9; was there memory enough" in str(runner.StageFailed("sft", -9))
+    assert "was killed; was there memory enough" in str(runner.StageFailed("sft", -9))
+    assert "aborted by a library (SIGABRT)" in str(runner.StageFailed("sft", -6))
+    assert "was ended by SIGHUP" in str(runner.StageFailed("sft", -1))
     assert "exit code 7" in str(runner.StageFailed("sft", 7))
 
 

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from rlhf.objectives.advantages import ESTIMATORS
-from rlhf.ppo.config import PPOConfig, launch_problem
+from rlhf.ppo.config import PPOConfig
 
 
 def documented(path) -> dict[str, str | None]:
@@ -45,18 +45,3 @@ def test_an_estimator_that_compares_needs_something_to_compare(tmp_path):
         problems = PPOConfig(str(tmp_path), advantage=name, samples_per_prompt=1, use_cpu=True).check()
         assert bool(problems) == (estimator.min_group > 1), name
     assert "advantage: unknown 'rlo'" in PPOConfig(str(tmp_path), advantage="rlo", use_cpu=True).check()[0]
-
-
-@pytest.mark.parametrize(
-    ("variable", "instead"),
-    [
-        ("ACCELERATE_USE_DEEPSPEED", "fsdp2.yaml"),
-        ("FSDP_OFFLOAD_PARAMS", "false"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", "gradient_checkpointing"),
-    ],
-)
-def test_what_a_launch_must_not_ask_for_is_refused(monkeypatch, variable, instead):
-    monkeypatch.setenv(variable, "false")
-    assert launch_problem() is None
-    monkeypatch.setenv(variable, "true")
-    assert instead in launch_problem()
