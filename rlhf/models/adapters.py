@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from rlhf.errors import UserError, reason, unknown_name
 from rlhf.models.device import check_memory
 from rlhf.models.load import ADAPTER_CONFIG, Source, adapter_config
+from rlhf.models.quantization import weight_bytes
 from rlhf.models.tasks import adapter_task
 
 _INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern",
@@ -108,12 +109,13 @@ def _check_fields(fields: dict[str, Any]) -> None:
             raise UserError(f"model.adapter.{key} must be {wanted}, not {fields[key]!r}")
 
 
-def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
+def check_attachable(model: PreTrainedModel, config: LoraConfig, quantization: str | None = None) -> None:
     """Check that a model has the modules that its adapter is for, and that both fit into memory.
 
     Args:
         model: The model on the meta device, which takes no memory; the adapter is attached to it.
         config: The adapter.
+        quantization: How the model will be held.
 
     Raises:
         UserError: The model lacks a module, or peft refuses this adapter for it.
@@ -122,6 +124,7 @@ def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
     leaves = {name.rpartition(".")[2] for name in parts}
     lists = ("target_modules", "modules_to_save", "target_parameters")
     named = {key: getattr(config, key) for key in lists}  # before peft adds its own
+    base, base_bytes = model.num_parameters(), weight_bytes(model, quantization)
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             adapted = get_peft_model(model, config)
@@ -131,7 +134,8 @@ def check_attachable(model: PreTrainedModel, config: LoraConfig) -> None:
         for name in sorted(wanted or ()) if not isinstance(wanted, str) else ():
             if not any(f".{part}".endswith(f".{name}") for part in parts):
                 raise UserError(f"model.adapter.{key}: the model has no {name!r}; {unknown_name(name, leaves)}")
-    check_memory("model.adapter", adapted.num_parameters())
+    weights = adapted.num_parameters()
+    check_memory("model.adapter", weights, base_bytes + 4 * (weights - base))
 
 
 def check_joinable(folder: Path) -> None:

@@ -16,16 +16,21 @@ EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """Variable by which accelerate has the main process alone read weights."""
 
 
-def check_memory(name: str, parameters: int) -> None:
-    """Check that this many float32 weights fit into the memory of this machine.
+def check_memory(name: str, weights: int, needed: int) -> None:
+    """Check that weights fit into the memory of this machine.
+
+    Args:
+        name: The setting that asks for them.
+        weights: How many they are.
+        needed: Their size, bytes.
 
     Raises:
         UserError: They do not. The operating system would kill the process that allocates them, without a message.
     """
-    needed, available = 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > available:
         raise UserError(
-            f"{name}: {parameters / 1e9:,.1f} billion weights need {needed / 2**30:,.0f} GB of memory, and this "
+            f"{name}: {weights / 1e9:,.1f} billion weights need {needed / 2**30:,.0f} GB of memory, and this "
             f"machine has {available / 2**30:,.0f}"
         )
 

@@ -51,6 +51,22 @@ def nf4_bytes(weights: int) -> int:
     return math.ceil(weights / 2) + blocks + 4 * math.ceil(blocks / SCALES)
 
 
+def weight_bytes(model: PreTrainedModel, quantization: str | None) -> int:
+    """Memory of a model's weights.
+
+    Args:
+        model: The model, unquantized; on the meta device, say.
+        quantization: How it will be held.
+    """
+    held = sum(weight.nbytes for weight in model.parameters())
+    if quantization is None:
+        return held
+    apart = tuple(f"{name}." for name in _unquantized(model))
+    layers = [part for name, part in model.named_modules()
+              if isinstance(part, nn.Linear) and not f"{name}.".startswith(apart)]  # fmt: skip
+    return held + sum(nf4_bytes(layer.weight.numel()) - layer.weight.nbytes for layer in layers)
+
+
 def check_quantization(settings: ModelConfig, config: PretrainedConfig, name: str) -> None:
     """Check that a stage can train an adapter on its base as `model.quantization` asks for.
 
@@ -139,7 +155,10 @@ def unquantized_parts(kind: Any, config: PretrainedConfig) -> list[str]:
         config: The config of the base.
     """
     with torch.device("meta"):
-        model = kind.from_config(config)
+        return _unquantized(kind.from_config(config))
+
+
+def _unquantized(model: Any) -> list[str]:
     backbone, prefix = model.base_model, model.base_model_prefix
     if backbone is model:  # encoder and decoder of T5 stand beside its head
         return [name for name, part in model.named_children() if isinstance(part, nn.Linear)]

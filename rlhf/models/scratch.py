@@ -63,7 +63,8 @@ def build(project: ProjectConfig, folder: Path) -> PreTrainedModel:
         kind: Any = AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else kind
         with torch.device("meta"):
-            check_memory("model.scratch", kind.from_config(config, dtype=torch.float32).num_parameters())
+            weights = kind.from_config(config, dtype=torch.float32).num_parameters()
+            check_memory("model.scratch", weights, 4 * weights)
         set_seed(project.seed)
         model = kind.from_config(config, dtype=torch.float32)
     except UserError:
@@ -98,7 +99,8 @@ def _image_model(project: ProjectConfig, scratch: dict[str, Any], folder: Path) 
         config = AutoConfig.for_model(architecture, **fields)
         _check_fields(config, fields)
         with torch.device("meta"):
-            check_memory("model.scratch", AutoModel.from_config(config, dtype=torch.float32).num_parameters())
+            weights = AutoModel.from_config(config, dtype=torch.float32).num_parameters()
+            check_memory("model.scratch", weights, 4 * weights)
         set_seed(project.seed)
         model = AutoModel.from_config(config, dtype=torch.float32)
     except UserError:

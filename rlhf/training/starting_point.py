@@ -83,7 +83,7 @@ def starting_point(context: StageContext) -> StartingPoint:
         check_numbers(source.base)
     if config.adapter is not None:  # refused here, before anything trains
         adapter = lora_config(config.adapter, task.peft, joined=_parent_has_adapter(context))
-        check_attachable(model, adapter)
+        check_attachable(model, adapter, config.quantization)
         if config.quantization is not None:
             check_keepable(adapter)
         if source.adapter is not None:

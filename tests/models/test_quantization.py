@@ -30,6 +30,7 @@ from rlhf.models.quantization import (
     nf4_bytes,
     quantized_layers,
     unquantized_parts,
+    weight_bytes,
 )
 from rlhf.models.roles import Roles
 from rlhf.models.tasks import CAUSAL_LM, IMAGE_LABEL, LABEL, SEQ2SEQ, SPAN
@@ -70,12 +71,12 @@ def adapter(tiny_llama, tmp_path_factory):
 def test_memory_is_what_the_formula_says(tiny_llama):
     assert nf4_bytes(64 * 256 * 2) == 32768 // 2 + 512 + 4 * 2
     assert nf4_bytes(65) == 33 + 2 + 4
-    held = weights = 0
-    for _, layer in quantized_layers(quantized(tiny_llama)):
-        state = layer.weight.quant_state
-        held += layer.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
-        weights += nf4_bytes(layer.in_features * layer.out_features)
-    assert held == weights
+    model, plain = quantized(tiny_llama), AutoModelForCausalLM.from_pretrained(tiny_llama)
+    states = [layer.weight.quant_state for _, layer in quantized_layers(model)]
+    held = sum(weight.nbytes for weight in model.parameters())
+    held += sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
+    assert weight_bytes(plain, "nf4") == held
+    assert weight_bytes(plain, None) == 4 * plain.num_parameters()
 
 
 def test_weights_are_a_quarter_of_16_bits(tiny_llama):
@@ -155,6 +156,23 @@ def test_a_parents_adapter_is_exact(tiny_llama, adapter):
     assert (kept - alone).abs().max() > 0.1
     unmerged, merged = (dict(quantized_layers(one)) for one in (base.base_model, model))
     assert all(torch.equal(layer.weight, merged[name].weight) for name, layer in unmerged.items() if name in merged)
+
+
+@pytest.mark.parametrize(("fixture", "task"), [("tiny_gpt2", CAUSAL_LM), ("tiny_t5", SEQ2SEQ), ("tiny_bart", SEQ2SEQ)])
+def test_an_adapter_of_any_architecture_is_loaded_as_it_was_trained(fixture, task, request, tmp_path):
+    """Also where a layer keeps its weight transposed, as in GPT-2."""
+    base = request.getfixturevalue(fixture)
+    config = ModelConfig(name_or_path=str(base), quantization="nf4")
+    model = attach(quantized(base, task=task), lora_config({"r": 3}, task.peft, False), source_of(config))
+    perturb(model, 4)
+    wanted = probe.outputs(model, SEQUENCES)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    load_tokenizer(config).save_pretrained(tmp_path)
+    assert probe.outputs(quantized(tmp_path, task=task), SEQUENCES) == pytest.approx(wanted, rel=1e-5)
+    plain = load_policy(
+        source_of(replace(config, quantization=None), tmp_path), ModelConfig(), load_tokenizer(config), task
+    )
+    assert probe.outputs(plain, SEQUENCES) == pytest.approx(wanted, rel=0.05), "up to the error of 4 bits"
 
 
 def roles_on(folder) -> Roles:
