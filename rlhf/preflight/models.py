@@ -15,11 +15,9 @@ from rlhf.config.project import ModelConfig
 from rlhf.errors import UserError, reason
 from rlhf.models.adapters import lora_config
 from rlhf.models.load import context_length, model_config, source_of
+from rlhf.models.quantization import nf4_bytes
 from rlhf.models.tasks import LABEL, Task, task_of
 from rlhf.preflight.trace import Kept, checkpointing, kept_by, kept_by_head, with_fake_weights
-
-_FOUR_BITS = 0.5 + 4 / 64
-"""Bytes of a weight of four bits: half a byte, and a float32 scale for each 64."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,10 @@ def _count(model: Any, settings: ModelConfig) -> Numbers:
     ends = embeddings | ({id(head.weight)} if head is not None else set())
     active = _active_share(model.config.get_text_config())
     inner = [weight for _, weight in base if weight.dim() > 1 and id(weight) not in ends]
-    four = getattr(settings, "quantization", None) is not None
-    sizes = {id(weight): weight.numel() * (_FOUR_BITS if four and any(weight is other for other in inner) else
-                                           weight.element_size()) for _, weight in base}  # fmt: skip
-    changed = {id(layer.get_base_layer().weight) for layer in model.modules() if hasattr(layer, "get_delta_weight")}
+    quantized = {id(weight) for weight in inner if settings.quantization is not None and weight.dim() == 2}
+    sizes = {id(weight): nf4_bytes(weight.numel()) if id(weight) in quantized else weight.nbytes for _, weight in base}
+    adapted = {id(layer.get_base_layer().weight) for layer in model.modules() if hasattr(layer, "get_delta_weight")}
+    merged = adapted - quantized
     layers = _layers(model)
     trained = [weight for _, weight in weights if weight.requires_grad]
     return Numbers(
@@ -174,7 +172,7 @@ def _count(model: Any, settings: ModelConfig) -> Numbers:
         trained=sum(weight.numel() for weight in trained),
         trained_bytes=_bytes(trained),
         matrices=int(sum(weight.numel() * (active if weight.dim() > 2 else 1.0) for weight in inner)),
-        merged_bytes=sum(_bytes([weight]) for _, weight in base if id(weight) in changed),
+        merged_bytes=sum(_bytes([weight]) for _, weight in base if id(weight) in merged),
         head=head.weight.numel() if head is not None else 0,
         layer_bytes=max((_bytes(layer.parameters()) for layer in layers), default=0),
         ends_bytes=int(sum(size for key, size in sizes.items() if key in ends)),

@@ -49,6 +49,14 @@ def test_adapter_by_hand(tmp_path, config_only):
     assert training["optimizer step"]["optimizer"] == 8 * ADAPTER
 
 
+def test_a_base_in_4_bits_by_hand(tmp_path, config_only):
+    """Half a byte a weight of a matrix, a byte for 64 of them, and 4 bytes for a matrix so small."""
+    training = phases_of(project_of(tmp_path, config_only, "{sft: {}}", **{"model.quantization": "nf4"}), "sft")
+    matrices = 2 * (2 * (32 + 1 + 4) + 2 * (16 + 1 + 4) + 3 * (48 + 2 + 4))
+    assert training["training"]["weights"] == matrices + 4 * (2 * 16 + 400 + 400 + 8)
+    assert training["training"]["adapters"] == 4 * ADAPTER
+
+
 def test_all_weights_by_hand(tmp_path, config_only):
     training = phases_of(project_of(tmp_path, config_only, "{sft: {}}", adapter="null"), "sft")
     assert training["optimizer step"]["weights"] == training["optimizer step"]["gradients"] == 4 * NUMBERS

@@ -52,7 +52,7 @@ PPO = {"advantage": "rloo", "samples_per_prompt": 2, "max_new_tokens": 8, "rewar
         ("dpo", {"adapter": {"r": 4, "target_modules": ["lm_head"]}}, "target_modules"),
         ("reward", {"optim": "galore_adamw"}, "optim"),
         ("ppo", {**PPO, "report_to": ["wandb"]}, "report_to"),
-        ("ppo", {**PPO, "optim": "adamw_bnb_8bit"}, "optim"),
+        ("ppo", {**PPO, "optim": "lomo"}, "optim"),
     ],
 )
 def test_a_setting_that_a_library_refuses(tmp_path, tiny_llama, stage, options, named):
