@@ -195,7 +195,7 @@ def test_paths_in_backticks_exist(page):
     [
         "README.md",
         "CONTRIBUTING.md",
-        *(f"docs/{name}.md" for name in ("guide", "project", "recipes", "rounds", "serving")),
+        *(f"docs/{name}.md" for name in ("guide", "init", "project", "recipes", "rounds", "serving")),
     ],
 )
 def test_every_command_on_a_page_exists(page):
@@ -255,7 +255,7 @@ def test_accelerate_reads_its_files(file):
         "CONTRIBUTING.md",
         *(
             f"docs/{name}.md"
-            for name in ("guide", "project", "rewards", "evidence", "ppo", "recipes", "rounds", "folding")
+            for name in ("guide", "init", "project", "rewards", "evidence", "ppo", "recipes", "rounds", "folding")
         ),
     ],
 )

@@ -22,6 +22,7 @@ ORDER = [
     {"stages"},
     {"pipeline"},
     {"environment", "history", "preflight"},
+    {"init"},
     {"cli"},
 ]
 """Rooms from the ground up; each may import its own level and those below."""

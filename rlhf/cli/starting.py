@@ -1,4 +1,4 @@
-"""Commands to start with: quickstart, env."""
+"""Commands to start with: quickstart, init, env."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.cli.options import Json, Overrides
+from rlhf.cli.options import Json, Overrides, split
 from rlhf.cli.training import run as run_project
 
 commands = typer.Typer()
@@ -35,6 +35,38 @@ def quickstart(
         typer.echo(f"run one with rlhf run {folder / QUICKSTART}")
     else:
         run_project(folder / QUICKSTART, overrides)
+
+
+@command()
+def init(
+    files: Annotated[list[str], typer.Argument(help="Files or folders of rows, or hub ids.", metavar="FILES...")],
+    model: Annotated[str | None, typer.Option(help="Base model: a folder, or an id on the hub.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="STAGES", help="What to train: sft, reward, dpo, kto, ppo, comma-separated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Where the YAML goes.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="What columns are: prompt=question,completion=reply; repeatable.")
+    ] = None,
+    good: Annotated[
+        str | None, typer.Option(help="Ratings that are good: the lowest (4), or words (up,fine); `none`: no ratings.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="FILE.py:FUNCTION", help="A function that scores replies.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of LoRA.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use so many rows of each file, for a first try.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a YAML that is there.")] = False,
+) -> None:
+    """Write the YAML of a project for your own files, each line with its reason."""
+    from rlhf.init.command import Wishes
+    from rlhf.init.command import init as write
+    from rlhf.pipeline.execute import quiet_environment, quiet_libraries
+
+    quiet_environment()
+    quiet_libraries()
+    asked = split(to) if to is not None else None
+    write(Wishes(files, model, asked, out, columns or (), split(good), reward, full, limit, force), typer.echo)
 
 
 @command()

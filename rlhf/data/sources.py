@@ -123,6 +123,31 @@ def locate(source: str, base: Path) -> Path | None:
     return None
 
 
+def splits_of(source: str, base: Path) -> list[str]:
+    """The splits that a folder has files, or folders of images, of; none where it has a single one.
+
+    Args:
+        source: A file, a folder or a hub id.
+        base: Folder in which relative paths are looked up second.
+
+    Raises:
+        UserError: There is no such file or folder, and it cannot be a hub id.
+    """
+    path = locate(source, base)
+    if path is None or not path.is_dir():
+        return []
+    try:
+        files = sorted(file for file in path.iterdir() if _is_data(file))
+        found = _split_names(files) if files else splits_in(path)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    return found if len(found) > 1 else []
+
+
+def _split_names(files: list[Path]) -> list[str]:
+    return sorted({match[0] for file in files if (match := _SPLIT_NAME.match(file.name))})
+
+
 def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or reader_of(source) is not None or not _HUB_ID.fullmatch(source)
 
@@ -161,7 +186,7 @@ def _files(source: SourceConfig, path: Path) -> list[tuple[Path, str]]:
             names = ", ".join(file.name for file in files[:8])
             raise UserError(f"{source.source}: no file of split {source.split!r} in this folder (found: {names})")
         files = chosen
-    elif len(splits := sorted({match[0] for file in files if (match := _SPLIT_NAME.match(file.name))})) > 1:
+    elif len(splits := _split_names(files)) > 1:
         raise UserError(f"{source.source}: files of several splits ({', '.join(splits)}): name one with split")
     return [(file, f"{_name(source)}/{file.name}") for file in files]
 

@@ -1,0 +1,93 @@
+"""Cuts the steps of each stage so that they fit into the memory of the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from rlhf.config.project import ProjectConfig
+from rlhf.errors import UserError
+from rlhf.init.settings import EVALUATE, Batch
+from rlhf.preflight import Machine, StageEstimate, estimate
+
+SHARE = 0.8
+"""Share of the memory that a stage may take: estimates are not exact, and other programs run."""
+_UNKNOWN = 4
+"""Rows at once where nothing is known of the model."""
+_CHECKPOINTED = 8
+"""Rows at once to begin with where activations are computed again."""
+_SAMPLED, _HELD_OUT = 64, 16
+"""Usual numbers of replies sampled, and of held-out rows computed, at once."""
+
+
+def fitted(
+    batches: Mapping[str, Batch], machine: Machine, project_of: Callable[[Mapping[str, Batch]], ProjectConfig]
+) -> dict[str, Batch]:
+    """The batches with the largest power of two that fits, activations kept where that is possible.
+
+    The rows of a step stay what they are: fewer at once are accumulated.
+
+    Args:
+        batches: What each stage, and the comparison, would do with memory enough.
+        machine: Where it runs.
+        project_of: The project with other batches.
+    """
+    chosen, memory = dict(batches), machine.memory
+    boundless = replace(machine, memory=math.inf)  # nothing is looked for that would fit: that is done here
+    while True:
+        try:
+            estimates = estimate(_sampling(project_of(chosen), chosen), boundless)
+        except UserError:  # no config of the model here
+            return {name: batch if name == EVALUATE else _unknown(batch) for name, batch in chosen.items()}
+        smaller: dict[str, Batch] = {}
+        for each in estimates:
+            name = each.stage if each.stage in chosen else EVALUATE  # the gate samples as the comparison does
+            if name in chosen and each.bytes > SHARE * memory:
+                less = _smaller(name, chosen[name], each.phase)
+                smaller |= {} if less is None else {name: less}
+        if not smaller:
+            found = {each.stage: each for each in estimates}
+            return {name: _explained(batch, found.get(name), memory) for name, batch in chosen.items()}
+        chosen |= smaller
+
+
+def _sampling(project: ProjectConfig, batches: Mapping[str, Batch]) -> ProjectConfig:
+    """The project, without its comparison where that samples nothing."""
+    return project if EVALUATE in batches else replace(project, evaluate=replace(project.evaluate, enabled=False))
+
+
+def _smaller(name: str, batch: Batch, phase: str) -> Batch | None:
+    """A batch that takes less memory in a phase; None where none does."""
+    if name == EVALUATE:
+        return replace(batch, each=batch.each // 2) if batch.each > 1 else None
+    if phase == "training":
+        if batch.each > 1:
+            return replace(batch, each=batch.each // 2)
+        return None if batch.checkpointing else replace(batch, each=min(batch.rows, _CHECKPOINTED), checkpointing=True)
+    if phase == "sampling":
+        less = (batch.sampling or _SAMPLED) // 2
+        return replace(batch, sampling=less) if less else None
+    if phase in ("evaluation", "measuring", "scoring"):
+        less = (batch.evaluating or _HELD_OUT) // 2
+        return replace(batch, evaluating=less) if less else None
+    return None
+
+
+def _explained(batch: Batch, found: StageEstimate | None, memory: float) -> Batch:
+    if found is None:
+        return batch
+    part = f"{_gigabytes(found.bytes)} of {_gigabytes(memory)} at its peak"
+    if found.bytes > memory:
+        return replace(batch, why=f"does not fit even so: {part}; take a smaller model or model.quantization: nf4")
+    close = "" if found.bytes <= SHARE * memory else ", which is close"
+    return replace(batch, why=f"computed at once: {part}{close}")
+
+
+def _unknown(batch: Batch) -> Batch:
+    each = min(batch.each, _UNKNOWN)
+    return replace(batch, each=each, why="rows computed at once; rlhf check tells the memory once the model is here")
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2g} GB" if count < 10e9 else f"{count / 1e9:.0f} GB"
