@@ -18,7 +18,7 @@ ORDER = [
     {"evaluation"},
     {"report"},
     {"training", "publish", "serving"},
-    {"trl_trainers", "ppo", "arena"},
+    {"trl_trainers", "ppo", "arena", "export"},
     {"stages"},
     {"pipeline"},
     {"environment", "history", "preflight"},

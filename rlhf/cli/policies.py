@@ -1,4 +1,4 @@
-"""Commands that use a trained policy: chat, serve, arena, publish."""
+"""Commands that use a trained policy: chat, serve, arena, publish, export."""
 
 from __future__ import annotations
 
@@ -143,3 +143,34 @@ def publish(
         typer.echo(f"{size:>12,}  {name}")
     where = result.url or to or settings.to or "the repository that --to names"
     typer.echo(f"{'would go to' if dry_run else 'published:'} {where}, from {result.folder}")
+
+
+@command()
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option(help="Folder to write.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="merged, int8, nf4, gguf-f16, gguf-q8_0 or gguf-q4_0.")
+    ] = "merged",
+    prune: Annotated[str | None, typer.Option(help="Set weights to zero first: magnitude or wanda.")] = None,
+    sparsity: Annotated[str | None, typer.Option(help="Share of zeros, or 2:4. By default 0.5.")] = None,
+    evaluate: Annotated[
+        bool | None, typer.Option(help="Compare it with the stage on held-out data; by default where there is any.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a stage for where it is served: quantised, pruned, as GGUF; and measure what that costs."""
+    from rlhf.pipeline.execute import quiet_environment, quiet_libraries
+    from rlhf.pipeline.folder import project_of
+    from rlhf.pipeline.runs import find_run, pick_stage
+
+    run_dir, stage = find_run(run)
+    folder, project = pick_stage(run_dir, stage, policies_only=False), project_of(run_dir)
+    quiet_environment()
+    quiet_libraries()
+    from rlhf.export.run import export as write
+    from rlhf.export.run import settings_of
+    from rlhf.export.terminal import show
+
+    settings = settings_of(format_, prune, sparsity, evaluate)
+    show(write(project, run_dir, folder.name, to, settings, force, typer.echo), to)

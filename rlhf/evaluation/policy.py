@@ -152,7 +152,7 @@ def _lines(completed: Completed) -> list[dict[str, Any]]:
     kl: Sequence[Sequence[float | None]] = completed.kl or [[None] * len(row) for row in completed.completions]
     return [
         {
-            "replies": [_unscored(completion, value) for completion, value in zip(row, values, strict=True)],
+            "replies": [unscored(completion, value) for completion, value in zip(row, values, strict=True)],
             "cut": 0 if place else completed.cut,
         }
         for place, (row, values) in enumerate(zip(completed.completions, kl, strict=True))
@@ -164,7 +164,13 @@ def answers(project: ProjectConfig, folders: Mapping[str, Path], name: str) -> b
     return _open(project, folders, name).has_head
 
 
-def _unscored(completion: Completion, kl: float | None) -> SampledCompletion:
+def unscored(completion: Completion, kl: float | None) -> SampledCompletion:
+    """A completion as it stands in `samples.jsonl` before judges have scored it.
+
+    Args:
+        completion: What was sampled.
+        kl: KL to the reference, nats; None without one.
+    """
     text, tokens = completion.text, len(completion.ids)
     log_prob = sum(completion.log_probs) if completion.log_probs else None
     return SampledCompletion(

@@ -27,7 +27,8 @@ from rlhf.models.load import ADAPTER_CONFIG, Source
 from rlhf.models.quantization import is_quantized
 
 SIZE = 4
-_TOLERANCES = {"float32": (1e-3, 1e-4), "bfloat16": (0.1, 0.02), "float16": (0.05, 5e-3)}
+_TOLERANCES = {"float32": (1e-3, 1e-4), "bfloat16": (0.1, 0.02), "float16": (0.05, 5e-3),
+               "int8": (0.2, 0.02), "4bit": (2.0, 0.15)}  # fmt: skip
 """What rounding may change in an output, by type of the weights when the probe was made: absolute (nats or logits), and
 as a share of the output. The larger of the two is allowed: the first for scores near 0, the second for the
 log-probabilities of long sequences, whose rounding adds up."""

@@ -37,6 +37,20 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/~\\-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s:\"']+[/
 
 
 @dataclass(frozen=True)
+class Derived:
+    """Weights that are not the stage's own: quantised, pruned, or in a file of another kind."""
+
+    what: str
+    """What they are, in the first sentence: `int8 weights`."""
+    arguments: Mapping[str, str]
+    """What `from_pretrained` takes besides the folder to load the model."""
+    packages: tuple[str, ...]
+    """Packages that loading needs besides transformers."""
+    section: str
+    """Markdown: how they differ from the stage's own."""
+
+
+@dataclass(frozen=True)
 class Subject:
     """The stage that a card describes."""
 
@@ -65,6 +79,8 @@ class Subject:
     """How an adapter's base is held in 4 bits, as arguments of `BitsAndBytesConfig`; None where it is not."""
     moved: float | None = None
     """By how much outputs changed on average when an adapter was merged that had been trained on a base in 4 bits."""
+    derived: Derived | None = None
+    """What the weights are where they are not the stage's own."""
 
     @property
     def manifest(self) -> Manifest:
@@ -177,7 +193,8 @@ def summary(subject: Subject) -> str:
     else:
         base = f"`{public_base(subject.base)}`" if subject.base else "random weights"
     revision = f" at revision `{subject.revision}`" if subject.revision else ""
-    what = "a LoRA adapter for" if subject.adapter else "whole weights, trained from"
+    whole = "whole weights" if subject.derived is None else subject.derived.what
+    what = "a LoRA adapter for" if subject.adapter else f"{whole}, trained from"
     method += {SPAN: ", question answering", SEQ2SEQ: ", text to text"}.get(subject.task, "")
     return f"{method}: {what} {base}{revision}. It is the stage `{subject.stage}` of the run `{subject.run}`."
 
@@ -199,7 +216,10 @@ def _loading_notes(subject: Subject) -> Iterator[str]:
             "The adapter was trained on the base in 4 bits (nf4, by bitsandbytes). It loads on the unquantized base, "
             "too, where its outputs differ a little from those of training."
         )
-    if subject.moved is not None:
+    if subject.derived is not None:
+        if subject.derived.packages:
+            yield f"To load it: `pip install {' '.join(subject.derived.packages)}`."
+    elif subject.moved is not None:
         moved = number(subject.moved, 3)
         yield (
             "The adapter was trained on the base in 4 bits (nf4) and merged into the unquantized base. That changes "

@@ -169,6 +169,7 @@ NAMES = (
                 "self key_states value_states *args *kwargs"),
     LibraryName("transformers.cache_utils:DynamicLayer.lazy_initialization", _CACHE, "self key_states value_states"),
     LibraryName("transformers.cache_utils:DynamicLayer.reorder_cache", _CACHE, "self beam_idx"),
+    LibraryName("transformers.pytorch_utils:Conv1D", "layers of GPT-2 hold their weights the other way round"),
     LibraryName("transformers.generation.streamers:BaseStreamer.put", _OVERRIDDEN, "self value"),
     LibraryName("transformers.generation.streamers:BaseStreamer.end", _OVERRIDDEN, "self"),
     LibraryName("transformers.masking_utils:find_packed_sequence_indices", "a fake row is traced as one sequence",

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.pipeline import folder
 from rlhf.pipeline.identity import base_fingerprint
 from rlhf.pipeline.runs import find_run, pick_stage
-from rlhf.publish.hub import build_folder
+from rlhf.publish.build import build_folder
 from tests.support.projects import make_project
 from tests.support.runs import tiny_run
 

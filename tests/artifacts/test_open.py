@@ -89,7 +89,7 @@ def test_what_changed_since_is_refused(made, tmp_path):
 
 
 def test_nothing_else_loads_a_model(root):
-    """So that no model is used that was not checked; `publish.load_published` loads as a user of the hub does."""
+    """So that no model is used that was not checked; `publish.load_whole` loads as a user of the hub does."""
     files = [path for path in (root / "rlhf").rglob("*.py") if path.parent.name not in ("artifacts", "models")]
     assert len(files) > 100
     assert not [path for path in files if re.search(r"\bload_(policy|scorer)\b", path.read_text(encoding="utf-8"))]

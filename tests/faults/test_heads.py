@@ -15,7 +15,7 @@ from rlhf.models import probe
 from rlhf.models.load import load_scorer, source_of
 from rlhf.models.tokenizer import load_tokenizer
 from rlhf.pipeline.execute import run_stage
-from rlhf.publish import hub
+from rlhf.publish import build
 from rlhf.rewards.model import RewardModel
 from rlhf.workflow import stage_of
 from tests.support.damage import copied, edit_tensors, other_head, record_of, without_head, zero_head
@@ -119,24 +119,24 @@ def test_merged_in_memory_the_scores_are_those_of_training(trained):
 def test_in_the_published_adapter(trained, tmp_path, tiny_llama, what, monkeypatch):
     spoil, message = SPOILT[what]
     project = copied(trained, tmp_path, tiny_llama, "sft", "reward")
-    assert hub.build_folder(project.run_dir, "reward", tmp_path / "good").verified
+    assert build.build_folder(project.run_dir, "reward", tmp_path / "good").verified
     card = ModelCard.load(tmp_path / "good" / "README.md")
     assert card.data.tags == ["rlhf", "trl", "reward-model", "lora"]
     assert f"{stage_of('reward').method}: " in card.text
-    copy = hub._copy_adapter
+    copy = build._copy_adapter
 
     def spoiling(source, folder):
         copy(source, folder)
         edit_tensors(Path(folder) / ADAPTER, spoil)
 
-    monkeypatch.setattr(hub, "_copy_adapter", spoiling)
+    monkeypatch.setattr(build, "_copy_adapter", spoiling)
     with pytest.raises(UserError, match=message):
-        hub.build_folder(project.run_dir, "reward", tmp_path / "bad")
+        build.build_folder(project.run_dir, "reward", tmp_path / "bad")
     record = {**record_of(project.run_dir / "reward"), "probe": None}  # as where the weights were sharded
     (project.run_dir / "reward/stage.json").write_text(json.dumps(record))
     if what != "other":  # which only a probe can tell
         with pytest.raises(UserError, match=message):
-            hub.build_folder(project.run_dir, "reward", tmp_path / "unprobed")
+            build.build_folder(project.run_dir, "reward", tmp_path / "unprobed")
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_in_the_published_adapter(trained, tmp_path, tiny_llama, what, monkeypat
 )
 def test_in_published_weights(trained, tmp_path, tiny_llama, spoil, message, monkeypatch):
     project = copied(trained, tmp_path, tiny_llama, "sft", "reward")
-    merge = hub._save_merged
+    merge = build._save_merged
 
     def spoiling(opened, folder):
         merge(opened, folder)
         edit_tensors(folder / "model.safetensors", spoil)
 
-    monkeypatch.setattr(hub, "_save_merged", spoiling)
+    monkeypatch.setattr(build, "_save_merged", spoiling)
     with pytest.raises(UserError, match=message):
-        hub.build_folder(project.run_dir, "reward", tmp_path / "bad", merge=True)
+        build.build_folder(project.run_dir, "reward", tmp_path / "bad", merge=True)

@@ -23,7 +23,7 @@ from rlhf.policies.sampling_check import check_encoder_decoder
 from rlhf.policies.seq2seq import Seq2SeqKind, Seq2SeqPolicy, SourceRow
 from rlhf.policies.seq2seq_sampler import start_ids
 from rlhf.policies.settings import SamplingSettings
-from rlhf.publish import hub
+from rlhf.publish import build
 from rlhf.serving.chat import Conversation
 from rlhf.serving.replies import PolicyReplier, Sampling
 from tests.support.models import strengthened
@@ -384,7 +384,7 @@ def test_a_run_is_trained_judged_compared_and_published(tiny_bart, tmp_path):
     assert (adapter["task_type"], adapter["r"]) == ("SEQ_2_SEQ_LM", 8)
     for merge in (False, True):
         folder = tmp_path / f"merged-{merge}"
-        assert hub.build_folder(project.run_dir, "ppo", folder, merge=merge).verified
+        assert build.build_folder(project.run_dir, "ppo", folder, merge=merge).verified
         card = (folder / "README.md").read_text()
         assert "text to text" in card
         assert "pipeline_tag: text2text-generation" in card

@@ -24,7 +24,7 @@ from rlhf.errors import UserError
 from rlhf.models import probe
 from rlhf.models.adapters import check_joinable, whole_modules
 from rlhf.models.tasks import CAUSAL_LM, SPAN
-from rlhf.publish import hub
+from rlhf.publish import build, hub
 from rlhf.publish.card import Subject, _limits, public_base, publishable
 from tests.support.damage import record_of
 from tests.support.hub_server import READ_ONLY, TOKEN, HubServer, Repository
@@ -125,7 +125,7 @@ def test_published_through_the_real_client_the_adapter_is_the_run(server, run, t
 
 def test_logits_of_the_published_adapter_equal_the_runs_own(run, tiny_llama, tmp_path):
     run_dir, _ = run
-    hub.build_folder(run_dir, "dpo", tmp_path / "out")
+    build.build_folder(run_dir, "dpo", tmp_path / "out")
     ids = torch.tensor([SEQUENCES[0]])
     with torch.no_grad():
         published = as_plain_peft(tiny_llama, tmp_path / "out").eval()(ids).logits
@@ -184,8 +184,8 @@ def test_a_dry_run_touches_no_network_and_shows_what_would_go(run, no_network, t
 
 def test_no_secret_and_no_path_of_this_machine_is_in_any_file(run, tiny_llama, tmp_path):
     run_dir, base = run[0], tiny_llama
-    hub.build_folder(run_dir, "dpo", tmp_path / "out")
-    hub.build_folder(run_dir, "dpo", tmp_path / "whole", merge=True)
+    build.build_folder(run_dir, "dpo", tmp_path / "out")
+    build.build_folder(run_dir, "dpo", tmp_path / "whole", merge=True)
     secrets = [b"hf_xxx", bytes(Path.home()), bytes(tmp_path), bytes(base), b"private prompt"]
     for file in (*(tmp_path / "out").iterdir(), *(tmp_path / "whole").iterdir()):
         assert not [secret for secret in secrets if secret in file.read_bytes()], file.name
@@ -240,7 +240,7 @@ def test_no_token_no_network_and_a_bad_id_are_one_line_each(server, run, monkeyp
 @pytest.mark.parametrize(("stage", "merge"), [("dpo", False), ("dpo", True), ("reward", False), ("reward", True)])
 def test_the_code_of_the_card_runs(run, stage, merge, tiny_llama, tmp_path, capsys):
     run_dir, outputs = run
-    hub.build_folder(run_dir, stage, tmp_path / "out", merge=merge, to="ada/tiny")
+    build.build_folder(run_dir, stage, tmp_path / "out", merge=merge, to="ada/tiny")
     card, space = (tmp_path / "out" / "README.md").read_text(), {}
     exec(code_of(card, {"ada/tiny": tmp_path / "out", f"./{tiny_llama.name}": tiny_llama}), space)
     assert outputs_of(space["model"]) == pytest.approx(outputs[stage], abs=1e-5, rel=1e-5)
@@ -249,7 +249,7 @@ def test_the_code_of_the_card_runs(run, stage, merge, tiny_llama, tmp_path, caps
 
 def test_the_card_says_what_it_is_where_it_comes_from_and_whether_it_helps(run, tiny_llama, tmp_path):
     run_dir, _ = run
-    hub.build_folder(run_dir, "dpo", tmp_path / "out", to="ada/tiny")
+    build.build_folder(run_dir, "dpo", tmp_path / "out", to="ada/tiny")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "peft"
     assert card.data.pipeline_tag == "text-generation"
@@ -279,7 +279,7 @@ def test_a_base_with_a_licence_passes_it_on(run, tiny_llama, tmp_path):
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     (base / "README.md").write_text("---\nlicense: mit\n---\nA base.\n")
     add_stage(tmp_path / "runs" / "other", "sft", base)
-    hub.build_folder(tmp_path / "runs" / "other", "sft", tmp_path / "out")
+    build.build_folder(tmp_path / "runs" / "other", "sft", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "mit"
     assert "was not compared with another" in card.text
@@ -289,12 +289,12 @@ def test_whole_weights_are_published_as_they_are_and_an_adapter_on_them_only_mer
     run_dir = tmp_path / "runs" / "full"
     add_stage(run_dir, "sft", tiny_llama, adapter=False)
     outputs = add_stage(run_dir, "dpo", tiny_llama, "sft")
-    assert names(hub.build_folder(run_dir, "sft", tmp_path / "sft").files) == MERGED
+    assert names(build.build_folder(run_dir, "sft", tmp_path / "sft").files) == MERGED
     assert ModelCard.load(tmp_path / "sft" / "README.md").data.library_name == "transformers"
     with pytest.raises(UserError, match=r"its base is .*sft, a stage of a run, .* --merge"):
-        hub.build_folder(run_dir, "dpo", tmp_path / "dpo")
+        build.build_folder(run_dir, "dpo", tmp_path / "dpo")
     assert not (tmp_path / "dpo").exists()
-    hub.build_folder(run_dir, "dpo", tmp_path / "dpo", merge=True)
+    build.build_folder(run_dir, "dpo", tmp_path / "dpo", merge=True)
     assert f"whole weights, trained from `./{tiny_llama.name}`" in (tmp_path / "dpo" / "README.md").read_text()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dpo", dtype="float32")
     assert outputs_of(model) == pytest.approx(outputs, abs=1e-5, rel=1e-5)
@@ -309,8 +309,8 @@ def test_an_encoder_classifier_and_an_encoder_reward_model(tiny_bert, tmp_path, 
         for stage, n in heads.items()
     }
     for stage, labels in heads.items():
-        assert hub.build_folder(run_dir, stage, tmp_path / stage).verified
-        hub.build_folder(run_dir, stage, tmp_path / f"{stage}-merged", merge=True)
+        assert build.build_folder(run_dir, stage, tmp_path / stage).verified
+        build.build_folder(run_dir, stage, tmp_path / f"{stage}-merged", merge=True)
         model = as_plain_peft(tiny_bert, tmp_path / stage, AutoModelForSequenceClassification, num_labels=labels)
         assert outputs_of(model) == pytest.approx(outputs[stage], abs=1e-5)
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{stage}-merged", dtype="float32")
@@ -333,7 +333,7 @@ def test_a_head_that_two_stages_trained_is_that_of_the_second(tiny_bert, tmp_pat
     check_joinable(run_dir / "sft")
     assert {"classifier", "pooler"} <= set(whole_modules(run_dir / "sft"))
     outputs = add_stage(run_dir, "ppo", tiny_bert, "sft", labels=3, adapter=head)
-    assert hub.build_folder(run_dir, "ppo", tmp_path / "out").verified
+    assert build.build_folder(run_dir, "ppo", tmp_path / "out").verified
     model = as_plain_peft(tiny_bert, tmp_path / "out", AutoModelForSequenceClassification, num_labels=3)
     assert outputs_of(model) == pytest.approx(outputs, abs=1e-5)
 
@@ -345,7 +345,7 @@ def test_a_span_policy_is_published_as_question_answering(tiny_bert, tmp_path, a
     if adapter:
         outputs = add_stage(run_dir, "ppo", tiny_bert, "sft", task=SPAN, adapter={"modules_to_save": ["qa_outputs"]})
     folder = tmp_path / "out"
-    assert hub.build_folder(run_dir, "ppo" if adapter else "sft", folder).verified
+    assert build.build_folder(run_dir, "ppo" if adapter else "sft", folder).verified
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "question-answering"
     assert ", question answering: " in card.text
@@ -361,7 +361,7 @@ def test_a_span_policy_is_published_as_question_answering(tiny_bert, tmp_path, a
 def test_every_stage_that_learns_a_reward_is_published_as_one(tiny_bert, tmp_path, stage, merge):
     run_dir = tmp_path / "runs" / "bert"
     add_stage(run_dir, stage, tiny_bert, labels=1, adapter={"modules_to_save": ["pooler", "classifier"]})
-    hub.build_folder(run_dir, stage, tmp_path / "out", merge=merge)
+    build.build_folder(run_dir, stage, tmp_path / "out", merge=merge)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.tags == ["rlhf", "trl", "reward-model", *([] if merge else ["lora"])]
     assert f"Method of {stage}: " in card.text
@@ -373,7 +373,7 @@ def test_every_stage_that_learns_a_reward_is_published_as_one(tiny_bert, tmp_pat
 def test_a_stage_of_a_version_that_recorded_no_method_is_named_by_its_kind(tiny_llama, tmp_path, labels, named):
     run_dir = tmp_path / "runs" / "old"
     add_stage(run_dir, "sft", tiny_llama, labels=labels, method="", trainer_config=[])
-    hub.build_folder(run_dir, "sft", tmp_path / "out")
+    build.build_folder(run_dir, "sft", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert named in card.text
     assert card.data.tags == ["rlhf", "reward-model" if labels == 1 else "sft", "lora"]
@@ -382,7 +382,7 @@ def test_a_stage_of_a_version_that_recorded_no_method_is_named_by_its_kind(tiny_
 def test_an_upgrade_in_the_middle_of_training_is_told(tiny_llama, tmp_path):
     run_dir = tmp_path / "runs" / "long"
     add_stage(run_dir, "sft", tiny_llama, earlier_versions=[{**versions(), "torch": "2.0.1"}])
-    hub.build_folder(run_dir, "sft", tmp_path / "out")
+    build.build_folder(run_dir, "sft", tmp_path / "out")
     assert "continued after an upgrade from torch 2.0.1." in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -419,7 +419,7 @@ def test_the_address_of_a_judge_stays_at_home(run, tmp_path):
     record["metrics"]["comparing"] = {"judge": {**JUDGE_REPORT, "endpoint": "http://gpu7.corp.internal:8000/v1"}}
     record["config"]["evaluate"]["rewards"] = {"judge": {"endpoint": "http://gpu7.corp.internal:8000/v1"}}
     (run_dir / "evaluate" / "stage.json").write_text(json.dumps(record))
-    hub.build_folder(run_dir, "sft", tmp_path / "out")
+    build.build_folder(run_dir, "sft", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["comparing"]["judge"]["model"] == "judge-70b"
     for path in (tmp_path / "out").glob("*"):
@@ -440,9 +440,9 @@ def test_what_is_not_the_run_any_more_is_refused(run, tiny_llama, tmp_path):
     shutil.rmtree(run_dir / "sft")
     add_stage(run_dir, "sft", tiny_llama, seed=4, artifact="f" * 64)
     with pytest.raises(UserError, match=r"dpo: was made from sft .*, which is f{12} now; bring the run up"):
-        hub.build_folder(run_dir, "dpo", tmp_path / "out")
+        build.build_folder(run_dir, "dpo", tmp_path / "out")
     with pytest.raises(UserError, match=r"ppo: no finished stage is there"):
-        hub.build_folder(run_dir, "ppo", tmp_path / "out")
+        build.build_folder(run_dir, "ppo", tmp_path / "out")
 
 
 def test_public_names_of_local_bases(tmp_path, monkeypatch):

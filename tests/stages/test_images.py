@@ -14,7 +14,7 @@ from rlhf.artifacts.open import open_stage
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.pipeline.execute import run_stage
-from rlhf.publish.hub import build_folder
+from rlhf.publish.build import build_folder
 from tests.support.pictures import digits
 
 NAMES = ["one", "three", "two"]

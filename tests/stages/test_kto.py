@@ -17,7 +17,7 @@ from rlhf.pipeline import runner
 from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.prefix_sharing import fold
 from rlhf.prefix_sharing.cost_model import Cost
-from rlhf.publish import hub
+from rlhf.publish import build
 from rlhf.report.build import write_report
 from rlhf.stages.kto import encode, in_batches, trainer_class, unbalanced
 from rlhf.trl_trainers.library_names import all_names
@@ -258,7 +258,7 @@ def test_it_is_one_file(root):
 
 
 def test_it_is_published_as_what_it_is(finished, tmp_path):
-    published = hub.build_folder(finished.run_dir, "kto", tmp_path)
+    published = build.build_folder(finished.run_dir, "kto", tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "Kahneman-Tversky optimisation" in card
     assert published is not None

@@ -16,7 +16,7 @@ from rlhf.pipeline import identity
 from rlhf.pipeline.execute import prepare_stage, run_stage
 from rlhf.pipeline.folder import own_folder
 from rlhf.ppo.trainer import PPOTrainer
-from rlhf.publish import hub
+from rlhf.publish import build
 from rlhf.rewards.model import RewardModel
 from tests.support.projects import chats, make_project, write_project
 
@@ -108,7 +108,7 @@ def test_quantization_decides_what_a_stage_is(trained, tmp_path, tiny_llama):
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_it_is_published_with_how_its_base_is_held(trained, tmp_path, merge):
-    published = hub.build_folder(trained.run_dir, "ppo", tmp_path, merge)
+    published = build.build_folder(trained.run_dir, "ppo", tmp_path, merge)
     assert published.verified
     card = (tmp_path / "README.md").read_text()
     assert ("BitsAndBytesConfig(" in card) == (not merge)

@@ -92,7 +92,7 @@ def cell(folder: Path, theirs: Path, stage: str, kind: str) -> dict[str, Any]:
     """What is seen of a stage that ran in a folder, beside its run by DDP."""
     from rlhf.artifacts.hashing import sha256_file
     from rlhf.artifacts.open import open_stage
-    from rlhf.publish.hub import build_folder
+    from rlhf.publish.build import build_folder
 
     file = folder / f"outcomes-{stage}.json"
     if not file.is_file():
