@@ -6,14 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from rlhf.config import trainer_fields
 from rlhf.config.project import ProjectConfig
 from tests.support.pages import ROOT
+
+DOCS = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
 class _Loose(yaml.SafeLoader):
@@ -35,7 +39,7 @@ def in_navigation(entries: list) -> set[str]:
 def test_every_page_has_a_place_in_the_navigation():
     """A new page of docs/ needs a line under `nav:` in mkdocs.yml."""
     listed = in_navigation(yaml.load((ROOT / "mkdocs.yml").read_text(), _Loose)["nav"])
-    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    pages = set(DOCS)
     assert not pages - listed
     tops = {"overview.md", "contributing.md", "security.md", "changelog.md"}
     assert not {page for page in listed - pages - tops if not page.startswith("reference/")}
@@ -85,6 +89,39 @@ def test_no_page_loads_anything_from_another_server(site):
         assert not [url for url in tags.loads if re.match(r"(https?:)?//", url)], path
     for path in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", path.read_text(encoding="utf-8")), path
+
+
+class Structure(HTMLParser):
+    """How many elements of a kind the text of a page has."""
+
+    KINDS = ("h1", "h2", "h3", "ol", "ul", "li", "table", "tr", "strong", "em", "img")
+
+    def __init__(self, within: str | None) -> None:
+        super().__init__()
+        self.within, self.depth, self.counts = within, int(within is None), Counter()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Count an element."""
+        self.depth += tag == self.within
+        classes = (dict(attrs).get("class") or "").split()
+        if self.depth and (tag in self.KINDS or (tag == "div" and "highlight" in classes)):
+            self.counts["block" if tag == "div" else tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave the text."""
+        self.depth -= tag == self.within
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", DOCS)
+def test_a_page_is_read_on_the_site_as_in_the_repository(site, page):
+    """As many headings, items of lists, cells and blocks: two dialects of Markdown, and one meaning."""
+    repository, built = Structure(None), Structure("article")
+    html = MarkdownIt("commonmark").enable("table").render((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    repository.feed(html)
+    repository.counts["block"] = html.count("<pre>")
+    built.feed((site / page).with_suffix(".html").read_text(encoding="utf-8"))
+    assert built.counts == repository.counts
 
 
 @pytest.mark.slow

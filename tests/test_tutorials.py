@@ -7,11 +7,9 @@ import shutil
 import pytest
 import yaml
 
-from rlhf.config.load import load_project
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.pages import ROOT, blocks, check_command, examples, lay, shell
 
-TUTORIALS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/tutorials").glob("*.md"))
 SMALL = ["stages.sft.max_steps=2", "stages.reward.max_steps=2", "evaluate.prompts=6", "evaluate.samples=1",
          "evaluate.max_new_tokens=8", "data.preferences.limit=60", "data.demonstrations.limit=60"]  # fmt: skip
 """Overrides that make a run short."""
@@ -36,23 +34,23 @@ def test_the_examples_of_the_teacher_give_what_is_printed():
     assert not result.failed
 
 
-@pytest.mark.parametrize("page", TUTORIALS)
-def test_every_project_of_a_tutorial_loads(page, tmp_path):
-    lay(page, tmp_path)
-    for path in tmp_path.rglob("*.yaml"):
-        load_project(path)
-
-
 @pytest.mark.slow
 def test_a_support_team_gets_from_two_tables_to_an_adapter(tmp_path):
     page = "docs/tutorials/support-team.md"
-    base = str(ROOT / "data/base")
-    lay(page, tmp_path, {"name_or_path: data/base ": f"name_or_path: {base} "})
+    lay(page, tmp_path)
     lines = [line for line in commands(page) if not line.startswith("rlhf arena")]  # waits for people
     script = "".join(shortened(line, [*SMALL, "stages.dpo.max_steps=2"]) for line in lines)
     with HubServer() as server:
-        environment = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        done = shell([script.replace("data/support", str(ROOT / "data/support"))], tmp_path, environment)
+        environment = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(tmp_path),
+        }
+        for place in ("data/support", "data/base"):
+            script = script.replace(place, str(ROOT / place))
+        done = shell([script], tmp_path, environment)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "adapter_config.json" in server.repositories["your-name/desk"].files
     rows = (tmp_path / "choices.csv").read_text(encoding="utf-8").splitlines()
@@ -114,7 +112,11 @@ def test_the_tests_of_the_researcher_find_another_sign(checkout):
 @pytest.fixture
 def eight(checkout, tiny_llama, monkeypatch):
     """The engineer's project on a small model, and rows for it; the current folder is the checkout's."""
-    lay("docs/tutorials/engineer.md", checkout, {"Qwen/Qwen3-8B": str(tiny_llama)})
+    lay(
+        "docs/tutorials/engineer.md",
+        checkout,
+        {"Qwen/Qwen3-8B": str(tiny_llama), "max_new_tokens: 512": "max_new_tokens: 32"},
+    )
     for name in ("demonstrations.jsonl", "preferences.jsonl"):
         rows = (checkout / "data/support" / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (checkout / name).write_text("".join(rows[:60]), encoding="utf-8")
@@ -136,7 +138,7 @@ def test_the_engineers_launches_are_what_accelerate_takes(eight):
     assert len(launches) >= 4
     for file, *rest in launches:
         launch = find_launch(file, int(rest[1]) if rest[:1] == ["--node"] else None)
-        assert launch.processes == (8 if file.startswith("ddp8") else 16), file
+        assert launch.processes == (16 if "nodes" in file else 8), file
     assert yaml.safe_load((eight / "fsdp8.yaml").read_text())["num_processes"] == 8
 
 
@@ -150,15 +152,24 @@ def test_the_engineers_check_runs_without_a_gpu(eight):
     assert "8 processes" in done.stdout
 
 
+def test_the_teachers_experiments_are_commands():
+    lines = commands("docs/tutorials/teacher.md")
+    assert len(lines) == 5
+    for line in lines:
+        check_command(line)
+
+
 @pytest.mark.slow
-def test_the_teachers_runs_start(checkout):
-    """Each once, at a small size; what they show needs the real one."""
+def test_what_the_teacher_says_of_one_pass_is_so(checkout):
+    """Of the four experiments the one whose outcome follows from the formulas: a ratio of 1, and nothing clipped."""
     page = "docs/tutorials/teacher.md"
-    done = shell([shortened(line, SHORT_PPO) for line in commands(page)], checkout)
+    (line,) = [line for line in commands(page) if "name=once" in line]
+    done = shell([shortened(line, SHORT_PPO).replace(",evaluate", "")], checkout)
     assert done.returncode == 0, done.stderr[-3000:]
     logged = [json.loads(line) for line in (checkout / "runs/once/ppo/metrics.jsonl").read_text().splitlines()]
-    names = set().union(*logged)
-    table = (ROOT / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:objective|value|policy)/\w+)`", table))
+    ratios = [row["policy/ratio"] for row in logged if "policy/ratio" in row]
+    assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-4)
+    assert not any(row.get("policy/clipfrac") for row in logged)
+    named = set(re.findall(r"`((?:objective|value|policy)/\w+)`", (ROOT / page).read_text(encoding="utf-8")))
     assert len(named) > 8
-    assert named <= names
+    assert named <= set().union(*logged)

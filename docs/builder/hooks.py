@@ -12,6 +12,7 @@ from pathlib import Path
 
 import markdown
 import reference
+from markdown.blockprocessors import ListIndentProcessor, OListProcessor, UListProcessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -27,6 +28,8 @@ _NOT_PROSE = re.compile(
 )
 """Fenced blocks, and code within a line."""
 _LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
+_OF_LISTS = (("indent", ListIndentProcessor, 90), ("olist", OListProcessor, 40), ("ulist", UListProcessor, 30))
+"""Under the names and priorities of Python-Markdown, so that they replace its own."""
 _origins: dict[str, str] = {}
 """Path of a page in the site -> path in the repository."""
 
@@ -35,8 +38,11 @@ class ShortIndents(markdown.Extension):
     """Two spaces suffice to stand within an item of a list, as in the repository's own rendering."""
 
     def extendMarkdown(self, md: markdown.Markdown) -> None:
-        """Set what a level of a list is."""
-        md.tab_length = 2
+        """Make the processors of lists anew, which read the length of an indent when they are made."""
+        usual, md.tab_length = md.tab_length, 2
+        for name, processor, priority in _OF_LISTS:
+            md.parser.blockprocessors.register(processor(md.parser), name, priority)
+        md.tab_length = usual
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -187,12 +187,9 @@ def _first_paragraphs(module: griffe.Module) -> str:
 
 
 def rooms() -> list[str]:
-    """The packages of the package, without the commands, which have a page of their own."""
-    return sorted(
-        name
-        for name, room in package().modules.items()
-        if not room.is_alias and room.is_init_module and name != "cli" and _modules(room)
-    )
+    """The packages of the package, without the commands, which have a page of their own; `rlhf` for its own modules."""
+    inner = [name for name, room in package().modules.items() if not room.is_alias and room.is_init_module]
+    return ["rlhf", *sorted(name for name in inner if name != "cli" and _modules(package().modules[name]))]
 
 
 def _modules(room: griffe.Module) -> list[griffe.Module]:
@@ -201,15 +198,19 @@ def _modules(room: griffe.Module) -> list[griffe.Module]:
     for name, module in sorted(room.modules.items()):
         if name.startswith("__") or module.is_alias:  # one that is imported there
             continue
-        if any(not each.startswith("_") for each in (*module.functions, *module.classes)):
+        if _is_public(module):
             found.append(module)
         found += _modules(module)
     return found
 
 
+def _room(name: str) -> tuple[str, griffe.Module]:
+    return (name, package()) if name == "rlhf" else (f"rlhf.{name}", package().modules[name])
+
+
 def python_page() -> str:
-    """The packages, lowest first is said by the architecture."""
-    rows = [[f"[rlhf.{name}](python/{name}.md)", sentence(package().modules[name])] for name in rooms()]
+    """The packages, each with its page."""
+    rows = [[f"[{_room(name)[0]}](python/{name}.md)", sentence(_room(name)[1])] for name in rooms()]
     return (
         "# Python\n\nEvery public function, class and constant, by package. [The architecture](../architecture.md) "
         "says which package may import which.\n\n" + table(["Package", "What it has"], rows)
@@ -218,9 +219,15 @@ def python_page() -> str:
 
 def room_page(name: str) -> str:
     """The modules of a package, rendered by mkdocstrings."""
-    room = package().modules[name]
-    text = f"# rlhf.{name}\n\n{sentence(room)}\n"
-    own = any(not each.startswith("_") for each in (*room.functions, *room.classes))
-    for module in [*([room] if own else []), *_modules(room)]:
-        text += f"\n::: {module.path}\n"
-    return text
+    path, room = _room(name)
+    modules = _modules(room)
+    if name == "rlhf":
+        modules = [module for module in modules if module.parent is room and not module.is_init_module]
+    elif _is_public(room):
+        modules = [room, *modules]
+    return f"# {path}\n\n{sentence(room)}\n" + "".join(f"\n::: {module.path}\n" for module in modules)
+
+
+def _is_public(module: griffe.Module) -> bool:
+    """Whether a module has a function or class for others."""
+    return any(not name.startswith("_") for name in (*module.functions, *module.classes))
