@@ -99,13 +99,13 @@ def wheel(source, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_what_the_checkout_does(root, wheel):
+def test_the_wheel_holds_what_the_checkout_does(source, wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name: hashlib.sha256(archive.read(name)).digest() for name in archive.namelist()}
     expected = {
-        f"{prefix}{name}": hashlib.sha256((root / folder / name).read_bytes()).digest()
+        f"{prefix}{name}": hashlib.sha256((source / folder / name).read_bytes()).digest()
         for folder, prefix in (("rlhf", "rlhf/"), ("recipes", "rlhf/share/recipes/"), ("data", "rlhf/share/data/"))
-        for name in names_of(root / folder)
+        for name in names_of(source / folder)
         if "__pycache__" not in name
     }
     assert {name: held.get(name) for name in expected} == expected
