@@ -1,8 +1,9 @@
 """What a base in 4 bits saves and costs: the quickstart on both bases, and one training of a larger model.
 
-    python benchmarks/quantization.py [--runs FOLDER] [--page docs/quantization.md]
+    python benchmarks/quantization.py [--runs FOLDER] [--stages sft,dpo] [--samples 4] [--page docs/quantization.md]
 
-The quickstart is run twice, with `model.quantization` null and nf4 (in --runs, where finished stages are used again).
+The quickstart, or some of its stages, is run twice, with `model.quantization` null and nf4 (in --runs, where finished
+stages are used again).
 Each policy of the one run is compared with that of the other by the true quality on the same prompts. Memory and time
 are measured apart, on the quickstart's base and on a random Llama of 92 million weights: a process each loads it,
 attaches an adapter and trains a few steps. Time is that of the processor, which other programs do not lengthen. Writes
@@ -22,13 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from efficiency import write_section
 from setting import environment, peak_mb, run_program
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/quickstart.yaml"
 KINDS = {"unquantized": "null", "nf4": "nf4"}
-TRAINED = ("sft", "reward", "dpo", "ppo")
+TRAINED = "sft,reward,dpo,ppo"
 MEASURES = ("loss", "accuracy", "scores", "kl")
 POLICIES = ("base", "sft", "dpo", "ppo")
 LARGE = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -39,6 +41,8 @@ def main() -> None:
     """Run what is missing, and write results and tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/quantization", help="folder of the two runs")
+    parser.add_argument("--stages", default=TRAINED, help="those that are run (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=4, help="completions a prompt of each policy (default: 4)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/quantization.md", help="page of the tables")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/quantization.json", help="results")
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "KIND"), help=argparse.SUPPRESS)
@@ -46,31 +50,48 @@ def main() -> None:
     if args.child:
         print(json.dumps(train(Path(args.child[0]), args.child[1])))
         return
+    args.runs.mkdir(parents=True, exist_ok=True)
     for kind, setting in KINDS.items():
-        command = [sys.executable, "-m", "rlhf.cli", "run", str(RECIPE), f"name={kind}", f"output_dir={args.runs}",
-                   f"model.quantization={setting}"]  # fmt: skip
+        command = [sys.executable, "-m", "rlhf.cli", "run", str(project_of(args.runs, args.stages.split(","))),
+                   f"name={kind}", f"output_dir={args.runs}", f"model.quantization={setting}",
+                   f"evaluate.samples={args.samples}"]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True)
-    results = {
-        "environment": environment(),
-        "stages": {kind: stages_of(args.runs / kind) for kind in KINDS},
-        "comparisons": comparisons(args.runs),
-        "trainings": measured_apart(),
-    }
+    results = results_of(args.runs, args.stages.split(","))
     args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_section(args.page, "quantization", tables(results))
     print(tables(results))
 
 
-def stages_of(run: Path) -> dict[str, Any]:
+def project_of(folder: Path, stages: list[str]) -> Path:
+    """A file with the quickstart's project, of whose stages only some are left."""
+    project = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    project["stages"] = {name: settings for name, settings in project["stages"].items() if name in stages}
+    project.pop("rounds")
+    file = folder / "project.yaml"
+    file.write_text(yaml.safe_dump(project), encoding="utf-8")
+    return file
+
+
+def results_of(runs: Path, stages: list[str]) -> dict[str, Any]:
+    """What the two runs left, and what is measured apart."""
+    return {
+        "environment": environment(),
+        "stages": {kind: stages_of(runs / kind, stages) for kind in KINDS},
+        "comparisons": comparisons(runs, [name for name in POLICIES if name == "base" or name in stages]),
+        "trainings": measured_apart(),
+    }
+
+
+def stages_of(run: Path, stages: list[str]) -> dict[str, Any]:
     """What each trained stage was measured by on held-out rows, or PPO's reward in its last rollout."""
     found = {}
-    for name in TRAINED:
+    for name in stages:
         metrics = json.loads((run / name / "stage.json").read_text(encoding="utf-8"))["metrics"]
         found[name] = {key: metrics[key] for key in MEASURES if metrics.get(key) is not None}
     return found
 
 
-def comparisons(runs: Path) -> list[dict[str, Any]]:
+def comparisons(runs: Path, policies: list[str]) -> list[dict[str, Any]]:
     """Each policy on the base in 4 bits against the same on the unquantized one, by the true quality."""
     from rlhf.artifacts.manifest import read_manifest
     from rlhf.evaluation.across import Sampled, joined, problem
@@ -83,12 +104,12 @@ def comparisons(runs: Path) -> list[dict[str, Any]]:
         manifest = read_manifest(folder)
         assert manifest is not None
         settings = manifest["config"]["evaluate"]
-        sampled += [Sampled(f"{policy} {kind}", policy, rows, settings, {"gold": 0}) for policy in POLICIES]
+        sampled += [Sampled(f"{policy} {kind}", policy, rows, settings, {"gold": 0}) for policy in policies]
     if (why := problem(sampled)) is not None:
         raise SystemExit(why)
     rows = joined(sampled)
     return [dict(row) for row in correct([
-        compare(rows, f"{policy} nf4", f"{policy} unquantized", "gold") for policy in POLICIES
+        compare(rows, f"{policy} nf4", f"{policy} unquantized", "gold") for policy in policies
     ])]  # fmt: skip
 
 
@@ -153,8 +174,8 @@ def tables(results: dict[str, Any]) -> str:
             values = (f"{measured[kind][key]:,.{digits}f}" for kind in KINDS)
             lines.append(f"| {base}: {name} | " + " | ".join(values) + " |")
     lines += ["", "| Stage | Measure | Unquantized | nf4 |", "|---|---|---:|---:|"]
-    for stage in TRAINED:
-        plain, ours = stages["unquantized"][stage], stages["nf4"][stage]
+    for stage, plain in stages["unquantized"].items():
+        ours = stages["nf4"][stage]
         lines += [f"| {stage} | {key} | {plain[key]:.3f} | {ours[key]:.3f} |" for key in plain if key in ours]
     lines += ["", "| Policy | Unquantized | nf4 | Difference [95%] | Verdict |", "|---|---:|---:|---:|---|"]
     for row in results["comparisons"]:

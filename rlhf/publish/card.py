@@ -277,6 +277,8 @@ def _settings(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
         model = config.get("model")
         if model and "lineage" in subject.manifests[name]:
             fields["adapter"] = model.get("adapter") or "none (all weights are trained)"
+            if model.get("quantization"):
+                fields["base held in"] = model["quantization"]
         if fields:
             yield f"`{name}`: " + ", ".join(f"{key} {_plain(value)}" for key, value in fields.items())
 

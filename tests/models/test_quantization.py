@@ -1,6 +1,9 @@
 """A base in 4 bits: what is quantized, that its gradients are right, and that a parent's adapter stays exact on it."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -263,6 +266,18 @@ def test_what_cannot_be_loaded_is_one_line(tiny_llama, monkeypatch):
     for chosen in (settings, ModelConfig()):
         with pytest.raises(UserError, match="gptq"):
             check_quantization(chosen, config, "it")
+
+
+def test_bitsandbytes_runs_no_code_from_the_hub(tmp_path):
+    """On CPUs with AVX512-BF16 it fetches a kernel where the package for that is installed, and warns where not."""
+    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **options):\n    raise SystemExit(7)\n")
+    code = "import rlhf, peft, sys; assert 'bitsandbytes' in sys.modules"
+    places = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kernels" not in done.stderr
 
 
 def test_a_model_without_linear_layers_is_refused(tmp_path, tiny_llama):
