@@ -100,9 +100,9 @@ def ended_by(number: int, at: str = "") -> str:
         return f"was killed{at}; was there memory enough?"
     name = signal.Signals(number).name
     if number == signal.SIGABRT:
-        return f"was aborted by a library{at} ({name}); the last lines that it wrote above tell why"
+        return f"was aborted by a library{at} ({name}); the last lines that it wrote to stderr tell why"
     if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE):
-        return f"crashed in a library{at} ({name}); the last lines that it wrote above may tell why"
+        return f"crashed in a library{at} ({name}); the last lines that it wrote to stderr may tell why"
     return f"was ended{at} by {name}"
 
 

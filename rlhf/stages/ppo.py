@@ -68,6 +68,7 @@ def run(context: StageContext) -> Metrics:
     from rlhf.ppo.trainer import PPOTrainer
     from rlhf.rewards.load import OWN_REWARD
     from rlhf.training.candidates import choose, keep_candidates
+    from rlhf.training.reached import search_if_needed
     from rlhf.training.roles import build_roles, load_maximised
     from rlhf.training.run import run_training
     from rlhf.training.save import save_model
@@ -76,6 +77,8 @@ def run(context: StageContext) -> Metrics:
     ready = prepare(context)
     start, args = ready.start, ready.args
     roles = build_roles(context, start, args, args.critic_start, shards)
+    if not args.estimator.needs_values or (roles.critic_on_policy and not args.critic_warmup_rollouts):
+        search_if_needed(args, roles.policy)  # all that learns does in one pass
     if shards:
         shard(roles, processes.state().device)
     kind = policy_kind(start.opened)

@@ -21,6 +21,7 @@ from rlhf.errors import UserError
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.policies.kinds import Encoder
 from rlhf.training.defaults import DEFAULTS
+from rlhf.training.reached import search_if_needed
 from rlhf.training.starting_point import StartingPoint
 from rlhf.workflow import StageContext
 
@@ -48,6 +49,7 @@ class Ready:
             model: What it trains.
             options: What else it takes.
         """
+        search_if_needed(self.args, model)
         return kind(
             model,
             args=self.args,

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from transformers import PretrainedConfig
 
+from rlhf import processes
 from rlhf.config.checks import endpoint_problem
 from rlhf.errors import reason
 from rlhf.policies.settings import SamplingSettings
@@ -82,7 +83,7 @@ def _url_problem(settings: SamplingSettings) -> str | None:
 
 
 def _python_problem(python: str, config: PretrainedConfig) -> str | None:
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") != os.environ.get("WORLD_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1")):
+    if processes.on_node() != processes.count():
         return (
             "vllm_python: a server that one node starts cannot be reached from the others; start one, and set vllm_url"
         )
