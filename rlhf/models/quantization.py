@@ -250,7 +250,7 @@ def _add_update(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tens
 @contextlib.contextmanager
 def as_unquantized(model: Any) -> Iterator[None]:
     """Within, a model's config is that of the unquantized model, and it saves the weights that it is told to save."""
-    quantizer = model.hf_quantizer
+    quantizer = getattr(model, "hf_quantizer", None)  # of a model that was loaded
     if quantizer is None:
         yield
         return

@@ -103,9 +103,9 @@ def run(context: StageContext) -> Metrics:
     for name, judge in comparing.items():
         prefer(rows, comparison_pairs(policies, references), name, judge, kept)
     if processes.is_main():
-        written = {PERTURBED: again, ATTRIBUTIONS: attributions, RETAINED: retained_rows(sets, retained),
-                   LIKELIHOODS: likelihood_rows(held_out, retained), "samples.jsonl": rows}  # fmt: skip
-        for name, lines in written.items():
+        files: dict[str, Any] = {PERTURBED: again, ATTRIBUTIONS: attributions, RETAINED: retained_rows(sets, retained),
+                 LIKELIHOODS: likelihood_rows(held_out, retained), "samples.jsonl": rows}  # fmt: skip
+        for name, lines in files.items():
             write_lines(context.directory / name, lines)
     return {
         "policies": policies, "kinds": kinds, "judges": [*judges, *comparing],
