@@ -85,6 +85,8 @@ def check(
 
     project = load_project(config, overrides or [])
     launch = None if accelerate is None else find_launch(accelerate, node)
+    if measure and (memory or launch or (devices or 1) > 1):
+        raise UserError("--measure: runs on one device of this machine; leave out --memory, --devices and --accelerate")
     asked, preflight = Asked.of(devices, memory, launch), []
     with stopping():
         checked = runner.check(project, launch, lambda scratch: preflight.append(look(scratch, asked, measure)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -76,16 +77,22 @@ def look(scratch: runner.Scratch, asked: Asked, measure: bool) -> Preflight:
         asked: The machine.
         measure: Whether two optimizer steps of each stage are run for the time.
     """
-    measured: dict[str, dict[str, Any]] = {}
-    if measure:
-        with runner.scratch(measured_project(scratch.project)) as copy:
-            for name in measured_stages(copy.project):
-                copy.start(prepare_stage, name)
-                copy.start(run_measured, name)
-                measured[name] = dataclasses.asdict(read_measured(copy.project, name))
+    measured = _measured(scratch.project) if measure else {}
     names = estimated_stages(scratch.project)
     scratch.start(functools.partial(write_estimates, asked=asked, measured=measured), names[0])
     return read_estimates(scratch.project.run_dir / _FILE)
+
+
+def _measured(project: ProjectConfig) -> dict[str, dict[str, Any]]:
+    """What two steps of each stage took, as JSON; a stage that fails has said why, and is estimated without."""
+    measured = {}
+    with runner.scratch(measured_project(project)) as copy:
+        for name in measured_stages(copy.project):
+            with contextlib.suppress(runner.StageFailed):
+                copy.start(prepare_stage, name)
+                copy.start(run_measured, name)
+                measured[name] = dataclasses.asdict(read_measured(copy.project, name))
+    return measured
 
 
 def write_estimates(project: ProjectConfig, name: str, asked: Asked, measured: Mapping[str, dict[str, Any]]) -> None:
@@ -141,6 +148,8 @@ def tables(found: Preflight) -> RenderableType:
             table.add_row(stage.stage if number == 0 else "", part, gigabytes(size))
         total = f"{gigabytes(stage.bytes)} of {gigabytes(stage.memory)}"
         table.add_row("", Text(f"peak, in {stage.phase}", "bold"), Text(total, "bold" if stage.fits else "bold red"))
+        if stage.measured_bytes is not None:
+            table.add_row("", f"peak of {STEPS} steps, measured here", gigabytes(stage.measured_bytes))
         if stage.seconds is not None:
             table.add_row("", f"time, {_how(stage)}", duration(stage.seconds))
         table.add_section()

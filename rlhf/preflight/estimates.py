@@ -49,6 +49,8 @@ class StageEstimate:
     """Least, expected and most seconds of the whole stage; None where they are not known."""
     measured: bool = False
     """Whether the seconds follow from measured steps; else from arithmetic."""
+    measured_bytes: float | None = None
+    """The peak of two steps on this machine, where they were run."""
     change: Change | None = None
     """The first setting to change where it does not fit; None where it does, or nothing helps."""
     notes: tuple[str, ...] = field(default=())
@@ -137,9 +139,8 @@ def estimate_stage(
     if any(not rows.measured for rows in situation.rows.values()):
         notes.append("lengths of its rows are assumed")
     seconds = seconds_of(situation) if measured is None else seconds_by_steps(situation, measured)
-    return StageEstimate(
-        name, phase, parts, machine.memory, seconds, measured is not None, change=change, notes=tuple(notes)
-    )
+    peak = None if measured is None else measured.peak
+    return StageEstimate(name, phase, parts, machine.memory, seconds, measured is not None, peak, change, tuple(notes))
 
 
 def _peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:

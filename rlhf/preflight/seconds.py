@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf.preflight.arithmetic import Shape, forward_flops, passes
+from rlhf.preflight.lengths import Row
 from rlhf.preflight.machine import UTILISATION
 from rlhf.preflight.measure import Measured
 from rlhf.preflight.memory import Situation
@@ -26,25 +27,29 @@ def seconds_of(situation: Situation) -> tuple[float, float, float]:
 
 def pass_flops(situation: Situation, passing: Pass) -> float:
     """Operations of all batches of a pass, over all devices."""
-    rows = situation.rows[passing.name]
-    if not passing.roles or not rows.rows:
+    rows = situation.rows[passing.name].rows
+    if not passing.roles or not rows:
         return 0.0
-    count = _count(situation, passing)
     total = 0.0
     for role in passing.roles:
         built, held = situation.built[role], situation.held(role)
-        shape, heads = shape_of(built), not held.scores and passing.head != "score"
-        mean = 0.0
-        for row in rows.rows:
-            lengths, labelled = (row.lengths, row.labelled) if not passing.writes else ([row.folded], 0)
-            flops = sum(forward_flops(shape, length + passing.writes, 0) for length in lengths)
-            labelled = passing.writes if passing.writes else labelled
-            mean += (flops + (2.0 * shape.head * labelled if heads else 0.0)) / len(rows.rows)
+        shape, shares = shape_of(built), passing.shares and situation.folds(built)
+        head = shape.head if passing.head != "score" and not held.scores else 0
+        flops = sum(_row_flops(shape, head, row, passing, shares) for row in rows) / len(rows)
         factor = passes(held.adapter is not None) if passing.backward else 1.0
-        if passing.backward and situation.settings.get("gradient_checkpointing"):
-            factor += 1.0
-        total += count * mean * factor
+        factor += bool(passing.backward and situation.settings.get("gradient_checkpointing"))
+        total += _count(situation, passing) * flops * factor
     return total
+
+
+def _row_flops(shape: Shape, head: int, row: Row, passing: Pass, shares: bool) -> float:
+    """Operations of a forward pass over a row, or over one completion of a prompt with its part of the prompt."""
+    if passing.writes:
+        length, prompts = row.folded + passing.writes, passing.samples if shares or passing.sampling else 1
+        again = forward_flops(shape, row.folded) * (1 - 1 / prompts)  # what other completions of the prompt pay
+        return forward_flops(shape, length) - again + 2.0 * head * passing.writes
+    lengths = [row.folded] if shares else row.lengths
+    return sum(forward_flops(shape, length) for length in lengths) + 2.0 * head * row.labelled
 
 
 def shape_of(built: Built) -> Shape:

@@ -9,7 +9,9 @@ from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.preflight import Machine, estimate
 from rlhf.preflight.estimates import Models, situation_of
+from rlhf.preflight.measure import Measured
 from rlhf.preflight.memory import optimizer_bytes, phases
+from rlhf.preflight.seconds import pass_flops, seconds_by_steps
 
 NUMBERS = 2 * (64 + 32 + 32 + 64 + 3 * 96 + 16) + 400 + 400 + 8
 """Of the Llama below: two layers of q, k, v, o, three matrices of 8 by 12 and two norms; embedding, head, norm."""
@@ -137,3 +139,16 @@ def test_a_machine_that_is_not_here():
     machine = Machine.given(devices=8, memory=80, engine="fsdp2")
     assert (machine.devices, machine.memory, machine.kind, machine.sharded) == (8, 80e9, "gpu", True)
     assert Machine.given().kind == Machine.here().kind
+
+
+def test_time_by_measured_steps_by_hand(tmp_path, config_only):
+    """1,000 rows in steps of 8: 125 steps of 3 s, 10 s around them, and as long again for what is held out."""
+    project = project_of(tmp_path, config_only, "{sft: {}}")
+    (by_arithmetic,) = estimate(project, CPU)
+    situation = situation_of(project, "sft", CPU, None, Models())
+    least, expected, most = seconds_by_steps(situation, Measured(1e9, (2.0, 4.0), 0.0, 10.0))
+    training, evaluation = (pass_flops(situation, passing) for passing in situation.workload.passes)
+    assert evaluation == pytest.approx(training)  # twice as many rows, of which each costs half as much
+    assert expected == pytest.approx(10 + 2 * 125 * 3)
+    assert least < expected < most
+    assert by_arithmetic.seconds[1] == pytest.approx((by_arithmetic.seconds[0] * by_arithmetic.seconds[2]) ** 0.5)
