@@ -8,7 +8,7 @@ AUDIT := .audit
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test slow architectures scale zero vllm fuzz lint types format audit docs bench learning endurance env clean
+.PHONY: quickstart test slow architectures scale zero vllm fuzz lint types format audit docs bench learning endurance env wheel clean
 
 env: $(READY)
 
@@ -18,6 +18,11 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# What an index has, in dist/: it needs no checkout. build/ would bring back files that are gone.
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 quickstart: $(READY)
 	$(BIN)/rlhf run recipes/quickstart.yaml
