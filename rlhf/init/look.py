@@ -136,7 +136,8 @@ def read_sample(source: str, base: Path, split: str | None = None, limit: int | 
     from rlhf.config.sets import SourceConfig
 
     sample = Sample()
-    for row, _ in read_rows(SourceConfig(source=source, limit=min(limit or MOST_ROWS, MOST_ROWS), split=split), base):
+    first = SourceConfig(source=source, limit=min(limit or MOST_ROWS, MOST_ROWS), split=split, streaming=True)
+    for row, _ in read_rows(first, base):
         sample.add(row)
     return sample
 
@@ -159,7 +160,8 @@ def look(source: str, base: Path, reading: Reading, split: str | None = None, li
     seen: set[bytes] = set()
     prompts: set[bytes] = set()
     layout = None
-    rows = read_rows(reading.source(source, split=split, limit=min(limit or MOST_ROWS + 1, MOST_ROWS + 1)), base)
+    most = min(limit or MOST_ROWS + 1, MOST_ROWS + 1)
+    rows = read_rows(reading.source(source, split=split, limit=most, streaming=True), base)
     for number, (row, origin) in enumerate(rows):
         if number == MOST_ROWS:
             facts.more = True

@@ -34,7 +34,7 @@ def shown_columns(path: str, reading: Reading, split: str | None = None) -> list
 
 
 def _first(path: str, reading: Reading, split: str | None) -> Record | None:
-    for row, origin in read_rows(reading.source(path, split=split), Path.cwd()):
+    for row, origin in read_rows(reading.source(path, split=split, streaming=True), Path.cwd()):
         try:
             record = find(reading.format, row, origin).records(row, origin)[0]
             return as_chat(record) if reading.chat else record

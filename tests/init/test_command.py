@@ -15,6 +15,13 @@ PAIRS = [{"question": f"Is train {n} late?", "good": f"Train {n} is late.", "bad
 RATED = [{"question": f"Is train {n} late?", "reply": f"Train {n} is.", "stars": 1 + n % 5} for n in range(20)]
 
 
+@pytest.fixture
+def unseen(monkeypatch) -> str:
+    """A model on a hub that cannot be reached: nothing of it is looked at, which saves its time."""
+    monkeypatch.setattr("rlhf.network.hub_resolves", lambda: False)
+    return "nobody/Quite-7B"
+
+
 def settings_of(path="x.yaml"):
     """The YAML as it stands, after it was loaded as a project."""
     load_project(path)
@@ -47,7 +54,7 @@ def test_every_line_has_its_reason(rlhf, put, tiny_llama):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl.gz", "json", "parquet", "folder"])
-def test_files_of_every_kind(rlhf, put, tiny_llama, suffix):
+def test_files_of_every_kind(rlhf, put, unseen, suffix):
     name = f"rows.{suffix}"
     if suffix == "csv":
         with Path(name).open("w", newline="") as file:
@@ -64,16 +71,16 @@ def test_files_of_every_kind(rlhf, put, tiny_llama, suffix):
     else:
         text = json.dumps(PAIRS) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in PAIRS)
         Path(name).write_bytes(gzip.compress(text.encode()) if suffix == "jsonl.gz" else text.encode())
-    done = rlhf("init", name, "--model", tiny_llama, "--to", "dpo", "--out", "x.yaml")
+    done = rlhf("init", name, "--model", unseen, "--to", "dpo", "--out", "x.yaml")
     assert done.code == 0, done.err
     assert settings_of()["data"]["preferences"]["columns"]["chosen"] == "good"
 
 
-def test_a_folder_of_splits_trains_on_one_and_compares_on_the_other(rlhf, put, tiny_llama):
+def test_a_folder_of_splits_trains_on_one_and_compares_on_the_other(rlhf, put, unseen):
     rows = [{"question": f"{n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(30)]
     put("maths/train.jsonl", rows[:20])
     put("maths/test.jsonl", rows[20:])
-    done = rlhf("init", "maths", "--model", tiny_llama, "--to", "sft,ppo", "--out", "x.yaml")
+    done = rlhf("init", "maths", "--model", unseen, "--to", "sft,ppo", "--out", "x.yaml")
     assert done.code == 0, done.err
     tree = settings_of()
     assert tree["data"]["demonstrations"]["split"] == "train"
@@ -82,9 +89,9 @@ def test_a_folder_of_splits_trains_on_one_and_compares_on_the_other(rlhf, put, t
     assert tree["stages"]["ppo"]["rewards"] == {"right": 1.0}
 
 
-def test_what_only_the_user_knows_is_a_flag_or_a_question(rlhf, put, tiny_llama):
+def test_what_only_the_user_knows_is_a_flag_or_a_question(rlhf, put, unseen):
     rated = put("rated.jsonl", RATED)
-    words = ("init", rated, "--model", tiny_llama, "--to", "kto", "--out", "x.yaml")
+    words = ("init", rated, "--model", unseen, "--to", "kto", "--out", "x.yaml")
     refused = rlhf(*words)
     assert refused.code == 2
     assert refused.error.startswith(
@@ -97,16 +104,16 @@ def test_what_only_the_user_knows_is_a_flag_or_a_question(rlhf, put, tiny_llama)
     typed = rlhf(*words, "--force", typed="4\n\n")  # the rating, and Enter for the proposal
     assert typed.code == 0, typed.err
     assert settings_of() == by_flag
-    assert rlhf("init", rated, "--model", tiny_llama, "--good", "none", "--out", "y.yaml").code == 0
+    assert rlhf("init", rated, "--model", unseen, "--good", "none", "--out", "y.yaml").code == 0
     assert list(settings_of("y.yaml")["stages"]) == ["sft"]
 
 
 @pytest.mark.parametrize(
     ("good", "weight"), [(5, {"desirable_weight": 3.0}), (15, {"undesirable_weight": 3.0}), (10, {}), (11, {})]
 )
-def test_rare_judgements_count_for_more(rlhf, put, tiny_llama, good, weight):
+def test_rare_judgements_count_for_more(rlhf, put, unseen, good, weight):
     rows = [{"prompt": f"{n}?", "completion": "Yes.", "label": n < good} for n in range(20)]
-    assert rlhf("init", put("judged.jsonl", rows), "--model", tiny_llama, "--to", "kto", "--out", "x.yaml").code == 0
+    assert rlhf("init", put("judged.jsonl", rows), "--model", unseen, "--to", "kto", "--out", "x.yaml").code == 0
     stage = settings_of()["stages"]["kto"]
     assert {key: value for key, value in stage.items() if key.endswith("able_weight")} == weight
 
@@ -119,14 +126,14 @@ def test_the_model_is_asked_for(rlhf, put, tiny_llama):
     assert settings_of()["model"]["name_or_path"] == str(tiny_llama)
 
 
-def test_a_refused_proposal_names_the_flag(rlhf, put, tiny_llama):
-    refused = rlhf("init", put("pairs.jsonl", PAIRS), "--model", tiny_llama, typed="n\n")
+def test_a_refused_proposal_names_the_flag(rlhf, put, unseen):
+    refused = rlhf("init", put("pairs.jsonl", PAIRS), "--model", unseen, typed="n\n")
     assert (refused.code, refused.error) == (2, "the proposal was refused; say how with --columns")
 
 
-def test_columns_that_say_nothing_are_named_by_the_user(rlhf, put, tiny_llama):
+def test_columns_that_say_nothing_are_named_by_the_user(rlhf, put, unseen):
     odd = put("odd.jsonl", [{"alpha": f"Is train {n} late?", "beta": "It is."} for n in range(20)])
-    words = ("init", odd, "--model", tiny_llama, "--out", "x.yaml")
+    words = ("init", odd, "--model", unseen, "--out", "x.yaml")
     refused = rlhf(*words)
     assert refused.error.startswith(
         "--columns is missing, and there is no terminal to ask in: odd.jsonl: no format has"
@@ -145,16 +152,16 @@ def test_columns_that_say_nothing_are_named_by_the_user(rlhf, put, tiny_llama):
         assert message in refused.error
 
 
-def test_a_file_that_is_there_is_kept(rlhf, put, tiny_llama):
+def test_a_file_that_is_there_is_kept(rlhf, put, unseen):
     pairs = put("pairs.jsonl", PAIRS)
     Path("pairs.yaml").write_text("mine: 1\n")
-    refused = rlhf("init", pairs, "--model", tiny_llama)
+    refused = rlhf("init", pairs, "--model", unseen)
     assert refused.error == "pairs.yaml is there already; take another with --out, or replace it with --force"
     assert Path("pairs.yaml").read_text() == "mine: 1\n"
-    refused = rlhf("init", pairs, "--model", tiny_llama, "--to", "dpoo", "--force")
+    refused = rlhf("init", pairs, "--model", unseen, "--to", "dpoo", "--force")
     assert refused.code == 2
     assert Path("pairs.yaml").read_text() == "mine: 1\n"
-    assert rlhf("init", pairs, "--model", tiny_llama, "--force").code == 0
+    assert rlhf("init", pairs, "--model", unseen, "--force").code == 0
     assert settings_of("pairs.yaml")["name"] == "pairs"
 
 
@@ -176,9 +183,8 @@ def test_mistakes_are_one_line(rlhf, put, words, message):
     assert [path.name for path in Path().iterdir()] == ["pairs.jsonl"]
 
 
-def test_without_a_network_the_yaml_has_what_the_name_tells(rlhf, put, monkeypatch):
-    monkeypatch.setattr("rlhf.network.hub_resolves", lambda: False)
-    done = rlhf("init", put("pairs.jsonl", PAIRS), "--model", "nobody/Quite-7B-Instruct", "--out", "x.yaml")
+def test_without_a_network_the_yaml_has_what_the_name_tells(rlhf, put, unseen):
+    done = rlhf("init", put("pairs.jsonl", PAIRS), "--model", f"{unseen}-Instruct", "--out", "x.yaml")
     assert done.code == 0, done.err
     assert (
         "nobody/Quite-7B-Instruct: the hub cannot be reached; the YAML is written with what its name tells" in done.out

@@ -46,6 +46,7 @@ def test_with_memory_enough_nothing_is_accumulated(project):
     assert (chosen.each, chosen.checkpointing) == (16, False)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_at_all_is_said(project):
     chosen = fitted({"dpo": Batch(4, 4)}, machine(1e5), lambda batches: with_batch(project, batches["dpo"]))["dpo"]
     assert (chosen.rows, chosen.each, chosen.checkpointing) == (4, 1, True)
