@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.data.formats import formats
+from rlhf.data.records import Unusable
 from rlhf.data.sources import value_name
+from rlhf.errors import UserError
 from rlhf.init.reading import Reading, kind_of
 
 Row = dict[str, Any]
@@ -89,7 +91,7 @@ def propose(sample: Sample, good: Iterable[str] = ()) -> Reading | None:
     for attempt in tries:
         if (reading := attempt(sample)) is None:
             continue
-        if own is not None and _rank(own.kind) <= _rank(reading.kind):
+        if own is not None and _rank(own.kind) <= _rank(reading.kind) and _parses(own, sample):
             return with_chat(own, sample)
         return with_chat(reading, sample)
     return None if own is None else with_chat(own, sample)
@@ -97,6 +99,17 @@ def propose(sample: Sample, good: Iterable[str] = ()) -> Reading | None:
 
 def _rank(kind: str) -> int:
     return ("preferences", "spans", "feedback", "labels", "demonstrations", "text", "prompts").index(kind)
+
+
+def _parses(reading: Reading, sample: Sample) -> bool:
+    """Whether the first row has all that the format needs; else its columns may have slightly other names."""
+    try:
+        formats()[reading.format].records(sample.rows[0], "")
+    except UserError:
+        return False
+    except Unusable:
+        return True
+    return True
 
 
 def _recognised(sample: Sample) -> Reading | None:

@@ -131,7 +131,7 @@ def settings(draft: Draft, batches: Mapping[str, Batch]) -> list[Line]:
     if {"reward", "ppo"} <= set(draft.choice.stages):
         why = "ppo starts if the reward model ranks held-out pairs better than length and chance; `warn` goes on anyway"
         lines.append(Line("gate", "stop", why))
-    stages = [section(name, _stage(draft, name, batches[name]), _TITLES[name]) for name in draft.choice.stages]
+    stages = [section(name, _stage(draft, name, batches[name]), _title(draft, name)) for name in draft.choice.stages]
     lines.append(section("stages", stages, "run in this order, each from what is before it"))
     lines.append(section(EVALUATE, _evaluate(draft, batches.get(EVALUATE)), _verdict(draft)))
     return lines
@@ -144,6 +144,13 @@ _TITLES = {
     "kto": "learn from replies that were judged one at a time",
     "ppo": "the model writes, what it writes is scored, and it learns from the scores",
 }
+
+
+def _title(draft: Draft, stage: str) -> str:
+    special = {"label": "learn the classes", "span": "learn where the answers stand"}
+    if stage == "sft" and draft.choice.policy in special:
+        return f"supervised training: {special[draft.choice.policy]}"
+    return _TITLES[stage]
 
 
 def _model(draft: Draft) -> list[Line]:
@@ -373,7 +380,7 @@ def _verdict(draft: Draft) -> str:
 
 def header(version: str, draft: Draft, machine: str) -> list[str]:
     """The sentences above the settings."""
-    names = ", ".join(file.path for file in draft.files)
+    names = ", ".join(dict.fromkeys(file.path for file in draft.files))
     return [f"Written by rlhf init {version} from {names}, for {machine}.", "Every line says why it is there."]
 
 

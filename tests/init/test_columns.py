@@ -27,6 +27,7 @@ def sample_of(row, count=40):
          {"prompt": "question", "chosen": "chosen_response", "rejected": "rejected_response"}),
         ({"better": f"\n\nHuman: {Q}\n\nAssistant: {YES}", "worse": f"\n\nHuman: {Q}\n\nAssistant: {NO}"},
          "preferences", "hh", {"chosen": "better", "rejected": "worse"}),
+        ({"prompt": Q, "chosen": YES, "rejected ": NO}, "preferences", "preference", {"rejected": "rejected "}),
         ({"question": Q, "chosen": MESSAGES, "rejected": SIDES}, "preferences", "preference", {}),
         ({"question": Q, "response": YES}, "demonstrations", "prompt_completion",
          {"prompt": "question", "completion": "response"}),

@@ -8,8 +8,8 @@ from rlhf.config.load import load_project
 
 FILES = sorted((Path(__file__).parents[1] / "fuzz/corpus/data").iterdir())
 READABLE = {
-    "column-with-a-line-break.jsonl", "control-characters.jsonl", "duplicate-keys.jsonl", "line-separators.jsonl",
-    "lines-under-the-name-json.json", "not-a-number.jsonl", "utf-8-with-bom.csv",
+    "column-with-a-line-break.jsonl", "column-with-a-space.jsonl", "control-characters.jsonl", "duplicate-keys.jsonl",
+    "line-separators.jsonl", "lines-under-the-name-json.json", "not-a-number.jsonl", "utf-8-with-bom.csv",
 }  # fmt: skip
 """Files of pairs with oddities that are none for a reader."""
 
