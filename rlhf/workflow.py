@@ -103,6 +103,8 @@ class Stage:
     """Words that fields of its own take."""
     launch_problem: Callable[[ProjectConfig, str, int, Mapping[str, str]], str | None] | None = None
     """Why it cannot run on so many processes, by what accelerate is asked for in its variables; None where it can."""
+    shows: Mapping[str, str] = field(default_factory=dict)
+    """What it logs of which a watching person is told, the most important first, and how that is called."""
     checkpoint_judge: bool = False
     """Whether a judge can score its checkpoints."""
 

@@ -8,7 +8,19 @@ from pathlib import Path
 
 ORDER = [
     # reading a YAML asks which stages there are
-    {"errors", "durable", "interrupts", "network", "processes", "secrets", "config", "workflow", "shipped", "workload"},
+    {
+        "errors",
+        "durable",
+        "interrupts",
+        "network",
+        "processes",
+        "progress",
+        "secrets",
+        "config",
+        "workflow",
+        "shipped",
+        "workload",
+    },
     {"failure"},
     {"objectives"},
     {"data", "models", "prefix_sharing"},

@@ -29,11 +29,13 @@ def run(
     round_: Annotated[
         int | None, typer.Option("--round", metavar="N", help="A later round, from 2 on: trains on the votes so far.")
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings, errors and the report.")] = False,
 ) -> None:
     """Run every stage that is not already done, then write the report."""
     from rlhf.config.load import load_project
     from rlhf.pipeline import rounds, runner
     from rlhf.pipeline.launch_file import find_launch
+    from rlhf.pipeline.live import view_for
 
     project = load_project(config, [*(overrides or []), *([f"gate={gate}"] if gate else [])])
     launch = None if accelerate is None else find_launch(accelerate, node)
@@ -46,7 +48,7 @@ def run(
         project = rounds.begin(project, round_)
     try:
         with stopping():
-            plans = runner.run(project, split(only), split(force), launch, typer.echo, wait)
+            plans = runner.run(project, split(only), split(force), launch, typer.echo, wait, view_for(quiet))
     except GateClosed:
         print_report(project.run_dir)
         raise
@@ -108,10 +110,11 @@ def evaluate(run: Run) -> None:
     """Compare the policies of a run, unless that is already done, then write the report."""
     from rlhf.pipeline import runner
     from rlhf.pipeline.folder import project_of
+    from rlhf.pipeline.live import view_for
     from rlhf.pipeline.runs import find_run
 
     folder, _ = find_run(run)
     project = project_of(folder)
     with stopping():
-        runner.run(project, only=["evaluate"], say=typer.echo)
+        runner.run(project, only=["evaluate"], say=typer.echo, view=view_for(quiet=False))
     print_report(folder)

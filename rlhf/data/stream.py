@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from rlhf.progress import bar
+
 _AHEAD = 256
 _T = TypeVar("_T")
 
@@ -24,7 +26,8 @@ def worked_ahead(items: Iterator[_T], ahead: Callable[[list[_T]], None]) -> Iter
 
 
 def progress(rows: Iterator[_T], role: str) -> Iterator[_T]:
-    """The same rows, with a progress bar on a terminal if they take longer than two seconds."""
-    from tqdm import tqdm
-
-    yield from tqdm(rows, desc=role, unit=" rows", delay=2, disable=None, leave=False)
+    """The same rows; how many have come is told, on a terminal if they take longer than two seconds."""
+    with bar(role, None, "rows", delay=2) as drawn:
+        for row in rows:
+            yield row
+            drawn.update()

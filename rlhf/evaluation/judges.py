@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf import processes
+from rlhf import processes, progress
 from rlhf.config.project import ProjectConfig
 from rlhf.data.records import Prompt, Text, as_completion
 from rlhf.errors import UserError
@@ -77,7 +77,9 @@ def score(
     texts = [prompt.prompt for prompt, _ in flat]
     written = [as_completion(prompt.prompt, sample["text"]) for prompt, sample in flat]
     for name, judge in judges.items():
-        for (_, sample), value in zip(flat, judge(texts, written, **columns), strict=True):
+        with progress.phase(f"scoring by {name}"):
+            values = judge(texts, written, **columns)
+        for (_, sample), value in zip(flat, values, strict=True):
             sample["scores"][name] = value
 
 

@@ -5,6 +5,7 @@ The processes of a launch call all of this alike: they share the work, and the m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from rlhf import processes
+from rlhf import processes, progress
 from rlhf.durable import sync_folder
 from rlhf.evaluation.shares import shared
 
@@ -117,7 +118,9 @@ class Kept(NamedTuple):
             at_once: Items of a batch.
             make: Makes those from its first argument up to, not including, its second; it calls no other process.
         """
-        *_, file = grow(self.path(what), count, at_once, make)
+        with progress.phase(what, count, "rows") if count else contextlib.nullcontext(progress.Phase(what)) as phase:
+            for file in grow(self.path(what), count, at_once, make):
+                phase.reach(file.done)
         return list(file)
 
     def once(self, what: str, make: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from rlhf import processes
+from rlhf import processes, progress
 from rlhf.data.records import Prompt, Text
 from rlhf.evaluation.judges import CachedScores, score
 from rlhf.evaluation.kept import grow
@@ -51,7 +51,6 @@ def sample_replies(
         at_once: Prompts of a batch.
         seed: Of the sampling.
     """
-    from tqdm import tqdm
 
     def made(first: int, last: int) -> list[Replies]:
         batch = inputs[first:last]
@@ -72,10 +71,11 @@ def sample_replies(
         ]
 
     count = len(inputs)
-    quiet = None if processes.is_main() else True
-    with tqdm(total=count, desc="replies", unit=" prompts", delay=2, disable=quiet, leave=False) as bar:
+    with progress.bar("replies", count, "prompts", shown=processes.is_main(), delay=2) as bar:
+        done = 0
         for file in grow(path, count, at_once, made):
-            bar.update(file.done - bar.n)
+            bar.update(file.done - done)
+            done = file.done
 
 
 def read_replies(path: Path) -> Iterator[Replies]:

@@ -10,9 +10,10 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
-from rlhf import processes
+from rlhf import processes, progress
 from rlhf.artifacts.hashing import digest
 from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
 from rlhf.config.project import ProjectConfig, StageId
@@ -179,7 +180,9 @@ def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConf
         function(project, name)
 
 
-def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
+def join_stage(
+    stage: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str, watch: Path | None = None
+) -> None:
     """A stage as part of a run, with which it ends.
 
     Args:
@@ -187,8 +190,10 @@ def join_stage(stage: Callable[[ProjectConfig, str], None], project: ProjectConf
         project: The project.
         name: The stage.
         key: Of the run that holds the folder.
+        watch: The file in which the main process tells how far it is (`rlhf.progress`).
     """
-    with folder.joined(project.run_dir, key, leads=processes.node() == 0):
+    told = progress.watching(watch if processes.is_main() else None)
+    with folder.joined(project.run_dir, key, leads=processes.node() == 0), told:
         attempt(stage, project, name)
 
 

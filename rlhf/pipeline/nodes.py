@@ -303,19 +303,17 @@ def following(project: ProjectConfig, launch: Launch, wait: float) -> Iterator[F
         follower.leave()
 
 
-def wait_for(launcher: subprocess.Popen[bytes], check: Callable[[], None] | None) -> int:
+def wait_for(launcher: subprocess.Popen[bytes], check: Callable[[], None]) -> int:
     """Wait until a launcher ends, and check the other nodes meanwhile.
 
     Args:
         launcher: The launcher's process.
-        check: Called repeatedly; it may raise. None on a single node.
+        check: Called repeatedly; it may raise.
 
     Returns:
         Its exit code.
     """
     while True:
-        if check is None:
-            return launcher.wait()
         with contextlib.suppress(subprocess.TimeoutExpired):
             return launcher.wait(_LOOK)
         check()

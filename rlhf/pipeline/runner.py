@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
@@ -35,6 +34,7 @@ from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, 
 from rlhf.pipeline.launch_file import Launch
 from rlhf.pipeline.plan import Plan, plan
 from rlhf.pipeline.stage import guarded
+from rlhf.pipeline.view import LOOK, View, Watch
 from rlhf.workflow import kind_of, planned, rows_from, stage_of, stages
 
 _SAID = (1, 2, 4)
@@ -71,6 +71,7 @@ def run(
     launch: Launch | None = None,
     say: Callable[[str], None] = print,
     wait: float = 600.0,
+    view: View | None = None,
 ) -> list[Plan]:
     """Run every stage that is not done.
 
@@ -83,26 +84,28 @@ def run(
         launch: Starts stages on many processes, by `accelerate launch`; of several nodes this one leads.
         say: Told what happens, a line at a time.
         wait: Seconds that other nodes are waited for.
+        view: Shows the run instead; None has `say` told all there is to show.
 
     Raises:
         UserError: Something is wrong with config, data or folder.
         StageFailed: A stage failed; it has said why.
         GateClosed: A reward model is not shown to be one.
     """
-    with folder.locked(project) as run_lock, nodes.leading(project, launch) as leader:
+    shown = View(say) if view is None else view
+    with folder.locked(project) as run_lock, nodes.leading(project, launch) as leader, shown:
         try:
             if leader is not None:
-                leader.gather(wait, say)
+                leader.gather(wait, shown.say)
             for name in planned(project):
                 partial.settle(project, name)
             plans = plan(project, only, force)
             _check_launch(project, [stage_plan.stage for stage_plan in plans if stage_plan.reason], launch)
-            _check_data(project, plans, run_lock.key, say)
+            _check_data(project, plans, run_lock.key, shown)
         except (UserError, StageFailed):
             run_lock.withdraw()
             raise
         run_lock.note_overrides()
-        _run(project, plans, run_lock.key, launch, leader, say)
+        _run(project, plans, run_lock.key, launch, leader, shown)
     return plans
 
 
@@ -120,21 +123,25 @@ def _check_launch(project: ProjectConfig, names: Sequence[str], launch: Launch |
             raise UserError(f"{launch.file}: {why}")
 
 
-def _check_data(project: ProjectConfig, plans: list[Plan], key: str, say: Callable[[str], None]) -> None:
+def _check_data(project: ProjectConfig, plans: list[Plan], key: str, view: View) -> None:
     """Read, check and tokenise the data of the stages that are to run."""
     todo = [stage_plan for stage_plan in plans if stage_plan.reason]
-    for stage_plan in plans:
-        say(f"{stage_plan.stage}: {stage_plan.reason or 'done'}{stage_plan.note}")
+    view.planned(plans)
     if not todo:
         return
-    server = _fork_server()
+    with view.starting():
+        server = _fork_server()
     if _makes_base(todo[0].stage):  # with the tokenizer that all data is prepared with
-        _start(server, run_stage, project, todo[0].stage, key)
+        view.begins(todo[0].stage)
+        _start(server, run_stage, project, todo[0].stage, key, view)
+        view.ended(todo[0].stage)
         todo = todo[1:]
-    say("checking data")
+    view.checks()
     prepare = functools.partial(prepare_stage, running=frozenset(stage_plan.stage for stage_plan in todo))
     for stage_plan in todo:
-        _start(server, prepare, project, stage_plan.stage, key)
+        view.checks(stage_plan.stage)
+        _start(server, prepare, project, stage_plan.stage, key, view)
+    view.checked()
 
 
 def _run(
@@ -143,25 +150,24 @@ def _run(
     key: str,
     launch: Launch | None,
     leader: nodes.Leader | None,
-    say: Callable[[str], None],
+    view: View,
 ) -> None:
     """Run the stages that are to run."""
     for stage_plan in plans:
         if stage_plan.reason is None or _makes_base(stage_plan.stage):
             continue
         gatekeeper.require_passed(project, stage_plan.stage)
-        say(f"running {stage_plan.stage}")
-        started = time.perf_counter()
+        view.begins(stage_plan.stage)
         if launch is not None:
-            _accelerate(project, stage_plan.stage, key, launch, leader)
+            _accelerate(project, stage_plan.stage, key, launch, leader, view)
         else:
-            _start(_fork_server(), run_stage, project, stage_plan.stage, key)
+            _start(_fork_server(), run_stage, project, stage_plan.stage, key, view)
         if folder.partial_dir(project, stage_plan.stage).exists():
             raise UserError(
                 f"{stage_plan.stage}: its process ended before the stage was done, and says that all is well; "
                 "does a reward of yours call os._exit?"
             )
-        say(f"{stage_plan.stage} done in {time.perf_counter() - started:.0f} s")
+        view.ended(stage_plan.stage)
 
 
 class Checked(NamedTuple):
@@ -263,23 +269,32 @@ def _heavy_modules() -> list[str]:
 
 
 def _start(
-    server: Any, function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str
+    server: Any,
+    function: Callable[[ProjectConfig, str], None],
+    project: ProjectConfig,
+    name: str,
+    key: str,
+    view: View | None = None,
 ) -> None:
-    process = server.Process(target=_child, args=(function, project, name, key), name=name)
+    watch = None if view is None else view.watch()
+    process = server.Process(target=_child, args=(function, project, name, key, watch), name=name)
+    look = (lambda: None) if view is None else view.look
     try:
         with interrupts.deferred():  # in the middle of it, nobody would know the process
             process.start()
-        process.join()
+        _join(process, look)
     except (EOFError, ConnectionError):  # the server was ended before it could fork, as a rule by the system
         raise StageFailed(name, -signal.SIGKILL) from None
     except Interrupted as interrupt:
         process.terminate()  # it saves what it has and ends; another signal to this process ends both at once
-        process.join()
+        _join(process, look)
         raise Interrupted(interrupt.number) from None
     except BaseException:
         process.terminate()
         process.join()
         raise
+    finally:
+        look()
     _check_interrupted(process.exitcode)
     if process.exitcode == _NOBODY_KNOWS:
         raise UserError(
@@ -289,8 +304,20 @@ def _start(
         raise StageFailed(name, process.exitcode, said=process.exitcode in _SAID)
 
 
-def _child(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str) -> None:
-    sys.exit(guarded(lambda: join_stage(function, project, name, key), alone=False))
+def _join(process: Any, look: Callable[[], None]) -> None:
+    """Wait until a process ends, and look meanwhile."""
+    while process.exitcode is None:
+        process.join(LOOK)
+        look()
+
+
+def _child(
+    function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str, watch: Watch | None
+) -> None:
+    if watch is not None:
+        watch.take_output()
+    told = None if watch is None else watch.progress
+    sys.exit(guarded(lambda: join_stage(function, project, name, key, told), alone=False))
 
 
 def _check_interrupted(code: int | None) -> None:
@@ -332,23 +359,37 @@ def follow(project: ProjectConfig, launch: Launch, wait: float, say: Callable[[s
     return follower.code
 
 
-def _accelerate(project: ProjectConfig, name: str, key: str, launch: Launch, leader: nodes.Leader | None) -> None:
-    words = ["--run", key, "--round", str(project.round), str(project.path), name, *project.overrides]
+def _accelerate(
+    project: ProjectConfig, name: str, key: str, launch: Launch, leader: nodes.Leader | None, view: View
+) -> None:
+    watch = view.watch()
+    words = ["--watch", str(watch.progress), "--run", key, "--round", str(project.round)]
+    words += [str(project.path), name, *project.overrides]
     if leader is not None:
         leader.start(name, key)
-    code, own = _launched(launch, words, leader.check if leader is not None else None)
+
+    def look() -> None:
+        view.look()
+        if leader is not None:
+            leader.check()
+
+    code, own = _launched(launch, words, look, watch)
+    view.look()
     if code:
         _check_interrupted(int(own or code))
         raise StageFailed(name, int(own or code), said=bool(own))
 
 
-def _launched(launch: Launch, words: Sequence[str], check: Callable[[], None] | None) -> tuple[int, str]:
+def _launched(
+    launch: Launch, words: Sequence[str], check: Callable[[], None], watch: Watch | None = None
+) -> tuple[int, str]:
     """Run a stage's processes on this node to their end.
 
     Args:
         launch: How they are started.
         words: Arguments of `rlhf.pipeline.stage`.
         check: Is called while they run; what it raises ends them.
+        watch: Where what they print goes; None leaves it on the terminal.
 
     Returns:
         The launcher's exit code, and the stage's own where it failed.
@@ -357,7 +398,9 @@ def _launched(launch: Launch, words: Sequence[str], check: Callable[[], None] | 
         command = [sys.executable, "-m", "rlhf.pipeline.launcher"]
         words = ["--tell", told.name, "--processes", str(launch.processes), *words]
         command += launch.command("rlhf.pipeline.stage", *words)
-        launcher = subprocess.Popen(command, start_new_session=True)  # it hears of an interrupt from here alone, once
+        with contextlib.nullcontext() if watch is None else watch.open() as output:
+            # a session of its own: it hears of an interrupt from here alone, once
+            launcher = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
         try:
             return nodes.wait_for(launcher, check), told.read()
         except Interrupted as interrupt:

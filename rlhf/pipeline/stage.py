@@ -162,6 +162,7 @@ def main() -> int:
     parser.add_argument(
         "--processes", type=int, metavar="N", help="how many the launch must have; any number if left out"
     )
+    parser.add_argument("--watch", type=Path, metavar="FILE", help="where the main process tells how far it is")
     parser.add_argument("--tell", type=Path, metavar="FILE", help="where it writes an exit code other than 0")
     args = parser.parse_args()
     quiet_environment()
@@ -176,7 +177,7 @@ def main() -> int:
         if args.run is None:
             _run_alone(project, args.stage)
         else:
-            join_stage(run_stage, project, args.stage, args.run)
+            join_stage(run_stage, project, args.stage, args.run, args.watch)
 
     code = guarded(work, alone=args.run is None)
     if code and args.tell is not None and processes.is_first_on_node():  # each node has such a file

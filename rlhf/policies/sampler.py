@@ -16,9 +16,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 import torch
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from rlhf import processes, progress
 from rlhf.models.roles import Roles
 from rlhf.policies import cache as caches
 from rlhf.policies.completion import Completion
@@ -95,12 +95,13 @@ class TransformersSampler:
         """
         samples = len(seeds[0])
         results: list[list[Completion]] = [[] for _ in prompts]
-        with tqdm(total=len(prompts), desc=self.label, leave=False, disable=None if self.label else True) as bar:
+        with progress.bar(self.label or "sampling", len(prompts), "prompts", shown=bool(self.label)) as bar:
             for chosen in self._batches(prompts, max(1, self.batch_size // samples)):
                 noise_BT = self._noise([seed for index in chosen for seed in seeds[index]])
                 done = self._batch([prompts[index] for index in chosen], samples, noise_BT)
                 for place, index in enumerate(chosen):
                     results[index] = done[place * samples : (place + 1) * samples]
+                progress.count_tokens(processes.count() * sum(len(completion.ids) for completion in done))
                 bar.update(len(chosen))
         return results
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rlhf import progress
 from rlhf.objectives.advantages import Advantages
 from rlhf.objectives.kl import KL_ESTIMATORS
 from rlhf.objectives.losses import action_weights
@@ -203,9 +204,11 @@ def collect(
     completions = [completion for group in groups for completion in group]
     sampled = as_arrays(completions=completions)
     # 2. Score each completion by each reward; normalise, weigh and add (Huang et al., 2024, "N+").
-    scores_BK = score(policy=policy, rewards=rewards, inputs=inputs, groups=groups, batch_size=size)
+    with progress.phase("scoring"):
+        scores_BK = score(policy=policy, rewards=rewards, inputs=inputs, groups=groups, batch_size=size)
     # 3. Measure under the other roles: reference log-probabilities, and the critic's values.
-    measured = measure(policy=policy, inputs=inputs, groups=groups, batch_size=size)
+    with progress.phase("measuring"):
+        measured = measure(policy=policy, inputs=inputs, groups=groups, batch_size=size)
     log_probs_BT = sampled.log_probs_BT if measured.policy_BT is None else measured.policy_BT
     scores_B = rewards.total(scores_BK, reduce)
     mask_BT = sampled.written_BT & ~scores_B.isnan()[:, None]

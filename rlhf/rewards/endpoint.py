@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
 import httpx2
-from tqdm.auto import tqdm
 
+from rlhf import progress
 from rlhf.config.checks import endpoint_problem
 from rlhf.config.project import RewardConfig
 from rlhf.data.records import Message, Text
@@ -228,7 +228,7 @@ class EndpointJudge:
         with (
             client_of(self.endpoint, self._key, self.timeout) as client,
             ThreadPoolExecutor(self.workers) as pool,
-            tqdm(total=len(missing), desc=self.name, unit=" questions", leave=False, disable=None) as bar,
+            progress.bar(self.name, len(missing), "questions") as bar,
         ):
             try:
                 answers = pool.map(lambda key: self._ask(client, key, asked[key], patience), missing)

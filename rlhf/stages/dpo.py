@@ -63,6 +63,10 @@ STAGE = Stage(
     dry_run=dry_run,
     workload=workload,
     method="Direct preference optimisation",
+    shows={
+        "loss": "loss", "rewards/accuracies": "accuracy", "eval_rewards/accuracies": "held-out accuracy",
+        "rewards/margins": "margin",
+    },
     data="preferences",
     rows_of=("rank",),
     follows=("rft", "sft"),

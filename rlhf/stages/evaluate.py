@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf import processes
+from rlhf import processes, progress
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.stages._rewards import reward_models
@@ -90,7 +90,7 @@ def run(context: StageContext) -> Metrics:
     changed = perturbed_prompts(prompts, project.evaluate.perturb)
     again = perturbed_rows(rows, changed)
     cut, kinds, retained, attributions = 0, {}, {}, []
-    for name in policies:
+    for name in progress.each(policies, "policies", ""):
         measures = measure_policy(
             project, context.parents, name, references.get(name), prompts, [*sets, *held_out], judges,
             [each.prompt for each in changed], kept,

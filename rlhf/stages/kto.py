@@ -171,6 +171,7 @@ STAGE = Stage(
     dry_run=dry_run,
     workload=workload,
     method="Kahneman-Tversky optimisation",
+    shows={"loss": "loss", "eval_loss": "held-out loss", "rewards/margins": "margin", "kl": "KL"},
     data="feedback",
     rows_of=("rank",),
     follows=("rft", "sft"),

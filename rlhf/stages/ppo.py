@@ -168,6 +168,10 @@ STAGE = Stage(
     dry_run=dry_run,
     workload=workload,
     method="Reinforcement learning (PPO)",
+    shows={
+        "objective/scores": "score", "objective/kl": "KL", "response/length": "tokens a reply",
+        "policy/entropy": "entropy",
+    },
     data="rollouts",
     follows=("rft", "sft"),
     uses=("reward",),

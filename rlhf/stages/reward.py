@@ -100,6 +100,7 @@ STAGE = Stage(
     dry_run=dry_run,
     workload=workload,
     method="A reward model, trained on preference pairs",
+    shows={"loss": "loss", "accuracy": "accuracy", "eval_accuracy": "held-out accuracy", "margin": "margin"},
     data="preferences",
     follows=("sft",),
     trainer=(*TRL_CONFIG, "trl.trainer.reward_config:RewardConfig"),

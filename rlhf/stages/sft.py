@@ -129,6 +129,7 @@ STAGE = Stage(
     dry_run=dry_run,
     workload=workload,
     method="Supervised fine-tuning on demonstrations",
+    shows={"loss": "loss", "eval_loss": "held-out loss", "mean_token_accuracy": "token accuracy"},
     data="demonstrations",
     first_round=True,
     trainer=(*TRL_CONFIG, "trl.trainer.sft_config:SFTConfig", "rlhf.trl_trainers.sft:SFTSettings"),

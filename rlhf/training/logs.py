@@ -8,12 +8,15 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import has_length
 
+from rlhf import progress
 from rlhf.durable import written_whole
 from rlhf.errors import Incident
 
@@ -64,6 +67,78 @@ def _step(line: str) -> float:
     except ValueError:
         return math.inf
     return math.inf if "train_loss" in row else row["step"]
+
+
+class WatchedTraining(TrainerCallback):
+    """Tells the process that watches how far a training is, and the numbers that matter for the stage.
+
+    Args:
+        shown: Metric -> how it is called (`Stage.shows`).
+    """
+
+    def __init__(self, shown: Mapping[str, str]) -> None:
+        self.shown = shown
+        self.training: progress.Phase | None = None
+        self.held_out: progress.Phase | None = None
+        self.tokens: float | None = None
+        self.newest: dict[str, float] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training begins, at the step of a checkpoint perhaps."""
+        self.training = progress.Phase("training", state.max_steps, "steps", state.global_step)
+        progress.begin(self.training)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """A step has been taken."""
+        if self.training is not None:
+            self.training.reach(state.global_step)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """A batch of held-out rows has been evaluated."""
+        if self.held_out is None:
+            batches = len(eval_dataloader) if has_length(eval_dataloader) else None
+            self.held_out = progress.Phase("held-out rows", batches, "batches")
+            progress.begin(self.held_out)
+        self.held_out.update()
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """All have."""
+        if self.held_out is not None:
+            progress.end(self.held_out)
+            self.held_out = None
+
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Give the newest numbers, and the tokens since the last time."""
+        logs = logs or {}
+        if state.global_step:  # what is measured in front of the first step would soon be out of date
+            self.newest |= {name: float(logs[name]) for name in self.shown if name in logs}
+            progress.show({called: self.newest[name] for name, called in self.shown.items() if name in self.newest})
+        if (tokens := logs.get("num_tokens")) is not None:
+            progress.count_tokens(tokens - (tokens if self.tokens is None else self.tokens))
+            self.tokens = tokens
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last step has been taken; evaluating and saving follow."""
+        if self.training is not None:
+            progress.end(self.training)
+            self.training = None
+
+
+def progress_callback(stage: str, shown: Mapping[str, str], disable_tqdm: bool) -> TrainerCallback:
+    """What shows how far a training is: to the process that watches, on a terminal, or in lines.
+
+    Args:
+        stage: Its name.
+        shown: The numbers that matter for it (`Stage.shows`).
+        disable_tqdm: Whether no bar can be drawn.
+    """
+    if progress.watched():
+        return WatchedTraining(shown)
+    return ProgressLines(stage) if disable_tqdm else ProgressBar()
 
 
 class ProgressLines(TrainerCallback):

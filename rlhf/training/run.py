@@ -15,7 +15,7 @@ from rlhf.data.prepare import load_prepared
 from rlhf.training import incidents
 from rlhf.training.buckets import ResumedEpoch
 from rlhf.training.checkpoints import good_checkpoint, step_of
-from rlhf.training.logs import MetricsFile, ProgressBar, ProgressLines, keep_through
+from rlhf.training.logs import MetricsFile, keep_through, progress_callback
 from rlhf.training.train_loss import LogAtCheckpoints, mean_train_loss
 from rlhf.training.trainer import ResumableTrainer, StopAtSignal
 from rlhf.workflow import StageContext
@@ -34,7 +34,7 @@ def run_training(trainer: ResumableTrainer, context: StageContext, logs: Sequenc
         `train_rows`, `eval_rows`, `train_time_s`; `skipped_steps` where steps that are not finite are skipped.
     """
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(ProgressLines(context.name) if trainer.args.disable_tqdm else ProgressBar())
+    trainer.add_callback(progress_callback(context.name, context.stage.shows, bool(trainer.args.disable_tqdm)))
     trainer.stage, trainer.on_nonfinite = context.name, context.settings.on_nonfinite
     trainer.incident_file = context.directory / incidents.INCIDENTS
     trainer.origins = lambda: load_prepared(context.directory / "data").origins

@@ -4,6 +4,7 @@ from datetime import timedelta
 import accelerate
 from transformers import TrainerState
 
+from rlhf import progress
 from rlhf.pipeline import execute, peers
 from rlhf.pipeline.stage import guarded
 from rlhf.training import logs
@@ -71,3 +72,36 @@ def test_an_interrupt_is_one_line(capfd):
 
     assert guarded(interrupted) == 130
     assert capfd.readouterr().err == "interrupted; the same command continues from the last checkpoint\n"
+
+
+def test_the_process_that_watches_is_told_of_steps_numbers_and_tokens(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    state = TrainerState(global_step=0, max_steps=4, is_world_process_zero=True)
+    path = tmp_path / "progress.json"
+    with progress.watching(path):
+        callback = logs.progress_callback("dpo", {"loss": "loss", "rewards/accuracies": "accuracy"}, disable_tqdm=True)
+        callback.on_train_begin(None, state, None)
+        callback.on_prediction_step(None, state, None, eval_dataloader=[1, 2, 3])
+        assert [(part["what"], part["total"]) for part in progress.read(path)["phases"]] == [
+            ("training", 4), ("held-out rows", 3)
+        ]  # fmt: skip
+        callback.on_evaluate(None, state, None)
+        callback.on_log(None, state, None, {"loss": 9.0})
+        for step in (1, 2, 3, 4):
+            clock[0] += 2
+            state.global_step = step
+            callback.on_step_end(None, state, None)
+            callback.on_log(
+                None, state, None, {"rewards/accuracies": 0.5, "loss": 2.0 / step, "num_tokens": 600 * step}
+            )
+        told = progress.read(path)
+        callback.on_train_end(None, state, None)
+    assert [(part["what"], part["done"], part["left"]) for part in told["phases"]] == [("training", 4, 0.0)]
+    assert list(told["numbers"].items()) == [("loss", 0.5), ("accuracy", 0.5)]
+    assert told["tokens_per_second"] == 300
+
+
+def test_where_nobody_watches_it_says_so_itself():
+    assert isinstance(logs.progress_callback("dpo", {}, disable_tqdm=True), logs.ProgressLines)
+    assert isinstance(logs.progress_callback("dpo", {}, disable_tqdm=False), logs.ProgressBar)
