@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from rlhf.config.project import SEEDS, ProjectConfig, RewardConfig, StageId
 from rlhf.config.ranges import shown
+from rlhf.config.trainer_fields import reporters_problem
 from rlhf.errors import UserError, unknown_name
 from rlhf.workflow import BASE, later_stages, rewards_of, scorers, stage_of, stages
 
@@ -32,6 +33,8 @@ def check(project: ProjectConfig) -> None:
         raise UserError(f"{where}: output_dir: {file} is a file; the run is to be a folder at {project.run_dir}")
     if (project.model.name_or_path is None) == (project.model.scratch is None):
         raise UserError(f"{where}: model: give one of name_or_path and scratch")
+    if problem := reporters_problem(project.report_to):
+        raise UserError(f"{where}: report_to: {problem}")
     models = {"model": project.model, **{f"stages.{name}.model": stage.model for name, stage in project.stages.items()}}
     for key, model in models.items():
         if model is not None and "/" in (model.attn_implementation or ""):

@@ -206,6 +206,8 @@ class ProjectConfig:
     """Where to publish, when asked."""
     gate: Literal["stop", "warn"] = "stop"
     """Whether online training waits for its reward models to pass the gate, or goes on and the report says so."""
+    report_to: str | list[str] | None = None
+    """Where every stage reports what it logs and measures: `tensorboard`, `wandb`, `trackio`; null reports nowhere."""
     path: Path = Path("project.yaml")
     """The file this was read from; set by `load_project`."""
     overrides: tuple[str, ...] = ()

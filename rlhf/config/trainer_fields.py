@@ -163,6 +163,12 @@ def _reporters() -> tuple[str, ...]:
     raise library_moved("transformers", f"there is no table {table} in {file}")
 
 
+def reporters_problem(given: str | list[str] | None) -> str | None:
+    """What is wrong with words of `report_to`, or None."""
+    named = [given] if isinstance(given, str) else given or []
+    return next((why for name in named if (why := ranges.problem(name, None, _reporters()))), None)
+
+
 @functools.cache
 def _estimators() -> tuple[str, ...]:
     """The names that `advantage` takes: the functions under `@estimator(…)`."""

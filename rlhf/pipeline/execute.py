@@ -22,6 +22,7 @@ from rlhf.errors import RowsToCome, UserError, reason
 from rlhf.failure import explained_stage
 from rlhf.pipeline import folder, identity, partial, peers
 from rlhf.pipeline.agreement import check_alike
+from rlhf.training import tracking
 from rlhf.trl_trainers.library_names import check_library_names
 from rlhf.workflow import StageContext, ancestors_of, order_of, parents_of, stage_of
 
@@ -64,14 +65,27 @@ def run_stage(project: ProjectConfig, name: str) -> None:
     quiet_libraries()
     context = StageContext(project, name, directory, parents)
     start = time.perf_counter()
-    metrics = stage_of(name).run(context)
-    _wait()
-    if processes.is_main():
-        record = _record(context, decides, dict(metrics), time.perf_counter() - start)
-        record["earlier_versions"] = worked[:-1]
-        sync_tree(directory)
-        write_manifest(directory, record)
-        partial.move_into_place(directory, project.run_dir / name)
+    with tracking.reporting(context):
+        metrics = stage_of(name).run(context)
+        _wait()
+        if processes.is_main():
+            record = _record(context, decides, dict(metrics), time.perf_counter() - start)
+            record["earlier_versions"] = worked[:-1]
+            sync_tree(directory)
+            write_manifest(directory, record)
+            partial.move_into_place(directory, project.run_dir / name)
+            tracking.finished(context, lambda: _reported(project, name, record["metrics"]))
+
+
+def _reported(project: ProjectConfig, name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a finished stage measured, as it is reported: of a comparison, what the report says of it."""
+    if stage_of(name).leaves != "comparison":
+        return metrics
+    from rlhf.report.build import build_report
+
+    report = build_report(project.run_dir)
+    compared = {part: tracking.comparisons(report[part]) for part in ("comparisons", "measured", "retained")}
+    return {**compared, "policies": {entry["policy"]: entry for entry in report["policies"]}}
 
 
 def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = ()) -> None:
@@ -88,6 +102,7 @@ def prepare_stage(project: ProjectConfig, name: str, running: Collection[str] = 
         UserError: The data or the settings are wrong.
     """
     stage = stage_of(name)
+    tracking.check_reporters(project, name)
     if stage.prepare is None:
         return
     quiet_libraries()

@@ -28,6 +28,7 @@ NOT_DECIDING = {
     "ProjectConfig.path": "the file may lie anywhere; what it says decides",
     "ProjectConfig.overrides": "what they change is among the settings",
     "ProjectConfig.gate": "what follows a verdict, which stays as it is",
+    "ProjectConfig.report_to": "what is logged",
     "PublishConfig.to": "publishing follows the run",
     "PublishConfig.merge": "publishing follows the run",
     "PublishConfig.private": "publishing follows the run",

@@ -20,6 +20,7 @@ from rlhf.data.splits import half_for
 from rlhf.errors import UserError
 from rlhf.models.tokenizer import tokenizer_record
 from rlhf.policies.kinds import Encoder
+from rlhf.training import tracking
 from rlhf.training.defaults import DEFAULTS
 from rlhf.training.reached import search_if_needed
 from rlhf.training.starting_point import StartingPoint
@@ -69,7 +70,8 @@ def arguments(context: StageContext, start: StartingPoint) -> TrainingArguments:
     given = context.settings.trainer
     if given.get("save_only_model"):
         raise UserError(f"stages.{context.name}.save_only_model: no training could continue from such a checkpoint")
-    fields = {**DEFAULTS, **context.stage.defaults, **given}
+    reported = tracking.trainer_fields(context.project, context.name)
+    fields = {**DEFAULTS, **reported, **context.stage.defaults, **given, "report_to": reported["report_to"]}
     on_gpu = state.device.type == "cuda"
     fields.setdefault("bf16", on_gpu and torch.cuda.is_bf16_supported() and not given.get("fp16"))
     fields.setdefault("dataloader_pin_memory", on_gpu)
