@@ -52,7 +52,7 @@ def main() -> None:
     """
     from rlhf.failure import explained
     from rlhf.pipeline.launch_file import with_own
-    from rlhf.pipeline.runner import StageFailed
+    from rlhf.pipeline.start import StageFailed
 
     signal.signal(signal.SIGTERM, _terminated)  # so that what it started ends with it
     try:

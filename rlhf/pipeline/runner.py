@@ -10,9 +10,7 @@ import contextlib
 import functools
 import inspect
 import multiprocessing
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,47 +19,18 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf import interrupts
 from rlhf.config.project import ProjectConfig
 from rlhf.config.trainer_fields import trained_stages
 from rlhf.data.findings import Findings
 from rlhf.data.ledger import Ledger
 from rlhf.errors import UserError
-from rlhf.failure import ended_by
-from rlhf.interrupts import Interrupted
 from rlhf.pipeline import folder, gatekeeper, nodes, partial
-from rlhf.pipeline.execute import join_stage, prepare_stage, quiet_environment, run_stage
+from rlhf.pipeline.execute import prepare_stage, quiet_environment, run_stage
 from rlhf.pipeline.launch_file import Launch
 from rlhf.pipeline.plan import Plan, plan
-from rlhf.pipeline.stage import guarded
-from rlhf.pipeline.view import LOOK, View, Watch
+from rlhf.pipeline.start import StageFailed, check_interrupted, launched, start
+from rlhf.pipeline.view import View
 from rlhf.workflow import kind_of, planned, rows_from, stage_of, stages
-
-_SAID = (1, 2, 4)
-"""Exit codes behind a line that says why."""
-_NOBODY_KNOWS = 255
-"""Exit code of a process whose fork server is gone."""
-_PATIENCE = 40.0
-"""Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
-
-
-class StageFailed(Exception):
-    """A stage ended with an exit code that is not 0.
-
-    Args:
-        stage: The stage.
-        code: Its exit code, or that of what launched it; negative where a signal ended it.
-        said: Whether it has said why itself.
-    """
-
-    def __init__(self, stage: str, code: int, said: bool = False) -> None:
-        super().__init__(f"stage {stage} {f'ended with exit code {code}' if code > 0 else ended_by(-code)}")
-        self.stage, self.code, self.said = stage, code, said
-
-    @property
-    def exit_code(self) -> int:
-        """The code of a command that ends with it."""
-        return self.code if self.code > 0 else 2
 
 
 def run(
@@ -133,14 +102,14 @@ def _check_data(project: ProjectConfig, plans: list[Plan], key: str, view: View)
         server = _fork_server()
     if _makes_base(todo[0].stage):  # with the tokenizer that all data is prepared with
         view.begins(todo[0].stage)
-        _start(server, run_stage, project, todo[0].stage, key, view)
+        start(server, run_stage, project, todo[0].stage, key, view)
         view.ended(todo[0].stage)
         todo = todo[1:]
     view.checks()
     prepare = functools.partial(prepare_stage, running=frozenset(stage_plan.stage for stage_plan in todo))
     for stage_plan in todo:
         view.checks(stage_plan.stage)
-        _start(server, prepare, project, stage_plan.stage, key, view)
+        start(server, prepare, project, stage_plan.stage, key, view)
     view.checked()
 
 
@@ -161,7 +130,7 @@ def _run(
         if launch is not None:
             _accelerate(project, stage_plan.stage, key, launch, leader, view)
         else:
-            _start(_fork_server(), run_stage, project, stage_plan.stage, key, view)
+            start(_fork_server(), run_stage, project, stage_plan.stage, key, view)
         if folder.partial_dir(project, stage_plan.stage).exists():
             raise UserError(
                 f"{stage_plan.stage}: its process ended before the stage was done, and says that all is well; "
@@ -196,7 +165,7 @@ def scratch(project: ProjectConfig) -> Iterator[Scratch]:
     with tempfile.TemporaryDirectory() as place:
         copy = replace(project, output_dir=place)
         with folder.locked(copy) as run_lock:
-            yield Scratch(copy, lambda function, name: _start(server, function, copy, name, run_lock.key))
+            yield Scratch(copy, lambda function, name: start(server, function, copy, name, run_lock.key))
 
 
 def check(
@@ -268,69 +237,6 @@ def _heavy_modules() -> list[str]:
     return sorted(names)
 
 
-def _start(
-    server: Any,
-    function: Callable[[ProjectConfig, str], None],
-    project: ProjectConfig,
-    name: str,
-    key: str,
-    view: View | None = None,
-) -> None:
-    watch = None if view is None else view.watch()
-    process = server.Process(target=_child, args=(function, project, name, key, watch), name=name)
-    look = (lambda: None) if view is None else view.look
-    try:
-        with interrupts.deferred():  # in the middle of it, nobody would know the process
-            process.start()
-        _join(process, look)
-    except (EOFError, ConnectionError):  # the server was ended before it could fork, as a rule by the system
-        raise StageFailed(name, -signal.SIGKILL) from None
-    except Interrupted as interrupt:
-        process.terminate()  # it saves what it has and ends; another signal to this process ends both at once
-        _join(process, look)
-        raise Interrupted(interrupt.number) from None
-    except BaseException:
-        process.terminate()
-        process.join()
-        raise
-    finally:
-        look()
-    _check_interrupted(process.exitcode)
-    if process.exitcode == _NOBODY_KNOWS:
-        raise UserError(
-            f"{name}: the fork server was killed, and the stage with it; was there memory enough? start the run again"
-        )
-    if process.exitcode:
-        raise StageFailed(name, process.exitcode, said=process.exitcode in _SAID)
-
-
-def _join(process: Any, look: Callable[[], None]) -> None:
-    """Wait until a process ends, and look meanwhile."""
-    while process.exitcode is None:
-        process.join(LOOK)
-        look()
-
-
-def _child(
-    function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str, watch: Watch | None
-) -> None:
-    if watch is not None:
-        watch.take_output()
-    told = None if watch is None else watch.progress
-    sys.exit(guarded(lambda: join_stage(function, project, name, key, told), alone=False))
-
-
-def _check_interrupted(code: int | None) -> None:
-    """End as a stage ended that was asked to, though this process was not.
-
-    Raises:
-        Interrupted: It was.
-    """
-    for number in interrupts.SIGNALS:
-        if code == 128 + number:
-            raise Interrupted(number)
-
-
 def follow(project: ProjectConfig, launch: Launch, wait: float, say: Callable[[str], None] = print) -> int:
     """Take part in a run as a node that does not lead: start each stage's processes as node 0 does.
 
@@ -353,7 +259,7 @@ def follow(project: ProjectConfig, launch: Launch, wait: float, say: Callable[[s
             words = ["--run", order["run"], "--round", str(order["round"])]
             words += [str(project.path), order["stage"], *order["overrides"]]
             with contextlib.suppress(nodes.Ended):
-                code, own = _launched(launch, words, follower.check)
+                code, own = launched(launch, words, follower.check)
                 if code:
                     follower.failed(int(own or code))
     return follower.code
@@ -373,49 +279,8 @@ def _accelerate(
         if leader is not None:
             leader.check()
 
-    code, own = _launched(launch, words, look, watch)
+    code, own = launched(launch, words, look, watch)
     view.look()
     if code:
-        _check_interrupted(int(own or code))
+        check_interrupted(int(own or code))
         raise StageFailed(name, int(own or code), said=bool(own))
-
-
-def _launched(
-    launch: Launch, words: Sequence[str], check: Callable[[], None], watch: Watch | None = None
-) -> tuple[int, str]:
-    """Run a stage's processes on this node to their end.
-
-    Args:
-        launch: How they are started.
-        words: Arguments of `rlhf.pipeline.stage`.
-        check: Is called while they run; what it raises ends them.
-        watch: Where what they print goes; None leaves it on the terminal.
-
-    Returns:
-        The launcher's exit code, and the stage's own where it failed.
-    """
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
-        command = [sys.executable, "-m", "rlhf.pipeline.launcher"]
-        words = ["--tell", told.name, "--processes", str(launch.processes), *words]
-        command += launch.command("rlhf.pipeline.stage", *words)
-        with contextlib.nullcontext() if watch is None else watch.open() as output:
-            # a session of its own: it hears of an interrupt from here alone, once
-            launcher = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
-        try:
-            return nodes.wait_for(launcher, check), told.read()
-        except Interrupted as interrupt:
-            _end(launcher)
-            raise Interrupted(interrupt.number) from None
-        except BaseException:
-            _end(launcher)
-            raise
-
-
-def _end(launcher: subprocess.Popen[bytes]) -> None:
-    """End a launcher, which ends the processes it started."""
-    for ending in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(launcher.pid, ending)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            launcher.wait(_PATIENCE)
-            return

@@ -17,9 +17,10 @@ from rlhf.data.sources import read_rows
 from rlhf.data.votes import read_votes
 from rlhf.errors import UserError
 from rlhf.models.load import adapter_config
-from rlhf.pipeline import folder, identity, rounds, runner
+from rlhf.pipeline import folder, identity, rounds, runner, start
 from rlhf.pipeline.launch_file import Launch
 from rlhf.pipeline.runs import find_run, pick_stage
+from rlhf.pipeline.view import View
 from tests.support.kill import at_every_change
 from tests.support.projects import make_project, write_project
 from tests.support.runs import add_stage
@@ -227,11 +228,12 @@ def test_processes_that_are_launched_are_told_their_round(project, monkeypatch, 
         def __init__(self, command, **options):
             commands.append(command)
 
-        def wait(self):
+        def wait(self, seconds):
             return 0
 
-    monkeypatch.setattr(runner.subprocess, "Popen", Launcher)
-    runner._accelerate(made, "dpo", "key", Launch(tmp_path / "ddp.yaml"), None)
+    monkeypatch.setattr(start.subprocess, "Popen", Launcher)
+    with View() as shown:
+        runner._accelerate(made, "dpo", "key", Launch(tmp_path / "ddp.yaml"), None, shown)
     place = commands[0].index("--round")
     assert commands[0][place : place + 4] == ["--round", "2", str(project.path), "dpo"]
     assert rounds.of_round(load_project(project.path), 2) == made

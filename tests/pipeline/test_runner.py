@@ -16,7 +16,8 @@ from rlhf.artifacts.manifest import artifact_hash, verify
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.models import probe
-from rlhf.pipeline import folder, identity, runner
+from rlhf.pipeline import folder, identity, runner, start
+from rlhf.pipeline.view import View
 from tests.support.projects import make_project, pairs, write_project, write_rows
 
 SILENT = {"say": lambda line: None}
@@ -37,11 +38,11 @@ def finished(tmp_path_factory, tiny_llama) -> Path:
 def test_a_process_that_ends_with_0_in_the_middle_of_a_stage_has_not_done_it(tmp_path, tiny_llama, monkeypatch):
     """`os._exit(0)`, in a reward say, ends a process before anybody can hear of it."""
     project = make_project(tmp_path, tiny_llama)
-    monkeypatch.setattr(runner, "_start", lambda server, function, project, name, key: None)
+    monkeypatch.setattr(runner, "start", lambda server, function, project, name, key, view: None)
     folder.partial_dir(project, "sft").mkdir(parents=True)
     said = []
-    with pytest.raises(UserError, match=r"^sft: its process ended before the stage was done"):
-        runner._run(project, [runner.Plan("sft", "not done yet")], "key", None, None, said.append)
+    with View(said.append) as shown, pytest.raises(UserError, match=r"^sft: its process ended before the stage was"):
+        runner._run(project, [runner.Plan("sft", "not done yet")], "key", None, None, shown)
     assert said == ["running sft"]
 
 
@@ -183,7 +184,7 @@ def test_bad_data_for_a_later_stage_stops_the_run_before_anything_trains(tmp_pat
     bad = write_rows(tmp_path / "bad.jsonl", pairs(3))
     bad.write_text(bad.read_text() + '{"prompt": "x", "chosen": "y"\n')
     project = load_project(project.path, [f"data.preferences.source={bad}"])
-    with pytest.raises(runner.StageFailed) as failed:
+    with pytest.raises(start.StageFailed) as failed:
         runner.run(project, **SILENT)
     assert failed.value.code == 2
     assert not (project.run_dir / "sft").exists()
@@ -296,5 +297,5 @@ def test_a_fork_server_that_was_killed_is_named_and_no_abort(error):
             raise error
 
     server = types.SimpleNamespace(Process=lambda **options: Process())
-    with pytest.raises(runner.StageFailed, match="stage sft was killed; was there memory enough"):
-        runner._start(server, None, None, "sft", "")
+    with pytest.raises(start.StageFailed, match="stage sft was killed; was there memory enough"):
+        start.start(server, None, None, "sft", "")

@@ -5,7 +5,7 @@ import pytest
 from rlhf.config import trainer_fields
 from rlhf.config.load import load_project
 from rlhf.errors import UserError
-from rlhf.pipeline import folder, runner
+from rlhf.pipeline import folder, runner, start
 from rlhf.pipeline.stage import launch, main
 from tests.support.projects import write_project
 
@@ -50,10 +50,10 @@ def test_a_launched_stage_tells_its_own_exit_code(tmp_path, tiny_llama, monkeypa
 
 
 def test_how_a_stage_ended_is_said_where_it_could_not_say_it():
-    assert "was killed; was there memory enough" in str(runner.StageFailed("sft", -9))
-    assert "aborted by a library (SIGABRT)" in str(runner.StageFailed("sft", -6))
-    assert "was ended by SIGHUP" in str(runner.StageFailed("sft", -1))
-    assert "exit code 7" in str(runner.StageFailed("sft", 7))
+    assert "was killed; was there memory enough" in str(start.StageFailed("sft", -9))
+    assert "aborted by a library (SIGABRT)" in str(start.StageFailed("sft", -6))
+    assert "was ended by SIGHUP" in str(start.StageFailed("sft", -1))
+    assert "exit code 7" in str(start.StageFailed("sft", 7))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
