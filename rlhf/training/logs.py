@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from rlhf import progress
 from rlhf.durable import written_whole
@@ -98,7 +97,7 @@ class WatchedTraining(TrainerCallback):
     ) -> None:
         """A batch of held-out rows has been evaluated."""
         if self.held_out is None:
-            batches = len(eval_dataloader) if has_length(eval_dataloader) else None
+            batches = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
             self.held_out = progress.Phase("held-out rows", batches, "batches")
             progress.begin(self.held_out)
         self.held_out.update()
