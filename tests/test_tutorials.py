@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from tests.support.hub_server import TOKEN, HubServer
-from tests.support.pages import ROOT, blocks, check_command, examples, lay, shell
+from tests.support.pages import ROOT, blocks, check_command, commands_of, examples, lay, shell
 
+TUTORIALS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/tutorials").glob("*.md"))
 SMALL = ["stages.sft.max_steps=2", "stages.reward.max_steps=2", "evaluate.prompts=6", "evaluate.samples=1",
          "evaluate.max_new_tokens=8", "data.preferences.limit=60", "data.demonstrations.limit=60"]  # fmt: skip
 """Overrides that make a run short."""
@@ -32,6 +33,13 @@ def test_the_examples_of_the_teacher_give_what_is_printed():
     result = examples("docs/tutorials/teacher.md")
     assert result.attempted > 35
     assert not result.failed
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_every_command_in_a_sentence_exists(page):
+    prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in commands_of(prose):
+        check_command(re.sub(r"desk(-\w+)?\.yaml", "mine.yaml", line))
 
 
 @pytest.mark.slow

@@ -18,7 +18,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-_LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".txt": "text", ".toml": "toml", ".jinja": "jinja"}
+_LANGUAGES = {
+    ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".txt": "text", ".toml": "toml", ".jinja": "jinja",
+}  # fmt: skip
 _TOP = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md",
         "CHANGELOG.md": "changelog.md"}  # fmt: skip
 """Pages at the top of the repository, and where they are in the site."""
