@@ -111,7 +111,7 @@ def check_rlhf(words: list[str], root: Path) -> None:
     project = load_project(root / given, context.params["overrides"] or ())
     for option in ("only", "force"):
         named = (context.params.get(option) or "").split(",")
-        assert {name for name in named if name} <= {*project.stages, "evaluate"}, words
+        assert {name for name in named if name} <= {*project.stages, "gate", "evaluate"}, words
 
 
 def check_launch(words: list[str], root: Path) -> None:
