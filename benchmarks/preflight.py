@@ -1,54 +1,48 @@
 """What `rlhf check` says of memory and time, held against what stages took.
 
-usage: python benchmarks/preflight.py [--rows 'sft lora 2,…'] [--pairs FILE] [--device cuda] [--page docs/preflight.md]
+usage: python benchmarks/preflight.py --pairs FILE [--rows 'lora 2,full 8'] [--time] [--page docs/preflight.md]
 
-Sixteen settings: SFT, reward model, DPO and PPO, each with LoRA and with all weights, at two batch sizes. Each is run
-as a stage of a project in a process of its own, once as a whole and once for two steps, as `--measure` does. The peak
-is that of the process (VmHWM, with Python and its libraries), on a GPU what PyTorch reserved. Then the estimate is made
-of the same project and the same rows.
+Sixteen settings: SFT, reward model, DPO and PPO, each with LoRA and with all weights, at two batch sizes. Of a project
+each stage is estimated from its prepared data, then run as a stage is, in a process of its own, whose peak is read: all
+that is resident, Python and its libraries included, or on a GPU what PyTorch reserved. With `--time` two steps of each
+stage are run before, as `rlhf check --measure` does, and its time is estimated by them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
+import re
 import sys
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from setting import TINY, Size, chosen_rows, make_model, make_tokenizer, parser, print_table, run_program, texts_of
+from setting import TINY, Size, chosen_rows, environment, make_model, make_tokenizer, parser, texts_of
 
 SIZE = Size(hidden=256, intermediate=1024, layers=8, heads=4, kv_heads=4, reply=48)
-"""12.5 million parameters: in float32 50 MB, beside which a row of 200 tokens keeps 40 MB for the backward pass."""
-STAGES, BATCHES = ("sft", "reward", "dpo", "ppo"), {2: 2, 8: 1}
+"""12.5 million parameters: 50 MB in float32, beside which a row of 200 tokens keeps 40 MB for the backward pass."""
+STAGES = ("sft", "reward", "dpo", "ppo")
+BATCHES = {2: 2, 8: 1}
 """Rows of a batch, and batches of a step."""
-LONGEST = 512
-ROWS = 20
-"""Of the set, of which a tenth is held out: two to five steps."""
-_TARGET = {"memory": (-0.15, 0.25), "time": (-0.30, 0.30)}
-"""By how much an estimate may be off, as a share of what was measured."""
+LONGEST, ROWS = 512, 12
 
 
-def settings() -> list[str]:
-    """Names of the rows: stage, weights, batch size."""
-    return [f"{stage} {kind} {batch}" for batch in BATCHES for kind in ("lora", "full") for stage in STAGES]
-
-
-def write_project(folder: Path, model: Path, pairs: Path, name: str, size: Size, device: str) -> Path:
-    """The project of a setting; its reward stage is trained first where ppo needs it."""
-    _, kind, batch = name.split()
-    step = f"per_device_train_batch_size: {batch}, gradient_accumulation_steps: {BATCHES[int(batch)]}"
-    step += ", num_train_epochs: 1, bf16: false"
-    common = f"{step}, max_length: {LONGEST}, learning_rate: 1.0e-5, parent: base, save_strategy: 'no'"
+def write_project(folder: Path, pairs: Path, name: str, size: Size) -> Path:
+    """The project of some settings: `lora 2` has all stages with LoRA, and two rows in a batch."""
+    kind, batch = name.split()
+    step = f"per_device_train_batch_size: {batch}, gradient_accumulation_steps: {BATCHES[int(batch)]}, bf16: false"
+    common = f"{step}, num_train_epochs: 1, max_length: {LONGEST}, learning_rate: 1.0e-5, parent: base"
     source = f"{{source: {pairs}, format: hh, limit: {ROWS}, holdout: 0.1}}"
     text = f"""name: {name.replace(" ", "-")}
-output_dir: {folder / "runs"}
-model: {{name_or_path: {model}, adapter: {"{r: 16}" if kind == "lora" else "null"}}}
+model: {{name_or_path: {folder / "model"}, adapter: {"{r: 16}" if kind == "lora" else "null"}}}
 data:
   demonstrations: {source}
   preferences: {source}
 evaluate: false
+gate: warn
 stages:
   sft: {{{common}}}
   reward: {{{common}}}
@@ -61,89 +55,76 @@ stages:
     return path
 
 
-def measure(project: Path, stage: str) -> dict[str, Any]:
-    """A stage as a whole, and two steps of it."""
-    if stage == "ppo":
-        run_program(f"{project.stem} reward", "preflight_run.py", str(project), "reward")
-        run_program(f"{project.stem} reward", "preflight_run.py", str(project), "reward", "--steps")
-    whole = run_program(project.stem, "preflight_run.py", str(project), stage)
-    return {"whole": whole, "steps": run_program(project.stem, "preflight_run.py", str(project), stage, "--steps")}
-
-
-def predict(file: Path, stage: str, steps: dict[str, Any], device: str) -> dict[str, Any]:
-    """The estimate of a stage, its time by the two measured steps."""
-    from dataclasses import replace
-
+def compare(file: Path, timed: bool) -> dict[str, Any]:
+    """Of each stage of a project what is estimated, and what it took."""
     from rlhf.config.load import load_project
+    from rlhf.pipeline import runner
     from rlhf.pipeline.execute import prepare_stage
-    from rlhf.pipeline.folder import partial_dir
-    from rlhf.preflight.estimates import Models, estimate_stage
-    from rlhf.preflight.machine import Machine
-    from rlhf.preflight.measure import Measured
+    from rlhf.preflight.command import Asked, as_json, measured_steps, read_estimates, write_estimates
+    from rlhf.preflight.measure import read_measured, run_measured
 
-    project = load_project(file)
-    names = [field.name for field in fields(Measured)]
-    measured = Measured(
-        **{name: tuple(steps[name]) if isinstance(steps[name], list) else steps[name] for name in names}
-    )
-    prepared = replace(project, output_dir=f"{project.output_dir}-prepared")
-    prepare_stage(prepared, stage)
-    found = estimate_stage(project, stage, Machine.here(), partial_dir(prepared, stage) / "data", Models(), measured)
-    return {"phase": found.phase, "parts": dict(found.parts), "bytes": found.bytes, "seconds": found.seconds}
+    project, result = load_project(file), {}
+    steps = measured_steps(project) if timed else {}
+    with runner.scratch(project) as copy:
+        for stage in STAGES:
+            copy.start(prepare_stage, stage)
+        copy.start(functools.partial(write_estimates, asked=Asked(), measured=steps), STAGES[0])
+        estimates = as_json(read_estimates(copy.project.run_dir / "preflight.json"))["stages"]
+        said = {estimate["stage"]: estimate for estimate in estimates}
+        for stage in STAGES:
+            with contextlib.suppress(runner.StageFailed):
+                copy.start(run_measured, stage)
+                result[stage] = {
+                    "estimated": said[stage], "measured": dataclasses.asdict(read_measured(copy.project, stage)),
+                }  # fmt: skip
+                print(stage, row_of(stage, result[stage]), file=sys.stderr, flush=True)
+    return result
+
+
+HEADER = ["Setting", "GB measured", "GB estimated", "off by", "peak in", "s taken", "s estimated", "off by"]
 
 
 def row_of(name: str, run: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    measured, said = run["measured"]["whole"], run["predicted"]
-    memory = said["bytes"] / measured["peak"] - 1
+    measured, said = run["measured"], run["estimated"]
+    taken = sum(measured["step"]) + measured["rollout"] + measured["around"]
     least, expected, most = said["seconds"]
-    seconds = sum(measured["step"]) + measured["rollout"] + measured["around"]
-    time = expected / seconds - 1
+    timed = [f"{taken:.0f}", f"{expected:.0f} ({least:.0f} to {most:.0f})", f"{expected / taken - 1:+.0%}"]
     return [
-        name, f"{measured['peak'] / 1e9:.2f}", f"{said['bytes'] / 1e9:.2f}", f"{memory:+.0%}", said["phase"],
-        f"{seconds:.0f}", f"{expected:.0f} ({least:.0f} to {most:.0f})", f"{time:+.0%}",
+        name, f"{measured['peak'] / 1e9:.2f}", f"{said['bytes'] / 1e9:.2f}",
+        f"{said['bytes'] / measured['peak'] - 1:+.0%}", said["phase"], *(timed if said["measured"] else ["–"] * 3),
     ]  # fmt: skip
 
 
-HEADER = ["Setting", "GB measured", "GB estimated", "off by", "peak in", "s measured", "s estimated", "off by"]
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Write what there is so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def table(runs: dict[str, Any]) -> str:
+    """All settings in Markdown."""
+    lines = [HEADER, ["---"] * len(HEADER)]
+    lines += [row_of(f"{stage} {name}", run) for name, stages in runs.items() for stage, run in stages.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Measure what is not measured yet, estimate, print, write."""
+    """Measure, estimate, print, write."""
     options = parser("Estimates of memory and time against what stages took.", "preflight", 1)
-    options.add_argument("--again", action="store_true", help="estimate anew from the folder of an earlier call")
-    options.add_argument("--no-estimate", action="store_true", help="measure alone")
-    options.add_argument("--folder", type=Path, help="where projects and runs are kept (default: a temporary folder)")
+    options.add_argument("--time", action="store_true", help="run two steps of each stage before, for the time")
     options.add_argument("--page", type=Path, help="page whose section `preflight` is written, docs/preflight.md")
     args = options.parse_args()
-    size = TINY if args.tiny else SIZE
-    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {"runs": {}}
+    size, result = TINY if args.tiny else SIZE, {"environment": environment(), "runs": {}}
+    if args.out.is_file():
+        result["runs"] = json.loads(args.out.read_text(encoding="utf-8"))["runs"]
     with tempfile.TemporaryDirectory() as place:
-        folder = (args.folder or Path(place)).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "model").is_dir():
-            make_tokenizer(texts_of(args.pairs), size.vocabulary).save_pretrained(folder / "model")
-            make_model(size).save_pretrained(folder / "model")
-        for name in chosen_rows(args.rows, settings()):
-            file = write_project(folder, folder / "model", args.pairs, name, size, args.device)
-            stage = name.split()[0]
-            if not args.again:
-                result["runs"][name] = {"measured": measure(file, stage)}
-                write(args.out, result)
-            run = result["runs"].get(name)
-            if run is None or args.no_estimate:
-                continue
-            run["predicted"] = predict(file, stage, run["measured"]["steps"], args.device)
-            write(args.out, result)
-            print(" | ".join(row_of(name, run)), file=sys.stderr, flush=True)
-    rows = [row_of(name, result["runs"][name]) for name in settings() if "predicted" in result["runs"].get(name, {})]
-    print_table(HEADER, rows)
+        folder = Path(place)
+        make_tokenizer(texts_of(args.pairs), size.vocabulary).save_pretrained(folder / "model")
+        make_model(size).save_pretrained(folder / "model")
+        for name in chosen_rows(args.rows, [f"{kind} {batch}" for batch in BATCHES for kind in ("lora", "full")]):
+            result["runs"][name] = compare(write_project(folder, args.pairs.absolute(), name, size), args.time)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result["runs"]))
+    if args.page:
+        old = args.page.read_text(encoding="utf-8")
+        section = re.compile(r"(?<=<!-- preflight -->\n).*?(?=<!-- end of preflight -->)", re.DOTALL)
+        args.page.write_text(section.sub(lambda _: table(result["runs"]) + "\n", old), encoding="utf-8")
 
 
 if __name__ == "__main__":

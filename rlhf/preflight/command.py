@@ -77,13 +77,13 @@ def look(scratch: runner.Scratch, asked: Asked, measure: bool) -> Preflight:
         asked: The machine.
         measure: Whether two optimizer steps of each stage are run for the time.
     """
-    measured = _measured(scratch.project) if measure else {}
+    measured = measured_steps(scratch.project) if measure else {}
     names = estimated_stages(scratch.project)
     scratch.start(functools.partial(write_estimates, asked=asked, measured=measured), names[0])
     return read_estimates(scratch.project.run_dir / _FILE)
 
 
-def _measured(project: ProjectConfig) -> dict[str, dict[str, Any]]:
+def measured_steps(project: ProjectConfig) -> dict[str, dict[str, Any]]:
     """What two steps of each stage took, as JSON; a stage that fails has said why, and is estimated without."""
     measured = {}
     with runner.scratch(measured_project(project)) as copy:

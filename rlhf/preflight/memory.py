@@ -215,7 +215,8 @@ def _sampling(situation: Situation, passing: Pass) -> dict[str, float]:
     longest = max(row.folded for row in situation.rows[passing.name].rows)
     prompts = max(1, passing.at_once // passing.samples)
     cache = built.cache * size * (passing.at_once * (longest + passing.writes) + prompts * longest)
-    merges = situation.held(role).adapter is not None and built.model.dtype == torch.float32 and not machine.sharded
+    held, plain = situation.held(role), built.model.dtype == torch.float32 and not machine.sharded
+    merges = plain and held.adapter is not None and (held.base is None or held.base.quantization is None)
     gathered = built.numbers.base_bytes if machine.sharded and situation.settings.get("gather_for_rollouts") else 0.0
     return {
         "merged weights": float(built.numbers.merged_bytes if merges else 0.0) + gathered,
