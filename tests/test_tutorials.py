@@ -84,7 +84,8 @@ def append(checkout, function):
     path.write_text(path.read_text(encoding="utf-8") + "\n\n" + function, encoding="utf-8")
 
 
-SHORT_PPO = [*SMALL, "gate=warn", "stages.ppo.total_episodes=8", "stages.ppo.per_device_train_batch_size=8",
+SHORT_PPO = [*SMALL, "gate=warn", "stages.dpo.max_steps=1", "stages.ppo.total_episodes=8",
+             "stages.ppo.per_device_train_batch_size=8",
              "stages.ppo.gradient_accumulation_steps=1", "stages.ppo.max_new_tokens=8",
              "stages.ppo.normalize_samples=8", "stages.ppo.critic_warmup_rollouts=0",
              "data.prompts.limit=8"]  # fmt: skip
