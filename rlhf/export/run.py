@@ -6,8 +6,10 @@ it was or whole.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,7 +181,8 @@ class _Export:
         self.say(f"writing {made.what}")
         whole.opened.processor.save_pretrained(folder)
         notes = list(made.write(model, whole, folder))
-        exported = load_whole(folder, whole.opened.settings.dtype, whole.task, **made.arguments)
+        with contextlib.redirect_stderr(io.StringIO()):  # bars
+            exported = load_whole(folder, whole.opened.settings.dtype, whole.task, **made.arguments)
         seen = self._probe(model, exported)
         del model
         gc.collect()

@@ -38,7 +38,7 @@ from rlhf.report.build import build_report
 from rlhf.secrets import holds_secret
 
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors.index.json")
-_ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".model", ".md"}
+_ALLOWED = {".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model", ".md"}
 _TEXT = {".json", ".jinja", ".txt", ".md"}
 
 
