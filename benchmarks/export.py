@@ -22,7 +22,7 @@ from rlhf.report.names import shown_verdict
 from rlhf.report.tables import markdown_table
 
 EXPORTS = [
-    ("merged", None, None), ("int8", None, None), ("nf4", None, None), ("gguf-f16", None, None),
+    ("merged", None, None), ("int8", None, None), ("gguf-f16", None, None),
     ("gguf-q8_0", None, None), ("gguf-q4_0", None, None), ("merged", "magnitude", "0.5"), ("merged", "wanda", "0.5"),
     ("merged", "wanda", "2:4"), ("int8", "wanda", "0.5"),
 ]  # fmt: skip
