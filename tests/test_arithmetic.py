@@ -72,7 +72,7 @@ def test_bytes_in_memory():
 
 
 def test_a_plan_by_hand():
-    """8B SFT, all weights: float32 weights, gradients and two means, spread over 8."""
+    """8B SFT, all weights: float32 weights, gradients and two means, sharded over 8."""
     plan = efficiency.Plan("8B", "sft", False, 4, 1024, 1024)
     parts = efficiency.memory(plan)
     assert parts["weights"] == parts["gradients"] == 8_030_261_248 * 4 / 8

@@ -151,7 +151,7 @@ def ppo_flops(
 
 
 def gathered(numbers: int, size: int, processes: int) -> float:
-    """Bytes that a process receives when weights spread over N are gathered, or their gradients scattered: (N − 1)/N.
+    """Bytes that a process receives when weights sharded over N are gathered, or their gradients scattered: (N − 1)/N.
 
     Args:
         numbers: Of the whole.
