@@ -136,7 +136,7 @@ def test_an_empty_environment_is_enough(root, wheel, tmp_path):
     found = json.loads(rlhf("env", "--json"))
     assert found["rlhf"]["commit"] is None
     assert {library["problem"] for library in found["packages"].values()} == {None}
-    assert found["extras"]["serve"] == ["h11", "limits", "starlette", "uvicorn"]
+    assert {"starlette", "uvicorn"} <= set(found["extras"]["serve"])
     assert not list(work.iterdir())
 
     assert "runs/quickstart/report.html" in rlhf("quickstart", "recipes", *SMALL)
