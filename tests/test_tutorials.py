@@ -106,7 +106,7 @@ def test_a_researcher_adds_an_estimator_and_compares_it(checkout):
     assert " passed" in done.stdout
     assert "stages.ppo.advantage" in done.stdout  # what `rlhf diff` names
     manifest = json.loads((checkout / "runs/median/ppo/stage.json").read_text(encoding="utf-8"))
-    assert manifest["config"]["advantage"] == "median"
+    assert manifest["config"]["trainer"]["advantage"] == "median"
 
 
 def test_the_tests_of_the_researcher_find_another_sign(checkout):
