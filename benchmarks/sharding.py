@@ -65,7 +65,7 @@ def expected(case: str, lora: bool, sizes: dict[str, int], processes: int) -> di
     layers, embedding, head, trained = (sizes[name] for name in ("layers", "embedding", "head", "trained"))
     whole = layers + embedding + head
     if case == "dpo":
-        rollout, step = 0, 3 * whole - head + trained
+        rollout, step = 0, 3 * whole - head + (trained if lora else whole)
     elif lora:
         rollout, step = whole, 4 * layers + 2 * embedding + 2 * head + 2 * trained
     else:

@@ -101,15 +101,14 @@ def write_estimates(project: ProjectConfig, name: str, asked: Asked, measured: M
 
     machine, models = Machine.given(asked.devices, asked.memory, asked.engine), Models()
     stages, problems = [], {}
-    prepared = [
-        folder for stage in estimated_stages(project) if (folder := partial_dir(project, stage) / "data").is_dir()
-    ]
+    folders = [partial_dir(project, stage) / "data" for stage in estimated_stages(project)]
+    prepared = [folder for folder in folders if folder.is_dir()]
     for stage in estimated_stages(project):
         steps = Measured.of(measured[stage]) if stage in measured else None
         own = partial_dir(project, stage) / "data"
-        folder = own if own in prepared else next(reversed(prepared), None)  # another set's prompts, for evaluation
+        rows = own if own in prepared else next(reversed(prepared), None)  # another set's prompts, for evaluation
         try:
-            found = estimate_stage(project, stage, machine, folder, models, steps)
+            found = estimate_stage(project, stage, machine, rows, models, steps)
             stages.append(dataclasses.asdict(found))
         except Exception as error:  # an architecture's own code fails in its own way, and nothing depends on it
             problems[stage] = reason(error)

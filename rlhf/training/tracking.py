@@ -44,12 +44,17 @@ def reporters(project: ProjectConfig, name: str) -> list[str]:
         project: The project.
         name: The stage.
     """
-    own = project.stage(name).trainer.get("report_to") if project.has_stage(name) else None
+    own = _own(project, name)
     given = project.report_to if own is None else own
     named = [given] if isinstance(given, str) else list(given or ())
     if named == ["all"]:
         return [reporter for reporter, module in _MODULES.items() if importlib.util.find_spec(module) is not None]
     return [reporter for reporter in named if reporter != "none"]
+
+
+def _own(project: ProjectConfig, name: str) -> Any:
+    """What the settings of a stage say; None where they say nothing."""
+    return project.stage(name).trainer.get("report_to") if project.has_stage(name) else None
 
 
 def check_reporters(project: ProjectConfig, name: str) -> None:
@@ -61,7 +66,8 @@ def check_reporters(project: ProjectConfig, name: str) -> None:
     for reporter in reporters(project, name):
         module = _MODULES.get(reporter)
         if module is not None and importlib.util.find_spec(module) is None:
-            raise UserError(f"report_to: {reporter} is not installed: pip install {module}")
+            key = "report_to" if _own(project, name) is None else f"stages.{name}.report_to"
+            raise UserError(f"{project.path}: {key}: {reporter} is not installed: pip install {module}")
 
 
 @contextlib.contextmanager

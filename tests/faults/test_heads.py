@@ -151,8 +151,9 @@ def test_in_published_weights(trained, tmp_path, tiny_llama, spoil, message, mon
     merge = build._save_merged
 
     def spoiling(opened, folder):
-        merge(opened, folder)
+        expected = merge(opened, folder)
         edit_tensors(folder / "model.safetensors", spoil)
+        return expected
 
     monkeypatch.setattr(build, "_save_merged", spoiling)
     with pytest.raises(UserError, match=message):

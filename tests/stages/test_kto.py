@@ -249,11 +249,10 @@ def test_its_trainers_names_are_checked():
 
 
 def test_it_is_one_file(root):
-    """Nothing else in the package names it, but for the format of the same name, which votes have too."""
-    named = [
-        path.relative_to(root / "rlhf").as_posix() for path in sorted((root / "rlhf").rglob("*.py"))
-        if "kto" in path.read_text().lower()
-    ]  # fmt: skip
+    """Nothing else names it, but for the format of the same name, which votes have too, and what writes YAMLs."""
+    files = [path.relative_to(root / "rlhf") for path in sorted((root / "rlhf").rglob("*.py"))]
+    named = [path.as_posix() for path in files if "kto" in (root / "rlhf" / path).read_text().lower()]
+    named = [path for path in named if not path.startswith(("init/", "cli/starting.py"))]
     assert named == ["data/formats/kto.py", "data/vote_source.py", "stages/kto.py"]
 
 
