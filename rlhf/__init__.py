@@ -22,6 +22,9 @@ os.environ.update(_NO_TELEMETRY)
 if (_hub := sys.modules.get("huggingface_hub.constants")) is not None:  # imported before: it has read the environment
     _hub.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]
 
+for _library in ("torchao", "torch.utils._pytree"):
+    # transformers imports torchao wherever it is installed, which reports each of its files that is for GPUs
+    logging.getLogger(_library).setLevel(logging.ERROR)
 if importlib.util.find_spec("bitsandbytes") is not None and "bitsandbytes" not in sys.modules:
     # peft imports it, and on some CPUs it would then run code from the hub, by the package kernels, or warn without
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]

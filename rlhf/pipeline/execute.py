@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import resource
 import shutil
@@ -213,12 +212,7 @@ def join_stage(
 
 
 def quiet_environment() -> None:
-    """No chatter: set before the libraries are imported.
-
-    transformers imports torchao wherever it is installed, which reports each file that is for GPUs where there is none.
-    """
-    for library in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    """No chatter: set before the libraries are imported."""
     for name, value in {
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
