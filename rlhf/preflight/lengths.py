@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.workload import Pass
-
 MOST_ROWS = 20_000
 """Rows that are looked at; of a larger set evenly spaced ones."""
 _IGNORED = -100
@@ -86,11 +84,3 @@ def row_of(row: dict[str, Any], sequences: Sequence[Sequence[str]]) -> Row:
     else:
         labelled = sum(len(row[columns[-1]]) for columns in sequences)
     return Row(shared, tuple(len(ids) - shared for ids in whole), labelled)
-
-
-def with_completions(row: Row, passing: Pass, samples: int) -> Row:
-    """A prompt with completions of the most tokens that a pass writes."""
-    if not passing.writes:
-        return row
-    prompt = row.folded
-    return Row(prompt, (passing.writes,) * samples, passing.writes * samples)
