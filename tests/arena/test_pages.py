@@ -228,7 +228,6 @@ def test_the_first_comparison_appears_by_itself_and_its_replies_as_they_are_writ
 
 
 def test_a_vote_whose_answer_is_lost_is_sent_again_and_taken_once(page, arena):
-    enter(page)
     lost = []
 
     def lose(route):
@@ -238,7 +237,8 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_taken_once(page, arena):
         else:
             route.continue_()
 
-    page.route("**/votes", lose)
+    page.route("**/votes", lose)  # holds for pages loaded from now on; one that stands may send past it
+    enter(page)
     page.keyboard.press("b")
     page.keyboard.press("Enter")
     page.wait_for_selector(VOTED)
