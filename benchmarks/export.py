@@ -1,18 +1,23 @@
 """Every export of a finished stage, side by side: size, speed, KL, and what the run's judges say.
 
-    python benchmarks/export.py runs/quickstart:dpo --prompts 100
+    python benchmarks/export.py runs/quickstart:dpo --prompts 100 [--page docs/export.md]
 
-Prints a table in Markdown and writes `benchmarks/results/export.json`.
+Prints a table in Markdown, and writes `benchmarks/results/export.json` and the page's section `exports`. A format that
+does not take the model has no row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from efficiency import write_section
+
+from rlhf.errors import UserError
 from rlhf.evaluation.formatting import estimate, number
 from rlhf.export.run import export, settings_of
 from rlhf.pipeline.execute import quiet_environment, quiet_libraries
@@ -22,7 +27,7 @@ from rlhf.report.names import shown_verdict
 from rlhf.report.tables import markdown_table
 
 EXPORTS = [
-    ("merged", None, None), ("int8", None, None), ("gguf-f16", None, None),
+    ("merged", None, None), ("int8", None, None), ("nf4", None, None), ("gguf-f16", None, None),
     ("gguf-q8_0", None, None), ("gguf-q4_0", None, None), ("merged", "magnitude", "0.5"), ("merged", "wanda", "0.5"),
     ("merged", "wanda", "2:4"), ("int8", "wanda", "0.5"),
 ]  # fmt: skip
@@ -58,6 +63,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, help="most held-out prompts")
     parser.add_argument("--only", default="", help="formats, comma-separated")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/export.json"))
+    parser.add_argument("--page", type=Path, help="page whose section `exports` is written, docs/export.md")
     asked = parser.parse_args()
     quiet_environment()
     quiet_libraries()
@@ -70,13 +76,19 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             settings = settings_of(format_name, prune, sparsity, True)
-            results.append(
-                export(project, run_dir, folder.name, Path(scratch) / "out", settings, say=lambda line: None)
-            )
+            try:
+                out = Path(scratch) / "out"
+                results.append(export(project, run_dir, folder.name, out, settings, say=lambda line: None))
+            except UserError as error:
+                print(error, file=sys.stderr)
+                continue
         print(markdown_table(HEADER, [row(results[-1])]).splitlines()[-1], flush=True)
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         asked.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(markdown_table(HEADER, map(row, results)))
+    table = markdown_table(HEADER, map(row, results))
+    print(table)
+    if asked.page:
+        write_section(asked.page, "exports", table)
 
 
 if __name__ == "__main__":

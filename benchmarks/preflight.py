@@ -1,6 +1,7 @@
 """What `rlhf check` says of memory and time, held against what stages took.
 
-usage: python benchmarks/preflight.py --pairs FILE [--rows 'lora 2,full 8'] [--time] [--page docs/preflight.md]
+usage: python benchmarks/preflight.py --pairs FILE [--rows 'lora 2,full 8'] [--size 25m] [--time]
+           [--page docs/preflight.md]
 
 Sixteen settings: SFT, reward model, DPO and PPO, each with LoRA and with all weights, at two batch sizes. Of a project
 each stage is estimated from its prepared data, then run as a stage is, in a process of its own, whose peak is read: all
@@ -14,26 +15,28 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from setting import TINY, Size, chosen_rows, environment, make_model, make_tokenizer, parser, texts_of
+from setting import Size, chosen_rows, environment, make_model, make_tokenizer, parser, size_of, texts_of
 
-SIZE = Size(hidden=256, intermediate=1024, layers=8, heads=4, kv_heads=4, reply=48)
-"""12.5 million parameters: 50 MB in float32, beside which a row of 200 tokens keeps 40 MB for the backward pass."""
 STAGES = ("sft", "reward", "dpo", "ppo")
 BATCHES = {2: 2, 8: 1}
 """Rows of a batch, and batches of a step."""
-LONGEST, ROWS = 512, 12
+LONGEST, ROWS = 512, 48
+SIZE = "12m"
+"""50 MB in float32, beside which a row of 200 tokens keeps 40 MB for the backward pass."""
 
 
-def write_project(folder: Path, pairs: Path, name: str, size: Size) -> Path:
+def write_project(folder: Path, pairs: Path, name: str, size: Size, bf16: bool) -> Path:
     """The project of some settings: `lora 2` has all stages with LoRA, and two rows in a batch."""
     kind, batch = name.split()
-    step = f"per_device_train_batch_size: {batch}, gradient_accumulation_steps: {BATCHES[int(batch)]}, bf16: false"
+    step = f"per_device_train_batch_size: {batch}, gradient_accumulation_steps: {BATCHES[int(batch)]}"
+    step += f", bf16: {str(bf16).lower()}"
     common = f"{step}, num_train_epochs: 1, max_length: {LONGEST}, learning_rate: 1.0e-5, parent: base"
     source = f"{{source: {pairs}, format: hh, limit: {ROWS}, holdout: 0.1}}"
     text = f"""name: {name.replace(" ", "-")}
@@ -47,7 +50,7 @@ stages:
   sft: {{{common}}}
   reward: {{{common}}}
   dpo: {{{common}}}
-  ppo: {{{common}, max_new_tokens: {size.reply}, samples_per_prompt: 2, total_episodes: 16, num_ppo_epochs: 2,
+  ppo: {{{common}, max_new_tokens: {size.reply}, samples_per_prompt: 2, total_episodes: {ROWS}, num_ppo_epochs: 2,
          normalize_samples: 8, sampling_batch_size: 16, per_device_eval_batch_size: 8}}
 """
     path = folder / f"{name.replace(' ', '-')}.yaml"
@@ -87,7 +90,7 @@ HEADER = ["Setting", "GB measured", "GB estimated", "off by", "peak in", "s take
 def row_of(name: str, run: dict[str, Any]) -> list[str]:
     """A line of the table."""
     measured, said = run["measured"], run["estimated"]
-    taken = sum(measured["step"]) + measured["rollout"] + measured["around"]
+    taken = sum(measured["step"]) + sum(measured["rollouts"]) + measured["around"]
     least, expected, most = said["seconds"]
     timed = [f"{taken:.0f}", f"{expected:.0f} ({least:.0f} to {most:.0f})", f"{expected / taken - 1:+.0%}"]
     return [
@@ -108,16 +111,22 @@ def main() -> None:
     options = parser("Estimates of memory and time against what stages took.", "preflight", 1)
     options.add_argument("--time", action="store_true", help="run two steps of each stage before, for the time")
     options.add_argument("--page", type=Path, help="page whose section `preflight` is written, docs/preflight.md")
+    options.set_defaults(size=SIZE)
     args = options.parse_args()
-    size, result = TINY if args.tiny else SIZE, {"environment": environment(), "runs": {}}
+    if args.pairs is None:
+        options.error("--pairs is needed: pairs of HH, of the lengths that they have")
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a stage takes a GPU where it sees one
+    size, result = size_of(args), {"environment": environment(), "runs": {}}
     if args.out.is_file():
         result["runs"] = json.loads(args.out.read_text(encoding="utf-8"))["runs"]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+        folder, pairs = Path(place), args.pairs.absolute()
         make_tokenizer(texts_of(args.pairs), size.vocabulary).save_pretrained(folder / "model")
         make_model(size).save_pretrained(folder / "model")
         for name in chosen_rows(args.rows, [f"{kind} {batch}" for batch in BATCHES for kind in ("lora", "full")]):
-            result["runs"][name] = compare(write_project(folder, args.pairs.absolute(), name, size), args.time)
+            label = name if args.tiny else f"{name}, {args.size}"
+            result["runs"][label] = compare(write_project(folder, pairs, name, size, args.bf16), args.time)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result["runs"]))

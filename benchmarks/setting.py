@@ -61,13 +61,14 @@ class Size:
 TINY = Size(hidden=32, intermediate=64, layers=2, heads=2, kv_heads=2, vocabulary=600, prompt=24, reply=6, batch=8)
 """For tests: nothing that it measures means anything."""
 SIZES = {
+    "12m": Size(hidden=256, intermediate=1024, heads=4, kv_heads=4),
     "25m": Size(),
     "0.5b": Size(
         hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2, vocabulary=151936, tied=True, prompt=256,
         reply=128, batch=128,
     ),
 }  # fmt: skip
-"""By `--size`; the second has the shapes of Qwen2.5 0.5B, 494 million parameters."""
+"""By `--size`; the last has the shapes of Qwen2.5 0.5B, 494 million parameters."""
 
 
 def parser(about: str, name: str, repeats: int) -> argparse.ArgumentParser:

@@ -90,6 +90,26 @@ def test_preference_at_a_ratio(tmp_path):
     assert result["jobs"]["reward:trl"]["bf16"]
 
 
+def test_preflight(tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    asked = [f"\n\nHuman: How many are {number} and {number + 1}?\n\nAssistant: " for number in range(48)]
+    rows = [{"chosen": f"{ask}{2 * number + 1}.", "rejected": f"{ask}Many."} for number, ask in enumerate(asked)]
+    pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("Measured:\n<!-- preflight -->\n<!-- end of preflight -->\n", encoding="utf-8")
+    options = ("--pairs", pairs, "--rows", "lora 2", "--time", "--page", page)
+    printed, result = bench("preflight", tmp_path / "preflight.json", *options)
+    check_environment(result["environment"])
+    stages = result["runs"]["lora 2"]
+    assert list(stages) == ["sft", "reward", "dpo", "ppo"]
+    for stage in stages.values():
+        assert stage["estimated"]["measured"]
+        assert stage["estimated"]["bytes"] == pytest.approx(sum(stage["estimated"]["parts"].values()))
+        assert 0.5 < stage["estimated"]["bytes"] / stage["measured"]["peak"] < 2
+    assert len(stages["ppo"]["measured"]["rollouts"]) == 12
+    assert page.read_text(encoding="utf-8").count("| ppo lora 2 |") == printed.count("| ppo lora 2 |") == 1
+
+
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_the_gpu_protocol_runs_dry(tmp_path, call):
     """Every command of it, on the CPU at the smallest size; what it writes says that it is a dry run."""

@@ -17,10 +17,11 @@ from rlhf.errors import UserError
 from rlhf.init.ask import Asker
 from rlhf.init.choose import File, choose
 from rlhf.init.columns import Sample, propose, ratings, with_chat
+from rlhf.init.draft import Batch, Draft, first_batches
 from rlhf.init.look import look, read_sample
 from rlhf.init.model import ModelFacts, look_at_model
 from rlhf.init.reading import WORDS, Reading, kind_of
-from rlhf.init.settings import Batch, Draft, described, first_batches, header, settings
+from rlhf.init.settings import described, header, settings
 from rlhf.init.show import shown_columns
 from rlhf.init.write import rendered
 
@@ -182,7 +183,7 @@ def _dtype(model: ModelFacts, adapter: bool) -> str | None:
 
 def _write(draft: Draft, out: Path) -> None:
     """Write the YAML, whole or not at all, with batches that fit this machine."""
-    from rlhf.init.fit import fitted
+    from rlhf.init.fit import fitted, timed
     from rlhf.preflight import Machine
 
     machine = Machine.here()
@@ -193,4 +194,6 @@ def _write(draft: Draft, out: Path) -> None:
             partial.write_text(text, encoding="utf-8")
             return load_project(partial)
 
-        project_of(fitted(first_batches(draft), machine, project_of))
+        batches = fitted(first_batches(draft), machine, project_of)
+        lengths = {stage: draft.row_lengths(stage) for stage in draft.choice.stages}
+        project_of(timed(batches, project_of(batches), machine, lengths))

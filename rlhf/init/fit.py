@@ -1,4 +1,4 @@
-"""Cuts the steps of each stage so that they fit into the memory of the machine."""
+"""Cuts the steps of each stage so that they fit into the memory of the machine, and says how long they take."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
-from rlhf.init.settings import EVALUATE, Batch
-from rlhf.preflight import Machine, StageEstimate, estimate
+from rlhf.init.draft import EVALUATE, Batch
+from rlhf.preflight import Machine, RowLengths, StageEstimate, estimate, estimate_seconds
+from rlhf.preflight.command import duration
 
 SHARE = 0.8
 """Share of the memory that a stage may take: estimates are not exact, and other programs run."""
@@ -50,6 +51,25 @@ def fitted(
             found = {each.stage: each for each in estimates}
             return {name: _explained(batch, found.get(name), memory) for name, batch in chosen.items()}
         chosen |= smaller
+
+
+def timed(
+    batches: Mapping[str, Batch], project: ProjectConfig, machine: Machine, lengths: Mapping[str, RowLengths]
+) -> dict[str, Batch]:
+    """The batches, with the time that their stages take; without where nothing is known of the model.
+
+    Args:
+        batches: How each stage cuts its steps.
+        project: The project with these.
+        machine: Where it runs.
+        lengths: Of each stage, those of its rows.
+    """
+    try:
+        seconds = estimate_seconds(project, machine, lengths)
+    except UserError:  # no config of the model here
+        return dict(batches)
+    times = {name: f"; about {duration(least_to_most)} by arithmetic" for name, least_to_most in seconds.items()}
+    return {name: replace(batch, time=times.get(name, "")) for name, batch in batches.items()}
 
 
 def _sampling(project: ProjectConfig, batches: Mapping[str, Batch]) -> ProjectConfig:

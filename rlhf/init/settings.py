@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from rlhf.init.choose import Choice, File
-from rlhf.init.look import Facts, Lengths, measure
+from rlhf.init.choose import File
+from rlhf.init.draft import EVALUATE, REPLIES, Batch, Draft, held_out_share
+from rlhf.init.look import Facts, measure
 from rlhf.init.model import TINY, ModelFacts
 from rlhf.init.rates import rate
 from rlhf.init.reading import WORDS
@@ -16,99 +14,6 @@ from rlhf.init.write import Line, section
 
 _COVERED = 0.99
 """Share of rows that `max_length` leaves whole."""
-_HELD_OUT_ROWS = 300
-_STEPS_AN_EPOCH, _SMALLEST, _LARGEST = 60, 8, 32
-"""Optimizer steps that an epoch should have at least, and bounds of the rows of a step."""
-_ROLLOUT = 64
-"""Completions of a rollout."""
-EVALUATE, _REPLIES = "evaluate", 64
-"""The comparison, and the replies that it samples at once where memory suffices."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """How the rows of an optimizer step are cut."""
-
-    rows: int
-    """Rows of a step."""
-    each: int
-    """Rows computed at once."""
-    checkpointing: bool = False
-    sampling: int | None = None
-    """Replies that ppo samples at once; None for the usual number."""
-    evaluating: int | None = None
-    """Held-out rows at once; None for the usual number."""
-    why: str = ""
-    """What the memory of the machine says about it."""
-
-    @property
-    def lines(self) -> tuple[Line, ...]:
-        """The settings of a stage."""
-        times = self.rows // self.each
-        counted = f"{self.rows} rows a step" if times == 1 else f"{times} × {self.each} = {self.rows} rows a step"
-        lines = [Line("per_device_train_batch_size", self.each, self.why or "rows computed at once")]
-        lines.append(Line("gradient_accumulation_steps", times, counted))
-        if self.checkpointing:
-            lines.append(
-                Line("gradient_checkpointing", True, "activations are computed again: a third slower, far less memory")
-            )
-        fits = "fewer at once than usual, so that they fit"
-        if self.sampling is not None:
-            lines.append(Line("sampling_batch_size", self.sampling, f"replies, {fits}"))
-        if self.evaluating is not None:
-            lines.append(Line("per_device_eval_batch_size", self.evaluating, f"held-out rows, {fits}"))
-        return tuple(lines)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """All that the settings follow from."""
-
-    name: str
-    files: tuple[File, ...]
-    model: ModelFacts
-    choice: Choice
-    adapter: bool
-    """Whether LoRA is trained; else all weights."""
-    dtype: str | None = None
-    """Type of the weights, where it is not the usual one, and why."""
-    limit: int | None = None
-    """Rows of each file that are used at most."""
-
-    def lengths(self, stage: str) -> Lengths:
-        """The lengths of the rows of a stage."""
-        records = [record for file in self.rows(stage) for record in file.facts.records]
-        return measure(records, self.model.codec)
-
-    def rows(self, stage: str) -> tuple[File, ...]:
-        """The files that a stage trains on."""
-        sets = {
-            "sft": ("demonstrations",), "kto": ("feedback", "preferences"),
-            "ppo": ("rollouts", "preferences", "feedback", "demonstrations"),
-        }.get(stage, ("preferences",))  # fmt: skip
-        return next((self.choice.sets[name] for name in sets if name in self.choice.sets), ())
-
-    def count(self, stage: str) -> int:
-        """Rows that a stage trains on, those held out included."""
-        used = sum(file.facts.used for file in self.rows(stage))
-        return 2 * used if stage == "kto" and "feedback" not in self.choice.sets else used
-
-
-def first_batches(draft: Draft) -> dict[str, Batch]:
-    """The rows of a step of each stage, all at once as long as the memory is not looked at.
-
-    Of `evaluate` they are the replies that are sampled at once; a classifier samples none.
-    """
-    samples = {} if draft.choice.policy in ("label", "span") else {EVALUATE: Batch(_REPLIES, _REPLIES)}
-    return {stage: _first_batch(draft, stage) for stage in draft.choice.stages} | samples
-
-
-def _first_batch(draft: Draft, stage: str) -> Batch:
-    if stage == "ppo":
-        return Batch(_ROLLOUT, _ROLLOUT)
-    wanted = max(1, draft.count(stage) // _STEPS_AN_EPOCH)
-    rows = min(_LARGEST, max(_SMALLEST, 2 ** int(math.log2(wanted))))
-    return Batch(rows, rows)
 
 
 def settings(draft: Draft, batches: Mapping[str, Batch]) -> list[Line]:
@@ -131,7 +36,10 @@ def settings(draft: Draft, batches: Mapping[str, Batch]) -> list[Line]:
     if {"reward", "ppo"} <= set(draft.choice.stages):
         why = "ppo starts if the reward model ranks held-out pairs better than length and chance; `warn` goes on anyway"
         lines.append(Line("gate", "stop", why))
-    stages = [section(name, _stage(draft, name, batches[name]), _title(draft, name)) for name in draft.choice.stages]
+    stages = [
+        section(name, _stage(draft, name, batches[name]), f"{_title(draft, name)}{batches[name].time}")
+        for name in draft.choice.stages
+    ]
     lines.append(section("stages", stages, "run in this order, each from what is before it"))
     lines.append(section(EVALUATE, _evaluate(draft, batches.get(EVALUATE)), _verdict(draft)))
     return lines
@@ -249,9 +157,8 @@ def _classes(facts: Facts) -> str:
 
 def _holdout(files: Sequence[File]) -> list[Line]:
     """The share of prompts that no stage trains on."""
-    rows = sum(file.facts.used for file in files)
-    share = 0.1 if rows < 10 * _HELD_OUT_ROWS else max(0.01, round(_HELD_OUT_ROWS / rows, 2))
-    count = round(share * rows)
+    share = held_out_share(files)
+    count = round(share * sum(file.facts.used for file in files))
     return [Line("holdout", share, f"about {count:,} rows are never trained on: what is reported is measured on them")]
 
 
@@ -358,7 +265,7 @@ def _online(draft: Draft) -> list[Line]:
 def _evaluate(draft: Draft, batch: Batch | None) -> list[Line]:
     if batch is None:
         return [Line("prompts", 2000, "held-out rows that every stage answers; more makes the intervals narrower")]
-    less = [Line("batch_size", batch.each, batch.why or "replies at once")] if batch.each < _REPLIES else []
+    less = [Line("batch_size", batch.each, batch.why or "replies at once")] if batch.each < REPLIES else []
     prompts = Line("prompts", 200, "held-out prompts that every stage replies to; more makes the intervals narrower")
     return [prompts, Line("samples", 2, "replies to each"), _replies(draft), *less]
 
@@ -382,8 +289,3 @@ def header(version: str, draft: Draft, machine: str) -> list[str]:
     """The sentences above the settings."""
     names = ", ".join(dict.fromkeys(file.path for file in draft.files))
     return [f"Written by rlhf init {version} from {names}, for {machine}.", "Every line says why it is there."]
-
-
-def as_tree(lines: Sequence[Line]) -> dict[str, Any]:
-    """The settings as a mapping."""
-    return {line.key: as_tree(line.lines) if line.lines is not None else line.value for line in lines}

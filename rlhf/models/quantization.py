@@ -15,9 +15,11 @@ The model without a further adapter is then exactly what the earlier stage left:
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from rlhf.models.device import main_reads_alone
 
 BLOCK, SCALES = 64, 256
 """Weights that share a scale, and scales that share one."""
+_LIBRARY = torch.library.Library("bitsandbytes", "IMPL")
+"""Holds the kernels that are registered here; they are gone with it."""
 _NOT_KEPT = ("use_dora", "lora_bias", "alora_invocation_tokens")
 """LoRA settings under which a layer computes something else than W x + sBA x."""
 
@@ -187,6 +191,28 @@ def settle(model: PreTrainedModel, name: str) -> None:
         )
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
+    read_blocks_on_cpus()
+
+
+@functools.cache
+def read_blocks_on_cpus() -> None:
+    """Make bitsandbytes read weights whose blocks run on from row to row as it wrote them, on CPUs.
+
+    Its kernel begins a block anew with each row (0.50.2). Where 64 does not divide a row, weights get the scales of
+    others, and are off by 23% of their mean size instead of 9%. The kernel is called with all weights as one row.
+    """
+    kernel = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+    keys = torch.DispatchKeySet(torch.DispatchKey.CPU)
+
+    def as_one_row(
+        packed: torch.Tensor, scales: torch.Tensor, block: int, kind: str, shape: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        whole: torch.Tensor = kernel.call_boxed(keys, packed, scales, block, kind, [math.prod(shape)], dtype)
+        return whole.reshape(shape)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*overridden", UserWarning)
+        _LIBRARY.impl("dequantize_4bit", as_one_row, "CPU", allow_override=True)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

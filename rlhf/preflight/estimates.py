@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rlhf.config.project import ModelConfig, ProjectConfig, StageConfig, StageId
 from rlhf.preflight.machine import Machine
 from rlhf.workflow import kind_of, planned, stage_of
-from rlhf.workload import Circumstances
+from rlhf.workload import Circumstances, Pass
 
 if TYPE_CHECKING:
-    from rlhf.preflight.lengths import Rows
+    from rlhf.preflight.lengths import RowLengths, Rows
     from rlhf.preflight.measure import Measured
     from rlhf.preflight.memory import Situation
     from rlhf.preflight.models import Built
@@ -87,6 +87,28 @@ def estimate(
     ]
 
 
+def estimate_seconds(
+    project: ProjectConfig, machine: Machine, lengths: Mapping[str, RowLengths]
+) -> dict[str, tuple[float, float, float]]:
+    """Least, expected and most seconds of stages by arithmetic, before their data is prepared.
+
+    Args:
+        project: The project.
+        machine: Where it runs.
+        lengths: Of each stage that is wanted, the lengths of its rows.
+
+    Raises:
+        UserError: A model's config cannot be read.
+    """
+    from rlhf.preflight.seconds import seconds_of
+
+    models = Models()
+    return {
+        name: seconds_of(situation_of(project, name, machine, lengths[name], models))
+        for name in estimated_stages(project) if name in lengths
+    }  # fmt: skip
+
+
 def estimated_stages(project: ProjectConfig) -> list[str]:
     """The stages of a project that say what they hold, each once however often it is repeated."""
     return [name for name in planned(project) if name == kind_of(name) and stage_of(name).workload is not None]
@@ -138,9 +160,10 @@ def estimate_stage(
     notes = []
     if any(not rows.measured for rows in situation.rows.values()):
         notes.append("lengths of its rows are assumed")
-    seconds = seconds_of(situation) if measured is None else seconds_by_steps(situation, measured)
-    peak = None if measured is None else measured.peak
-    return StageEstimate(name, phase, parts, machine.memory, seconds, measured is not None, peak, change, tuple(notes))
+    by_steps = measured is not None and bool(measured.step)  # a stage that trains nothing has none
+    seconds = seconds_by_steps(situation, measured) if measured and by_steps else seconds_of(situation)
+    peak = measured.peak if measured and by_steps else None
+    return StageEstimate(name, phase, parts, machine.memory, seconds, by_steps, peak, change, tuple(notes))
 
 
 def _peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, float]]:
@@ -149,8 +172,18 @@ def _peak(found: Mapping[str, Mapping[str, float]]) -> tuple[str, dict[str, floa
     return phase, dict(found[phase])
 
 
-def situation_of(project: ProjectConfig, name: str, machine: Machine, folder: Path | None, models: Models) -> Situation:
-    """A stage with its models built and its rows read."""
+def situation_of(
+    project: ProjectConfig, name: str, machine: Machine, rows: Path | RowLengths | None, models: Models
+) -> Situation:
+    """A stage with its models built and its rows read.
+
+    Args:
+        project: The project.
+        name: The stage.
+        machine: Where it runs.
+        rows: The folder of its prepared data, or what is known of its rows without; None for nothing.
+        models: Models that were built before.
+    """
     from rlhf.models.settings import located
     from rlhf.preflight.memory import Situation
     from rlhf.training.defaults import settings_of
@@ -168,19 +201,20 @@ def situation_of(project: ProjectConfig, name: str, machine: Machine, folder: Pa
         scores = model.scores and model.base is not None
         adapter = model.adapter
         built[model.role] = models.get(located(base, project), adapter, scores, model.trained)
-    rows = {passing.name: _rows(passing, folder, settings, built[first.role]) for passing in workload.passes}
-    return Situation(workload, built, rows, settings, machine, configured.fold, models.traces)
+    by_pass = {passing.name: _rows(passing, rows, settings, built[first.role]) for passing in workload.passes}
+    return Situation(workload, built, by_pass, settings, machine, configured.fold, models.traces)
 
 
-def _rows(passing: Any, folder: Path | None, settings: Mapping[str, Any], built: Built) -> Rows:
+def _rows(passing: Pass, given: Path | RowLengths | None, settings: Mapping[str, Any], built: Built) -> Rows:
     """The rows of a pass."""
-    from rlhf.preflight.lengths import assumed, read_rows
+    from rlhf.preflight.lengths import RowLengths, assumed, read_rows
 
-    found = None
-    if folder is not None:
-        found = read_rows(folder / ("eval" if passing.held_out else "train"), passing.sequences)
-    if found is not None:
-        return found
+    if isinstance(given, RowLengths):
+        return given.rows(passing)
+    if given is not None:
+        read = read_rows(given / ("eval" if passing.held_out else "train"), passing.sequences)
+        if read is not None:
+            return read
     longest = min(filter(None, (settings.get("max_length") or _ASSUMED_LENGTH, built.context)))
     if passing.writes:
         longest = max(1, longest - passing.writes)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.workload import Pass
+
 MOST_ROWS = 20_000
 """Rows that are looked at; of a larger set evenly spaced ones."""
 _IGNORED = -100
@@ -42,6 +44,30 @@ class Rows:
     """How many there are."""
     measured: bool = True
     """Whether they were read; else their lengths are assumed."""
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """Lengths of a set's rows whose tokens are not written yet."""
+
+    prompts: Sequence[int]
+    """Tokens of the prompts of some rows."""
+    replies: Sequence[int]
+    """Tokens of the reply to each; of a pair, of the longer one."""
+    trained: int
+    """How many rows are trained on."""
+    held_out: int
+    """How many are not."""
+
+    def rows(self, passing: Pass) -> Rows:
+        """The rows as a pass takes them."""
+        count, sides = self.held_out if passing.held_out else self.trained, len(passing.sequences)
+        if passing.writes:
+            rows = [Row(0, (prompt,), 0) for prompt in self.prompts]
+        else:
+            lengths = zip(self.prompts, self.replies, strict=True)
+            rows = [Row(prompt, (reply,) * sides, sides * reply) for prompt, reply in lengths]
+        return Rows(rows, count, measured=False)
 
 
 def assumed(length: int, sequences: int, count: int = 1000) -> Rows:

@@ -14,7 +14,7 @@ GB = 1e9
 UTILISATION = (0.2, 0.6)
 """Share of a GPU's data sheet that training reaches: small models and short rows the first, large ones the second.
 Assumed."""
-ASSUMED_FLOPS = PEAK = 312e12
+ASSUMED_FLOPS = 312e12
 """Operations a second of a GPU that is not known: an A100's, in bf16."""
 
 
@@ -64,7 +64,7 @@ class Machine:
             return replace(
                 here, devices=devices or 1, engine=engine, memory=here.memory / shares, flops=here.flops / shares
             )
-        return cls(f"GPU of {memory:g} GB", "gpu", memory * GB, ASSUMED_FLOPS, devices or 1, engine)
+        return cls(f"GPU of {memory:g} GB, as fast as an A100", "gpu", memory * GB, ASSUMED_FLOPS, devices or 1, engine)
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.project import ProjectConfig
+from rlhf.config.project import ProjectConfig, StageConfig
 from rlhf.config.sets import DatasetConfig
 from rlhf.workflow import kind_of, planned, stage_of
 
@@ -27,8 +27,8 @@ class Measured:
     """Bytes of the process at its peak: of a GPU, else resident."""
     step: tuple[float, ...]
     """Seconds of each optimizer step."""
-    rollout: float
-    """Seconds before the first step in which online training sampled and measured; 0 of other stages."""
+    rollouts: tuple[float, ...]
+    """Seconds before the first step of each epoch: in online training it samples, scores and measures then."""
     around: float
     """Seconds of loading and saving."""
     loaded: float = 0.0
@@ -51,7 +51,7 @@ def measured_project(project: ProjectConfig) -> ProjectConfig:
     for name, config in project.stages.items():
         fields: dict[str, Any] = {}
         if "max_steps" in _fields(name):
-            fields = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 1, "report_to": "none"}
+            fields = {"max_steps": _steps(name, config), "save_strategy": "no", "logging_steps": 1, "report_to": "none"}
             fields = {key: value for key, value in fields.items() if key in _fields(name)}
         elif "prompts" in _fields(name):
             fields = {"prompts": 8}
@@ -64,6 +64,14 @@ def measured_project(project: ProjectConfig) -> ProjectConfig:
         if isinstance(value := getattr(project.data, field.name), DatasetConfig)
     }
     return dataclasses.replace(project, stages=stages, data=dataclasses.replace(project.data, **sets))
+
+
+def _steps(name: str, config: StageConfig) -> int:
+    """Optimizer steps that are run: of online training so many that a second rollout, to which all is warm, is used."""
+    from rlhf.training.defaults import settings_of
+
+    settings = settings_of(kind_of(name), config.trainer)
+    return max(STEPS, 1 + settings.get("num_ppo_epochs", 0) * settings.get("num_mini_batches", 0))
 
 
 def _fields(name: str) -> Mapping[str, str]:
@@ -94,14 +102,13 @@ def run_measured(project: ProjectConfig, name: str) -> None:
     seconds = time.perf_counter() - start
     marks = [mark - start for mark in clock.marks]
     steps = [end - begin for begin, end in zip(marks[::2], marks[1::2], strict=False)]
-    begun = clock.epoch - start if clock.epoch is not None else 0.0
+    rollouts = [next(mark for mark in clock.marks[::2] if mark >= epoch) - epoch for epoch in clock.epochs]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     if torch.cuda.is_available():
         peak = float(torch.cuda.max_memory_reserved())
-    rollout = max(0.0, marks[0] - begun) if marks else seconds
-    folder = project.run_dir / name
-    around = max(0.0, seconds - sum(steps) - rollout)
-    result = Measured(peak, tuple(steps), rollout, around, clock.loaded, _tokens(folder / "metrics.jsonl"))
+    around = max(0.0, seconds - sum(steps) - sum(rollouts))
+    tokens = _tokens(project.run_dir / name / "metrics.jsonl")
+    result = Measured(peak, tuple(steps), tuple(rollouts), around, clock.loaded, tokens)
     _file(project, name).write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
 
 
@@ -129,16 +136,16 @@ def resident() -> float:
 
 
 def _clock() -> Any:
-    """A callback of the Trainer that notes when the epoch and each step begin and end."""
+    """A callback of the Trainer that notes when epochs begin, and when each step begins and ends."""
     import torch
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """Notes when steps begin and end."""
+        """Notes when epochs begin, and when steps begin and end."""
 
         def __init__(self) -> None:
             self.marks: list[float] = []
-            self.epoch: float | None = None
+            self.epochs: list[float] = []
             self.loaded = 0.0
 
         def _now(self) -> float:
@@ -152,8 +159,7 @@ def _clock() -> Any:
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             """Before the first batch: a rollout is collected next."""
-            if self.epoch is None:
-                self.epoch = self._now()
+            self.epochs.append(self._now())
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             """Before the first micro-batch of a step."""

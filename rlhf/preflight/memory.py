@@ -50,7 +50,7 @@ class Situation:
     settings: Mapping[str, Any]
     machine: Machine
     fold: bool
-    lengths_seen: dict[Any, Any] = field(default_factory=dict)
+    traces: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -77,7 +77,8 @@ def phases(situation: Situation) -> Phases:
     for passing in situation.workload.passes:
         if not passing.roles or not situation.rows[passing.name].rows:
             continue
-        parts = _sampling(situation, passing) if passing.sampling else _computing(situation, passing)
+        free = situation.machine.memory - sum(lasting.values())
+        parts = _sampling(situation, passing, free) if passing.sampling else _computing(situation, passing)
         if passing.backward:
             held = trained if accumulated else {"optimizer": trained.get("optimizer", 0.0)}
             result[passing.name] = {**lasting, **held, **parts}
@@ -160,9 +161,9 @@ def _of_role(situation: Situation, passing: Pass, role: str) -> dict[str, float]
 
 def _whole_head(situation: Situation, built: Built, positions: int, backward: bool) -> int:
     key = (id(built), positions, backward, "head")
-    if key not in situation.lengths_seen:
-        situation.lengths_seen[key] = built.kept_by_head(positions, situation.autocast, backward).peak
-    return int(situation.lengths_seen[key])
+    if key not in situation.traces:
+        situation.traces[key] = built.kept_by_head(positions, situation.autocast, backward).peak
+    return int(situation.traces[key])
 
 
 def traced(situation: Situation, built: Built, rectangle: Rectangle, backward: bool, checkpoint: bool) -> float:
@@ -171,13 +172,13 @@ def traced(situation: Situation, built: Built, rectangle: Rectangle, backward: b
     One row is traced, since rows add up.
     """
     key = (id(built), rectangle.length, rectangle.shared, backward, checkpoint)
-    if key not in situation.lengths_seen:
+    if key not in situation.traces:
         kept = built.kept(
             rows=1, length=rectangle.length, mask=rectangle.shared, autocast=situation.autocast, backward=backward,
             checkpoint=checkpoint,
         )  # fmt: skip
-        situation.lengths_seen[key] = kept
-    kept = situation.lengths_seen[key]
+        situation.traces[key] = kept
+    kept = situation.traces[key]
     most = max(kept.forward_peak, kept.peak - built.numbers.trained_bytes) if backward else kept.peak
     return float(most * rectangle.rows)
 
@@ -185,7 +186,8 @@ def traced(situation: Situation, built: Built, rectangle: Rectangle, backward: b
 def batch_of(situation: Situation, passing: Pass, built: Built) -> Batch:
     """The heaviest batch of a pass."""
     foldable = situation.folds(built)
-    cost = Cost.of(built.model.base_model, _DEVICE[situation.machine.kind]) if foldable else None
+    cuts = foldable and not passing.writes  # a rollout's sequences are packed as one rectangle
+    cost = Cost.of(built.model.base_model, _DEVICE[situation.machine.kind]) if cuts else None
     rows, at_once = situation.rows[passing.name].rows, passing.at_once
     if passing.writes:
         samples = min(passing.samples, at_once) if passing.backward else passing.samples
@@ -204,8 +206,8 @@ def batch_of(situation: Situation, passing: Pass, built: Built) -> Batch:
 _DEVICE = {"cpu": "cpu", "gpu": "cuda"}
 
 
-def _sampling(situation: Situation, passing: Pass) -> dict[str, float]:
-    """The cache of the completions that are written at once, and the adapter merged."""
+def _sampling(situation: Situation, passing: Pass, free: float) -> dict[str, float]:
+    """The cache of the completions that are written at once, the adapter merged, and sharded weights gathered."""
     (role,) = passing.roles
     built, machine = situation.built[role], situation.machine
     if situation.settings.get("sampler") == "vllm":
@@ -217,9 +219,12 @@ def _sampling(situation: Situation, passing: Pass) -> dict[str, float]:
     cache = built.cache * size * (passing.at_once * (longest + passing.writes) + prompts * longest)
     held, plain = situation.held(role), built.model.dtype == torch.float32 and not machine.sharded
     merges = plain and held.adapter is not None and (held.base is None or held.base.quantization is None)
-    gathered = built.numbers.base_bytes if machine.sharded and situation.settings.get("gather_for_rollouts") else 0.0
+    gathers = situation.settings.get("gather_for_rollouts", False)
+    if gathers is None:  # as training decides, by the free memory
+        gathers = built.numbers.base_bytes <= free / 2
     return {
-        "merged weights": float(built.numbers.merged_bytes if merges else 0.0) + gathered,
+        "gathered weights": float(built.numbers.base_bytes if machine.sharded and gathers else 0.0),
+        "merged weights": float(built.numbers.merged_bytes if merges else 0.0),
         "cache": float(cache),
         "logits": float(_DRAWN * passing.at_once * built.vocabulary),
     }

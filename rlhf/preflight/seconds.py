@@ -60,25 +60,21 @@ def shape_of(built: Built) -> Shape:
 def seconds_by_steps(situation: Situation, measured: Measured) -> tuple[float, float, float]:
     """Least, expected and most seconds of a stage by two measured steps on this machine.
 
-    A step takes as long as the measured ones for each of its tokens. Passes that were not measured take their
-    operations over those that the measured steps did a second.
+    A step takes as long as the measured ones for each of its tokens, and each rollout as long as the last one, but the
+    first. Passes that were not measured take their operations over those that the measured steps did a second.
 
     Args:
         situation: The stage.
-        measured: What its two steps took.
+        measured: What its two steps took; there must be some.
     """
-    training = next((passing for passing in situation.workload.passes if passing.backward), None)
-    around = measured.around
-    if training is None or not measured.step:
-        total = around + measured.rollout * _rollouts(situation, None)
-        return total * (1 - _SPREAD), total, total * (1 + _SPREAD)
+    training = next(passing for passing in situation.workload.passes if passing.backward)
     steps = max(1.0, _count(situation, training) / _step_rows(situation, training))
     times = [seconds * _share(situation, training, measured, number) for number, seconds in enumerate(measured.step)]
     step = sum(times) / len(times)
     rate = pass_flops(situation, training) / steps / step
-    total = steps * step + around
-    if measured.rollout > 0 and any(passing.sampling for passing in situation.workload.passes):
-        total += measured.rollout * _rollouts(situation, training)
+    total = steps * step + measured.around
+    if any(passing.sampling for passing in situation.workload.passes):
+        total += measured.rollouts[0] + (_rollouts(situation, training) - 1) * measured.rollouts[-1]
     else:
         others = [passing for passing in situation.workload.passes if not passing.backward]
         total += sum(pass_flops(situation, passing) for passing in others) / rate / situation.machine.devices
@@ -106,12 +102,8 @@ def _count(situation: Situation, passing: Pass) -> float:
     return passing.rows if passing.rows is not None else passing.epochs * situation.rows[passing.name].count
 
 
-def _rollouts(situation: Situation, training: Pass | None) -> float:
+def _rollouts(situation: Situation, training: Pass) -> float:
     """How often the policy samples."""
-    sampling = next((passing for passing in situation.workload.passes if passing.sampling), None)
-    if sampling is None:
-        return 0.0
-    if training is None:
-        return 1.0
+    sampling = next(passing for passing in situation.workload.passes if passing.sampling)
     size = _step_rows(situation, training) * situation.settings.get("num_mini_batches", 1)
     return max(1.0, _count(situation, sampling) / size)

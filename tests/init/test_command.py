@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf.config.load import load_project
-from rlhf.init.settings import Batch
+from rlhf.init.draft import Batch
 
 PAIRS = [{"question": f"Is train {n} late?", "good": f"Train {n} is late.", "bad": "No idea."} for n in range(20)]
 RATED = [{"question": f"Is train {n} late?", "reply": f"Train {n} is.", "stars": 1 + n % 5} for n in range(20)]

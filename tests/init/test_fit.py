@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from rlhf.config.load import load_project
+from rlhf.init.draft import Batch
 from rlhf.init.fit import SHARE, fitted
-from rlhf.init.settings import Batch
 from rlhf.preflight import Machine, estimate
 from tests.support.projects import write_project
 

@@ -32,6 +32,7 @@ from rlhf.models.quantization import (
     dense_weight,
     nf4_bytes,
     quantized_layers,
+    read_blocks_on_cpus,
     unquantized_parts,
     weight_bytes,
 )
@@ -117,6 +118,22 @@ def test_gradients_are_those_of_the_dense_model_after_an_evaluation(tmp_path, ti
     with torch.no_grad():
         model.eval()(input_ids=IDS)
     assert (gradient(model.train()) - wanted).norm() > 0.1 * wanted.norm()
+
+
+def test_blocks_that_run_on_from_row_to_row_by_hand():
+    """Rows of 96: each value is the code nearest to its weight times the scale of its 64, whatever the row."""
+    from bitsandbytes import functional
+
+    read_blocks_on_cpus()
+    torch.manual_seed(0)
+    weight = torch.randn(8, 96)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    codes = functional.get_4bit_type("nf4", device="cpu")
+    blocks = weight.view(-1, 64)
+    scales = blocks.abs().amax(1, keepdim=True)
+    nearest = ((blocks / scales)[..., None] - codes).abs().argmin(-1)
+    expected = (codes[nearest] * scales).view(8, 96)
+    torch.testing.assert_close(functional.dequantize_4bit(packed, state), expected)
 
 
 def test_quantization_is_the_same_each_time(tiny_llama):

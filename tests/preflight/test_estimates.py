@@ -146,9 +146,26 @@ def test_time_by_measured_steps_by_hand(tmp_path, config_only):
     project = project_of(tmp_path, config_only, "{sft: {}}")
     (by_arithmetic,) = estimate(project, CPU)
     situation = situation_of(project, "sft", CPU, None, Models())
-    least, expected, most = seconds_by_steps(situation, Measured(1e9, (2.0, 4.0), 0.0, 10.0))
+    least, expected, most = seconds_by_steps(situation, Measured(1e9, (2.0, 4.0), (), 10.0))
     training, evaluation = (pass_flops(situation, passing) for passing in situation.workload.passes)
     assert evaluation == pytest.approx(training)  # twice as many rows, of which each costs half as much
     assert expected == pytest.approx(10 + 2 * 125 * 3)
     assert least < expected < most
     assert by_arithmetic.seconds[1] == pytest.approx((by_arithmetic.seconds[0] * by_arithmetic.seconds[2]) ** 0.5)
+
+
+def test_time_of_rollouts_by_hand(tmp_path, config_only):
+    """64 completions in rollouts of 4: 16 of them, the first 5 s and others 3; twice 16 steps of 2 s, 10 s around."""
+    settings = "{max_new_tokens: 8, total_episodes: 64, per_device_train_batch_size: 4, num_ppo_epochs: 2}"
+    project = project_of(tmp_path, config_only, f"{{reward: {{}}, ppo: {settings}}}")
+    situation = situation_of(project, "ppo", CPU, None, Models())
+    measured = Measured(1e9, (2.0, 2.0, 2.0), (5.0, 3.0), 10.0)
+    assert seconds_by_steps(situation, measured)[1] == pytest.approx(10 + 32 * 2 + 5 + 15 * 3)
+
+
+@pytest.mark.parametrize(("memory", "setting", "times"), [(1e10, "null", 1), (1e6, "null", 0), (1e6, "true", 1)])
+def test_weights_that_stay_whole_while_the_policy_samples(tmp_path, config_only, memory, setting, times):
+    stages = f"{{reward: {{}}, ppo: {{max_new_tokens: 8, gather_for_rollouts: {setting}}}}}"
+    machine = Machine("GPU", "gpu", memory, 1e9, devices=2, engine="fsdp2")
+    sampling = phases_of(project_of(tmp_path, config_only, stages), "ppo", machine)["sampling"]
+    assert sampling.get("gathered weights", 0) == times * 4 * NUMBERS

@@ -21,14 +21,14 @@ def write(model: PreTrainedModel, whole: Finished, folder: Path) -> list[str]:
     """Write the model with the linear layers of its backbone in NF4.
 
     Raises:
-        UserError: A layer has rows that no number of blocks fills: on CPUs bitsandbytes 0.50.2 rounds these by 21% of a
-            weight on average, and others by 9%.
+        UserError: A layer has rows that no number of blocks fills. On CPUs bitsandbytes 0.50.2 reads these as other
+            weights than it wrote, wherever this package has not mended it.
     """
     odd = [name for name, layer in linear_layers(model).items() if layer.weight.shape[-1] % _BLOCK]
     if odd:
         raise UserError(
             f"{whole.run_dir / whole.stage}: --format nf4: {_BLOCK} does not divide the rows of {len(odd)} layers "
-            f"(such as {odd[0]}), and bitsandbytes rounds those wrongly; take int8 or gguf-q4_0"
+            f"(such as {odd[0]}), and bitsandbytes reads those wrongly on CPUs; take int8 or gguf-q4_0"
         )
     kept = unquantized_parts(whole.task.model_class, model.config)
     arguments = quantization_arguments(whole.opened.settings.dtype, kept)
