@@ -82,7 +82,8 @@ class Draft:
         """The same, as the estimate of the time takes them."""
         lengths, files = self.lengths(stage), self.rows(stage)
         most = self.model.context or max(lengths.whole, default=0)
-        prompts = [max(0, min(whole, most) - reply) for whole, reply in zip(lengths.whole, lengths.replies, strict=True)]
+        both = zip(lengths.whole, lengths.replies, strict=True)
+        prompts = [max(0, min(whole, most) - reply) for whole, reply in both]
         held_out = round(held_out_share(files) * self.count(stage))
         return RowLengths(prompts, lengths.replies, self.count(stage) - held_out, held_out)
 
