@@ -47,7 +47,8 @@ class Machine:
             flops = peak_flops(properties.name) or ASSUMED_FLOPS
             return cls(properties.name, "gpu", float(properties.total_memory), flops)
         memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        return cls(f"{torch.get_num_threads()} CPU threads", "cpu", memory, _square_products())
+        threads = torch.get_num_threads()
+        return cls(f"{threads} CPU thread{'' if threads == 1 else 's'}", "cpu", memory, _square_products())
 
     @classmethod
     def given(cls, devices: int | None = None, memory: float | None = None, engine: Engine = "ddp") -> Machine:

@@ -17,8 +17,10 @@ from rlhf.preflight.machine import Machine
 from rlhf.preflight.models import Built
 from rlhf.workload import Held, Pass, Workload
 
-PROGRAM = {"cpu": 0.62e9, "gpu": 0.6e9}
+_PROGRAM = {"cpu": 0.5e9, "gpu": 0.6e9}
 """Bytes of Python with its libraries on a CPU, of CUDA's context and the kernels on a GPU."""
+_TRAINER = {"cpu": 0.12e9, "gpu": 0.0}
+"""Bytes of the libraries that only training imports."""
 _HOLES = {"adapter": 0.8, "whole": 0.2}
 """Bytes that glibc's heap loses for each byte of activations on a CPU: what is freed leaves holes that tensors of the
 same size do not fit. Layers with an adapter make several temporary tensors for each that is kept. Measured; with
@@ -92,7 +94,8 @@ def phases(situation: Situation) -> Phases:
 
 def _lasting(situation: Situation) -> dict[str, float]:
     """What a stage holds throughout, and what its training adds."""
-    machine, parts = situation.machine, {"program": PROGRAM[situation.machine.kind]}
+    machine, trains = situation.machine, any(model.trained for model in situation.workload.models)
+    program = _PROGRAM[machine.kind] + (_TRAINER[machine.kind] if trains else 0.0)
     weights = adapters = gradients = optimizer = gathered = 0.0
     shares = machine.devices if machine.sharded else 1
     divided = machine.devices if machine.devices > 1 and machine.engine != "ddp" else 1
@@ -110,7 +113,7 @@ def _lasting(situation: Situation) -> dict[str, float]:
             own = 1 if model.adapter is not None else divided
             gradients += numbers.trained_bytes / own
             optimizer += per_number / FP32 * numbers.trained_bytes / own
-    parts |= {"weights": weights, "adapters": adapters, "gathered layers": gathered}
+    parts = {"program": program, "weights": weights, "adapters": adapters, "gathered layers": gathered}
     return parts | {"gradients": gradients, "optimizer": optimizer}
 
 
