@@ -48,7 +48,7 @@ class Machine:
             return cls(properties.name, "gpu", float(properties.total_memory), flops)
         memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         threads = torch.get_num_threads()
-        return cls(f"{threads} CPU thread{'' if threads == 1 else 's'}", "cpu", memory, _square_products())
+        return cls(f"{threads} CPU thread{'' if threads == 1 else 's'}", "cpu", memory, square_products())
 
     @classmethod
     def given(cls, devices: int | None = None, memory: float | None = None, engine: Engine = "ddp") -> Machine:
@@ -75,14 +75,15 @@ class Machine:
         return f"{many}{self.name}, {self.memory / GB:.1f} GB{how}"
 
 
-def _square_products(seconds: float = 0.1) -> float:
-    """Operations a second of square float32 products, the best of several."""
+def square_products(seconds: float = 0.1) -> float:
+    """Operations a second of square float32 products: the best of at least three."""
     import torch
 
-    size, best, begin = 768, 0.0, time.perf_counter()
+    size, times = 768, []
     left, right = torch.ones(size, size), torch.ones(size, size)
-    while time.perf_counter() - begin < seconds:
+    begin = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         left @ right
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)

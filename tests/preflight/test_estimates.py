@@ -9,6 +9,7 @@ from rlhf.config.load import load_project
 from rlhf.errors import UserError
 from rlhf.preflight import Machine, estimate
 from rlhf.preflight.estimates import Models, situation_of
+from rlhf.preflight.machine import square_products
 from rlhf.preflight.measure import Measured
 from rlhf.preflight.memory import optimizer_bytes, phases
 from rlhf.preflight.seconds import pass_flops, seconds_by_steps
@@ -139,6 +140,10 @@ def test_a_machine_that_is_not_here():
     machine = Machine.given(devices=8, memory=80, engine="fsdp2")
     assert (machine.devices, machine.memory, machine.kind, machine.sharded) == (8, 80e9, "gpu", True)
     assert Machine.given().kind == Machine.here().kind
+
+
+def test_the_speed_of_a_machine_that_is_too_busy_to_be_measured_in_time():
+    assert square_products(seconds=0.0) > 1e6
 
 
 def test_time_by_measured_steps_by_hand(tmp_path, config_only):
