@@ -68,9 +68,8 @@ def project_of(folder: Path, stages: list[str]) -> Path:
     project = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     project["stages"] = {name: settings for name, settings in project["stages"].items() if name in stages}
     project.pop("rounds")
-    shutil.copytree(
-        ROOT / "data/support", folder / "data/support", dirs_exist_ok=True
-    )  # its judge runs from there alone
+    # code runs from the project's own folder alone
+    shutil.copytree(ROOT / "data/support", folder / "data/support", dirs_exist_ok=True)
     file = folder / "project.yaml"
     file.write_text(yaml.safe_dump(project), encoding="utf-8")
     return file
