@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf.config.project import ProjectConfig, RewardConfig, StageConfig, StageId
+from rlhf.config.project import ModelConfig, ProjectConfig, RewardConfig, StageConfig, StageId
 from rlhf.config.sets import SUPPLIERS, DatasetConfig, SourceConfig
 from rlhf.errors import RowsToCome, UserError
 
@@ -298,6 +298,14 @@ def ancestors_of(project: ProjectConfig, name: str) -> list[str]:
         if not project.has_stage(parent):
             break
     return line[1:]
+
+
+def base_of(project: ProjectConfig, name: str) -> ModelConfig:
+    """The base model that a stage's model goes back to, with the stage's own adapter."""
+    first = [name, *(ancestor for ancestor in ancestors_of(project, name) if project.has_stage(ancestor))][-1]
+    origin = project.stage_model(first) if project.has_stage(first) else project.model
+    adapter = project.stage_model(name).adapter if project.has_stage(name) else None
+    return replace(origin, adapter=adapter)
 
 
 def parents_of(project: ProjectConfig, name: str) -> list[str]:

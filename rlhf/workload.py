@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlhf.config.project import ModelConfig, ProjectConfig
-from rlhf.workflow import ancestors_of
+from rlhf.config.project import ModelConfig
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward model"
 """Roles of models, as tables name them."""
@@ -103,11 +102,3 @@ class Circumstances:
         """The pass over the held-out rows, before training and after it."""
         batch = self.settings["per_device_eval_batch_size"]
         return replace(training, name="evaluation", at_once=batch, backward=False, epochs=2.0, rows=None, held_out=True)
-
-
-def base_of(project: ProjectConfig, name: str) -> ModelConfig:
-    """The base model that a stage's model goes back to, with the stage's own adapter."""
-    first = [name, *(ancestor for ancestor in ancestors_of(project, name) if project.has_stage(ancestor))][-1]
-    origin = project.stage_model(first) if project.has_stage(first) else project.model
-    adapter = project.stage_model(name).adapter if project.has_stage(name) else None
-    return replace(origin, adapter=adapter)

@@ -79,7 +79,8 @@ def square_products(seconds: float = 0.1) -> float:
     """Operations a second of square float32 products: the best of at least three."""
     import torch
 
-    size, times = 768, []
+    size = 768
+    times: list[float] = []
     left, right = torch.ones(size, size), torch.ones(size, size)
     begin = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - begin < seconds:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.config.project import ProjectConfig
 from rlhf.stages._checkpoints import checkpoint_judge
-from rlhf.workflow import Metrics, StageContext
-from rlhf.workload import POLICY, REFERENCE, Circumstances, Held, Pass, Workload, base_of
+from rlhf.workflow import Metrics, StageContext, base_of
+from rlhf.workload import POLICY, REFERENCE, Circumstances, Held, Pass, Workload
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from rlhf.config.project import ModelConfig, ProjectConfig
 from rlhf.errors import UserError
-from rlhf.workflow import parent_of, rewards_of, scorers
-from rlhf.workload import REWARD, Held, base_of
+from rlhf.workflow import base_of, parent_of, rewards_of, scorers
+from rlhf.workload import REWARD, Held
 
 
 def rewards(project: ProjectConfig, name: str) -> dict[str, float]:

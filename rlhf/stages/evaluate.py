@@ -16,8 +16,8 @@ from rlhf import processes, progress
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
 from rlhf.stages._rewards import reward_models
-from rlhf.workflow import BASE, Metrics, Stage, StageContext, is_base, policies_of, scorers, stage_of
-from rlhf.workload import POLICY, REFERENCE, Circumstances, Held, Pass, Workload, base_of
+from rlhf.workflow import BASE, Metrics, Stage, StageContext, base_of, is_base, policies_of, scorers, stage_of
+from rlhf.workload import POLICY, REFERENCE, Circumstances, Held, Pass, Workload
 
 if TYPE_CHECKING:
     from rlhf.evaluation.kept import Kept

@@ -15,8 +15,8 @@ from rlhf.errors import UserError
 from rlhf.stages._checkpoints import checkpoint_judge
 from rlhf.stages._rewards import check, check_rewards, reward_models, rewards
 from rlhf.stages._sampling import settle_sampler
-from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext
-from rlhf.workload import CRITIC, POLICY, REFERENCE, REWARD, Circumstances, Held, Pass, Workload, base_of
+from rlhf.workflow import TRAINING_ARGUMENTS, Metrics, Stage, StageContext, base_of
+from rlhf.workload import CRITIC, POLICY, REFERENCE, REWARD, Circumstances, Held, Pass, Workload
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready

@@ -19,8 +19,8 @@ from rlhf.errors import UserError
 from rlhf.stages._rewards import check as check_judges
 from rlhf.stages._rewards import check_rewards, reward_models, rewards
 from rlhf.stages._sampling import settle_sampler
-from rlhf.workflow import ROWS_FILES, Metrics, Stage, StageContext, rewards_of, rows_from, stages
-from rlhf.workload import POLICY, Circumstances, Held, Pass, Workload, base_of
+from rlhf.workflow import ROWS_FILES, Metrics, Stage, StageContext, base_of, rewards_of, rows_from, stages
+from rlhf.workload import POLICY, Circumstances, Held, Pass, Workload
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready

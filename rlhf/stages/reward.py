@@ -6,8 +6,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config.project import ProjectConfig
-from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
-from rlhf.workload import REWARD, Circumstances, Held, Workload, base_of
+from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext, base_of
+from rlhf.workload import REWARD, Circumstances, Held, Workload
 
 if TYPE_CHECKING:
     from rlhf.training.ready import Ready

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf import processes
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError, unknown_name
-from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext
-from rlhf.workload import POLICY, Circumstances, Held, Workload, base_of
+from rlhf.workflow import TRL_CONFIG, Metrics, Stage, StageContext, base_of
+from rlhf.workload import POLICY, Circumstances, Held, Workload
 
 if TYPE_CHECKING:
     from transformers import Trainer
