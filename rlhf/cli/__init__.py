@@ -44,6 +44,19 @@ def _terminated(number: int, frame: object) -> None:
     raise interrupts.Interrupted(number)
 
 
+def _check_text(words: list[str]) -> None:
+    """Check that words are text: a file's name can be any bytes, and no YAML or JSON could name it.
+
+    Raises:
+        UserError: One is not.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{word}: is no text in UTF-8; rename the file") from None
+
+
 def main() -> None:
     """Run the command; an error becomes one line and an exit code.
 
@@ -57,6 +70,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)  # so that what it started ends with it
     try:
         with explained("rlhf", passed=(StageFailed,)):
+            _check_text(sys.argv[1:])
             sys.argv[1:] = with_own(sys.argv[1:])
             app()
     except SystemExit as end:  # typer ends with 130 whatever signal it was

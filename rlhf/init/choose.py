@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.data.records import Record
+from rlhf.data.splits import completions, own_prompt
 from rlhf.errors import UserError, unknown_name
 from rlhf.init.look import Facts
 from rlhf.init.model import ModelFacts
@@ -132,10 +134,20 @@ def _policy(files: Sequence[File], model: ModelFacts) -> str:
                 "bert-base-uncased"
             )
         return "span"
+    talks = next((file.path for file in files if any(map(_is_conversation, file.facts.records))), None)
+    if model.policy == "seq2seq" and talks is not None:
+        raise UserError(
+            f"--model: {model.name} is an encoder-decoder, which reads plain text, and {talks} has conversations; take "
+            "a causal model, or name columns of plain text (--columns source=question,target=answer)"
+        )
     if not model.writes:
         words = " and ".join(WORDS[kind] for kind in sorted(kinds))
         raise UserError(f"--model: {model.name} writes no replies, and these files are {words}; take a causal model")
     return model.policy
+
+
+def _is_conversation(record: Record) -> bool:
+    return any(isinstance(text, list) for text in (own_prompt(record), *completions(record)))
 
 
 def _sets(files: Sequence[File]) -> dict[str, tuple[File, ...]]:

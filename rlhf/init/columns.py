@@ -124,11 +124,15 @@ def _recognised(sample: Sample) -> Reading | None:
 def ratings(sample: Sample) -> tuple[str, list[str]] | None:
     """The column that rates replies, and its values, where it is not plain which are good; None where it is.
 
+    Where the rows are pairs, or a format reads them as they are, no such column is asked about.
+
     Args:
         sample: What was read of a source.
     """
-    found = _rating_column(sample)
-    if found is None:
+    found, own = _rating_column(sample), _recognised(sample)
+    if found is None or _pairs(sample) is not None or _two_and_winner(sample) is not None:
+        return None
+    if own is not None and _rank(own.kind) <= _rank("feedback") and _parses(own, sample):
         return None
     column, values = found
     return None if _meanings(values, ()) is not None else (column, values)

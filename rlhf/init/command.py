@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rlhf
@@ -70,6 +70,8 @@ def init(wishes: Wishes, say: Callable[[str], None]) -> Path:
     model = look_at_model(name)
     if model.unknown is not None:
         say(f"{name}: {model.unknown}; the YAML is written with what its name tells")
+    if model.policy == "seq2seq":
+        files = [_plain(file, wishes.limit, say) for file in files]
     choice = choose(files, model, wishes.to, wishes.reward)
     adapter = not wishes.full and model.policy not in ("label", "span") and choice.policy in ("causal_lm", "seq2seq")
     draft = Draft(_name(out), tuple(files), model, choice, adapter, _dtype(model, adapter), wishes.limit)
@@ -131,6 +133,15 @@ def _files(path: str, wishes: Wishes, columns: Mapping[str, str], asker: Asker) 
             asker.confirm("--columns", "Read it so?")
         found.append(File(path, reading, facts, split))
     return found
+
+
+def _plain(file: File, limit: int | None, say: Callable[[str], None]) -> File:
+    """A file for an encoder-decoder, which reads plain text: text that would become a conversation stays as it is."""
+    if not file.reading.chat:
+        return file
+    say(f"{file.path}: stays plain text, as an encoder-decoder reads it")
+    reading = replace(file.reading, chat=False)
+    return replace(file, reading=reading, facts=look(file.path, Path.cwd(), reading, file.split, limit))
 
 
 def _reading(label: str, sample: Sample, wishes: Wishes, columns: Mapping[str, str], asker: Asker) -> Reading:

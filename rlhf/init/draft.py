@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhf.init.choose import Choice, File
 from rlhf.init.look import Lengths, measure
@@ -72,11 +72,16 @@ class Draft:
     """Type of the weights, where it is not the usual one, and why."""
     limit: int | None = None
     """Rows of each file that are used at most."""
+    _measured: dict[tuple[tuple[str, str | None], ...], Lengths] = field(default_factory=dict, repr=False)
 
     def lengths(self, stage: str) -> Lengths:
-        """The lengths of the rows of a stage."""
-        records = [record for file in self.rows(stage) for record in file.facts.records]
-        return measure(records, self.model.codec)
+        """The lengths of the rows of a stage; they are measured once, however often the YAML is drafted."""
+        files = self.rows(stage)
+        key = tuple((file.path, file.split) for file in files)
+        if key not in self._measured:
+            records = [record for file in files for record in file.facts.records]
+            self._measured[key] = measure(records, self.model.codec)
+        return self._measured[key]
 
     def row_lengths(self, stage: str) -> RowLengths:
         """The same, as the estimate of the time takes them."""

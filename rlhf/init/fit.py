@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rlhf.config.project import ProjectConfig
-from rlhf.errors import UserError
 from rlhf.init.draft import EVALUATE, Batch
 from rlhf.preflight import Machine, RowLengths, StageEstimate, estimate, estimate_seconds
 from rlhf.preflight.command import duration
@@ -37,9 +36,10 @@ def fitted(
     chosen, memory = dict(batches), machine.memory
     boundless = replace(machine, memory=math.inf)  # nothing is looked for that would fit: that is done here
     while True:
+        project = _sampling(project_of(chosen), chosen)
         try:
-            estimates = estimate(_sampling(project_of(chosen), chosen), boundless)
-        except UserError:  # no config of the model here
+            estimates = estimate(project, boundless)
+        except Exception:  # no config of the model here, or an architecture's own code fails in its own way
             return {name: batch if name == EVALUATE else _unknown(batch) for name, batch in chosen.items()}
         smaller: dict[str, Batch] = {}
         for each in estimates:
@@ -66,7 +66,7 @@ def timed(
     """
     try:
         seconds = estimate_seconds(project, machine, lengths)
-    except UserError:  # no config of the model here
+    except Exception:  # no config of the model here, or an architecture's own code fails in its own way
         return dict(batches)
     times = {name: f"; about {duration(least_to_most)} by arithmetic" for name, least_to_most in seconds.items()}
     return {name: replace(batch, time=times.get(name, "")) for name, batch in batches.items()}

@@ -1,7 +1,10 @@
 """Which file serves what, and what is trained on it."""
 
+from dataclasses import replace
+
 import pytest
 
+from rlhf.data.records import Demonstration
 from rlhf.errors import UserError
 from rlhf.init.choose import File, choose
 from rlhf.init.look import Facts
@@ -101,3 +104,13 @@ def test_what_does_not_go_together(names, model, asked, message):
 
 def test_a_causal_model_gets_a_head_for_classes():
     assert chosen("classes").policy == "label"
+
+
+def test_an_encoder_decoder_learns_from_plain_text():
+    t5 = ModelFacts("t5", policy="seq2seq")
+    record = Demonstration([{"role": "user", "content": "Why?"}], [{"role": "assistant", "content": "So."}], "here:1")
+    talk = replace(file("replies"), facts=Facts(rows=1, used=1, records=[record]))
+    with pytest.raises(UserError, match=r"replies\.jsonl has conversations"):
+        choose([talk], t5)
+    assert choose([talk], BASE).stages == ("sft",)
+    assert chosen("pairs", model=t5).policy == "seq2seq"

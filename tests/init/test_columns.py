@@ -130,3 +130,10 @@ def test_what_cannot_be_told_is_not_guessed(row):
 
 def test_a_text_that_hardly_repeats_is_no_class():
     assert propose(sample_of({"text": Q, "topic": "about {n}"})).kind == "text"
+
+
+def test_what_a_format_or_a_pair_says_is_no_rating():
+    sides = {"input": Q, "output_1": YES, "output_2": NO, "label": (1, 2)}
+    assert ratings(sample_of(sides)) is None
+    assert propose(sample_of(sides)).format == "llmbar"
+    assert ratings(sample_of({"prompt": Q, "chosen": YES, "rejected": NO, "response": YES, "score": (1, 2, 3)})) is None

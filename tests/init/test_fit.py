@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config.load import load_project
 from rlhf.init.draft import Batch
-from rlhf.init.fit import SHARE, fitted
+from rlhf.init.fit import SHARE, fitted, timed
 from rlhf.preflight import Machine, estimate
 from tests.support.projects import write_project
 
@@ -51,3 +51,14 @@ def test_what_does_not_fit_at_all_is_said(project):
     chosen = fitted({"dpo": Batch(4, 4)}, machine(1e5), lambda batches: with_batch(project, batches["dpo"]))["dpo"]
     assert (chosen.rows, chosen.each, chosen.checkpointing) == (4, 1, True)
     assert chosen.why.startswith("does not fit even so: ")
+
+
+def test_a_model_whose_code_fails_is_one_of_which_nothing_is_known(project, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr("rlhf.init.fit.estimate", broken)
+    monkeypatch.setattr("rlhf.init.fit.estimate_seconds", broken)
+    batches = fitted({"dpo": Batch(16, 16)}, machine(1e12), lambda batches: project)
+    assert batches["dpo"].each == 4
+    assert timed(batches, project, machine(1e12), {}) == batches

@@ -1,10 +1,16 @@
 """The worst files that fuzzing found end in a proposal that loads, or in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from rlhf.config.load import load_project
+from rlhf.init.choose import File, choose
+from rlhf.init.draft import Draft
+from rlhf.init.look import Facts, Lengths
+from rlhf.init.model import ModelFacts
+from rlhf.init.reading import Reading
 
 FILES = sorted((Path(__file__).parents[1] / "fuzz/corpus/data").iterdir())
 READABLE = {
@@ -33,8 +39,6 @@ def test_a_proposal_or_one_line(rlhf, tmp_path, tiny_llama, path):
 
 @pytest.mark.parametrize("special", ["fifo", "folder", "link", "bytes"])
 def test_what_is_no_file(rlhf, tmp_path, special):
-    import os
-
     path = tmp_path / "rows.jsonl"
     match special:
         case "fifo":
@@ -49,3 +53,19 @@ def test_what_is_no_file(rlhf, tmp_path, special):
     assert done.code == 2
     assert done.error
     assert not (tmp_path / "x.yaml").exists()
+
+
+def test_a_name_that_is_no_text(rlhf, tmp_path):
+    name = os.fsdecode(b"rows\xff.jsonl")
+    (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}\n')
+    done = rlhf("init", name, "--model", "x", "--out", "x.yaml")
+    assert (done.code, done.error) == (2, r"rows\udcff.jsonl: is no text in UTF-8; rename the file")
+
+
+def test_rows_are_measured_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr("rlhf.init.draft.measure", lambda records, codec: measured.append(1) or Lengths((), (), False))
+    file = File("rows.jsonl", Reading("demonstrations", "messages"), Facts(rows=1, used=1))
+    draft = Draft("x", (file,), ModelFacts("base"), choose([file], ModelFacts("base")), adapter=True)
+    assert draft.lengths("sft") is draft.lengths("sft")
+    assert len(measured) == 1
