@@ -24,8 +24,8 @@ MANIFEST = "stage.json"
 
 _MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".jsonl")
 _NOT_MODEL = {
-    MANIFEST, "metrics.jsonl", "ledger.json", "dropped.jsonl", "findings.json", "identity.json", "rollouts.jsonl",
-    "tracked.jsonl", "incident.json",
+    MANIFEST, "metrics.jsonl", "ledger.json", "dropped.jsonl", "findings.json", "identity.json", "failure.json",
+    "rollouts.jsonl", "tracked.jsonl", "incident.json",
 }  # fmt: skip
 """Files of a stage's folder that describe how its model came about."""
 _DIGEST = "sha256"

@@ -18,6 +18,8 @@ from rlhf.pipeline.runs import is_run
 _STYLES = {"stale": "yellow", "running": "cyan", "failed": "red", "interrupted": "yellow", "shut": "red"}
 _EXPLAINED = ("stale", "failed", "interrupted", "running")
 """States whose reason has a line below the table."""
+_BE = {"failed": ""}
+"""What stands before a state in a sentence, where it is not `is`."""
 
 
 def list_runs(folder: Path) -> list[RunState]:
@@ -52,7 +54,7 @@ def runs_table(runs: list[RunState]) -> Group:
         for problem in (run["problem"], run["note"]):
             lines += [Text(f"{run['name']}: {problem}", style="yellow")] if problem else []
         lines += [
-            Text(f"{run['name']}: {stage['stage']} is {stage['state']}: {stage['why']}")
+            Text(f"{run['name']}: {stage['stage']} {_BE.get(stage['state'], 'is ')}{stage['state']}: {stage['why']}")
             for stage in run["stages"]
             if stage["state"] in _EXPLAINED and stage["why"]
         ]

@@ -16,16 +16,15 @@ from rlhf.artifacts.rounds import run_name
 from rlhf.config.project import ProjectConfig
 from rlhf.errors import UserError
 from rlhf.pipeline.folder import LOCK, project_of
-from rlhf.pipeline.partial import interrupted
+from rlhf.pipeline.partial import failure, interrupted
 from rlhf.pipeline.plan import plan
 from rlhf.report.build import read_report
 from rlhf.report.names import shown_verdict
 from rlhf.workflow import in_order
 
 State = Literal["done", "stale", "running", "failed", "interrupted", "shut", "not begun"]
-"""Of a stage. `failed`: numbers that are not finite ended it. `shut`: a gate that was not passed. `interrupted`: it
-began and did not end, whatever ended it."""
-_INCIDENT = "incident.json"
+"""Of a stage. `failed`: it ended with an error. `shut`: a gate that was not passed. `interrupted`: it began and did not
+end, and did not say why: somebody stopped it, or it was killed."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -97,7 +96,7 @@ def _stages(folder: Path, manifests: dict[str, Manifest]) -> tuple[list[StageSta
 
 def _has_begun(project: ProjectConfig, name: str, partial: Path) -> bool:
     """Whether a stage has begun its work: a folder in which data was prepared says nothing of that."""
-    return (partial / _INCIDENT).is_file() or interrupted(project, name) is not None
+    return failure(partial) is not None or interrupted(project, name) is not None
 
 
 def _state(name: str, reason: str | None, manifest: Manifest | None, partial: Path | None, at_work: bool) -> StageState:
@@ -107,8 +106,9 @@ def _state(name: str, reason: str | None, manifest: Manifest | None, partial: Pa
         where = f"checkpoint of step {step}" if step else ""
         if at_work:
             return StageState(stage=name, state="running", why=where)
-        failed = (partial / _INCIDENT).is_file()
-        return StageState(stage=name, state="failed" if failed else "interrupted", why=where)
+        if (line := failure(partial)) is not None:
+            return StageState(stage=name, state="failed", why="; ".join(filter(None, (line, where))))
+        return StageState(stage=name, state="interrupted", why=where)
     if manifest is None:
         return StageState(stage=name, state="not begun", why="")
     if reason is not None:

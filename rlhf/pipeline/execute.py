@@ -17,7 +17,7 @@ from rlhf.artifacts.hashing import digest
 from rlhf.artifacts.manifest import Manifest, artifact_hash, git_sha, read_manifest, verify, versions, write_manifest
 from rlhf.config.project import ProjectConfig, StageId
 from rlhf.durable import sync_tree, written_whole
-from rlhf.errors import RowsToCome, UserError, reason
+from rlhf.errors import Defect, Incident, RowsToCome, UserError, reason
 from rlhf.failure import explained_stage
 from rlhf.pipeline import folder, identity, partial, peers
 from rlhf.pipeline.agreement import check_alike
@@ -182,6 +182,8 @@ def _wait() -> None:
 def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str) -> None:
     """Run or prepare a stage; whatever a library raises becomes a line, with its traceback in the run's folder.
 
+    The line of a stage that fails while it runs is noted in its partial folder.
+
     Where the stage has not begun, the run may leave no folder: then the file is among the temporary ones.
 
     Raises:
@@ -189,9 +191,14 @@ def attempt(function: Callable[[ProjectConfig, str], None], project: ProjectConf
         Defect: Our own code raised something.
     """
     in_run_folder = function is run_stage and stage_of(name).leaves != "base"
-    with explained_stage(project, name, project.run_dir if in_run_folder else None):
-        check_library_names()
-        function(project, name)
+    try:
+        with explained_stage(project, name, project.run_dir if in_run_folder else None):
+            check_library_names()
+            function(project, name)
+    except (UserError, Defect, Incident) as error:
+        if function is run_stage:
+            partial.note_failure(folder.partial_dir(project, name), str(error))
+        raise
 
 
 def join_stage(

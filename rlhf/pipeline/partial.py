@@ -7,6 +7,7 @@ still to do.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf.artifacts.json_files import write_json
+from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.artifacts.manifest import MANIFEST, artifact_hash, is_finished, read_manifest
 from rlhf.config.project import ProjectConfig
 from rlhf.durable import rename_durably, sync_folder
@@ -27,6 +28,8 @@ from rlhf.training.checkpoints import drop_unscheduled
 from rlhf.workflow import CANDIDATES
 
 IDENTITY = "identity.json"
+FAILURE = "failure.json"
+"""What a stage that failed said last, until it is begun again."""
 DATA = "data"
 """Folder of a partial folder with the data that was prepared for the stage."""
 
@@ -47,6 +50,7 @@ def claim(directory: Path, beginning: dict[str, Any], versions: dict[str, str]) 
         The versions that worked on the stage so far, the present ones last.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / FAILURE).unlink(missing_ok=True)
     sync_folder(directory.parent)
     beginning = json.loads(json.dumps(beginning, default=str))
     stem = directory.with_suffix(".set-aside")
@@ -86,6 +90,25 @@ def interrupted(project: ProjectConfig, name: str) -> dict[str, Any] | None:
     return _beginning(directory)["beginning"] if directory.is_dir() and _work(directory) else None
 
 
+def note_failure(directory: Path, line: str) -> None:
+    """Note why a stage failed, in its partial folder; of several processes the first to fail is the one that tells.
+
+    Args:
+        directory: The partial folder; where there is none, the stage had not begun, and nothing is noted.
+        line: What it said.
+    """
+    with contextlib.suppress(OSError):  # the disk may be what it failed of
+        if directory.is_dir() and not (directory / FAILURE).exists():
+            write_json(directory / FAILURE, {"error": line})
+
+
+def failure(directory: Path) -> str | None:
+    """What the stage of a partial folder said when it failed; None where it did not, or was begun again."""
+    if not (directory / FAILURE).exists():
+        return None
+    return str(read_object(directory / FAILURE, {"error": str}, "delete it")["error"])
+
+
 def changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first keys in which two beginnings differ; of one that is not known, that it is not."""
     return ", ".join(identity.changes(before, now)[:4]) if before else f"the form of {IDENTITY}"
@@ -107,7 +130,8 @@ def _beginning(directory: Path) -> dict[str, Any]:
 
 def _work(directory: Path) -> list[Path]:
     """What a stage has written in a partial folder; an empty folder, as the making of a trainer leaves it, is none."""
-    children = [child for child in directory.iterdir() if child.name not in (DATA, IDENTITY, f"{IDENTITY}.partial")]
+    no_work = (DATA, *(name for file in (IDENTITY, FAILURE) for name in (file, f"{file}.partial")))
+    children = [child for child in directory.iterdir() if child.name not in no_work]
     return [child for child in children if not child.is_dir() or any(child.iterdir())]
 
 
@@ -186,7 +210,8 @@ def _tidy(final: Path) -> None:
     for name in (DATA, CANDIDATES, KEPT):
         _remove(final / name)
     drop_unscheduled(final / "checkpoints")
-    (final / IDENTITY).unlink(missing_ok=True)
+    for name in (IDENTITY, FAILURE):
+        (final / name).unlink(missing_ok=True)
 
 
 def _old(final: Path) -> Path:

@@ -11,7 +11,9 @@ from rlhf.errors import UserError
 from rlhf.history.listing import list_runs, runs_table
 from rlhf.history.state import state_of
 from rlhf.pipeline import identity
+from rlhf.pipeline.execute import attempt, run_stage
 from rlhf.pipeline.folder import LOCK, own_folder, partial_dir
+from rlhf.pipeline.partial import claim, failure, note_failure
 from rlhf.workflow import parents_of, planned, stage_of
 from tests.support.manifests import finish
 from tests.support.projects import make_project
@@ -61,8 +63,24 @@ def test_what_has_begun_and_not_ended(project):
     with (project.run_dir / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert states(project)["dpo"] == "running"
-    (partial / "incident.json").write_text("{}")
-    assert states(project)["dpo"] == "failed"
+    (partial / "incident.json").write_text("{}")  # of steps that were skipped
+    assert states(project)["dpo"] == "interrupted"
+    note_failure(partial, "the reward function broke")
+    note_failure(partial, "another process ended with it")
+    dpo = next(stage for stage in state_of(project.run_dir)["stages"] if stage["stage"] == "dpo")
+    assert dpo == {"stage": "dpo", "state": "failed", "why": "the reward function broke; checkpoint of step 12"}
+
+
+def test_a_stage_that_fails_notes_why_until_it_begins_again(project):
+    partial = partial_dir(project, "dpo")
+    partial.mkdir()
+    (project.run_dir / "sft/stage.json").write_text("{")  # so that what dpo starts from cannot be read
+    (project.run_dir / "dpo/stage.json").unlink()
+    with pytest.raises(UserError) as caught:
+        attempt(run_stage, project, "dpo")
+    assert failure(partial) == str(caught.value)
+    claim(partial, {}, {})
+    assert failure(partial) is None
 
 
 def test_a_shut_gate(project):
