@@ -31,7 +31,7 @@ from rlhf.models.quantization import weight_bytes
 from rlhf.models.tasks import adapter_task
 
 _INEXACT = ("use_dora", "trainable_token_indices", "layer_replication", "rank_pattern", "alpha_pattern",
-            "layers_to_transform", "target_parameters")  # fmt: skip
+            "layers_to_transform", "target_parameters", "lora_bias")  # fmt: skip
 """LoRA settings under which the concatenation of two adapters is not the sum of their updates."""
 
 _PLAIN_INIT = (True, "gaussian", "orthogonal")

@@ -96,6 +96,8 @@ def test_what_cannot_be_joined_is_refused_before_training():
     with pytest.raises(UserError, match="use_dora cannot be joined"):
         lora_config({"r": 4, "use_dora": True}, TaskType.CAUSAL_LM, joined=True)
     assert lora_config({"r": 4, "use_dora": True}, TaskType.CAUSAL_LM, joined=False).use_dora
+    with pytest.raises(UserError, match="lora_bias cannot be joined"):  # what it adds stands beside the two matrices
+        lora_config({"r": 4, "lora_bias": True}, TaskType.CAUSAL_LM, joined=True)
     with pytest.raises(UserError, match="a regular expression in target_modules"):
         lora_config({"r": 4, "target_modules": ".*(q|v)_proj"}, TaskType.CAUSAL_LM, joined=True)
     with pytest.raises(UserError, match="changes the base model's weights"):
