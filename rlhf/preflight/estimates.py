@@ -201,8 +201,17 @@ def situation_of(
         scores = model.scores and model.base is not None
         adapter = model.adapter
         built[model.role] = models.get(located(base, project), adapter, scores, model.trained)
+    if built[first.role].task.new_head:
+        workload = dataclasses.replace(workload, passes=tuple(map(_reading, workload.passes)))
     by_pass = {passing.name: _rows(passing, rows, settings, built[first.role]) for passing in workload.passes}
     return Situation(workload, built, by_pass, settings, machine, configured.fold, models.traces)
+
+
+def _reading(passing: Pass) -> Pass:
+    """A pass of a policy that writes nothing, as it classifies or marks: its head has few outputs."""
+    if not passing.writes:
+        return passing
+    return dataclasses.replace(passing, writes=0, sampling=False, sequences=(("input_ids",),), head="score")
 
 
 def _rows(passing: Pass, given: Path | RowLengths | None, settings: Mapping[str, Any], built: Built) -> Rows:

@@ -174,10 +174,13 @@ def traced(situation: Situation, built: Built, rectangle: Rectangle, backward: b
 
     One row is traced, since rows add up.
     """
-    key = (id(built), rectangle.length, rectangle.shared, backward, checkpoint)
+    length = rectangle.length
+    if not rectangle.shared and built.context is not None:
+        length = min(length, built.context)  # assumed rows may be longer than the model reads
+    key = (id(built), length, rectangle.shared, backward, checkpoint)
     if key not in situation.traces:
         kept = built.kept(
-            rows=1, length=rectangle.length, mask=rectangle.shared, autocast=situation.autocast, backward=backward,
+            rows=1, length=length, mask=rectangle.shared, autocast=situation.autocast, backward=backward,
             checkpoint=checkpoint,
         )  # fmt: skip
         situation.traces[key] = kept

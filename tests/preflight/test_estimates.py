@@ -129,6 +129,15 @@ def test_the_first_change_that_suffices(tmp_path, config_only):
     assert hopeless.change.bytes > 1.0
 
 
+@pytest.mark.parametrize("policy", ["label", "span"])
+def test_a_policy_that_writes_nothing_samples_nothing(tmp_path, tiny_bert, policy):
+    """The model reads 128 tokens, as many as a reply may have in the usual settings."""
+    project = project_of(tmp_path, tiny_bert, "{sft: {}, ppo: {}}", adapter="null", **{"model.policy": policy})
+    parts = phases_of(project, "ppo")
+    assert {"training", "sampling", "measuring"} <= parts.keys()
+    assert not parts["sampling"].get("cache")
+
+
 def test_an_unknown_model_is_one_line(tmp_path, config_only):
     project = project_of(tmp_path, config_only, "{sft: {}}", **{"model.name_or_path": "no/such-model"})
     with pytest.raises(UserError, match="no/such-model") as raised:
