@@ -119,14 +119,32 @@ def score(weight_OI: torch.Tensor, norm_I: torch.Tensor | None) -> torch.Tensor:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, Any]:
-    """The linear layers of a model's backbone, by name."""
+    """The linear layers of a model's backbone, by name.
+
+    The language model's head is left out wherever it stands: a T5 is its own backbone, and its head may be tied to the
+    embeddings.
+    """
     backbone: Any = model.base_model
-    embeddings = model.get_input_embeddings()
+    outside = (model.get_input_embeddings(), model.get_output_embeddings())
     return {
         name: module
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not embeddings
+        if isinstance(module, nn.Linear | Conv1D) and not any(module is other for other in outside)
     }
+
+
+def check_prunes(model: PreTrainedModel, how: Pruning) -> None:
+    """Check that a share is large enough to set a weight of each layer to zero.
+
+    Raises:
+        UserError: It is not, or no row of a layer has so many inputs as a group.
+    """
+    rows = [layer.weight.shape[0 if isinstance(layer, Conv1D) else 1] for layer in linear_layers(model).values()]
+    shortest = min(rows, default=0)
+    size = how.group or shortest
+    if size > shortest or not int(how.sparsity * size + 1e-9):
+        wanted = "a larger share" if how.group is None else "a smaller group"
+        raise UserError(f"--sparsity: sets nothing to zero in rows of {shortest} inputs; take {wanted}")
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from rlhf.export.calibrate import calibration_runs
 from rlhf.export.compare import compare_policies, compare_scorers
 from rlhf.export.formats import Format
 from rlhf.export.measure import file_sizes, placed, policy_rates, scorer_rates, weight_bytes
-from rlhf.export.prune import Pruning, input_norms, prune, pruning
+from rlhf.export.prune import Pruning, check_prunes, input_norms, prune, pruning
 from rlhf.export.result import Exported, Probe
 from rlhf.models import probe
 from rlhf.publish.build import Finished, finished, load_whole
@@ -203,6 +203,7 @@ class _Export:
         how, rows, norms = self.settings.pruning, None, None
         if how is None:
             return original, None
+        check_prunes(original, how)
         self.say(f"pruning: {how}")
         if how.method == "wanda":
             norms, rows = input_norms(original, calibration_runs(self.project, self.whole, original))

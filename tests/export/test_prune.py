@@ -1,10 +1,13 @@
 """Which weights go, by hand; and that what is left is counted."""
 
+import contextlib
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from rlhf.export.prune import Pruning, input_norms, kept, linear_layers, prune, pruning, score
+from rlhf.errors import UserError
+from rlhf.export.prune import Pruning, check_prunes, input_norms, kept, linear_layers, prune, pruning, score
 from rlhf.export.run import settings_of
 from tests.export.test_run import exported, outputs
 
@@ -60,6 +63,23 @@ def test_zeros_are_counted_and_head_and_embeddings_stay(sharp_llama):
     torch.testing.assert_close(model.model.embed_tokens.weight, embeddings)
     pruned = sum(layer.weight.numel() for layer in linear_layers(model).values())
     assert counted.zeros_of_all == pruned / 2 / model.num_parameters()
+
+
+@pytest.mark.parametrize(("sparsity", "fits"), [("0.01", False), ("1:128", False), ("2:4", True), ("0.02", True)])
+def test_a_share_that_sets_nothing_to_zero_is_refused(sharp_llama, sparsity, fits):
+    """The shortest rows have 64 inputs: 0.02 of them is one weight, 0.01 is none."""
+    model = AutoModelForCausalLM.from_pretrained(sharp_llama)
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="nothing to zero in rows of 64"):
+        check_prunes(model, pruning("magnitude", sparsity))
+
+
+def test_the_head_of_a_model_that_is_its_own_backbone_stays(tiny_t5):
+    """Two layers of an encoder with six matrices, two of a decoder with ten; the head is tied to the embeddings."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5)
+    head = model.lm_head.weight.clone()
+    assert prune(model, Pruning("magnitude", 0.5)).layers == 2 * 6 + 2 * 10
+    torch.testing.assert_close(model.lm_head.weight, head)
+    torch.testing.assert_close(model.shared.weight, head)
 
 
 @pytest.mark.parametrize("gpt2", [True, False])
