@@ -13,7 +13,7 @@ from rlhf.evaluation.across import Sampled, joined, problem, shared_judges
 from rlhf.evaluation.compare import Comparison, compare, correct
 from rlhf.history.settings import Difference, data, differing, packages, settings
 from rlhf.pipeline.runs import find_run
-from rlhf.report.build import read_jsonl, read_report
+from rlhf.report.build import read_comparisons, read_jsonl
 from rlhf.report.names import shown_verdict
 from rlhf.report.rounds import read_sampled
 from rlhf.workflow import BASE, in_order
@@ -157,7 +157,7 @@ def _comparisons(folders: Sequence[Path]) -> tuple[list[Compared], list[str]]:
     for folder in folders:
         rows: Sequence[Comparison] = []
         if (folder / "report.json").is_file():
-            rows = read_report(folder)["comparisons"]
+            rows = read_comparisons(folder)
         else:
             notes.append(f"{folder}: has no report yet; rlhf report {folder} writes it")
         sides.append({(row["policy"], row["baseline"], row["judge"]): _outcome(row) for row in rows})

@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 from rlhf.pipeline.folder import LOCK, project_of
 from rlhf.pipeline.partial import failure, interrupted
 from rlhf.pipeline.plan import plan
-from rlhf.report.build import read_report
+from rlhf.report.build import read_comparisons
 from rlhf.report.names import shown_verdict
 from rlhf.workflow import in_order
 
@@ -134,8 +134,7 @@ def _verdicts(folder: Path) -> dict[str, int] | None:
     """How many comparisons came out how, as the report shows them."""
     if not (folder / "report.json").is_file():
         return None
-    rows = read_report(folder)["comparisons"]
-    return dict(Counter(shown_verdict(row) for row in rows))
+    return dict(Counter(map(shown_verdict, read_comparisons(folder))))
 
 
 def _changed(folder: Path, manifests: dict[str, Manifest]) -> str | None:

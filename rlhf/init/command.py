@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,11 +77,13 @@ def init(wishes: Wishes, say: Callable[[str], None]) -> Path:
     choice = choose(files, model, wishes.to, wishes.reward)
     adapter = not wishes.full and model.policy not in ("label", "span") and choice.policy in ("causal_lm", "seq2seq")
     draft = Draft(_name(out), tuple(files), model, choice, adapter, _dtype(model, adapter), wishes.limit)
-    _write(draft, out)
+    with _explained(out):
+        _write(draft, out)
+    quoted = shlex.quote(str(out))
     say("")
     say(f"{out} trains {', '.join(choice.stages)}; each of its lines says why it is there. Next:")
-    say(f"  rlhf check {out}")
-    say(f"  rlhf run {out}")
+    say(f"  rlhf check {quoted}")
+    say(f"  rlhf run {quoted}")
     return out
 
 
@@ -87,13 +91,25 @@ def _out(wishes: Wishes) -> Path:
     """Where the YAML goes."""
     first = Path(wishes.files[0].rstrip("/")).name.split(".")[0] or "project"
     out = wishes.out or Path(f"{_NO_NAME.sub('-', first).strip('-._') or 'project'}.yaml")
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder")
-    if out.exists() and not wishes.force:
-        raise UserError(f"{out} is there already; take another with --out, or replace it with --force")
-    if not out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {out.parent}")
+    with _explained(out):
+        if out.is_dir():
+            raise UserError(f"--out: {out} is a folder")
+        if out.exists() and not out.is_file():  # /dev/null would be replaced by a file for everybody
+            raise UserError(f"--out: {out} is no file")
+        if (out.exists() or out.is_symlink()) and not wishes.force:
+            raise UserError(f"{out} is there already; take another with --out, or replace it with --force")
+        if not out.parent.is_dir():
+            raise UserError(f"--out: there is no folder {out.parent}")
     return out
+
+
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """What the operating system refuses, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out: {error.filename or out}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _name(out: Path) -> str:

@@ -22,7 +22,7 @@ from rlhf.data.images import as_image
 from rlhf.errors import UserError
 from rlhf.evaluation.attributed import ATTRIBUTIONS, Attribution
 from rlhf.evaluation.classifiers import MEASURES, classification, compare_classifiers
-from rlhf.evaluation.compare import compare_groups, compare_policies
+from rlhf.evaluation.compare import Comparison, compare_groups, compare_policies
 from rlhf.evaluation.regressions import RETAINED, RetainedRow, compare_retained
 from rlhf.evaluation.robustness import PERTURBED, PerturbedRow, robustness
 from rlhf.evaluation.samples import Row
@@ -44,6 +44,8 @@ _IMAGE_BYTES = 64_000
 _LONGEST_PATH = 1000
 _CURVE_POINTS = 300
 _DROPPED_SHOWN = 10
+_COMPARED = {"policy", "baseline", "judge", "mean_difference", "difference_ci", "verdict", "doubted"}
+"""What lists of runs and their differences show of a comparison."""
 _SECRET_KEYS = ("hub_token", "api_key", "password", "secret")
 _PROVENANCE = (
     "label", "kind", "repetition", "order", "method", "leaves", "artifact", "hash", "parents", "data", "seed",
@@ -175,6 +177,18 @@ def read_report(run_dir: Path) -> Report:
     """
     path = run_dir / "report.json"
     return cast(Report, _parse(_text(path), str(path)))
+
+
+def read_comparisons(run_dir: Path) -> list[Comparison]:
+    """The comparisons of a run's report.
+
+    Raises:
+        UserError: There is no report, or it was not written by this package, or by another version of it.
+    """
+    rows = dict(read_report(run_dir)).get("comparisons")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _COMPARED for row in rows):
+        raise UserError(f"{run_dir / 'report.json'}: has no comparisons of this version; rlhf report writes it")
+    return cast(list[Comparison], rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

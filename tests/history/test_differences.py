@@ -138,6 +138,9 @@ def test_what_cannot_be_compared_is_a_line(runs, tmp_path):
         for pair in ((good, spec), (spec, good)):
             with pytest.raises(UserError, match=message):
                 run_difference(*pair)
+    (runs[1] / "report.json").write_text('{"comparisons": [{"policy": "dpo"}]}')
+    with pytest.raises(UserError, match=r"report\.json: has no comparisons of this version"):
+        run_difference(good, str(runs[1]))
     (runs[1] / "dpo/stage.json").write_text("{")
     with pytest.raises(UserError, match=r"dpo/stage\.json: not valid JSON"):
         run_difference(good, str(runs[1]))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,20 @@ def test_a_file_that_is_there_is_kept(rlhf, put, unseen):
     assert Path("pairs.yaml").read_text() == "mine: 1\n"
     assert rlhf("init", pairs, "--model", unseen, "--force").code == 0
     assert settings_of("pairs.yaml")["name"] == "pairs"
+
+
+def test_what_is_no_file_is_not_replaced(rlhf, put, unseen):
+    pairs = put("pairs.jsonl", PAIRS)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("nowhere")
+    words = ("init", pairs, "--model", unseen, "--out")
+    assert rlhf(*words, "pipe", "--force").error == "--out: pipe is no file"
+    assert rlhf(*words, "link").error.startswith("link is there already")
+    assert rlhf(*words, "x" * 300).error.endswith(": file name too long")
+    assert Path("pipe").is_fifo()
+    assert Path("link").is_symlink()
+    assert sorted(path.name for path in Path().iterdir()) == ["link", "pairs.jsonl", "pipe"]
+    assert rlhf(*words, "a b.yaml").out.endswith("  rlhf check 'a b.yaml'\n  rlhf run 'a b.yaml'\n")
 
 
 @pytest.mark.parametrize(
