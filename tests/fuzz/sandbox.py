@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -153,6 +154,8 @@ def _serve() -> None:
     quiet_environment()
     for module in [*runner._heavy_modules(), "rlhf.cli", "rlhf.serving.chat", "rlhf.publish.hub", "rlhf.arena.export"]:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # the collector of a fork would go through all of it, and copy it
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
