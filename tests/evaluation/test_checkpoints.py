@@ -134,36 +134,38 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_llama):
+    """A DPO stage of four steps that ended by itself."""
+    project = dpo_project(tmp_path_factory.mktemp("whole"), tiny_llama)
+    run_stage(project, "dpo")
+    return project
+
+
 @pytest.mark.parametrize("moment", ["kept", "scored", "saved"])
-def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_llama, monkeypatch, moment):
+def test_an_interrupted_stage_chooses_among_the_same_checkpoints(tmp_path, tiny_llama, whole, monkeypatch, moment):
     """Killed before a checkpoint's policy was kept, before it was chosen among them, and before the end."""
 
     def killed(*args, **kwargs):
         raise Killed
 
-    found = []
-    for name in ("whole", "broken"):
-        (tmp_path / name).mkdir()
-        project = dpo_project(tmp_path / name, tiny_llama)
-        if name == "broken":
-            places = {
-                "kept": (Candidates, "on_save"),
-                "scored": (checkpoints, "_score_all"),
-                "saved": (execute, "_record"),
-            }
-            place = places[moment]
-            with monkeypatch.context() as patch:
-                patch.setattr(*place, killed)
-                with pytest.raises(Killed):
-                    run_stage(project, "dpo")
-        run_stage(project, "dpo")
-        found.append(read_manifest(project.run_dir / "dpo"))
-        assert not (project.run_dir / "dpo/candidates").exists()
-    whole, broken = (one["metrics"] for one in found)
-    assert [one["step"] for one in broken["tracked"]] == [0, 2, 4]
-    assert broken["tracked"] == whole["tracked"]
-    assert broken["selected_step"] == whole["selected_step"]
-    assert found[0]["probe"] == found[1]["probe"]
+    places = {
+        "kept": (Candidates, "on_save"),
+        "scored": (checkpoints, "_score_all"),
+        "saved": (execute, "_record"),
+    }
+    broken = dpo_project(tmp_path, tiny_llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(*places[moment], killed)
+        with pytest.raises(Killed):
+            run_stage(broken, "dpo")
+    run_stage(broken, "dpo")
+    assert not (broken.run_dir / "dpo/candidates").exists()
+    first, second = (read_manifest(project.run_dir / "dpo") for project in (whole, broken))
+    assert [one["step"] for one in second["metrics"]["tracked"]] == [0, 2, 4]
+    assert second["metrics"]["tracked"] == first["metrics"]["tracked"]
+    assert second["metrics"]["selected_step"] == first["metrics"]["selected_step"]
+    assert second["probe"] == first["probe"]
 
 
 def test_a_checkpoint_that_was_scored_is_not_scored_again(tmp_path, tiny_llama, monkeypatch):
@@ -246,20 +248,12 @@ def test_that_checkpoints_are_held_against_trained_prompts_is_said(tmp_path, tin
     assert "checkpoints are" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("adapter", [{"r": 4}, None])
-def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, adapter):
-    (tmp_path / "judges.py").write_text(JUDGES)
-    rewards = {"wanted": {"function": f"{tmp_path / 'judges.py'}:wanted"}}
-    dpo = {
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "checkpoint_judge": "wanted",
-        "select": "best",
-        "save_steps": 2,
-        "adapter": adapter,
-    }
-    project = make_project(tmp_path, tiny_llama, pairs(), rewards=rewards, stages={"dpo": dpo})
-    run_stage(project, "dpo")
+@pytest.mark.parametrize("adapter", [True, False])
+def test_dpo_is_tracked_without_a_proxy(tmp_path, tiny_llama, whole, adapter):
+    project = whole if adapter else dpo_project(tmp_path, tiny_llama, adapter=None)
+    if not adapter:
+        run_stage(project, "dpo")
+    assert (project.run_dir / "dpo/adapter_config.json").exists() is adapter
     found = read_manifest(project.run_dir / "dpo")["metrics"]
     assert [one["step"] for one in found["tracked"]] == [0, 2, 4]
     assert found["tracked"][1]["proxy"] is None
