@@ -36,6 +36,7 @@ def arena(tmp_path):
 def page(browser, arena):
     context = browser.new_context(accept_downloads=True)
     page = context.new_page()
+    page.set_default_timeout(120_000)
     page.problems = []
     page.on("console", lambda message: page.problems.append(message.text))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
@@ -124,6 +125,7 @@ def test_a_prompt_of_ones_own_and_the_turn_after_it(page, arena):
 def test_axe_finds_nothing(browser, arena, scheme):
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(120_000)
     found = {}
 
     def look(name):
@@ -207,6 +209,7 @@ def test_the_first_comparison_appears_by_itself_and_its_replies_as_they_are_writ
     arena.preparer = Preparer(arena.store, pool, contestants(), Judges(), EvaluateConfig())
     with served(arena) as address:
         page = browser.new_page()
+        page.set_default_timeout(120_000)
         page.goto(address.url)
         page.wait_for_selector("#name:focus")
         page.keyboard.type("Ann")

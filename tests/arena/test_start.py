@@ -130,7 +130,7 @@ def test_a_server_that_hangs_keeps_no_arena(project):
             begun = time.monotonic()
         took = time.monotonic() - begun
         over.set()
-    assert took < 4
+    assert took < 30  # one second on a free machine; the server hangs for sixty
 
 
 def test_a_server_that_is_not_there():

@@ -73,7 +73,7 @@ def test_two_processes_whiten_as_one():
 
 def summing(count):
     """A `Reduce` over threads that stand for processes."""
-    handed, barrier = [], threading.Barrier(count, timeout=10)
+    handed, barrier = [], threading.Barrier(count, timeout=60)
 
     def reduce(tensor):
         handed.append(tensor)

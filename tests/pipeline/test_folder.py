@@ -50,7 +50,7 @@ def states(pid: int) -> set[str]:
 
 
 def wait_for(state: str, pid: int) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not states(pid) <= {state}:
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -24,9 +24,9 @@ def short(monkeypatch):
     for name, value in {
         "_EVERY": 0.05,
         "_LOOK": 0.01,
-        "_STALE": 0.6,
+        "_STALE": 1.4,
         "_REPORT_WITHIN": 0.3,
-        "_LEAVE_WITHIN": 1.0,
+        "_LEAVE_WITHIN": 5.0,
     }.items():
         monkeypatch.setattr(nodes, name, value)
 
@@ -38,11 +38,17 @@ def launch(tmp_path, node, count=3):
 class Node(threading.Thread):
     """A node that follows, and what becomes of it."""
 
-    def __init__(self, project, which, wait=5.0, code=0):
+    def __init__(self, project, which, wait=60.0, code=0):
         super().__init__(daemon=True)
         self.project, self.which, self.wait, self.code = project, which, wait, code
         self.started, self.ended = [], None
         self.start()
+
+    def wait_for(self, stage):
+        """Wait until it has started a stage."""
+        while stage not in [started for started, *_ in self.started]:
+            assert self.is_alive(), self.ended
+            time.sleep(0.01)
 
     def run(self):
         try:
@@ -56,7 +62,7 @@ class Node(threading.Thread):
             self.ended = str(error)
 
 
-def lead(project, which, work, wait=5.0):
+def lead(project, which, work, wait=60.0):
     """Lead the nodes of a run through what `work` does with them."""
     with nodes.leading(project, which) as leader:
         leader.gather(wait, print)
@@ -76,14 +82,15 @@ def test_all_nodes_start_the_same_stages_and_end_with_the_code_of_the_first(proj
     def work(leader):
         for stage in ("sft", "reward"):
             leader.start(stage, "key")
-            time.sleep(0.3)
+            for node in others:
+                node.wait_for(stage)
             leader.check()
         raise GateClosed("no")
 
     with pytest.raises(GateClosed):
         lead(project, launch(tmp_path, 0), work)
     for node in others:
-        node.join(5)
+        node.join(60)
         assert node.started == [("sft", "key", 1, []), ("reward", "key", 1, [])]
         assert node.ended == 3
     assert not nodes.exchange_folder(project).exists()
@@ -99,10 +106,10 @@ def test_what_an_earlier_run_left_behind_starts_nothing(project, tmp_path):
 
     def work(leader):
         leader.start("dpo", "new")
-        time.sleep(0.3)
+        node.wait_for("dpo")
 
     lead(project, launch(tmp_path, 0, 2), work)
-    node.join(5)
+    node.join(60)
     assert node.started == [("dpo", "new", 1, [])]
     assert node.ended == 0
 
@@ -111,14 +118,13 @@ def test_a_node_does_not_follow_a_leader_that_was_started_again(project, tmp_pat
     """The leader was killed, and its run started again before anybody missed it: the old node starts nothing of it."""
     killed = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0, 2), project)
     old = Node(project, launch(tmp_path, 1, 2))
-    killed.gather(5.0, print)
+    killed.gather(60.0, print)
     killed.start("sft", "old")
-    while not old.started:
-        time.sleep(0.01)
+    old.wait_for("sft")
     killed.file.stop()
     again = nodes.Leader(nodes.exchange_folder(project), launch(tmp_path, 0, 2), project)
     again.start("dpo", "new")
-    old.join(5)
+    old.join(60)
     again.file.stop()
     assert "node 0 (" in old.ended
     assert "was started again" in old.ended
@@ -130,7 +136,7 @@ def test_a_folder_that_is_not_shared_is_said_on_both_sides(project, tmp_path, ti
     node = Node(make_project(tmp_path / "other", tiny_llama), launch(tmp_path, 1, 2), wait=0.5)
     with pytest.raises(UserError, match=r"node 1 not heard of for 0 s; .* share output_dir"):
         lead(project, launch(tmp_path, 0, 2), print, wait=0.4)
-    node.join(5)
+    node.join(60)
     assert "node 0 not heard of for 0 s" in node.ended
     assert not nodes.exchange_folder(project).exists()
 
@@ -140,10 +146,10 @@ def test_two_nodes_of_one_number_are_refused(project, tmp_path):
 
     def work(leader):
         others.append(Node(project, launch(tmp_path, 1, 2)))
-        others[0].join(5)
+        others[0].join(60)
 
     lead(project, launch(tmp_path, 0, 2), work)
-    first.join(5)
+    first.join(60)
     assert first.ended == 0
     assert others[0].ended == "--node 1: this run has such a node already"
 
@@ -154,11 +160,12 @@ def test_a_node_that_is_gone_is_named(project, tmp_path, monkeypatch):
     def work(leader):
         leader.start("sft", "key")
         monkeypatch.setattr(nodes.StatusFile, "write", lambda *_, **__: None)
+        monkeypatch.setattr(nodes, "_LEAVE_WITHIN", 0.5)
         look_after(leader)
 
     with pytest.raises(UserError, match=r"node 1 \(.*\): not heard of for 1 s"):
         lead(project, launch(tmp_path, 0, 2), work)
-    node.join(5)
+    node.join(60)
 
 
 def test_processes_that_end_early_on_one_node_end_the_run(project, tmp_path):
@@ -170,7 +177,7 @@ def test_processes_that_end_early_on_one_node_end_the_run(project, tmp_path):
 
     with pytest.raises(UserError, match=r"node 1 \(.*\): its processes ended with exit code 7"):
         lead(project, launch(tmp_path, 0, 2), work)
-    node.join(5)
+    node.join(60)
     assert node.ended == 2
 
 
@@ -185,7 +192,7 @@ def test_a_node_that_leaves_between_two_stages_ends_the_run(project, tmp_path, m
     monkeypatch.setattr(nodes.Follower, "orders", left)
     with pytest.raises(UserError, match=r"node 1 \(.*\): its processes ended with exit code 2"):
         lead(project, launch(tmp_path, 0, 2), look_after)
-    node.join(5)
+    node.join(60)
     assert node.ended == "asked to stop"
 
 

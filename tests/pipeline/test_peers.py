@@ -14,7 +14,8 @@ from rlhf.errors import UserError
 from rlhf.pipeline import peers, stage
 
 def work():
-    time.sleep(0.5)
+    while len([*peers.own.folder.glob("[01].json")]) < 2:  # both are there
+        time.sleep(0.02)
     if os.environ["RANK"] in "{ranks}":
         {fault}
     time.sleep({late})
@@ -45,7 +46,7 @@ def test_a_process_that_is_killed_ends_the_others_which_say_so(tmp_path):
     codes, said, seconds = ends(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     assert codes == [2, -9]
     assert said == ["error: process 1 of 2 was killed; was there memory enough?"]
-    assert seconds < 20
+    assert seconds < 50
 
 
 def test_a_process_that_a_library_aborts_is_not_taken_for_one_without_memory(tmp_path):
@@ -54,7 +55,7 @@ def test_a_process_that_a_library_aborts_is_not_taken_for_one_without_memory(tmp
     (line,) = said
     assert line.startswith("error: process 1 of 2 was aborted by a library (SIGABRT); ")
     assert "memory" not in line
-    assert seconds < 20
+    assert seconds < 50
 
 
 SAME = """
@@ -85,7 +86,7 @@ def test_the_first_that_fails_is_the_one_that_is_read_of(tmp_path, late):
     codes, said, seconds = ends(tmp_path, "raise UserError('a mistake')", late=late)
     assert codes == [2, 2]
     assert said == ["error: process 1 of 2: a mistake"]
-    assert seconds < 20
+    assert seconds < 50
 
 
 def test_processes_that_end_well_leave_no_notes(tmp_path):
@@ -105,12 +106,13 @@ import os, pathlib, signal, sys, time
 from rlhf.errors import UserError
 from rlhf.pipeline import node_status, peers, stage
 
-node_status._EVERY, node_status.RESPONDS, peers._LATE, peers._WAIT = 0.1, 1.0, 1.0, 0.3
+node_status._EVERY, node_status.RESPONDS, peers._LATE, peers._WAIT = 0.1, 2.0, 1.0, 0.3
 peers.exchange_folder, node = pathlib.Path, os.environ["GROUP_RANK"]
 
 def work():
     peers.own.join_nodes({shared!r})
-    time.sleep(1.5)
+    while len(peers.own._all()) < 2:  # each has heard of the other
+        time.sleep(0.02)
     if node == "1":
         {fault}
     time.sleep({late})

@@ -207,7 +207,7 @@ def test_no_server_holds_a_reply_beyond_its_deadline_or_after_it_is_stopped(kind
     monkeypatch.setattr(endpoint, "_LISTING", 0.3)
     with hostile(*DRIPS[kind]) as server:
         begun = time.monotonic()
-        replier = EndpointReplier(server.url, "m", deadline=0.3, timeout=20)
+        replier = EndpointReplier(server.url, "m", deadline=0.3, timeout=60)
         with pytest.raises(UserError, match=r"did not end in 0\.3 seconds"):
             replier.stream("Hi", GREEDY).text()
         with pytest.raises(UserError, match=r"did not end in 0\.3 seconds"):
@@ -216,7 +216,7 @@ def test_no_server_holds_a_reply_beyond_its_deadline_or_after_it_is_stopped(kind
         threading.Timer(0.1, stop.set).start()
         stream = EndpointReplier(server.url, "m").stream("Hi", GREEDY, stop)
         assert (stream.text(), stream.finished) == ("", False)
-        assert time.monotonic() - begun < 5  # about one second on a free machine
+        assert time.monotonic() - begun < 30  # about one second on a free machine
 
 
 def test_a_server_is_checked_for_as_long_as_it_may_be_silent():
@@ -239,7 +239,7 @@ def test_of_a_flood_so_much_is_read(status, drip, monkeypatch):
     with hostile(HEAD.replace(b"200 OK", status), drip, 0) as server:
         with pytest.raises(UserError, match="an answer of more than 131072 bytes"):
             EndpointReplier(server.url, "m", deadline=30).stream("Hi", GREEDY).text()
-        assert server.left.wait(5)
+        assert server.left.wait(60)
         with pytest.raises(UserError, match="an answer of more than 131072 bytes"):
             EndpointReplier(server.url)
 
@@ -249,7 +249,7 @@ def test_whoever_leaves_ends_the_connection():
         stream = EndpointReplier(server.url, "m").stream("Hi", GREEDY)
         assert next(stream) == "Hello there"
         stream.close()
-        assert server.left.wait(5)
+        assert server.left.wait(60)
 
 
 def test_a_reply_stops_when_nobody_wants_it():

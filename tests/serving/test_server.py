@@ -99,7 +99,7 @@ def test_openais_client_gets_what_the_terminal_shows_and_sigterm_ends_the_server
         assert again.text() == text
     finally:
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=100)
     assert process.returncode == 0
     assert "Traceback" not in errors
 
@@ -151,8 +151,8 @@ def test_a_server_ends_while_a_reply_streams(root):
         process.send_signal(signal.SIGTERM)
         *_, last = [line for line in lines if line]
         assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
-        _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - begun < 10  # about two seconds on a free machine
+        _, errors = process.communicate(timeout=100)
+    assert time.monotonic() - begun < 60  # about two seconds on a free machine; the reply would take 200
     assert process.returncode == 0
     assert "Traceback" not in errors
 
@@ -344,14 +344,14 @@ def test_a_client_that_leaves_stops_its_reply():
         with httpx2.stream("POST", f"{address.url}/v1/chat/completions", json={**ASK, "stream": True}) as response:
             lines = response.iter_lines()
             assert [next(lines) for _ in range(6)][-1] == ""
-        assert replier.stopped.wait(10)
+        assert replier.stopped.wait(60)
         connection = http.client.HTTPConnection("127.0.0.1", address.port)
         connection.request("POST", "/v1/chat/completions", json.dumps(ASK), {"Content-Type": "application/json"})
         while len(replier.prompts) < 2:
             time.sleep(0.01)
         connection.sock.shutdown(socket.SHUT_RDWR)  # a reply in one piece stops as well
         connection.close()
-        assert replier.stopped.wait(10)
+        assert replier.stopped.wait(60)
 
 
 def test_a_policy_that_fails_says_so_and_no_more(caplog):
@@ -390,7 +390,7 @@ def test_too_many_replies_at_a_time_are_refused(monkeypatch):
             lines = response.iter_lines()
             next(lines)
             assert post(address, ASK).status_code == 429
-        replier.stopped.wait(10)
+        replier.stopped.wait(60)
         replier.answer = hello
         for _ in range(50):
             if post(address, ASK).status_code == 200:

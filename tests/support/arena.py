@@ -165,7 +165,7 @@ class Annotator:
         name: Of the annotator.
     """
 
-    def __init__(self, url, name, timeout=30.0):
+    def __init__(self, url, name, timeout=120.0):
         self.client = httpx2.Client(base_url=url, timeout=timeout, headers={"Origin": url})
         self.name = name
         self.enter()
