@@ -1,6 +1,7 @@
 """No library name is relied on that is not in the table, and one that has moved is named before anything trains."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -35,6 +36,7 @@ FILES = {"_type"}
 """Keys of files that a library writes."""
 
 
+@functools.cache
 def sources(root) -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text()) for path in sorted((root / "rlhf").rglob("*.py"))}
 
