@@ -46,7 +46,7 @@ def statements(report: Report) -> Iterator[Statement]:
         return
     yield Statement(
         ("unjudged",), "measured", "No judge, so no verdict on the quality of replies",
-        "what follows was measured without one; a reward stage or an entry under `rewards` would judge",
+        "what follows was measured without one; a reward stage or an entry under rewards: would judge",
     )  # fmt: skip
     names = Names.of(report)
     for row in own_rows(report):
