@@ -40,15 +40,15 @@ def lay(folder: Path) -> list[Path]:
     recipes, data = origin() / "recipes", origin() / "data"
     if not (recipes / QUICKSTART).is_file():
         raise UserError(f"{recipes}: the recipes are missing; install rlhf-pipeline again")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; name a folder")
-    if folder.resolve() != recipes:
-        copies = {folder / path.relative_to(recipes): path for path in _files(recipes)}
-        copies |= {folder / "data" / path.relative_to(data): path for path in _files(data)}
-        try:
+    copies = {folder / path.relative_to(recipes): path for path in _files(recipes)}
+    copies |= {folder / "data" / path.relative_to(data): path for path in _files(data)}
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is a file; name a folder")
+        if folder.resolve() != recipes:
             _copy(copies)
-        except OSError as error:
-            raise UserError(f"{error.filename or folder}: {(error.strerror or str(error)).lower()}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {(error.strerror or str(error)).lower()}") from None
     return sorted(folder.glob("*.yaml"))
 
 

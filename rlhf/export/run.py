@@ -18,7 +18,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rlhf.artifacts.json_files import write_json
+from rlhf.artifacts.json_files import read_object, write_json
 from rlhf.artifacts.manifest import versions
 from rlhf.artifacts.rounds import run_name
 from rlhf.config.project import ProjectConfig
@@ -97,7 +97,10 @@ def export(
         UserError: The folder may not be written, the stage cannot be handed out, the format does not fit it, or what
             was written is not the model when it is loaded again.
     """
-    _check_target(to, force)
+    try:
+        _check_target(to, force)
+    except OSError as error:  # such as a name that is too long
+        raise _refused(error, to) from None
     whole = finished(run_dir, stage)
     settings.format.check(whole)
     held_out = _held_out(project, whole, settings)
@@ -109,10 +112,14 @@ def export(
         sync_tree(partial)
         _take_place(partial, to)
     except OSError as error:
-        raise UserError(f"{error.filename or to}: {error.strerror or error}") from None
+        raise _refused(error, to) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result
+
+
+def _refused(error: OSError, to: Path) -> UserError:
+    return UserError(f"{error.filename or to}: {(error.strerror or str(error)).lower()}")
 
 
 def _check_target(to: Path, force: bool) -> None:
@@ -127,6 +134,7 @@ def _check_target(to: Path, force: bool) -> None:
         return
     if not (to / results.FILE).is_file():
         raise UserError(f"{to}: is not empty, and holds no export that could be replaced; name another with --to")
+    read_object(to / results.FILE, {"stage": str, "format": str}, "name another folder with --to")
     if not force:
         raise UserError(f"{to}: holds an export already; replace it with --force, or name another with --to")
 

@@ -38,6 +38,7 @@ def typed(monkeypatch, capsys, tmp_path):
         ("diff one:sft one", "one:sft: names a stage"),
         ("quickstart file", "file: is a file; name a folder"),
         ("quickstart file/inner", "not a directory"),
+        (f"quickstart {'x' * 300}", "file name too long"),
         ("quickstart other --no-run", "other/quickstart.yaml: is there already and differs"),
         ("quickstart stages.sft.max_steps=1", "is no folder; write rlhf quickstart FOLDER KEY=VALUE"),
     ],

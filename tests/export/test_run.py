@@ -127,6 +127,11 @@ def test_a_folder_is_replaced_by_force_and_only_if_it_is_an_export(run_dir, tmp_
     for to, message in (("mine", "holds no export that could be replaced"), ("file", "is no folder")):
         with pytest.raises(UserError, match=message):
             exported(run_dir, "sft", tmp_path / to, settings, force=True)
+    (tmp_path / "mine" / "export.json").write_text("{}")  # of another program
+    with pytest.raises(UserError, match=r"mine/export\.json: has no 'stage'"):
+        exported(run_dir, "sft", tmp_path / "mine", settings, force=True)
+    with pytest.raises(UserError, match="file name too long"):
+        exported(run_dir, "sft", tmp_path / ("x" * 300), settings)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     (tmp_path / "empty").mkdir()
     exported(run_dir, "sft", tmp_path / "empty", settings)
