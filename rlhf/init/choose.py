@@ -180,6 +180,8 @@ def _judge(sets: dict[str, tuple[File, ...]], policy: str, reward: str | None) -
 
 
 def _asked(to: Sequence[str], policy: str) -> list[str]:
+    if not to:
+        raise UserError(f"--to: names no stage; known: {', '.join(TRAINED)}")
     for name in to:
         if name not in TRAINED:
             raise UserError(f"--to: there is no stage {name!r} here; {unknown_name(name, TRAINED)}")

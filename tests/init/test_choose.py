@@ -89,6 +89,7 @@ def test_who_judges():
         (["prompts"], BASE, {}, "nothing learns from them alone"),
         (["replies"], BASE, {"to": ["ppo"]}, "--to: ppo needs something to maximise"),
         (["replies"], BASE, {"to": ["dpo"]}, "--to: dpo learns from pairs, and no file has any"),
+        (["pairs"], BASE, {"to": []}, "--to: names no stage; known: sft, reward, dpo, kto, ppo"),
         (["pairs"], BASE, {"to": ["dpoo"]}, "--to: there is no stage 'dpoo' here; did you mean 'dpo'"),
         (["classes"], BERT, {"to": ["dpo"]}, "--to: dpo compares replies"),
         (["classes", "pairs"], BASE, {}, "train different models: run rlhf init for each"),
