@@ -16,7 +16,7 @@ from rlhf.training import run
 from rlhf.workflow import stage_of
 from tests.support.architectures import built
 from tests.support.models import strengthened
-from tests.support.projects import NAMES, chats, make_project, write_rows
+from tests.support.projects import NAMES, chats, make_project, pairs, write_rows
 
 
 def record_of(project, stage) -> dict:
@@ -35,7 +35,7 @@ def test_every_dpo_loss_trains(tmp_path, tiny_llama):
         options = {"loss_type": loss, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-3}
         if loss in ("exo_pair", "robust"):
             options["label_smoothing"] = 0.1
-        project = make_project(tmp_path, tiny_llama, name=loss, stages={"dpo": options})
+        project = make_project(tmp_path, tiny_llama, pairs(12), name=loss, stages={"dpo": options}, evaluate=False)
         run_stage(project, "dpo")
         assert record_of(project, "dpo")["metrics"]["steps"] == 1
 
