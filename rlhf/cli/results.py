@@ -39,11 +39,11 @@ def runs(
 
     from rlhf.history.listing import list_runs, runs_table
 
-    found = list_runs(folder)
+    listed = list_runs(folder)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(listed, indent=2))
     else:
-        Console().print(runs_table(found))
+        Console().print(runs_table(listed))
 
 
 @command()
@@ -60,8 +60,8 @@ def diff(
     from rlhf.history.difference_table import difference_table
     from rlhf.history.differences import run_difference
 
-    found = run_difference(first, second)
+    difference = run_difference(first, second)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(difference, indent=2))
     else:
-        Console().print(difference_table(found))
+        Console().print(difference_table(difference))

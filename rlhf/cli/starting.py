@@ -59,14 +59,14 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a YAML that is there.")] = False,
 ) -> None:
     """Write the YAML of a project for your own files, each line with its reason."""
-    from rlhf.init.command import Wishes
+    from rlhf.init.command import Options
     from rlhf.init.command import init as write
     from rlhf.pipeline.execute import quiet_environment, quiet_libraries
 
     quiet_environment()
     quiet_libraries()
-    asked = split(to) if to is not None else None
-    write(Wishes(files, model, asked, out, columns or (), split(good), reward, full, limit, force), typer.echo)
+    stages = split(to) if to is not None else None
+    write(Options(files, model, stages, out, columns or (), split(good), reward, full, limit, force), typer.echo)
 
 
 @command()
@@ -77,5 +77,5 @@ def env(as_json: Json = False) -> None:
     from rlhf.environment.facts import gather
     from rlhf.environment.lines import lines
 
-    found = gather()
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+    facts = gather()
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf.data.records import Record
 from rlhf.data.splits import completions, own_prompt
 from rlhf.errors import UserError, unknown_name
-from rlhf.init.look import Facts
+from rlhf.init.look import Facts, Lengths
 from rlhf.init.model import ModelFacts
 from rlhf.init.reading import WORDS, Reading
 
@@ -19,8 +19,8 @@ TRAINED = ("sft", "reward", "dpo", "kto", "ppo")
 _SETS = ("demonstrations", "preferences", "feedback", "rollouts", "prompts")
 """The sets of `data:` in the order in which they are written."""
 _HELD_OUT = re.compile(r"(?<![a-z])(test|valid|validation|val|dev|eval|heldout|held_out)(?![a-z])", re.IGNORECASE)
-_TAUGHT = re.compile(r"(?<![a-z])(instruct|chat|it|sft|dpo)(?![a-z])", re.IGNORECASE)
-_MOST_OF = 0.9
+_INSTRUCT = re.compile(r"(?<![a-z])(instruct|chat|it|sft|dpo)(?![a-z])", re.IGNORECASE)
+_CHECKABLE_SHARE = 0.9
 """Share of rows with a number as their answer from which a function can judge replies."""
 
 
@@ -34,6 +34,8 @@ class File:
     facts: Facts
     split: str | None = None
     """Which split of a folder or hub dataset."""
+    lengths: Lengths = field(default_factory=Lengths)
+    """Of its rows, as the model counts them."""
 
     @property
     def held_out(self) -> bool:
@@ -46,8 +48,11 @@ class Judge:
     """What scores replies."""
 
     name: str
+    """What the YAML calls it."""
     function: str
+    """Where it is: `package.module:function` or `file.py:function`."""
     why: str
+    """What it gives for which reply."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def choose(
     policy = _policy(files, model)
     sets = _sets(files)
     judge = _judge(sets, policy, reward)
-    stages = _asked(to, policy) if to is not None else _suggested(sets, model, policy)
+    stages = _asked_stages(to, policy) if to is not None else _suggested_stages(sets, model, policy)
     if "ppo" in stages and judge is None and "reward" not in stages:
         if "preferences" not in sets:
             raise UserError(
@@ -164,14 +169,14 @@ def _sets(files: Sequence[File]) -> dict[str, tuple[File, ...]]:
 
 def _judge(sets: dict[str, tuple[File, ...]], policy: str, reward: str | None) -> Judge | None:
     if reward is not None:
-        return Judge("given", reward, "the function that --reward names")
+        return Judge("judge", reward, "the function that --reward names")
     rows = sets.get("demonstrations", ())
     if policy == "label":
         return Judge("right", "rlhf.rewards.right_label:right_label", "1 if the class is that of the row, else 0")
     if policy == "span":
         return Judge("f1", "rlhf.rewards.spans:span_f1", "overlap of the marked words with the right ones, as in SQuAD")
     checkable, used = sum(file.facts.checkable for file in rows), sum(file.facts.used for file in rows)
-    if rows and checkable >= _MOST_OF * used and not {"preferences", "feedback"} & sets.keys():
+    if rows and checkable >= _CHECKABLE_SHARE * used and not {"preferences", "feedback"} & sets.keys():
         why = "1 if a reply ends in the number of the column `answer`, else 0: the rows have the right answers"
         return Judge("right", "rlhf.rewards.exact_match:exact_match", why)
     if policy == "seq2seq" and rows and all(file.reading.format == "text_to_text" for file in rows):
@@ -179,7 +184,12 @@ def _judge(sets: dict[str, tuple[File, ...]], policy: str, reward: str | None) -
     return None
 
 
-def _asked(to: Sequence[str], policy: str) -> list[str]:
+def _asked_stages(to: Sequence[str], policy: str) -> list[str]:
+    """The stages that the user asks for, in the order they run.
+
+    Raises:
+        UserError: There is no such stage, or it trains nothing of this kind.
+    """
     if not to:
         raise UserError(f"--to: names no stage; known: {', '.join(TRAINED)}")
     for name in to:
@@ -190,14 +200,14 @@ def _asked(to: Sequence[str], policy: str) -> list[str]:
     return [name for name in TRAINED if name in to]
 
 
-def _suggested(sets: dict[str, tuple[File, ...]], model: ModelFacts, policy: str) -> list[str]:
+def _suggested_stages(sets: dict[str, tuple[File, ...]], model: ModelFacts, policy: str) -> list[str]:
     """Supervised training where there is something to imitate, then what learns from comparisons or judgements."""
     compared = [name for name, rows in (("dpo", "preferences"), ("kto", "feedback")) if rows in sets]
     if policy in ("label", "span"):
         return ["sft"]
-    taught = model.template or (model.unknown is not None and _TAUGHT.search(model.name) is not None)
-    first = "demonstrations" in sets or (bool(compared) and not taught)
-    return [*(["sft"] if first else []), *compared[:1]]
+    replies = model.template or (model.unknown is not None and _INSTRUCT.search(model.name) is not None)
+    imitates = "demonstrations" in sets or (bool(compared) and not replies)
+    return [*(["sft"] if imitates else []), *compared[:1]]
 
 
 def _check_fed(stages: Sequence[str], sets: dict[str, tuple[File, ...]]) -> None:

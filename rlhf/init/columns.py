@@ -86,15 +86,15 @@ def propose(sample: Sample, good: Iterable[str] = ()) -> Reading | None:
         sample: What was read of a source, at least a row.
         good: Values of a rating that are good, where the user named them.
     """
-    own = _recognised(sample)
+    recognised = _recognised(sample)
     tries = (_pairs, _two_and_winner, lambda sample: _rated(sample, good), _turns, _replies, _classes, _prompts)
     for attempt in tries:
         if (reading := attempt(sample)) is None:
             continue
-        if own is not None and _rank(own.kind) <= _rank(reading.kind) and _parses(own, sample):
-            return with_chat(own, sample)
+        if recognised is not None and _rank(recognised.kind) <= _rank(reading.kind) and _parses(recognised, sample):
+            return with_chat(recognised, sample)
         return with_chat(reading, sample)
-    return None if own is None else with_chat(own, sample)
+    return None if recognised is None else with_chat(recognised, sample)
 
 
 def _rank(kind: str) -> int:
@@ -129,16 +129,17 @@ def ratings(sample: Sample) -> tuple[str, list[str]] | None:
     Args:
         sample: What was read of a source.
     """
-    found, own = _rating_column(sample), _recognised(sample)
-    if found is None or _pairs(sample) is not None or _two_and_winner(sample) is not None:
+    rating, recognised = _rating_column(sample), _recognised(sample)
+    if rating is None or _pairs(sample) is not None or _two_and_winner(sample) is not None:
         return None
-    if own is not None and _rank(own.kind) <= _rank("feedback") and _parses(own, sample):
+    if recognised is not None and _rank(recognised.kind) <= _rank("feedback") and _parses(recognised, sample):
         return None
-    column, values = found
+    column, values = rating
     return None if _meanings(values, ()) is not None else (column, values)
 
 
 def _pairs(sample: Sample) -> Reading | None:
+    """A better and a worse reply, by the names of their columns."""
     for chosen in _named(sample, CHOSEN):
         for rejected in _named(sample, REJECTED):
             if chosen == rejected or not _same_shape(sample, chosen, rejected):
@@ -178,7 +179,7 @@ def _two_and_winner(sample: Sample) -> Reading | None:
 def _side_by_side(sample: Sample) -> list[tuple[str, str, tuple[str, str]]]:
     """Columns of text that differ in what stands for the side."""
     columns = [column for column in _columns(sample) if _is_text(sample, column)]
-    found = []
+    twins = []
     for sides in SIDES:
         for column in columns:
             parts = re.split(r"([_\-. ]|(?<=[a-z])(?=[A-Z0-9]))", column)
@@ -187,8 +188,8 @@ def _side_by_side(sample: Sample) -> list[tuple[str, str, tuple[str, str]]]:
                     other = sides[1].title() if part.istitle() else sides[1]
                     twin = "".join([*parts[:place], other, *parts[place + 1 :]])
                     if twin in columns and twin != column:
-                        found.append((column, twin, sides))
-    return found
+                        twins.append((column, twin, sides))
+    return twins
 
 
 def _winner(value: str, columns: tuple[str, str], sides: tuple[str, str]) -> Any:
@@ -201,13 +202,17 @@ def _winner(value: str, columns: tuple[str, str], sides: tuple[str, str]) -> Any
 
 
 def _rated(sample: Sample, good: Iterable[str]) -> Reading | None:
-    found = _rating_column(sample)
-    if found is None or (meanings := _meanings(found[1], tuple(good))) is None:
+    """Replies with a rating each."""
+    rating = _rating_column(sample)
+    if rating is None:
         return None
-    column, _ = found
+    column, values = rating
+    meanings = _meanings(values, tuple(good))
+    if meanings is None:
+        return None
     reply = _first(sample, REPLY, besides=(column,))
     prompt = _first(sample, PROMPT, besides=(column, reply))
-    plain = {value.lower() for value in found[1]} <= _FLAGS
+    plain = {value.lower() for value in values} <= _FLAGS
     columns = _changed(sample, {"prompt": prompt, "completion": reply, "label": column, **_system(sample)})
     return Reading("feedback", "kto", columns, {} if plain else {"label": meanings}, known=False)
 
@@ -256,6 +261,7 @@ def _ends_in_a_reply(sample: Sample, column: str) -> bool:
 
 
 def _replies(sample: Sample) -> Reading | None:
+    """A prompt and a reply to it."""
     instruction = _first(sample, ("instruction",))
     if instruction is not None and _is_text(sample, "input") and _is_text(sample, "output"):
         return Reading("demonstrations", "alpaca")
@@ -283,10 +289,11 @@ def _classes(sample: Sample) -> Reading | None:
 
 
 def _prompts(sample: Sample) -> Reading | None:
+    """Prompts alone."""
     prompt = _first(sample, PROMPT)
-    return (
-        None if prompt is None else Reading("prompts", "prompt_only", _changed(sample, {"prompt": prompt}), known=False)
-    )
+    if prompt is None:
+        return None
+    return Reading("prompts", "prompt_only", _changed(sample, {"prompt": prompt}), known=False)
 
 
 def with_chat(reading: Reading, sample: Sample) -> Reading:
@@ -305,8 +312,8 @@ def with_chat(reading: Reading, sample: Sample) -> Reading:
 def _changed(sample: Sample, columns: dict[str, str | None]) -> dict[str, str]:
     """The columns that have another name in the file; one that would be replaced is kept under another name."""
     changed = {ours: theirs for ours, theirs in columns.items() if theirs is not None and ours != theirs}
-    there = _columns(sample)
-    replaced = [ours for ours in changed if ours in there and ours not in changed.values()]
+    present = _columns(sample)
+    replaced = [ours for ours in changed if ours in present and ours not in changed.values()]
     return changed | {f"other_{ours}": ours for ours in replaced}
 
 

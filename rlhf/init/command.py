@@ -20,7 +20,7 @@ from rlhf.init.ask import Asker
 from rlhf.init.choose import File, choose
 from rlhf.init.columns import Sample, propose, ratings, with_chat
 from rlhf.init.draft import Batch, Draft, first_batches
-from rlhf.init.look import look, read_sample
+from rlhf.init.look import look, measure, read_sample
 from rlhf.init.model import ModelFacts, look_at_model
 from rlhf.init.reading import WORDS, Reading, kind_of
 from rlhf.init.settings import described, header, settings
@@ -31,8 +31,8 @@ _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user says."""
+class Options:
+    """What the command line says; each field is the flag of its name."""
 
     files: Sequence[str]
     model: str | None = None
@@ -49,11 +49,11 @@ class Wishes:
     force: bool = False
 
 
-def init(wishes: Wishes, say: Callable[[str], None]) -> Path:
+def init(options: Options, say: Callable[[str], None]) -> Path:
     """Write a project's YAML for a user's files.
 
     Args:
-        wishes: What the user says.
+        options: What the command line says.
         say: Prints a line.
 
     Returns:
@@ -62,21 +62,22 @@ def init(wishes: Wishes, say: Callable[[str], None]) -> Path:
     Raises:
         UserError: A file or the model cannot be read, an answer is missing, or the YAML is there already.
     """
-    out = _out(wishes)
+    out = _out(options)
     asker = Asker.here(say)
-    columns = _assignments(wishes.columns)
-    files = [file for path in wishes.files for file in _files(path, wishes, columns, asker)]
-    if unused := [theirs for theirs in columns.values() if not any(_reads(file, theirs) for file in files)]:
+    columns = _assignments(options.columns)
+    files = [file for path in options.files for file in _files(path, options, columns, asker)]
+    if unused := [column for column in columns.values() if not any(_reads(file, column) for file in files)]:
         raise UserError(f"--columns: no file has a column {unused[0]!r} beside the others that are named")
-    name = wishes.model or asker.ask("--model", "Which model: a folder, or an id on the hub?")
+    name = options.model or asker.ask("--model", "Which model: a folder, or an id on the hub?")
     model = look_at_model(name)
     if model.unknown is not None:
         say(f"{name}: {model.unknown}; the YAML is written with what its name tells")
     if model.policy == "seq2seq":
-        files = [_plain(file, wishes.limit, say) for file in files]
-    choice = choose(files, model, wishes.to, wishes.reward)
-    adapter = not wishes.full and model.policy not in ("label", "span") and choice.policy in ("causal_lm", "seq2seq")
-    draft = Draft(_name(out), tuple(files), model, choice, adapter, _dtype(model, adapter), wishes.limit)
+        files = [_plain(file, options.limit, say) for file in files]
+    files = [replace(file, lengths=measure(file.facts.records, model.codec)) for file in files]
+    choice = choose(files, model, options.to, options.reward)
+    adapter = not options.full and model.policy not in ("label", "span") and choice.policy in ("causal_lm", "seq2seq")
+    draft = Draft(_name(out), tuple(files), model, choice, adapter, _dtype(model, adapter), options.limit)
     with _explained(out):
         _write(draft, out)
     quoted = shlex.quote(str(out))
@@ -87,16 +88,16 @@ def init(wishes: Wishes, say: Callable[[str], None]) -> Path:
     return out
 
 
-def _out(wishes: Wishes) -> Path:
+def _out(options: Options) -> Path:
     """Where the YAML goes."""
-    first = Path(wishes.files[0].rstrip("/")).name.split(".")[0] or "project"
-    out = wishes.out or Path(f"{_NO_NAME.sub('-', first).strip('-._') or 'project'}.yaml")
+    first = Path(options.files[0].rstrip("/")).name.split(".")[0] or "project"
+    out = options.out or Path(f"{_NO_NAME.sub('-', first).strip('-._') or 'project'}.yaml")
     with _explained(out):
         if out.is_dir():
             raise UserError(f"--out: {out} is a folder")
         if out.exists() and not out.is_file():  # /dev/null would be replaced by a file for everybody
             raise UserError(f"--out: {out} is no file")
-        if (out.exists() or out.is_symlink()) and not wishes.force:
+        if (out.exists() or out.is_symlink()) and not options.force:
             raise UserError(f"{out} is there already; take another with --out, or replace it with --force")
         if not out.parent.is_dir():
             raise UserError(f"--out: there is no folder {out.parent}")
@@ -128,17 +129,17 @@ def _assignments(words: Iterable[str]) -> dict[str, str]:
     return columns
 
 
-def _files(path: str, wishes: Wishes, columns: Mapping[str, str], asker: Asker) -> list[File]:
+def _files(path: str, options: Options, columns: Mapping[str, str], asker: Asker) -> list[File]:
     """A source of the user's, or each of its splits, looked at."""
     if path.startswith("votes:"):
         raise UserError(f"{path}: votes belong to later rounds of a project: rlhf run PROJECT.yaml --round 2")
-    found = []
+    files = []
     splits: list[str | None] = [*splits_of(path, Path.cwd())]
     for split in splits or [None]:
-        sample = read_sample(path, Path.cwd(), split, wishes.limit)
+        sample = read_sample(path, Path.cwd(), split, options.limit)
         label = path if split is None else f"{path} ({split})"
-        reading = _reading(label, sample, wishes, columns, asker)
-        facts = look(path, Path.cwd(), reading, split, wishes.limit)
+        reading = _reading(label, sample, options, columns, asker)
+        facts = look(path, Path.cwd(), reading, split, options.limit)
         if not facts.used:
             reason, count = facts.dropped.most_common(1)[0]
             raise UserError(f"{label}: no row can be used: {count:,} × {reason}")
@@ -147,8 +148,8 @@ def _files(path: str, wishes: Wishes, columns: Mapping[str, str], asker: Asker) 
             for line in shown_columns(path, reading, split):
                 asker.say(f"  {line}")
             asker.confirm("--columns", "Read it so?")
-        found.append(File(path, reading, facts, split))
-    return found
+        files.append(File(path, reading, facts, split))
+    return files
 
 
 def _plain(file: File, limit: int | None, say: Callable[[str], None]) -> File:
@@ -160,12 +161,12 @@ def _plain(file: File, limit: int | None, say: Callable[[str], None]) -> File:
     return replace(file, reading=reading, facts=look(file.path, Path.cwd(), reading, file.split, limit))
 
 
-def _reading(label: str, sample: Sample, wishes: Wishes, columns: Mapping[str, str], asker: Asker) -> Reading:
+def _reading(label: str, sample: Sample, options: Options, columns: Mapping[str, str], asker: Asker) -> Reading:
     """How a source is read: as the user says, as it is recognised, or as its columns suggest."""
-    there = {column for row in sample.rows for column in row}
-    if columns and set(columns.values()) <= there:
+    present = {column for row in sample.rows for column in row}
+    if columns and set(columns.values()) <= present:
         return _named(label, sample, columns)
-    good = list(wishes.good)
+    good = list(options.good)
     unclear = ratings(sample)
     if unclear is not None and not good:
         column, values = unclear
@@ -177,7 +178,7 @@ def _reading(label: str, sample: Sample, wishes: Wishes, columns: Mapping[str, s
         return reading
     if columns:
         return _named(label, sample, columns)
-    names = ", ".join(sorted(map(str, there))) or "none"
+    names = ", ".join(sorted(map(str, present))) or "none"
     question = (
         f"{label}: no format has these columns: {names}. Which are what? Such as prompt=question,completion=answer:"
     )
@@ -196,8 +197,9 @@ def _named(label: str, sample: Sample, columns: Mapping[str, str]) -> Reading:
     return with_chat(Reading(kind_of(layout.name), layout.name, changed, known=False), sample)
 
 
-def _reads(file: File, theirs: str) -> bool:
-    return theirs in file.reading.columns.values() or theirs in file.reading.columns
+def _reads(file: File, column: str) -> bool:
+    """Whether a column of a file is read, under its own name or another."""
+    return column in file.reading.columns.values() or column in file.reading.columns
 
 
 def _dtype(model: ModelFacts, adapter: bool) -> str | None:
@@ -211,9 +213,9 @@ def _dtype(model: ModelFacts, adapter: bool) -> str | None:
 def _write(draft: Draft, out: Path) -> None:
     """Write the YAML, whole or not at all, with batches that fit this machine."""
     from rlhf.init.fit import fitted, timed
-    from rlhf.preflight import Machine
+    from rlhf.preflight import Machine, Models
 
-    machine = Machine.here()
+    machine, models = Machine.here(), Models()
     with written_whole(out) as partial:
 
         def project_of(batches: Mapping[str, Batch]) -> ProjectConfig:
@@ -221,6 +223,6 @@ def _write(draft: Draft, out: Path) -> None:
             partial.write_text(text, encoding="utf-8")
             return load_project(partial)
 
-        batches = fitted(first_batches(draft), machine, project_of)
+        batches = fitted(first_batches(draft), machine, project_of, models)
         lengths = {stage: draft.row_lengths(stage) for stage in draft.choice.stages}
-        project_of(timed(batches, project_of(batches), machine, lengths))
+        project_of(timed(batches, project_of(batches), machine, lengths, models))

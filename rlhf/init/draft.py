@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rlhf.init.choose import Choice, File
-from rlhf.init.look import Lengths, measure
+from rlhf.init.look import Lengths
 from rlhf.init.model import ModelFacts
 from rlhf.init.write import Line
 from rlhf.preflight import RowLengths
@@ -27,24 +27,25 @@ class Batch:
 
     rows: int
     """Rows of a step."""
-    each: int
-    """Rows computed at once."""
+    at_once: int
+    """Rows computed at once; the others of a step are accumulated."""
     checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of being kept."""
     sampling: int | None = None
     """Replies that ppo samples at once; None for the usual number."""
     evaluating: int | None = None
-    """Held-out rows at once; None for the usual number."""
+    """Held-out rows computed at once; None for the usual number."""
     why: str = ""
-    """What the memory of the machine says about it."""
+    """How much of the machine's memory it takes."""
     time: str = ""
     """How long the stage will take, as far as arithmetic tells."""
 
     @property
     def lines(self) -> tuple[Line, ...]:
         """The settings of a stage."""
-        times = self.rows // self.each
-        counted = f"{self.rows} rows a step" if times == 1 else f"{times} × {self.each} = {self.rows} rows a step"
-        lines = [Line("per_device_train_batch_size", self.each, self.why or "rows computed at once")]
+        times = self.rows // self.at_once
+        counted = f"{self.rows} rows a step" if times == 1 else f"{times} × {self.at_once} = {self.rows} rows a step"
+        lines = [Line("per_device_train_batch_size", self.at_once, self.why or "rows computed at once")]
         lines.append(Line("gradient_accumulation_steps", times, counted))
         if self.checkpointing:
             lines.append(
@@ -69,22 +70,16 @@ class Draft:
     adapter: bool
     """Whether LoRA is trained; else all weights."""
     dtype: str | None = None
-    """Type of the weights, where it is not the usual one, and why."""
+    """Type of the weights, where it is not the usual one."""
     limit: int | None = None
     """Rows of each file that are used at most."""
-    _measured: dict[tuple[tuple[str, str | None], ...], Lengths] = field(default_factory=dict, repr=False)
 
     def lengths(self, stage: str) -> Lengths:
-        """The lengths of the rows of a stage; they are measured once, however often the YAML is drafted."""
-        files = self.rows(stage)
-        key = tuple((file.path, file.split) for file in files)
-        if key not in self._measured:
-            records = [record for file in files for record in file.facts.records]
-            self._measured[key] = measure(records, self.model.codec)
-        return self._measured[key]
+        """The lengths of the rows of a stage."""
+        return Lengths.joined(file.lengths for file in self.rows(stage))
 
     def row_lengths(self, stage: str) -> RowLengths:
-        """The same, as the estimate of the time takes them."""
+        """The lengths of the rows of a stage, as the estimate of its time takes them."""
         lengths, files = self.lengths(stage), self.rows(stage)
         most = self.model.context or max(lengths.whole, default=0)
         both = zip(lengths.whole, lengths.replies, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,11 +93,22 @@ class Facts:
 class Lengths:
     """Lengths of records; in tokens of the model where its tokenizer is there."""
 
-    whole: tuple[int, ...]
-    """Prompt and reply, the longer one of a pair."""
-    replies: tuple[int, ...]
-    exact: bool
+    whole: tuple[int, ...] = ()
+    """Of each record, prompt and reply; of a pair, the longer side."""
+    replies: tuple[int, ...] = ()
+    """Of each record, the reply; of a pair, the longer one."""
+    exact: bool = True
     """Whether they were counted; else they follow from the characters."""
+
+    @classmethod
+    def joined(cls, parts: Iterable[Lengths]) -> Lengths:
+        """The lengths of several files as those of one."""
+        parts = list(parts)
+        return cls(
+            tuple(length for part in parts for length in part.whole),
+            tuple(length for part in parts for length in part.replies),
+            all(part.exact for part in parts),
+        )
 
     def covering(self, share: float, replies: bool = False) -> int:
         """The length that so large a share of the records does not exceed; 0 of none."""
@@ -155,7 +167,7 @@ def look(source: str, base: Path, reading: Reading, split: str | None = None, li
     Raises:
         UserError: A row is malformed; the message names its place.
     """
-    facts, chosen = Facts(), random.Random(0)
+    facts, generator = Facts(), random.Random(0)
     role = ROLES[reading.kind]
     seen: set[bytes] = set()
     prompts: set[bytes] = set()
@@ -178,7 +190,7 @@ def look(source: str, base: Path, reading: Reading, split: str | None = None, li
             _count(facts, record)
             if len(facts.records) < _MEASURED:
                 facts.records.append(record)
-            elif (place := chosen.randrange(facts.used)) < _MEASURED:
+            elif (place := generator.randrange(facts.used)) < _MEASURED:
                 facts.records[place] = record
     facts.prompts = len(prompts)
     return facts
@@ -193,10 +205,10 @@ def _records(layout: Any, row: dict[str, Any], origin: str, role: str, chat: boo
         facts.rows += 1
         facts.dropped[error.reason] += 1
         return kept
-    for one in parsed:
+    for record in parsed:
         facts.rows += 1
         try:
-            record = as_role(one, role)
+            record = as_role(record, role)
             record = as_chat(record) if chat else record
             if (reason := fault(record)) is not None:
                 raise Unusable(reason)

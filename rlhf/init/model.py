@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ class ModelFacts:
     template: bool = False
     """Whether its tokenizer has a chat template, so that it has learned to reply."""
     images: bool = False
+    """Whether it reads images."""
     codec: Codec | None = None
     """Template and tokenizer."""
     unknown: str | None = None
@@ -91,8 +92,7 @@ def look_at_model(name: str) -> ModelFacts:
 
 
 def _with_tokenizer(facts: ModelFacts) -> ModelFacts:
-    from dataclasses import replace
-
+    """The same, with what its tokenizer says."""
     from rlhf.data.tokenize import PLAIN_TEMPLATE, Codec
     from rlhf.models.tokenizer import load_tokenizer
 
@@ -116,5 +116,5 @@ def _parameters(config: PretrainedConfig, auto: str) -> float | None:
 
 def _named_size(name: str) -> float | None:
     """The parameters that a model's name tells: 0.6e9 of `Qwen3-0.6B`."""
-    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z])", name.replace("-", " ").replace("_", " "))
-    return float(found[1]) * {"b": 1e9, "m": 1e6}[found[2].lower()] if found else None
+    match = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bBmM])(?![a-zA-Z])", name.replace("-", " ").replace("_", " "))
+    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else None

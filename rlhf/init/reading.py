@@ -46,8 +46,8 @@ class Reading:
     def settings(self) -> dict[str, Any]:
         """The settings besides the path that the YAML has to name."""
         named: dict[str, Any] = {} if self.known and not self.chat else {"format": self.format}
-        given = {"columns": self.columns, "values": self.values, "chat": self.chat}
-        return named | {key: value for key, value in given.items() if value}
+        fields = {"columns": self.columns, "values": self.values, "chat": self.chat}
+        return named | {key: value for key, value in fields.items() if value}
 
 
 KIND_OF_FORMAT: dict[str, Kind] = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.init.choose import File
 from rlhf.init.draft import EVALUATE, REPLIES, Batch, Draft, held_out_share
-from rlhf.init.look import Facts, measure
+from rlhf.init.look import Facts, Lengths
 from rlhf.init.model import TINY, ModelFacts
 from rlhf.init.rates import rate
 from rlhf.init.reading import WORDS
@@ -231,7 +231,7 @@ def _round_up(length: int) -> int:
 def _replies(draft: Draft) -> Line:
     """The longest reply, as the rows have it."""
     files = [file for file in draft.files if file.reading.kind not in ("prompts", "labels", "spans")]
-    lengths = measure([record for file in files for record in file.facts.records], draft.model.codec)
+    lengths = Lengths.joined(file.lengths for file in files)
     covering = lengths.covering(_COVERED, replies=True)
     length = _round_up(covering) if covering else 256
     most = max(16, (draft.model.context or 4 * length) // 2)
@@ -265,7 +265,7 @@ def _online(draft: Draft) -> list[Line]:
 def _evaluate(draft: Draft, batch: Batch | None) -> list[Line]:
     if batch is None:
         return [Line("prompts", 2000, "held-out rows that every stage answers; more makes the intervals narrower")]
-    less = [Line("batch_size", batch.each, batch.why or "replies at once")] if batch.each < REPLIES else []
+    less = [Line("batch_size", batch.at_once, batch.why or "replies at once")] if batch.at_once < REPLIES else []
     prompts = Line("prompts", 200, "held-out prompts that every stage replies to; more makes the intervals narrower")
     return [prompts, Line("samples", 2, "replies to each"), _replies(draft), *less]
 

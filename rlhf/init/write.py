@@ -42,10 +42,11 @@ def rendered(lines: Sequence[Line], header: Sequence[str]) -> str:
         header: Sentences that stand above them, as comments.
     """
     text = [f"# {part}" for sentence in header for part in textwrap.wrap(_printable(sentence), _WIDTH - 2)]
-    return "\n".join([*text, *_render(lines, 0, "")]) + "\n"
+    return "\n".join([*text, *_render(lines, 0)]) + "\n"
 
 
-def _render(lines: Sequence[Line], depth: int, first: str) -> list[str]:
+def _render(lines: Sequence[Line], depth: int) -> list[str]:
+    """Lines of YAML; a section's stand two spaces further in."""
     text = []
     for line in lines:
         indent = "  " * depth
@@ -54,7 +55,7 @@ def _render(lines: Sequence[Line], depth: int, first: str) -> list[str]:
             text += _commented(f"{indent}{_scalar(line.key)}: {value}", line.why)
         else:
             text += _commented(f"{indent}{_scalar(line.key)}:", line.why)
-            text += _render(line.lines, depth + 1, "")
+            text += _render(line.lines, depth + 1)
     return text
 
 

@@ -68,7 +68,10 @@ class StageEstimate:
 
 
 def estimate(
-    project: ProjectConfig, machine: Machine, folders: Mapping[str, Path] | None = None
+    project: ProjectConfig,
+    machine: Machine,
+    folders: Mapping[str, Path] | None = None,
+    models: Models | None = None,
 ) -> list[StageEstimate]:
     """What each stage of a project takes on a machine. Nothing is loaded but the models' configs.
 
@@ -77,18 +80,19 @@ def estimate(
         machine: Where it runs.
         folders: Of stages the folder with their prepared data; of others each row is assumed to be as long as
             `max_length` allows.
+        models: Models of an earlier estimate: what was built and traced there is not built and traced again.
 
     Raises:
         UserError: A model's config cannot be read.
     """
-    models = Models()
+    models = models or Models()
     return [
         estimate_stage(project, name, machine, (folders or {}).get(name), models) for name in estimated_stages(project)
     ]
 
 
 def estimate_seconds(
-    project: ProjectConfig, machine: Machine, lengths: Mapping[str, RowLengths]
+    project: ProjectConfig, machine: Machine, lengths: Mapping[str, RowLengths], models: Models | None = None
 ) -> dict[str, tuple[float, float, float]]:
     """Least, expected and most seconds of stages by arithmetic, before their data is prepared.
 
@@ -96,13 +100,14 @@ def estimate_seconds(
         project: The project.
         machine: Where it runs.
         lengths: Of each stage that is wanted, the lengths of its rows.
+        models: As in `estimate`.
 
     Raises:
         UserError: A model's config cannot be read.
     """
     from rlhf.preflight.seconds import seconds_of
 
-    models = Models()
+    models = models or Models()
     return {
         name: seconds_of(situation_of(project, name, machine, lengths[name], models))
         for name in estimated_stages(project) if name in lengths

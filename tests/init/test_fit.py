@@ -37,28 +37,28 @@ def test_the_largest_batch_that_fits_is_taken(project):
     memory = eight / SHARE * 1.001
     assert whole > SHARE * memory
     chosen = fitted({"dpo": Batch(16, 16)}, machine(memory), lambda batches: with_batch(project, batches["dpo"]))["dpo"]
-    assert (chosen.rows, chosen.each, chosen.checkpointing) == (16, 8, False)
+    assert (chosen.rows, chosen.at_once, chosen.checkpointing) == (16, 8, False)
     assert "at its peak" in chosen.why
 
 
 def test_with_memory_enough_nothing_is_accumulated(project):
     chosen = fitted({"dpo": Batch(16, 16)}, machine(1e12), lambda batches: with_batch(project, batches["dpo"]))["dpo"]
-    assert (chosen.each, chosen.checkpointing) == (16, False)
+    assert (chosen.at_once, chosen.checkpointing) == (16, False)
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_at_all_is_said(project):
     chosen = fitted({"dpo": Batch(4, 4)}, machine(1e5), lambda batches: with_batch(project, batches["dpo"]))["dpo"]
-    assert (chosen.rows, chosen.each, chosen.checkpointing) == (4, 1, True)
+    assert (chosen.rows, chosen.at_once, chosen.checkpointing) == (4, 1, True)
     assert chosen.why.startswith("does not fit even so: ")
 
 
 def test_a_model_whose_code_fails_is_one_of_which_nothing_is_known(project, monkeypatch):
-    def broken(*given):
+    def broken(*given, **fields):
         raise RuntimeError("sizes do not match")
 
     monkeypatch.setattr("rlhf.init.fit.estimate", broken)
     monkeypatch.setattr("rlhf.init.fit.estimate_seconds", broken)
     batches = fitted({"dpo": Batch(16, 16)}, machine(1e12), lambda batches: project)
-    assert batches["dpo"].each == 4
+    assert batches["dpo"].at_once == 4
     assert timed(batches, project, machine(1e12), {}) == batches

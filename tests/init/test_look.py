@@ -90,6 +90,12 @@ def test_lengths_in_tokens_are_those_of_training(tiny_tokenizer):
     assert lengths.exact
 
 
+def test_the_lengths_of_several_files_are_joined():
+    files = [Lengths((5, 7), (2, 3)), Lengths((1,), (1,), exact=False)]
+    assert Lengths.joined(files) == Lengths((5, 7, 1), (2, 3, 1), exact=False)
+    assert Lengths.joined([]) == Lengths()
+
+
 def test_without_a_tokenizer_lengths_follow_from_the_characters():
     lengths = measure([Demonstration("x" * 70, "y" * 35)], None)
     assert (lengths.whole, lengths.replies, lengths.exact) == ((38,), (11,), False)
