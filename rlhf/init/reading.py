@@ -52,7 +52,8 @@ class Reading:
 
 KIND_OF_FORMAT: dict[str, Kind] = {
     "hh": "preferences", "preference": "preferences", "ultrafeedback": "preferences", "llmbar": "preferences",
-    "kto": "feedback", "labelled": "labels", "images": "labels", "squad": "spans", "restaurant8k": "spans",
+    "helpsteer3": "preferences", "kto": "feedback",
+    "labelled": "labels", "images": "labels", "squad": "spans", "restaurant8k": "spans",
     "prompt_only": "prompts", "text": "text",
 }  # fmt: skip
 """What the rows of a format are; of every other format they are demonstrations."""

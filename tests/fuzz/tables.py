@@ -52,6 +52,7 @@ FORMATS: list[tuple[str, Setting, dict[str, Any]]] = [
     ("hh", PAIRS, {"chosen": TURN + "good {n}", "rejected": TURN + "bad {n}"}),
     ("ultrafeedback", PAIRS, {"prompt": "Ask {n}", "chosen": [USER, REPLY], "rejected": [USER, NO]}),
     ("llmbar", PAIRS, {"input": "Ask {n}", "output_1": "good {n}", "output_2": "bad {n}", "label": 1}),
+    ("helpsteer3", PAIRS, {"context": [USER], "response1": "a {n}", "response2": "b {n}", "overall_preference": -2}),
     ("kto", Setting("model", None, "feedback", "kto"), {"prompt": "Ask {n}", "completion": " b {n}", "label": True}),
     ("prompt_only", Setting("model", None, "rollouts", "ppo"), {"prompt": "Ask {n}"}),
     ("labelled", LABELS, {"text": "A text {n}", "label": "{class}"}),

@@ -166,6 +166,16 @@ CASES = [
     ("llmbar", {"input": "Sky?", "output_1": "Blue.", "output_2": "Green.", "label": 1}, Preference([Q], [A], [B])),
     ("llmbar", {"input": "Sky?", "output_1": "Green.", "output_2": "Blue.", "label": "2"}, Preference([Q], [A], [B])),
     (
+        "helpsteer3",
+        {"context": [Q], "response1": "Blue.", "response2": "Green.", "overall_preference": -3, "domain": "stem"},
+        Preference([Q], [A], [B], {"domain": "stem", "strength": 3}),
+    ),
+    (
+        "helpsteer3",
+        {"context": [SYSTEM, Q], "response1": "Green.", "response2": "Blue.", "overall_preference": 1},
+        Preference([SYSTEM, Q], [A], [B], {"strength": 1}),
+    ),
+    (
         "gsm8k",
         {"question": "Sky?", "answer": "2*600=1200\n#### 1,200"},
         Demonstration([Q], [reply("2*600=1200\n#### 1,200")], {"answer": "1200"}),
@@ -261,6 +271,11 @@ def test_any_two_formats_that_match_one_row_have_an_order():
             {"input": "i", "output_1": "a", "output_2": "b", "label": 3},
             "column 'label' must be 1 or 2, not 3",
         ),
+        (
+            "helpsteer3",
+            {"context": [Q], "response1": "a", "response2": "b", "overall_preference": "first"},
+            "column 'overall_preference' must be a whole number, not text ('first')",
+        ),
         ("alpaca", {"instruction": "i", "output": ["a"]}, "column 'output' must be text, not a list"),
         ("hh", {"chosen": "c", "rejected": [A]}, "column 'rejected' must be text, not a list"),
         ("sharegpt", {"conversations": "x"}, "column 'conversations' must be a list of turns, not text ('x')"),
@@ -310,6 +325,8 @@ def test_a_wrong_row_is_an_error_that_names_place_and_column(name, row, message)
         ("llmbar", {"input": "i", "output_1": "a", "output_2": "b", "label": 0}, "tie"),
         ("llmbar", {"input": "i", "output_1": "a", "output_2": "b", "label": "Tie"}, "tie"),
         ("llmbar", {"input": "i", "output_1": "a", "output_2": "b", "label": None}, "tie"),
+        ("helpsteer3", {"context": [Q], "response1": "a", "response2": "b", "overall_preference": 0}, "tie"),
+        ("helpsteer3", {"context": [Q], "response1": "a", "response2": "b", "overall_preference": None}, "no label"),
         ("preference", {"prompt": [Q], "chosen": [Q], "rejected": [A]}, None),
         ("sharegpt", {"conversations": [{"from": "tool", "value": "x"}]}, "unknown speaker 'tool'"),
     ],
