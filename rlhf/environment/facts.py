@@ -55,7 +55,9 @@ class Environment(TypedDict):
     rlhf: dict[str, str | None]
     """`version`; `commit` and `checkout` where it runs from one."""
     python: str
+    """Its version."""
     system: str
+    """Operating system, its release and the kind of machine."""
     cpu: dict[str, Any]
     """`name`, `cores` that this process may use, and `bf16`: whether it multiplies in bf16."""
     memory: dict[str, int | None]
@@ -65,11 +67,13 @@ class Environment(TypedDict):
     torch: dict[str, Any]
     """What it was built for."""
     packages: dict[str, Library]
+    """The libraries that this package rests on, by name."""
     extras: dict[str, list[str]]
     """Of each extra, the packages that are not installed."""
     accelerate_config: dict[str, str | bool]
     """`path` of this machine's, and whether it is `there`."""
     caches: dict[str, str]
+    """Where the hub's and the data sets' caches lie, by name."""
     variables: dict[str, str]
     """Those that are set and change how the libraries behave."""
 

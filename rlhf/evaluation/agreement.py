@@ -26,6 +26,7 @@ class Kappa(TypedDict):
     """Agreement of two annotators."""
 
     annotators: list[str]
+    """Their names, two."""
     kappa: float | None
     """Cohen's κ; None where one answer is all that either gave, which leaves nothing to agree on by chance."""
     comparisons: int
@@ -36,6 +37,7 @@ class Agreement(TypedDict):
     """Agreement between annotators: 1 is perfect, 0 is what chance gives."""
 
     pairs: list[Kappa]
+    """Of each two annotators who judged the same comparisons."""
     fleiss: float | None
     """Fleiss' κ; None where it cannot be told."""
     fleiss_comparisons: int
@@ -52,12 +54,15 @@ class JudgeAgreement(TypedDict):
     """Agreement of a judge with annotators."""
 
     judge: str
+    """Its name."""
     rate: float
     """Share of the decided votes in which the judge scores the preferred reply higher, equal scores counting half."""
     rate_ci: list[float] | None
     """95%, votes on one prompt averaged first; None for fewer than two prompts."""
     votes: int
+    """Decided votes that the rate rests on."""
     prompts: int
+    """Prompts that they are on."""
 
 
 def annotator_agreement(votes: Sequence[Vote]) -> Agreement:

@@ -33,6 +33,7 @@ class CalibrationBin(TypedDict):
     ci: list[float]
     """95% Wilson interval of the accuracy."""
     n: int
+    """Pairs, or answers, in the bin."""
 
 
 class LengthBucket(TypedDict):
@@ -47,6 +48,7 @@ class LengthBucket(TypedDict):
     ci: list[float]
     """Its 95% Wilson interval."""
     n: int
+    """Pairs in the bucket."""
 
 
 def calibration_curve(margins_N: Floats, bins: int = 10) -> list[CalibrationBin]:

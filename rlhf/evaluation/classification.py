@@ -30,6 +30,7 @@ class ClassMeasures(TypedDict):
     """How well one class is told from the others."""
 
     label: str
+    """The class."""
     precision: float | None
     """Share of the rows said to be of the class that are; null where none is said to be."""
     recall: float | None
@@ -46,8 +47,11 @@ class Confusion(TypedDict):
     """How often one class was taken for another."""
 
     right: str
+    """The class of the rows."""
     chosen: str
+    """The class that they were said to be of."""
     n: int
+    """Rows."""
 
 
 class MacroF1(NamedTuple):

@@ -45,6 +45,7 @@ class Grid(TypedDict):
     """How often each class was taken for each."""
 
     labels: list[str]
+    """The classes, in the order of rows and columns of `counts`."""
     counts: list[list[int]]
     """A list for each right class, of the numbers by chosen class."""
 
@@ -53,6 +54,7 @@ class Classifier(TypedDict):
     """How right and how sure one policy is; an entry of `classification.policies` in report.json."""
 
     policy: str
+    """Its name."""
     n: int
     """Rows with a right class and an answer."""
     accuracy: float
@@ -66,6 +68,7 @@ class Classifier(TypedDict):
     brier: float | None
     """Mean squared distance of that probability from whether the answer is right, less being better."""
     brier_ci: list[float] | None
+    """Its 95% interval."""
     ece: float | None
     """Mean distance of accuracy from confidence over `calibration`."""
     calibration: list[CalibrationBin]
@@ -84,7 +87,9 @@ class Flip(TypedDict):
     index: int
     """Line of samples.jsonl, from 0."""
     prompt: Any
+    """Text, or messages, that the policies answered."""
     right: str
+    """The right answer."""
     baseline: str
     """What the baseline answered."""
     policy: str
@@ -95,7 +100,9 @@ class FlipReport(TypedDict):
     """The rows that a policy repaired and broke beside a baseline; an entry of `classification.flips`."""
 
     policy: str
+    """The policy."""
     baseline: str
+    """The policy that it is compared with."""
     n: int
     """Rows with a right class and both answers."""
     repaired: int
@@ -107,13 +114,16 @@ class FlipReport(TypedDict):
     repaired_rows: list[Flip]
     """The first of them."""
     broken_rows: list[Flip]
+    """The first of the rows that the policy broke."""
 
 
 class Classification(TypedDict):
     """What follows from the answers of policies that choose them; `classification` in report.json."""
 
     policies: list[Classifier]
+    """Each policy by itself."""
     flips: list[FlipReport]
+    """Each policy beside what it is compared with."""
 
 
 class _Answers(NamedTuple):

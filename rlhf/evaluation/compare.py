@@ -45,8 +45,11 @@ class Comparison(TypedDict):
     """
 
     policy: str
+    """The policy."""
     baseline: str
+    """The policy that it is compared with."""
     judge: str
+    """Who or what scored the completions."""
     policy_mean: float | None
     """Mean score of the policy's completions, over the prompts that count; null for a judge of pairs."""
     baseline_mean: float | None

@@ -53,6 +53,7 @@ class Decision(TypedDict):
     """Whether a reward model may be maximised."""
 
     passed: bool
+    """Whether it may."""
     baseline: float
     """What the lower end of `accuracy_ci` has to beat: the larger of chance and the length baseline."""
     reasons: list[str]

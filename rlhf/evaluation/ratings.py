@@ -37,24 +37,30 @@ class WinRate(TypedDict):
     """How often one policy is preferred to another."""
 
     policy: str
+    """The policy."""
     baseline: str
+    """The policy that it is compared with."""
     rate: float
     """Mean over prompts of the share of votes for the policy; a tie counts half."""
     rate_ci: list[float] | None
     """95%; None for fewer than two prompts."""
     votes: int
+    """Votes between the two, ties included."""
     prompts: int
+    """Prompts that they are on."""
 
 
 class Rating(TypedDict):
     """How strong a policy is among those that it can be compared with."""
 
     policy: str
+    """Its name."""
     rating: float | None
     """1000 is the mean; 400 more are odds of ten to one. None for a policy that no votes tie to the others."""
     rating_ci: list[float] | None
     """95%, by the bootstrap over prompts; None for fewer than two prompts."""
     votes: int
+    """Votes that it took part in."""
 
 
 def outcomes(votes: Iterable[Vote]) -> list[Outcome]:

@@ -19,7 +19,9 @@ class RetainedRow(TypedDict):
     """A line of `retained.jsonl`."""
 
     set: str
+    """Name of the set."""
     measure: Measure
+    """What the values are."""
     origin: str
     """File and line."""
     values: dict[str, float | None]

@@ -26,9 +26,11 @@ class Replies(TypedDict):
     origin: str
     """File and line that the prompt is from."""
     prompt: Text
+    """Text, or messages."""
     columns: dict[str, Any]
     """The other columns of the prompt's row."""
     replies: list[SampledCompletion]
+    """What it wrote, as often as it was sampled."""
 
 
 def sample_replies(

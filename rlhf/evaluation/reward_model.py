@@ -37,8 +37,11 @@ class ScoreSet(TypedDict):
     """The scores of one set of completions."""
 
     n: int
+    """Completions with a finite score."""
     mean: float
+    """Mean of their scores, in the reward model's units."""
     std: float
+    """Their standard deviation, in the same units."""
     quantiles: list[float]
     """At `Distribution.quantiles`."""
     counts: list[int]
@@ -49,11 +52,15 @@ class Distribution(TypedDict, total=False):
     """Scores of several sets of completions over common bins; a set without a finite score is left out."""
 
     edges: list[float]
+    """Ends of the bins, in the reward model's units: one more than there are bins."""
     quantiles: list[float]
     """Shares between 0 and 1."""
     chosen: ScoreSet
+    """Of the pairs' chosen completions."""
     rejected: ScoreSet
+    """Of the pairs' rejected completions."""
     policy: ScoreSet
+    """Of what the policy wrote."""
 
 
 class Invariance(TypedDict):
@@ -78,6 +85,7 @@ class PairAccuracy(TypedDict):
     length_baseline: float
     """Share that length alone ranks right (`length_baseline`)."""
     length_baseline_ci: list[float]
+    """Its 95% interval, as that of the accuracy."""
 
 
 class PairMeasures(PairAccuracy):

@@ -32,8 +32,11 @@ class Change(TypedDict):
     """What a perturbation changes of a policy's score; an entry of `robustness.changes` in report.json."""
 
     policy: str
+    """The policy."""
     perturbation: str
+    """What was done to the inputs."""
     judge: str
+    """Who or what scored the completions."""
     clean_mean: float | None
     """Mean score on the inputs as they are, over the prompts that count."""
     perturbed_mean: float | None
@@ -43,17 +46,20 @@ class Change(TypedDict):
     difference_ci: list[float] | None
     """Its 95% interval, over prompts."""
     p_value: float | None
+    """Of the mean difference, two-sided, as in `Comparison`."""
     p_adjusted: float | None
     """After Holm's correction for all changes."""
     n: int
     """Prompts that the perturbation applies to, with a score before and after."""
     verdict: Verdict
+    """As in `Comparison`."""
 
 
 class Robustness(TypedDict):
     """Policies on perturbed inputs; `robustness` in report.json."""
 
     changes: list[Change]
+    """Each policy on perturbed inputs beside itself on the inputs as they are."""
     comparisons: list[PerturbedComparison]
     """Corrected for all of these together, apart from those on clean inputs."""
 

@@ -17,6 +17,7 @@ class RoundSummary(TypedDict):
     """The policy that a round left."""
 
     round: int
+    """Its number; 1 is the first."""
     policy: str
     """The stage."""
     label: str

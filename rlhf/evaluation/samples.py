@@ -15,6 +15,7 @@ class SampledCompletion(TypedDict):
     """One completion of a policy, with what was measured of it."""
 
     text: str
+    """What was written, without special tokens."""
     tokens: int | None
     """Its length; null only of what is no completion (`regressions`)."""
     finished: bool

@@ -21,8 +21,11 @@ class SeedSummary(TypedDict):
     """One policy against one baseline, by one judge, over the seeds it was trained with."""
 
     policy: str
+    """The policy, without its repetition."""
     baseline: str
+    """The policy that it is compared with."""
     judge: str
+    """Who or what scored the completions."""
     n_seeds: int
     """Seeds with a mean difference."""
     mean: float | None
@@ -30,7 +33,9 @@ class SeedSummary(TypedDict):
     std: float | None
     """Standard deviation between seeds, n - 1 in the denominator; null for one seed."""
     min: float | None
+    """Smallest mean difference of a seed."""
     max: float | None
+    """Largest mean difference of a seed."""
     ci: list[float] | None
     """95% interval of the mean over seeds and prompts; null for fewer than `MIN_SEEDS` seeds."""
     win_rate: float | None

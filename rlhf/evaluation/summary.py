@@ -17,6 +17,7 @@ class Quantity(TypedDict):
     """A mean over prompts."""
 
     mean: float | None
+    """Null where no prompt has a value."""
     ci: list[float] | None
     """Its 95% interval."""
     n: int
@@ -33,6 +34,7 @@ class Summary(TypedDict):
     """What one policy is like; an entry of `policies` in report.json."""
 
     policy: str
+    """Its name."""
     scores: dict[str, Quantity]
     """By judge."""
     length: Quantity

@@ -41,13 +41,17 @@ class Measured(TypedDict):
     """
 
     policy: str
+    """The policy."""
     baseline: str
+    """The policy that it is compared with."""
     measure: str
     """One of `measure_without_judge`."""
     policy_mean: float | None
+    """Mean of the policy, over the prompts on which both have a value."""
     baseline_mean: float | None
-    """Both over the prompts on which both have a value."""
+    """The same of the baseline."""
     mean_difference: float | None
+    """policy_mean - baseline_mean."""
     difference_ci: list[float] | None
     """Its 95% interval by bootstrap over prompts."""
     higher: float | None

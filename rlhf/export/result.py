@@ -19,9 +19,13 @@ class Rate(TypedDict):
     """How fast a model answers: the median of several runs, the smallest and the largest."""
 
     unit: str
+    """What is counted, such as `tokens a second`."""
     median: float
+    """Of the runs, in that unit."""
     least: float
+    """The slowest run."""
     most: float
+    """The fastest run."""
 
 
 class Probe(TypedDict):
@@ -43,6 +47,7 @@ class Pruned(TypedDict):
     how: str
     """In words."""
     method: str
+    """`magnitude` or `wanda`."""
     sparsity: float
     """Share of each row."""
     rows: int | None
@@ -59,22 +64,34 @@ class PairsExport(TypedDict):
     """A reward model on held-out pairs, before and after."""
 
     n: int
+    """Held-out pairs."""
     accuracy: float
+    """Share of them that the stage's model ranks right, ties half."""
     accuracy_ci: list[float]
+    """Its 95% interval; pairs of one prompt count together."""
     exported_accuracy: float
+    """The same of the exported model."""
     exported_accuracy_ci: list[float]
+    """Its 95% interval."""
     difference: float
+    """exported_accuracy - accuracy."""
     difference_ci: list[float] | None
+    """Its 95% interval, over prompts; null for fewer than two."""
     verdict: str
+    """`better`, `worse` or `no difference`: what the interval shows."""
 
 
 class Exported(TypedDict):
     """The contents of export.json; null where something was not measured."""
 
     run: str
+    """Name of the run."""
     stage: str
+    """The stage that was exported."""
     format: str
+    """As `--format` names it."""
     pruning: Pruned | None
+    """Null where nothing was pruned."""
     files: dict[str, int]
     """Bytes of each file of weights."""
     bytes: int
@@ -84,8 +101,11 @@ class Exported(TypedDict):
     notes: list[str]
     """What stayed as it was, what could not be checked."""
     probe: Probe | None
+    """Null where training recorded none."""
     original_rate: Rate | None
+    """How fast the stage's model answers; null where that was not measured."""
     rate: Rate | None
+    """How fast the exported model answers; null where that was not measured."""
     comparisons: list[Comparison]
     """The exported policy against the stage's, by every judge of the run that scores replies."""
     retained: list[Regression]
@@ -97,6 +117,7 @@ class Exported(TypedDict):
     not_evaluated: str | None
     """Why it was not compared."""
     versions: dict[str, str]
+    """Of Python and the libraries that made it."""
 
 
 def table(result: Exported) -> Table:

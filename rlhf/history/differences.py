@@ -23,9 +23,13 @@ class Metric(TypedDict):
     """A number that a stage of both runs measured."""
 
     stage: str
+    """The stage."""
     metric: str
+    """Name of the number, as in stage.json."""
     first: float
+    """In the first run."""
     second: float
+    """In the second run."""
     interval: list[float] | None
     """95% interval of second - first, where both have one."""
 
@@ -34,34 +38,49 @@ class Outcome(TypedDict):
     """How a comparison came out in one run."""
 
     mean_difference: float | None
+    """As in `Comparison`."""
     difference_ci: list[float] | None
+    """Its 95% interval."""
     verdict: str
+    """As the report shows it."""
 
 
 class Compared(TypedDict):
     """A comparison within each run, such as DPO with SFT; None where a run has no such comparison."""
 
     policy: str
+    """The policy."""
     baseline: str
+    """The policy that it is compared with."""
     judge: str
+    """Who or what scored the completions."""
     first: Outcome | None
+    """How it came out in the first run."""
     second: Outcome | None
+    """How it came out in the second run."""
 
 
 class RunDifference(TypedDict):
     """What `rlhf diff --json` prints."""
 
     first: str
+    """Folder of the first run."""
     second: str
-    """The runs' folders."""
+    """Folder of the second run."""
     only_first: list[str]
-    """Stages that the other has not finished."""
+    """Stages that the first run alone has finished."""
     only_second: list[str]
+    """Stages that the second run alone has finished."""
     settings: list[Difference]
+    """By their keys in the YAML, of the stages that both have."""
     data: list[Difference]
+    """Fingerprints of the data and of the base model, and counts of rows."""
     packages: list[Difference]
+    """Versions, and the commit of the project."""
     metrics: list[Metric]
+    """The numbers that differ."""
     comparisons: list[Compared]
+    """Those of both reports, side by side."""
     policies: list[Comparison]
     """Each policy of the second run with that of the first, on the same prompts by the same judges; corrected
     together."""

@@ -23,8 +23,11 @@ class Difference(TypedDict, total=False):
     """A key in which two runs differ. A side that has no such key is left out."""
 
     key: str
+    """Dotted, as in the YAML."""
     first: Any
+    """Its value in the first run."""
     second: Any
+    """Its value in the second run."""
 
 
 def differing(first: Values, second: Values) -> list[Difference]:

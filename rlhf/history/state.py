@@ -32,7 +32,9 @@ class StageState(TypedDict):
     """A stage of a run."""
 
     stage: str
+    """Its name."""
     state: State
+    """How far it is."""
     why: str
     """Why it is stale, or how far it came; empty where there is nothing to say."""
 
@@ -41,10 +43,13 @@ class RunState(TypedDict):
     """A run, as `rlhf runs --json` lists it."""
 
     folder: str
+    """Where it is."""
     name: str
+    """What it is called; of a later round, with the round."""
     problem: str | None
     """Why it cannot be read; then nothing below is known."""
     stages: list[StageState]
+    """In the order in which they run."""
     verdicts: dict[str, int] | None
     """How many comparisons of its report came out how; None where there is no report."""
     changed: str | None

@@ -36,14 +36,16 @@ class DroppedRow(TypedDict):
     origin: str
     """File and line."""
     reason: str
+    """Why, as the ledger counts it."""
 
 
 class Rows(TypedDict, total=False):
     """What became of the rows of a set; counts of rows. `read` is trained + evaluated + all of `dropped`."""
 
     read: int
+    """All rows of the set."""
     trained: int
-    """Each counted once."""
+    """Rows trained on, each counted once."""
     evaluated: int
     """Held out to evaluate on."""
     repeated: int
@@ -87,6 +89,7 @@ class Ranked(TypedDict):
     kept: int
     """Prompts of which something is kept."""
     replies: int
+    """Replies that were scored."""
     cut: float | None
     """Share of the replies that were cut at the limit."""
     ties: float | None
@@ -98,9 +101,11 @@ class Ranked(TypedDict):
     length_best: float | None
     """Mean length, tokens."""
     length_worst: float | None
+    """The same of the worst."""
     longer: float | None
     """Share of pairs whose better reply is the longer one, equal lengths half."""
     longer_ci: list[float] | None
+    """Its interval."""
 
 
 class StageReport(TypedDict, total=False):
@@ -117,7 +122,9 @@ class StageReport(TypedDict, total=False):
     skipped_steps: int
     """Those without an update, since their numbers were not finite (`on_nonfinite: skip`)."""
     train_rows: int
+    """Rows trained on."""
     eval_rows: int
+    """Rows held out to evaluate on."""
     train_time_s: float
     """Seconds."""
     warning: str | None
@@ -131,6 +138,7 @@ class StageReport(TypedDict, total=False):
     length_baseline: float | None
     """Share of the same pairs that length alone ranks right (`evaluation.reward_model.length_baseline`)."""
     length_baseline_ci: list[float] | None
+    """Its interval, as that of the accuracy."""
     n: int
     """Held-out pairs."""
     margin: float | None
@@ -149,6 +157,7 @@ class StageReport(TypedDict, total=False):
     episodes: float
     """Completions sampled in training."""
     rollouts: int
+    """How often completions were sampled for training."""
 
     checkpoint_judge: str | None
     """Name of the judge that checkpoints were held against and training did not see."""
@@ -173,10 +182,12 @@ class StageReport(TypedDict, total=False):
     """Gate: the other stages that may run only if this one passed."""
 
     ranked: Ranked
+    """What `rank` kept."""
 
     rows: dict[str, Rows]
     """By set, from the stage's ledger."""
     findings: Findings
+    """What misleads training in the stage's data."""
 
 
 class Evaluation(TypedDict):
@@ -185,6 +196,7 @@ class Evaluation(TypedDict):
     samples: int | None
     """Completions a prompt of each policy."""
     temperature: float | None
+    """Of the sampling; 0 is greedy decoding."""
     max_new_tokens: int | None
     """Longest completion, tokens."""
     policies: list[str]
@@ -196,6 +208,7 @@ class Evaluation(TypedDict):
     kinds: dict[str, str]
     """Policy -> what kind of policy it is; those that are not named write text."""
     prompts: int
+    """Prompts that every policy replied to."""
     prompts_cut: int | None
     """Prompts that lost their beginning, since with the completion they would not fit the context."""
     group_by: str | None
@@ -241,15 +254,21 @@ class Provenance(TypedDict, total=False):
     data: dict[str, Any]
     """Fingerprints of the sets that it read."""
     seed: int
+    """Of everything random in it."""
     versions: dict[str, str]
+    """Of Python and the libraries that ran it."""
     git_sha: str | None
+    """Commit of the project's checkout; null where it is in none."""
     tokenizer: dict[str, Any]
+    """Its special tokens, and hashes of template and vocabulary."""
     max_length: int | None
     """Longest sequence, tokens."""
     lineage: dict[str, Any]
     """`base`, `revision` and `adapter`: the weights it goes back to."""
     wall_time_s: float
+    """How long it took, seconds."""
     peak_memory_mb: float
+    """Largest resident memory of the main process, MiB."""
     config: dict[str, Any]
     """Its settings, less secrets."""
 
@@ -286,9 +305,11 @@ class Report(TypedDict):
     comparing: dict[str, JudgeReport]
     """What each judge that compares two completions was asked and how it answered."""
     policies: list[Summary]
+    """What each policy is like."""
     evaluation: Evaluation | None
     """Null before policies have been compared."""
     samples: list[ShownPrompt]
+    """Prompts to be read, with completions of every policy."""
     curves: dict[str, Curves]
     """By stage."""
     provenance: dict[str, Provenance]
