@@ -71,7 +71,7 @@ class Phase:
 
     def __init__(self, what: str, total: float | None = None, unit: str = "", done: float = 0) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
-        self._begun = done
+        self._start = done
         self._marks = _Marks()
 
     def update(self, n: float = 1) -> None:
@@ -81,7 +81,7 @@ class Phase:
     def reach(self, done: float) -> None:
         """Note how many units are done in all."""
         self.done = done
-        if done > self._begun:
+        if done > self._start:
             self._marks.add(done)
         _write()
 

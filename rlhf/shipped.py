@@ -21,7 +21,7 @@ def origin() -> Path:
     return share if share.is_dir() else package.parent
 
 
-def lay(folder: Path) -> list[Path]:
+def copy_recipes(folder: Path) -> list[Path]:
     """Copy the recipes into a folder, and the data into `data` there.
 
     The recipes name their data by paths that hold from the YAML's folder, so they run wherever the folder is. A file

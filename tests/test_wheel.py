@@ -27,7 +27,7 @@ def names_of(folder: Path) -> set[str]:
 
 
 def test_quickstart_lays_a_folder_that_stands_alone(root, tmp_path):
-    recipes = shipped.lay(tmp_path / "mine")
+    recipes = shipped.copy_recipes(tmp_path / "mine")
     laid = tmp_path / "mine"
     assert [path.name for path in recipes] == sorted(path.name for path in (root / "recipes").glob("*.yaml"))
     for name in ("accelerate/fsdp2.yaml", "dpo.py", "data/base/model.safetensors", "data/support/gold.py"):
@@ -38,16 +38,16 @@ def test_quickstart_lays_a_folder_that_stands_alone(root, tmp_path):
             if word.startswith("data/"):
                 assert (laid / word.partition(":")[0]).exists(), (recipe, word)
     before = {name: (laid / name).stat().st_mtime_ns for name in names_of(laid)}
-    shipped.lay(laid)
+    shipped.copy_recipes(laid)
     assert {name: (laid / name).stat().st_mtime_ns for name in names_of(laid)} == before
 
 
 def test_what_a_user_changed_is_kept(tmp_path):
-    shipped.lay(tmp_path)
+    shipped.copy_recipes(tmp_path)
     (tmp_path / "data/README.md").unlink()
     (tmp_path / "quickstart.yaml").write_text("name: mine\n")
     with pytest.raises(UserError, match=r"quickstart\.yaml: is there already and differs"):
-        shipped.lay(tmp_path)
+        shipped.copy_recipes(tmp_path)
     assert (tmp_path / "quickstart.yaml").read_text() == "name: mine\n"
     assert not (tmp_path / "data/README.md").exists()  # nothing is copied where something is in the way
 
@@ -58,7 +58,7 @@ def test_no_folder_can_be_made(tmp_path, name):
     for file in (tmp_path / "a file", tmp_path / "below/a file"):
         file.touch()
     with pytest.raises(UserError):
-        shipped.lay(tmp_path / name)
+        shipped.copy_recipes(tmp_path / name)
     assert (tmp_path / "a file").is_file()
 
 

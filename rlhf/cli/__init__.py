@@ -85,6 +85,6 @@ def main() -> None:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except StageFailed as error:
-        if not error.said:
+        if not error.explained:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -23,11 +23,11 @@ def quickstart(
 ) -> None:
     """Copy the recipes that ship, with their model and data, into FOLDER, and run the smallest; needs no network."""
     from rlhf.errors import UserError
-    from rlhf.shipped import QUICKSTART, lay, purpose
+    from rlhf.shipped import QUICKSTART, copy_recipes, purpose
 
     if "=" in str(folder):
         raise UserError(f"{folder}: is no folder; write rlhf quickstart FOLDER KEY=VALUE")
-    recipes = lay(folder)
+    recipes = copy_recipes(folder)
     if no_run:
         width = max(len(str(path)) for path in recipes)
         for path in recipes:

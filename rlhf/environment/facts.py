@@ -26,7 +26,7 @@ from rlhf.shipped import origin
 PACKAGE = "rlhf-pipeline"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 """What is imported to see whether it can be."""
-_NOT_USERS = "dev"
+_DEVELOPERS = "dev"
 """The extra of those who work on this package."""
 _VARIABLES = (
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES",
@@ -34,7 +34,7 @@ _VARIABLES = (
     "NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_SOCKET_IFNAME",
 )  # fmt: skip
 """Variables that change how the libraries behave; none holds a secret."""
-_PATIENCE = 300.0
+_TIMEOUT = 300.0
 """Seconds that the imports may take together."""
 
 
@@ -175,25 +175,25 @@ def missing_extras() -> dict[str, list[str]]:
     extras: dict[str, list[str]] = {}
     for line in lines:
         requirement, _, marker = line.partition(";")
-        found = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-        if found is None or found[1] == _NOT_USERS:
+        match = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+        if match is None or match[1] == _DEVELOPERS:
             continue
         name = re.split(r"[\s\[<>=!~(]", requirement.strip())[0]
-        extras.setdefault(found[1], []).extend([] if _version(name) else [name])
+        extras.setdefault(match[1], []).extend([] if _version(name) else [name])
     return extras
 
 
 def _probed(libraries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What importing each library says; where one ends the process, the rest is imported in another process."""
     probed: dict[str, dict[str, Any]] = {}
-    left = [name for name in libraries if importlib.util.find_spec(name) is not None]
-    while left:
-        lines, problem = _import(left)
+    remaining = [name for name in libraries if importlib.util.find_spec(name) is not None]
+    while remaining:
+        lines, problem = _import(remaining)
         for line in lines:
             probed[line["package"]] = {**line, "problem": line["problem"] and shown(line["problem"])}
-        left = [name for name in left if name not in probed]
-        if left:
-            probed[left.pop(0)] = {"problem": problem}
+        remaining = [name for name in remaining if name not in probed]
+        if remaining:
+            probed[remaining.pop(0)] = {"problem": problem}
     return probed
 
 
@@ -201,10 +201,10 @@ def _import(libraries: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """What the process that imports libraries printed, and how it ended."""
     command = [sys.executable, "-m", "rlhf.environment.probe", *libraries]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as late:
         text = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
-        return _objects(text), f"the import took longer than {_PATIENCE:.0f} s"
+        return _objects(text), f"the import took longer than {_TIMEOUT:.0f} s"
     if done.returncode < 0:
         return _objects(done.stdout), f"the import ended the process ({signal.Signals(-done.returncode).name})"
     return _objects(done.stdout), f"the import ended the process (exit code {done.returncode})"
@@ -212,9 +212,9 @@ def _import(libraries: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The lines of a probe; libraries may print others."""
-    found = []
+    objects = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             value = json.loads(line)
-            found += [value] if isinstance(value, dict) and {"package", "problem"} <= value.keys() else []
-    return found
+            objects += [value] if isinstance(value, dict) and {"package", "problem"} <= value.keys() else []
+    return objects

@@ -11,45 +11,47 @@ _WIDTH = 16
 _GB = 1e9
 
 
-def lines(found: Environment) -> list[str]:
+def lines(environment: Environment) -> list[str]:
     """A line a fact, and below them a line for each thing that is missing or not as tested."""
-    told = [f"{name.ljust(_WIDTH)}{text}" for name, text in _facts(found)]
-    remarks = list(_remarks(found))
-    return [*told, *([""] if remarks else []), *remarks]
+    facts = [f"{name.ljust(_WIDTH)}{text}" for name, text in _facts(environment)]
+    remarks = list(_remarks(environment))
+    return [*facts, *([""] if remarks else []), *remarks]
 
 
-def _facts(found: Environment) -> Iterator[tuple[str, str]]:
-    own, cpu = found["rlhf"], found["cpu"]
+def _facts(environment: Environment) -> Iterator[tuple[str, str]]:
+    own, cpu = environment["rlhf"], environment["cpu"]
     commit = f", commit {own['commit'][:12]}" if own["commit"] else ""
     checkout = f", a checkout at {own['checkout']}" if own["checkout"] else ""
     yield PACKAGE, f"{own['version']}{commit}{checkout}"
-    yield "python", found["python"]
-    yield "system", found["system"]
+    yield "python", environment["python"]
+    yield "system", environment["system"]
     yield "cpu", f"{cpu['name']}, {cpu['cores']} cores, bf16 in hardware: {_known(cpu['bf16'])}"
-    available = found["memory"]["available"]
-    yield "memory", _gb(found["memory"]["total"]) + (f", {_gb(available)} available" if available else "")
-    for device in found["devices"]:
+    available = environment["memory"]["available"]
+    yield "memory", _gb(environment["memory"]["total"]) + (f", {_gb(available)} available" if available else "")
+    for device in environment["devices"]:
         free = f", {_gb(device['free_bytes'])} free" if device["free_bytes"] else ""
         yield "device", f"{device['name']}, {_gb(device['memory_bytes'])}{free}, bf16: {_known(device['bf16'])}"
-    if not found["devices"] and found["torch"]:
-        yield "device", f"none, torch computes on the CPU with {found['torch']['threads']} threads"
-    for name, library in found["packages"].items():
+    if not environment["devices"] and environment["torch"]:
+        yield "device", f"none, torch computes on the CPU with {environment['torch']['threads']} threads"
+    for name, library in environment["packages"].items():
         built = ""
         if name == "torch":
-            built = "".join(f", {kind} {found['torch'][kind]}" for kind in ("cuda", "hip") if found["torch"].get(kind))
+            built = "".join(
+                f", {kind} {environment['torch'][kind]}" for kind in ("cuda", "hip") if environment["torch"].get(kind)
+            )
         yield name, f"{library['version'] or 'not installed'}{built}"
-    config = found["accelerate_config"]
+    config = environment["accelerate_config"]
     yield "launch config", f"{config['path']}{'' if config['there'] else ': not there; accelerate config writes it'}"
-    for name, path in found["caches"].items():
+    for name, path in environment["caches"].items():
         yield f"{name} cache", path
-    for name, value in found["variables"].items():
+    for name, value in environment["variables"].items():
         yield "variable", f"{name}={value}"
 
 
-def _remarks(found: Environment) -> Iterator[str]:
-    for name, library in found["packages"].items():
+def _remarks(environment: Environment) -> Iterator[str]:
+    for name, library in environment["packages"].items():
         yield from _remark(name, library)
-    for extra, missing in found["extras"].items():
+    for extra, missing in environment["extras"].items():
         if missing:
             yield f"not installed: {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'"
 

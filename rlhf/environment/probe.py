@@ -46,15 +46,15 @@ def built() -> dict[str, Any]:
 def main() -> None:
     """Print what was found, each line as soon as it is known."""
     for name in sys.argv[1:]:
-        found: dict[str, Any] = {"package": name, "problem": None}
+        result: dict[str, Any] = {"package": name, "problem": None}
         try:
             importlib.import_module(name)
             if name == "torch":
-                found |= {"devices": devices(), "built": built()}
+                result |= {"devices": devices(), "built": built()}
         except BaseException as error:  # whatever a broken library raises, an exit included
             lines = str(error).strip().splitlines() or [""]
-            found["problem"] = f"{type(error).__name__}: {lines[0]}"
-        print(f"\n{json.dumps(found)}", flush=True)
+            result["problem"] = f"{type(error).__name__}: {lines[0]}"
+        print(f"\n{json.dumps(result)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -93,18 +93,18 @@ def measure_without_judge(
     return [entry for entry in measured if entry["n"]]
 
 
-def _paired(policy: str, baseline: str, measure: str, ours_PK: Floats, theirs_PK: Floats) -> Measured:
+def _paired(policy: str, baseline: str, measure: str, policy_PK: Floats, baseline_PK: Floats) -> Measured:
     """Two policies by one measure, which has K values of each prompt; value k of both is of the same row."""
-    both_PK = np.isfinite(ours_PK) & np.isfinite(theirs_PK)
-    ours_PK, theirs_PK = (np.where(both_PK, values_PK, np.nan) for values_PK in (ours_PK, theirs_PK))
-    difference_P = mean_per_prompt(ours_PK - theirs_PK)
-    higher_P = mean_per_prompt(wins(ours_PK - theirs_PK))
+    both_PK = np.isfinite(policy_PK) & np.isfinite(baseline_PK)
+    policy_PK, baseline_PK = (np.where(both_PK, values_PK, np.nan) for values_PK in (policy_PK, baseline_PK))
+    difference_P = mean_per_prompt(policy_PK - baseline_PK)
+    higher_P = mean_per_prompt(wins(policy_PK - baseline_PK))
     return Measured(
         policy=policy,
         baseline=baseline,
         measure=measure,
-        policy_mean=finite_mean(mean_per_prompt(ours_PK)),
-        baseline_mean=finite_mean(mean_per_prompt(theirs_PK)),
+        policy_mean=finite_mean(mean_per_prompt(policy_PK)),
+        baseline_mean=finite_mean(mean_per_prompt(baseline_PK)),
         mean_difference=finite_mean(difference_P),
         difference_ci=mean_interval(difference_P),
         higher=finite_mean(higher_P),

@@ -49,16 +49,17 @@ def rates(work: Mapping[str, Callable[[], int]], unit: str, repeats: int = REPEA
         unit: What they are, `tokens a second`.
         repeats: Turns.
     """
-    for each in work.values():
-        each()
-    seen: dict[str, list[float]] = {name: [] for name in work}
+    for run in work.values():
+        run()
+    measured: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
-        for name, each in work.items():
+        for name, run in work.items():
             start = time.perf_counter()
-            done = each()
-            seen[name].append(done / (time.perf_counter() - start))
+            units = run()
+            measured[name].append(units / (time.perf_counter() - start))
     return {
-        name: Rate(unit=unit, median=statistics.median(of), least=min(of), most=max(of)) for name, of in seen.items()
+        name: Rate(unit=unit, median=statistics.median(of), least=min(of), most=max(of))
+        for name, of in measured.items()
     }
 
 
@@ -73,18 +74,18 @@ def policy_rates(
         prompts: What they answer, the first of them.
         settings: How they are sampled.
     """
-    asked, kind = prompts[:PROMPTS], policy_kind(whole.opened)
+    some, kind = prompts[:PROMPTS], policy_kind(whole.opened)
     if whole.opened.task is not CAUSAL_LM:
 
         def answer(model: PreTrainedModel) -> int:
-            return len(kind.complete(model, asked, settings, samples=1, seed=0, label="").completions)
+            return len(kind.complete(model, some, settings, samples=1, seed=0, label="").completions)
 
         return rates({name: partial(answer, model) for name, model in models.items()}, "answers a second")
     tokenizer = whole.opened.tokenizer
 
     def writer(model: PreTrainedModel) -> Callable[[], int]:
         longest = min(TOKENS, settings.max_new_tokens)
-        ids, _ = fitted(model, Codec(tokenizer), [each.prompt for each in asked], longest)
+        ids, _ = fitted(model, Codec(tokenizer), [each.prompt for each in some], longest)
         sampler = TransformersSampler(
             model, [], int(tokenizer.pad_token_id), longest, batch_size=PROMPTS, batching=batching_of(model)
         )

@@ -67,18 +67,18 @@ def pruning(method: str | None, sparsity: str | None) -> Pruning | None:
         return None
     if method not in METHODS:
         raise UserError(f"--prune: unknown {method!r}; known: {', '.join(METHODS)}")
-    given = "0.5" if sparsity is None else sparsity
-    if match := _OF.fullmatch(given):
+    text = "0.5" if sparsity is None else sparsity
+    if match := _OF.fullmatch(text):
         zeros, group = int(match[1]), int(match[2])
         if not 0 < zeros < group:
-            raise UserError(f"--sparsity: {given}: expected fewer zeros than inputs, such as 2:4")
+            raise UserError(f"--sparsity: {text}: expected fewer zeros than inputs, such as 2:4")
         return Pruning(method, zeros / group, group)
     try:
-        share = float(given)
+        share = float(text)
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise UserError(f"--sparsity: expected a share between 0 and 1, or one such as 2:4, not {given!r}")
+        raise UserError(f"--sparsity: expected a share between 0 and 1, or one such as 2:4, not {text!r}")
     return Pruning(method, share)
 
 
@@ -164,8 +164,8 @@ def input_norms(model: PreTrainedModel, runs: Iterable[Callable[[], Any]]) -> tu
     sums: dict[str, torch.Tensor] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            squares_I = given[0].detach().double().flatten(0, -2).pow(2).sum(0).cpu()
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            squares_I = inputs[0].detach().double().flatten(0, -2).pow(2).sum(0).cpu()
             sums[name] = sums[name] + squares_I if name in sums else squares_I
 
         return hook
@@ -178,8 +178,8 @@ def input_norms(model: PreTrainedModel, runs: Iterable[Callable[[], Any]]) -> tu
             run()
             rows += 1
     finally:
-        for each in hooks:
-            each.remove()
+        for handle in hooks:
+            handle.remove()
         model.train(training)
     return {name: squares_I.sqrt().float() for name, squares_I in sums.items()}, rows
 

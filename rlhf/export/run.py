@@ -182,25 +182,25 @@ class _Export:
 
     def write(self, folder: Path) -> Exported:
         """Write, measure and describe it in an empty folder."""
-        whole, made = self.whole, self.settings.format
+        whole, export_format = self.whole, self.settings.format
         self.say(f"loading {whole.stage}")
         original = whole.model().eval()
         model, pruned = self._pruned(original)
-        self.say(f"writing {made.what}")
+        self.say(f"writing {export_format.what}")
         whole.opened.processor.save_pretrained(folder)
-        notes = list(made.write(model, whole, folder))
+        notes = list(export_format.write(model, whole, folder))
         with contextlib.redirect_stderr(io.StringIO()):  # bars
-            exported = load_whole(folder, whole.opened.settings.dtype, whole.task, **made.arguments)
-        seen = self._probe(model, exported)
+            exported = load_whole(folder, whole.opened.settings.dtype, whole.task, **export_format.arguments)
+        probed = self._probe(model, exported)
         del model
         gc.collect()
         placed(original, exported)
         sizes = file_sizes(folder)
         result = Exported(
-            run=run_name(whole.run_dir), stage=whole.stage, format=made.name, pruning=pruned, files=sizes,
-            bytes=sum(sizes.values()), original_bytes=weight_bytes(original), notes=notes, probe=seen,
+            run=run_name(whole.run_dir), stage=whole.stage, format=export_format.name, pruning=pruned, files=sizes,
+            bytes=sum(sizes.values()), original_bytes=weight_bytes(original), notes=notes, probe=probed,
             original_rate=None, rate=None, comparisons=[], retained=[], kl_per_token=None, pairs=None,
-            not_evaluated=None, versions={**versions(), **{name: version(name) for name in made.packages}},
+            not_evaluated=None, versions={**versions(), **{name: version(name) for name in export_format.packages}},
         )  # fmt: skip
         self._measure(original, exported, result)
         self._describe(folder, result)

@@ -20,27 +20,31 @@ _ABSENT = "–"
 _STYLES = {"better": "green", "worse": "red", "no difference": "yellow", "doubtful": "yellow"}
 
 
-def difference_table(found: RunDifference) -> Group:
+def difference_table(difference: RunDifference) -> Group:
     """A section for each kind of difference, those that are empty in one line."""
-    parts: list[RenderableType] = [Text(f"first   {found['first']}"), Text(f"second  {found['second']}"), Text()]
-    for side, stages in (("first", found["only_first"]), ("second", found["only_second"])):
+    parts: list[RenderableType] = [
+        Text(f"first   {difference['first']}"),
+        Text(f"second  {difference['second']}"),
+        Text(),
+    ]
+    for side, stages in (("first", difference["only_first"]), ("second", difference["only_second"])):
         if stages:
             parts.append(Text(f"only the {side} has {', '.join(stages)}"))
     empty = []
     for title in ("settings", "data", "packages"):
-        rows: list[Difference] = found[title]  # type: ignore[literal-required]
+        rows: list[Difference] = difference[title]  # type: ignore[literal-required]
         if rows:
             parts += [_table(title.capitalize(), ("First", "Second"), map(_cells, rows)), Text()]
         else:
             empty.append(title)
     if empty:
         parts += [Text(f"no difference in {', '.join(empty)}"), Text()]
-    if found["metrics"]:
+    if difference["metrics"]:
         heading = ("First", "Second", "Second − first [95%]")
-        parts += [_table("Measured", heading, map(_metric, found["metrics"])), Text()]
-    if found["comparisons"]:
-        parts += [_table("Within each run", ("First", "Second"), map(_compared, found["comparisons"])), Text()]
-    if found["policies"]:
+        parts += [_table("Measured", heading, map(_metric, difference["metrics"])), Text()]
+    if difference["comparisons"]:
+        parts += [_table("Within each run", ("First", "Second"), map(_compared, difference["comparisons"])), Text()]
+    if difference["policies"]:
         heading = ("Difference [95%]", "Win rate [95%]", "Verdict")
         rows_across = (
             (
@@ -49,11 +53,11 @@ def difference_table(found: RunDifference) -> Group:
                 percent(row["win_rate"], row["win_rate_ci"]),
                 row["verdict"] if row["verdict"] != "no difference" else "cannot be told",
             )
-            for row in found["policies"]
+            for row in difference["policies"]
         )
         parts += [_table("The second run's policies against the first's, on the same prompts", heading, rows_across)]
-    parts += [Text(f"{policy}: not compared: {why}", style="yellow") for policy, why in found["problems"].items()]
-    parts += [Text(note, style="yellow") for note in found["notes"]]
+    parts += [Text(f"{policy}: not compared: {why}", style="yellow") for policy, why in difference["problems"].items()]
+    parts += [Text(note, style="yellow") for note in difference["notes"]]
     return Group(*parts)
 
 
@@ -76,10 +80,10 @@ def _value(value: Any) -> str:
 
 def _metric(row: Metric) -> tuple[str, ...]:
     change = row["second"] - row["first"]
-    told = estimate(change, row["interval"], signed=True)
+    text = estimate(change, row["interval"], signed=True)
     if row["interval"] is not None and row["interval"][0] <= 0 <= row["interval"][1]:
-        told += ", cannot be told"
-    return f"{row['stage']}: {row['metric']}", number(row["first"], 4), number(row["second"], 4), told
+        text += ", cannot be told"
+    return f"{row['stage']}: {row['metric']}", number(row["first"], 4), number(row["second"], 4), text
 
 
 def _compared(row: Compared) -> tuple[str, ...]:

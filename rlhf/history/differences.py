@@ -138,7 +138,7 @@ def _manifests(folder: Path) -> dict[str, Manifest]:
 
 def _metrics(first: Mapping[str, Manifest], second: Mapping[str, Manifest]) -> list[Metric]:
     """The numbers that differ, of stages that both runs have."""
-    found = []
+    metrics = []
     for name in [name for name in first if name in second]:
         left, right = (
             {**run[name]["metrics"], **{key: run[name].get(key) for key in ("wall_time_s", "peak_memory_mb")}}
@@ -148,8 +148,8 @@ def _metrics(first: Mapping[str, Manifest], second: Mapping[str, Manifest]) -> l
             if _is_number(left[key]) and _is_number(right[key]):
                 ends, others = left.get(f"{key}_ci"), right.get(f"{key}_ci")
                 interval = difference_interval(left[key], ends, right[key], others) if ends and others else None
-                found.append(Metric(stage=name, metric=key, first=left[key], second=right[key], interval=interval))
-    return found
+                metrics.append(Metric(stage=name, metric=key, first=left[key], second=right[key], interval=interval))
+    return metrics
 
 
 def difference_interval(

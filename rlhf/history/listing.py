@@ -35,10 +35,10 @@ def list_runs(folder: Path) -> list[RunState]:
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     first = [path for path in (folder, *inside) if is_run(path)]
     rounds = [path for run in first for path in sorted(run.glob("round-*")) if (path / ROUND).is_file()]
-    found = {path.resolve(): path for path in (*first, *rounds)}  # a run that is given has its rounds in it
-    if not found:
+    runs = {path.resolve(): path for path in (*first, *rounds)}  # a run that is given has its rounds in it
+    if not runs:
         raise UserError(f"{folder}: no run is in it; rlhf run CONFIG begins one")
-    return sorted(map(state_of, found.values()), key=lambda run: (run["changed"] or "", run["name"]), reverse=True)
+    return sorted(map(state_of, runs.values()), key=lambda run: (run["changed"] or "", run["name"]), reverse=True)
 
 
 def runs_table(runs: list[RunState]) -> Group:

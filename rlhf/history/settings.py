@@ -32,12 +32,12 @@ class Difference(TypedDict, total=False):
 
 def differing(first: Values, second: Values) -> list[Difference]:
     """The keys whose values differ, in the order of the first and then of the second; 1 and 1.0 are equal."""
-    found = []
+    differences = []
     for key in dict.fromkeys([*first, *second]):
         sides = {name: side[key] for name, side in (("first", first), ("second", second)) if key in side}
         if len(sides) == 1 or sides["first"] != sides["second"]:
-            found.append(Difference(key=key, **sides))  # type: ignore[typeddict-item]
-    return found
+            differences.append(Difference(key=key, **sides))  # type: ignore[typeddict-item]
+    return differences
 
 
 def settings(first: Mapping[str, Manifest], second: Mapping[str, Manifest]) -> list[Difference]:
@@ -139,12 +139,12 @@ def _counts(entry: Any) -> Values:
 
 def packages(manifests: Mapping[str, Manifest]) -> Values:
     """The versions that made a run, and the commit of its project; several where its stages differ."""
-    found: dict[str, dict[str, None]] = {}
+    versions_of: dict[str, dict[str, None]] = {}
     for manifest in manifests.values():
         for name, version in {**manifest["versions"], "commit": (manifest.get("git_sha") or "")[:12] or None}.items():
             if version is not None:
-                found.setdefault(name, {})[version] = None
-    return {name: ", ".join(versions) for name, versions in found.items()}
+                versions_of.setdefault(name, {})[version] = None
+    return {name: ", ".join(versions) for name, versions in versions_of.items()}
 
 
 def _flat(parts: Iterable[Values]) -> Values:

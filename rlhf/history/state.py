@@ -84,32 +84,32 @@ def state_of(folder: Path) -> RunState:
 
 def _stages(folder: Path, manifests: dict[str, Manifest]) -> tuple[list[StageState], str | None]:
     """The stages of a run in order, and why no more than what is finished is known of it."""
-    at_work = _at_work(folder)
-    begun = {path.name[1:].removesuffix(".partial"): path for path in folder.glob(".*.partial") if path.is_dir()}
+    running = _is_running(folder)
+    started = {path.name[1:].removesuffix(".partial"): path for path in folder.glob(".*.partial") if path.is_dir()}
     try:
         project = project_of(folder)
         reasons = {planned.stage: planned.reason for planned in plan(project)}
     except UserError as error:  # its YAML or its data are gone, or the YAML has changed to what cannot run
-        names = in_order([*manifests, *begun])
-        states = [_state(name, None, manifests.get(name), begun.get(name), at_work) for name in names]
+        names = in_order([*manifests, *started])
+        states = [_state(name, None, manifests.get(name), started.get(name), running) for name in names]
         return states, f"whether it is up to date is not known: {error}"
-    begun = {name: path for name, path in begun.items() if _has_begun(project, name, path)}
+    started = {name: path for name, path in started.items() if _has_started(project, name, path)}
     return [
-        _state(name, reason, manifests.get(name), begun.get(name), at_work) for name, reason in reasons.items()
+        _state(name, reason, manifests.get(name), started.get(name), running) for name, reason in reasons.items()
     ], None  # fmt: skip
 
 
-def _has_begun(project: ProjectConfig, name: str, partial: Path) -> bool:
-    """Whether a stage has begun its work: a folder in which data was prepared says nothing of that."""
+def _has_started(project: ProjectConfig, name: str, partial: Path) -> bool:
+    """Whether a stage has started its work: a folder in which data was prepared says nothing of that."""
     return failure(partial) is not None or interrupted(project, name) is not None
 
 
-def _state(name: str, reason: str | None, manifest: Manifest | None, partial: Path | None, at_work: bool) -> StageState:
+def _state(name: str, reason: str | None, manifest: Manifest | None, partial: Path | None, running: bool) -> StageState:
     if partial is not None:
         names = (path.name for path in partial.rglob("checkpoint-*"))
-        step = max((int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=0)
+        step = max((int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=0)
         where = f"checkpoint of step {step}" if step else ""
-        if at_work:
+        if running:
             return StageState(stage=name, state="running", why=where)
         if (line := failure(partial)) is not None:
             return StageState(stage=name, state="failed", why="; ".join(filter(None, (line, where))))
@@ -123,7 +123,7 @@ def _state(name: str, reason: str | None, manifest: Manifest | None, partial: Pa
     return StageState(stage=name, state="done", why="")
 
 
-def _at_work(folder: Path) -> bool:
+def _is_running(folder: Path) -> bool:
     """Whether a run holds the folder's lock."""
     try:
         with (folder / LOCK).open(encoding="utf-8") as lock:

@@ -110,9 +110,9 @@ def _wait_for(parts: Sequence[Any], number: int, *call: Any) -> None:
 def _first_needed(parts: Sequence[Any], number: int) -> int:
     """The smallest of the numbers that the processes pass."""
     device = next(parts[0].parameters()).device
-    asked = torch.tensor(number, device=device)
-    dist.all_reduce(asked, dist.ReduceOp.MIN)
-    return int(asked)
+    needed = torch.tensor(number, device=device)
+    dist.all_reduce(needed, dist.ReduceOp.MIN)
+    return int(needed)
 
 
 def fits_whole(model: nn.Module, device: torch.device) -> bool:
@@ -151,8 +151,8 @@ def average_gradients(parameters: Collection[nn.Parameter]) -> None:
     whole = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if not whole:
         return
-    grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in whole]
-    used = torch.tensor([one.grad is not None for one in whole], device=grads[0].device)
+    grads = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in whole]
+    used = torch.tensor([parameter.grad is not None for parameter in whole], device=grads[0].device)
     flat = torch.cat([*(grad.flatten().float() for grad in grads), used.float()])
     dist.all_reduce(flat)
     *averages, counts = (flat / dist.get_world_size()).split([*(grad.numel() for grad in grads), len(grads)])

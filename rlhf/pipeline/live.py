@@ -124,7 +124,7 @@ class LiveView(View):
         """Redraw what the stage told, and show what it printed."""
         self._drain()
         if self.stage is not None:
-            self.rows[self.stage].snapshot = self.told() or self.rows[self.stage].snapshot
+            self.rows[self.stage].snapshot = self.snapshot() or self.rows[self.stage].snapshot
         self._redraw()
 
     def render(self) -> RenderableType:
@@ -146,21 +146,21 @@ class LiveView(View):
         total = outer["total"] if outer is not None else None
         share = 1.0 if row.state in ("done", "done before") else outer["done"] / total if outer and total else 0.0
         bar = ProgressBar(total=1.0, completed=min(1.0, share), width=_BAR)
-        words = row.state
+        text = row.state
         if at_work and outer is not None:
-            words = counted(outer)
+            text = counted(outer)
         seconds = time.monotonic() - self.began if at_work else row.seconds
         if seconds is not None:
-            words += f"  {timedelta(seconds=round(seconds))}"
+            text += f"  {timedelta(seconds=round(seconds))}"
         if at_work and snapshot is not None and (left := seconds_left(snapshot)) is not None:
-            words += f"  {timedelta(seconds=round(left))} left"
-        grid.add_row(Text(row.stage), bar, Text(words, style=_STYLES.get(row.state, "")))
-        told = [] if snapshot is None or row.state == "reading data" else figures(snapshot)
+            text += f"  {timedelta(seconds=round(left))} left"
+        grid.add_row(Text(row.stage), bar, Text(text, style=_STYLES.get(row.state, "")))
+        texts = [] if snapshot is None or row.state == "reading data" else figures(snapshot)
         if snapshot is not None and at_work and len(snapshot["phases"]) > 1:
-            told.append(innermost(snapshot))
-        if not told or row.state == "waiting":
+            texts.append(innermost(snapshot))
+        if not texts or row.state == "waiting":
             return [grid]
-        numbers = Text(" · ".join(told), style="dim", no_wrap=True, overflow="ellipsis")
+        numbers = Text(" · ".join(texts), style="dim", no_wrap=True, overflow="ellipsis")
         return [grid, Padding(numbers, (0, 0, 0, width + 2))]
 
     def _say(self, text: str) -> None:

@@ -113,8 +113,8 @@ def exchange_folder(run_dir: Path) -> Path:
     def make() -> str:
         shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
         token = os.urandom(16).hex()
-        for made in (run_dir / FOLDER, run_dir / FOLDER / token):
-            made.mkdir(mode=0o700, parents=True)
+        for folder in (run_dir / FOLDER, run_dir / FOLDER / token):
+            folder.mkdir(mode=0o700, parents=True)
         return token
 
     folder = run_dir / FOLDER / processes.from_main(make)

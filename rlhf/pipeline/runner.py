@@ -283,4 +283,4 @@ def _accelerate(
     view.look()
     if code:
         check_interrupted(int(own or code))
-        raise StageFailed(name, int(own or code), said=bool(own))
+        raise StageFailed(name, int(own or code), explained=bool(own))

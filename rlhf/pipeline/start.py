@@ -20,13 +20,13 @@ from rlhf.pipeline import nodes
 from rlhf.pipeline.execute import join_stage
 from rlhf.pipeline.launch_file import Launch
 from rlhf.pipeline.stage import guarded
-from rlhf.pipeline.view import LOOK, View, Watch
+from rlhf.pipeline.view import POLL_SECONDS, View, Watch
 
-_SAID = (1, 2, 4)
+_EXPLAINED = (1, 2, 4)
 """Exit codes behind a line that says why."""
-_NOBODY_KNOWS = 255
+_SERVER_GONE = 255
 """Exit code of a process whose fork server is gone."""
-_PATIENCE = 40.0
+_END_WITHIN = 40.0
 """Seconds that a launcher has to end: the one of torch gives its processes 30 of them."""
 
 
@@ -36,12 +36,12 @@ class StageFailed(Exception):
     Args:
         stage: The stage.
         code: Its exit code, or that of what launched it; negative where a signal ended it.
-        said: Whether it has said why itself.
+        explained: Whether it has said why itself.
     """
 
-    def __init__(self, stage: str, code: int, said: bool = False) -> None:
+    def __init__(self, stage: str, code: int, explained: bool = False) -> None:
         super().__init__(f"stage {stage} {f'ended with exit code {code}' if code > 0 else ended_by(-code)}")
-        self.stage, self.code, self.said = stage, code, said
+        self.stage, self.code, self.explained = stage, code, explained
 
     @property
     def exit_code(self) -> int:
@@ -92,18 +92,18 @@ def start(
     finally:
         look()
     check_interrupted(process.exitcode)
-    if process.exitcode == _NOBODY_KNOWS:
+    if process.exitcode == _SERVER_GONE:
         raise UserError(
             f"{name}: the fork server was killed, and the stage with it; was there memory enough? start the run again"
         )
     if process.exitcode:
-        raise StageFailed(name, process.exitcode, said=process.exitcode in _SAID)
+        raise StageFailed(name, process.exitcode, explained=process.exitcode in _EXPLAINED)
 
 
 def _join(process: Any, look: Callable[[], None]) -> None:
     """Wait until a process ends, and look meanwhile."""
     while process.exitcode is None:
-        process.join(LOOK)
+        process.join(POLL_SECONDS)
         look()
 
 
@@ -112,8 +112,8 @@ def _child(
 ) -> None:
     if watch is not None:
         watch.take_output()
-    told = None if watch is None else watch.progress
-    sys.exit(guarded(lambda: join_stage(function, project, name, key, told), alone=False))
+    progress = None if watch is None else watch.progress
+    sys.exit(guarded(lambda: join_stage(function, project, name, key, progress), alone=False))
 
 
 def check_interrupted(code: int | None) -> None:
@@ -141,15 +141,16 @@ def launched(
     Returns:
         The launcher's exit code, and the stage's own where it failed.
     """
-    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:  # a launcher ends with 1 whatever its stage did
+    # a launcher ends with 1 whatever its stage did, so the stage's own code comes through a file
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as code_file:
         command = [sys.executable, "-m", "rlhf.pipeline.launcher"]
-        words = ["--tell", told.name, "--processes", str(launch.processes), *words]
+        words = ["--tell", code_file.name, "--processes", str(launch.processes), *words]
         command += launch.command("rlhf.pipeline.stage", *words)
         with contextlib.nullcontext() if watch is None else watch.open() as output:
             # a session of its own: it hears of an interrupt from here alone, once
             launcher = subprocess.Popen(command, start_new_session=True, stdout=output, stderr=output)
         try:
-            return nodes.wait_for(launcher, check), told.read()
+            return nodes.wait_for(launcher, check), code_file.read()
         except Interrupted as interrupt:
             _end(launcher)
             raise Interrupted(interrupt.number) from None
@@ -164,5 +165,5 @@ def _end(launcher: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, ending)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            launcher.wait(_PATIENCE)
+            launcher.wait(_END_WITHIN)
             return

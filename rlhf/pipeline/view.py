@@ -21,7 +21,7 @@ from rlhf import progress
 from rlhf.pipeline.plan import Plan
 from rlhf.progress import PhaseState, Snapshot
 
-LOOK = 0.2
+POLL_SECONDS = 0.2
 """Seconds between two looks at a stage."""
 FIRST, EVERY = 10.0, 30.0
 """Seconds until the first line about a stage, and between two."""
@@ -93,7 +93,7 @@ class View:
         watch.progress.unlink(missing_ok=True)
         return watch
 
-    def told(self) -> Snapshot | None:
+    def snapshot(self) -> Snapshot | None:
         """What the stage at work told last."""
         return None if self._folder is None else progress.read(Path(self._folder.name) / "progress.json")
 
@@ -133,7 +133,7 @@ class View:
         now = time.monotonic()
         if self.stage is None or now < self.due:
             return
-        snapshot = self.told()
+        snapshot = self.snapshot()
         if snapshot is not None and snapshot["phases"]:
             self.due = now + self.every
             self.say(line(self.stage, snapshot))
@@ -179,11 +179,11 @@ def innermost(snapshot: Snapshot) -> str:
 
 def figures(snapshot: Snapshot) -> list[str]:
     """The numbers that matter, then speed and memory."""
-    told = [f"{name} {value:.4g}" for name, value in snapshot["numbers"].items()]
+    texts = [f"{name} {value:.4g}" for name, value in snapshot["numbers"].items()]
     if snapshot["tokens_per_second"]:
-        told.append(f"{snapshot['tokens_per_second']:,.0f} tokens/s")
-    told.append(f"{snapshot['memory_mb'] / 1024:.1f} GB")
-    return told
+        texts.append(f"{snapshot['tokens_per_second']:,.0f} tokens/s")
+    texts.append(f"{snapshot['memory_mb'] / 1024:.1f} GB")
+    return texts
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:

@@ -104,8 +104,8 @@ BRIEF = ("Comparison", "Measure", "Before", "After", "Difference [95%]")
 
 def shown_rows(report: Report) -> list[Measured]:
     """What was measured, without the measures that are zero of every policy."""
-    told = {row["measure"] for row in report["measured"] if row["policy_mean"] or row["baseline_mean"]}
-    return [row for row in report["measured"] if row["measure"] in told]
+    nonzero = {row["measure"] for row in report["measured"] if row["policy_mean"] or row["baseline_mean"]}
+    return [row for row in report["measured"] if row["measure"] in nonzero]
 
 
 def brief_rows(report: Report) -> list[Measured]:

@@ -29,8 +29,8 @@ def reaches_every_weight(model: nn.Module) -> bool:
     A router chooses among experts by what it reads, and layers that are dropped are drawn. So these do not, and neither
     does a model that takes more than text, or that cannot run without values.
     """
-    drawn = any(value for name, value in vars(getattr(model, "config", model)).items() if "layerdrop" in name)
-    if drawn or any("expert" in name.lower() for name, _ in model.named_modules()):
+    drops_layers = any(value for name, value in vars(getattr(model, "config", model)).items() if "layerdrop" in name)
+    if drops_layers or any("expert" in name.lower() for name, _ in model.named_modules()):
         return False
     with FakeTensorMode(allow_non_fake_inputs=True):
         tensors = {
@@ -38,9 +38,9 @@ def reaches_every_weight(model: nn.Module) -> bool:
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]
         }
         trained = [tensor for tensor in tensors.values() if tensor.requires_grad]
-        given = {"input_ids": torch.ones(1, 4, dtype=torch.long), "use_cache": False}
+        inputs = {"input_ids": torch.ones(1, 4, dtype=torch.long), "use_cache": False}
         try:
-            logits = functional_call(model, tensors, (), given).logits
+            logits = functional_call(model, tensors, (), inputs).logits
             gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
         except Exception:  # whatever an architecture raises that computes with values
             return False

@@ -44,15 +44,15 @@ def reporters(project: ProjectConfig, name: str) -> list[str]:
         project: The project.
         name: The stage.
     """
-    own = _own(project, name)
-    given = project.report_to if own is None else own
-    named = [given] if isinstance(given, str) else list(given or ())
+    stage_setting = _stage_setting(project, name)
+    setting = project.report_to if stage_setting is None else stage_setting
+    named = [setting] if isinstance(setting, str) else list(setting or ())
     if named == ["all"]:
         return [reporter for reporter, module in _MODULES.items() if importlib.util.find_spec(module) is not None]
     return [reporter for reporter in named if reporter != "none"]
 
 
-def _own(project: ProjectConfig, name: str) -> Any:
+def _stage_setting(project: ProjectConfig, name: str) -> Any:
     """What the settings of a stage say; None where they say nothing."""
     return project.stage(name).trainer.get("report_to") if project.has_stage(name) else None
 
@@ -66,7 +66,7 @@ def check_reporters(project: ProjectConfig, name: str) -> None:
     for reporter in reporters(project, name):
         module = _MODULES.get(reporter)
         if module is not None and importlib.util.find_spec(module) is None:
-            key = "report_to" if _own(project, name) is None else f"stages.{name}.report_to"
+            key = "report_to" if _stage_setting(project, name) is None else f"stages.{name}.report_to"
             raise UserError(f"{project.path}: {key}: {reporter} is not installed: pip install {module}")
 
 
@@ -99,7 +99,7 @@ def reporting(context: StageContext) -> Iterator[None]:
 def _event_folder(context: StageContext) -> Path:
     """Where TensorBoard's files go; those of an earlier training of the stage are moved aside, as STAGE.1 and so on."""
     folder = context.project.run_dir / LOGS / context.name
-    if folder.is_dir() and not _goes_on(context):
+    if folder.is_dir() and not _continues(context):
         number = next(n for n in itertools.count(1) if not folder.with_name(f"{context.name}.{n}").exists())
         folder.rename(folder.with_name(f"{context.name}.{number}"))
     return folder
@@ -130,15 +130,15 @@ def group(project: ProjectConfig) -> str:
 def _run_id(context: StageContext) -> str:
     """Of the stage's W&B run: the same where a training goes on from a checkpoint, else another each time."""
     path = context.project.run_dir / LOGS / f".wandb-{context.name}"
-    if _goes_on(context) and path.is_file():
+    if _continues(context) and path.is_file():
         return path.read_text(encoding="utf-8")
-    made = uuid.uuid4().hex[:16]
+    run_id = uuid.uuid4().hex[:16]
     with written_whole(path) as whole:
-        whole.write_text(made, encoding="utf-8")
-    return made
+        whole.write_text(run_id, encoding="utf-8")
+    return run_id
 
 
-def _goes_on(context: StageContext) -> bool:
+def _continues(context: StageContext) -> bool:
     """Whether the stage continues an interrupted training."""
     return any(context.directory.glob("checkpoints/checkpoint-*"))
 
@@ -193,11 +193,11 @@ def flat(value: Any, prefix: str) -> Iterator[tuple[str, float]]:
 
 def comparisons(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Comparisons or measurements of policies as values to report, by what they compare."""
-    told = ("mean_difference", "win_rate", "policy_mean", "baseline_mean", "higher", "p_adjusted", "n")
-    found = {}
+    reported = ("mean_difference", "win_rate", "policy_mean", "baseline_mean", "higher", "p_adjusted", "n")
+    by_name = {}
     for row in rows:
-        values = {name: row[name] for name in told if row.get(name) is not None}
+        values = {name: row[name] for name in reported if row.get(name) is not None}
         if (interval := row.get("difference_ci")) is not None:
             values |= {"difference_low": interval[0], "difference_high": interval[1]}
-        found[f"{row['policy']} vs {row['baseline']}/{row.get('judge', row.get('measure'))}"] = values
-    return found
+        by_name[f"{row['policy']} vs {row['baseline']}/{row.get('judge', row.get('measure'))}"] = values
+    return by_name

@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.load import load_project
-from rlhf.init.choose import File, choose
-from rlhf.init.draft import Draft
-from rlhf.init.look import Facts, Lengths
-from rlhf.init.model import ModelFacts
-from rlhf.init.reading import Reading
+from rlhf.init.look import measure
 
 FILES = sorted((Path(__file__).parents[1] / "fuzz/corpus/data").iterdir())
 READABLE = {
@@ -62,10 +58,11 @@ def test_a_name_that_is_no_text(rlhf, tmp_path):
     assert (done.code, done.error) == (2, r"rows\udcff.jsonl: is no text in UTF-8; rename the file")
 
 
-def test_rows_are_measured_once(monkeypatch):
-    measured = []
-    monkeypatch.setattr("rlhf.init.draft.measure", lambda records, codec: measured.append(1) or Lengths((), (), False))
-    file = File("rows.jsonl", Reading("demonstrations", "messages"), Facts(rows=1, used=1))
-    draft = Draft("x", (file,), ModelFacts("base"), choose([file], ModelFacts("base")), adapter=True)
-    assert draft.lengths("sft") is draft.lengths("sft")
-    assert len(measured) == 1
+def test_rows_are_measured_once(rlhf, put, monkeypatch):
+    """However many stages learn from a file, and however often its YAML is drafted."""
+    calls = []
+    monkeypatch.setattr("rlhf.network.hub_resolves", lambda: False)
+    monkeypatch.setattr("rlhf.init.command.measure", lambda *given: calls.append(given) or measure(*given))
+    pairs = put("pairs.jsonl", [{"prompt": "Sky?", "chosen": f"Blue {n}.", "rejected": "Green."} for n in range(9)])
+    done = rlhf("init", pairs, "--model", "nobody/Quite-7B", "--to", "sft,reward,dpo", "--out", "x.yaml")
+    assert (done.code, len(calls)) == (0, 1)

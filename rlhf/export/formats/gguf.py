@@ -42,11 +42,11 @@ def write(kind: str, model: PreTrainedModel, whole: Finished, folder: Path) -> l
     embeddings: Any = model.get_input_embeddings()
     name = f"{run_name(whole.run_dir)}-{whole.stage}"
     path = folder / _FILE
-    given = tokenizer.vocabulary(own, embeddings.num_embeddings)
-    unfitting = files.write(path, model, given, kind.upper(), name)
+    vocabulary = tokenizer.vocabulary(own, embeddings.num_embeddings)
+    unfitting = files.write(path, model, vocabulary, kind.upper(), name)
     tokenizer.check_round_trip(files.read_vocabulary(path), own, [own.chat_template or ""])
     model.config.save_pretrained(folder)
-    notes = [f"The tokenizer in the file splits text as llama.cpp's {given.split!r} does, and gave the same ids."]
+    notes = [f"The tokenizer in the file splits text as llama.cpp's {vocabulary.split!r} does, and gave the same ids."]
     if unfitting:
         notes.append(
             f"{len(unfitting)} matrices are float16, since blocks of 32 do not fit their rows: {unfitting[0]} is the "

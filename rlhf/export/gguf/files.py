@@ -18,7 +18,7 @@ _KEPT = "position_embd.weight"
 _TABLES = ("token_embd.weight", "output.weight")
 
 
-def write(path: Path, model: PreTrainedModel, given: Vocabulary, kind: str, name: str) -> list[str]:
+def write(path: Path, model: PreTrainedModel, vocabulary: Vocabulary, kind: str, name: str) -> list[str]:
     """Write a model as a GGUF file.
 
     Matrices are of the kind asked for, everything else is float32. Where 4 bits are asked for, the embeddings and the
@@ -27,7 +27,7 @@ def write(path: Path, model: PreTrainedModel, given: Vocabulary, kind: str, name
     Args:
         path: The file.
         model: A causal language model, of an architecture that is not `unfit`.
-        given: Its tokenizer.
+        vocabulary: Its tokenizer.
         kind: F16, Q8_0 or Q4_0.
         name: What to call the model in the file.
 
@@ -48,7 +48,7 @@ def write(path: Path, model: PreTrainedModel, given: Vocabulary, kind: str, name
             writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
-    _add_vocabulary(writer, given)
+    _add_vocabulary(writer, vocabulary)
     unfitting = []
     for tensor, values in tensors(model).items():
         wanted = _kind_of(tensor, values, kind)
@@ -77,15 +77,15 @@ def tensors(model: PreTrainedModel) -> dict[str, np.ndarray[Any, Any]]:
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and head.weight is embeddings.weight
-    made = {}
+    tensors_by_name = {}
     for own, parameter in model.state_dict().items():
         if own == "lm_head.weight" and tied:
             continue
         tensor = names.get_name(own, try_suffixes=(".weight", ".bias"))
         if tensor is None:
             raise UserError(f"--format gguf: {type(model).__name__} has a weight {own}, which GGUF has no name for")
-        made[tensor] = known.tensor(tensor, parameter.detach().to(torch.float32).numpy(), config)
-    return made
+        tensors_by_name[tensor] = known.tensor(tensor, parameter.detach().to(torch.float32).numpy(), config)
+    return tensors_by_name
 
 
 def _file_type(kind: str) -> int:
@@ -102,19 +102,19 @@ def _kind_of(tensor: str, values: np.ndarray[Any, Any], kind: str) -> Any:
     return gguf.GGMLQuantizationType["Q8_0" if kind == "Q4_0" and tensor in _TABLES else kind]
 
 
-def _add_vocabulary(writer: Any, given: Vocabulary) -> None:
+def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(given.split)
-    writer.add_token_list(given.tokens)
-    writer.add_token_types(given.types)
-    writer.add_token_merges(given.merges)
-    for kind, number in given.special.items():
+    writer.add_tokenizer_pre(vocabulary.split)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    for kind, number in vocabulary.special.items():
         getattr(writer, f"add_{kind}_token_id")(number)
-    for kind, adds in given.adds.items():
+    for kind, adds in vocabulary.adds.items():
         getattr(writer, f"add_add_{kind}_token")(adds)
     writer.add_add_space_prefix(False)
-    if given.template is not None:
-        writer.add_chat_template(given.template)
+    if vocabulary.template is not None:
+        writer.add_chat_template(vocabulary.template)
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

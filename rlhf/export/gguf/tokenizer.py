@@ -121,26 +121,26 @@ def _template(tokenizer: Any) -> str | None:
     return _MARKED.sub(r"{#\1 \2#}", template) if isinstance(template, str) else None
 
 
-def read_back(given: Vocabulary) -> Tokenizer:
+def read_back(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer that a file describes, by llama.cpp's rules."""
-    names = {token: number for number, token in enumerate(given.tokens)}
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in given.merges)]
+    names = {token: number for number, token in enumerate(vocabulary.tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     tokenizer = Tokenizer(models.BPE(vocab=names, merges=pairs))
-    tokenizer.pre_tokenizer = _splitter(given.split)
+    tokenizer.pre_tokenizer = _splitter(vocabulary.split)
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        tokens = [token for token, what in zip(given.tokens, given.types, strict=True) if what == kind]
+        tokens = [token for token, what in zip(vocabulary.tokens, vocabulary.types, strict=True) if what == kind]
         added = [AddedToken(token, normalized=False, special=special) for token in tokens]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
     return tokenizer
 
 
-def check_round_trip(given: Vocabulary, tokenizer: Any, texts: Sequence[str]) -> None:
+def check_round_trip(vocabulary: Vocabulary, tokenizer: Any, texts: Sequence[str]) -> None:
     """Check that what a file describes makes the same ids of texts.
 
     Raises:
         UserError: It does not; the line has the first text.
     """
-    read = read_back(given)
+    read = read_back(vocabulary)
     for text in (TRICKY, *texts):
         was = tokenizer(text, add_special_tokens=False)["input_ids"]
         now = read.encode(text, add_special_tokens=False).ids
