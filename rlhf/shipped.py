@@ -52,6 +52,12 @@ def copy_recipes(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.yaml"))
 
 
+def laid_base(folder: Path) -> Path:
+    """The model that ships, as a command names it once the recipes lie in a folder; a checkout has it beside them."""
+    below = folder / "data" / "base"
+    return below if below.is_dir() else folder.parent / "data" / "base"
+
+
 def _copy(copies: dict[Path, Path]) -> None:
     """Copy files to where they go; those that are there already must be equal."""
     for target, source in copies.items():

@@ -32,6 +32,8 @@ def test_quickstart_lays_a_folder_that_stands_alone(root, tmp_path):
     assert [path.name for path in recipes] == sorted(path.name for path in (root / "recipes").glob("*.yaml"))
     for name in ("accelerate/fsdp2.yaml", "dpo.py", "data/base/model.safetensors", "data/support/gold.py"):
         assert (laid / name).is_file()
+    assert shipped.laid_base(laid) == laid / "data/base"
+    assert shipped.laid_base(root / "recipes") == root / "data/base"
     for recipe in recipes:  # what a recipe names by a path is beside it
         text = recipe.read_text()
         for word in text.replace('"', " ").replace(",", " ").replace("}", " ").split():

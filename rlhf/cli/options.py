@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def split(names: str | None) -> list[str]:
     """The names of a comma-separated list."""
     return [name.strip() for name in names.split(",") if name.strip()] if names else []
+
+
+def announce(work: str) -> None:
+    """Say in a terminal what takes seconds before it prints anything; the stderr of a script has errors alone."""
+    if sys.stderr.isatty():
+        typer.echo(work, err=True)
 
 
 @contextlib.contextmanager

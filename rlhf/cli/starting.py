@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.cli.options import Json, Overrides, split
+from rlhf.cli.options import Json, Overrides, announce, split
 from rlhf.cli.training import run as run_project
 
 commands = typer.Typer()
@@ -23,7 +23,7 @@ def quickstart(
 ) -> None:
     """Copy the recipes that ship, with their model and data, into FOLDER, and run the smallest; needs no network."""
     from rlhf.errors import UserError
-    from rlhf.shipped import QUICKSTART, copy_recipes, purpose
+    from rlhf.shipped import QUICKSTART, copy_recipes, laid_base, purpose
 
     if "=" in str(folder):
         raise UserError(f"{folder}: is no folder; write rlhf quickstart FOLDER KEY=VALUE")
@@ -35,6 +35,7 @@ def quickstart(
         typer.echo(f"run one with rlhf run {folder / QUICKSTART}")
     else:
         run_project(folder / QUICKSTART, overrides)
+    typer.echo(f"start on your own files with rlhf init FILES --model {laid_base(folder)}")
 
 
 @command()
@@ -59,6 +60,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a YAML that is there.")] = False,
 ) -> None:
     """Write the YAML of a project for your own files, each line with its reason."""
+    announce(f"looking at {', '.join(files)}")
     from rlhf.init.command import Options
     from rlhf.init.command import init as write
     from rlhf.pipeline.execute import quiet_environment, quiet_libraries

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.cli.options import Config, Json, LaunchFile, Node, Overrides, Run, print_report, split, stopping
+from rlhf.cli.options import Config, Json, LaunchFile, Node, Overrides, Run, announce, print_report, split, stopping
 from rlhf.errors import GateClosed, UserError
 
 commands = typer.Typer()
@@ -90,6 +90,7 @@ def check(
     if measure and (memory or launch or (devices or 1) > 1):
         raise UserError("--measure: runs on one device of this machine; leave out --memory, --devices and --accelerate")
     asked, preflight = Asked.of(devices, memory, launch), []
+    announce("reading the data, and estimating memory and time")
     with stopping():
         checked = runner.check(project, launch, lambda scratch: preflight.append(look(scratch, asked, measure)))
     if json_:

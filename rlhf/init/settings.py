@@ -135,8 +135,8 @@ def described(facts: Facts) -> str:
     parts = [f"{more}{facts.used:,} usable rows"]
     lost = facts.dropped.total()
     if lost:
-        reason, count = facts.dropped.most_common(1)[0]
-        parts.append(f"{lost:,} not usable ({count:,} {reason})")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts.dropped.most_common(3))
+        parts.append(f"{lost:,} not usable ({reasons})")
     if facts.duplicates:
         parts.append(f"{facts.duplicates:,} duplicates")
     if facts.prompts and facts.used / facts.prompts > 1.05:
@@ -266,7 +266,7 @@ def _evaluate(draft: Draft, batch: Batch | None) -> list[Line]:
     if batch is None:
         return [Line("prompts", 2000, "held-out rows that every stage answers; more makes the intervals narrower")]
     less = [Line("batch_size", batch.at_once, batch.why or "replies at once")] if batch.at_once < REPLIES else []
-    prompts = Line("prompts", 200, "held-out prompts that every stage replies to; more makes the intervals narrower")
+    prompts = Line("prompts", 200, "held-out prompts that stages reply to, at most; more makes the intervals narrower")
     return [prompts, Line("samples", 2, "replies to each"), _replies(draft), *less]
 
 

@@ -72,3 +72,11 @@ def test_what_they_print(typed, tmp_path):
     assert code == 0
     assert json.loads(out)["settings"] == []
     assert "no difference in settings, data, packages" in typed("diff one one")[1]
+
+
+@pytest.mark.parametrize(("terminal", "first"), [(True, "looking at rows.jsonl\n"), (False, "")])
+def test_a_terminal_is_told_what_it_waits_for(typed, monkeypatch, terminal, first):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    code, _, error = typed("init rows.jsonl --model nowhere")
+    assert code == 2
+    assert error.startswith(f"{first}error: rows.jsonl")

@@ -27,7 +27,7 @@ def test_rows_prompts_duplicates_and_what_cannot_be_used(put, tmp_path):
     facts, _ = looked(put("pairs.jsonl", rows), tmp_path)
     assert (facts.rows, facts.used, facts.prompts, facts.duplicates, facts.longer) == (5, 2, 1, 1, 1)
     assert facts.dropped == {"identical": 1, "empty side": 1}
-    sentence = "2 usable rows, 2 not usable (1 identical), 1 duplicates, 2.0 rows a prompt"
+    sentence = "2 usable rows, 2 not usable (1 identical, 1 empty side), 1 duplicates, 2.0 rows a prompt"
     assert described(facts).startswith(sentence)
 
 
