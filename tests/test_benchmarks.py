@@ -148,3 +148,44 @@ def test_a_change_changes_no_gradient(tmp_path, tiny_llama, monkeypatch, change)
         found.append({name: parameter.grad for name, parameter in trainer.policy.trained().items()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.fixture
+def first_hour(monkeypatch):
+    """The program of docs/first-hour.md."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import first_hour
+
+    return first_hour
+
+
+def test_the_first_hour_counts_what_is_typed(first_hour, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    result = {"steps": [], "exports": []}
+    shell = first_hour.Typed(tmp_path, tmp_path / "bin", 3, tmp_path / "out/result.json", result)
+    assert shell.run("One", "threads", 'echo "$OMP_NUM_THREADS|$PYTHONPATH"') == "3|\n"
+    shell.run("One", "looked at", "true", typed=False)
+    shell.run("One", "wait", "sleep 1")
+    assert json.loads((tmp_path / "out/result.json").read_text()) == result
+    assert [step["keystrokes"] for step in result["steps"]] == [len('echo "$OMP_NUM_THREADS|$PYTHONPATH"') + 1, 0, 8]
+    assert 1 <= result["steps"][2]["seconds"] < 60
+    with pytest.raises(SystemExit, match="ended with 3 after"):
+        shell.run("One", "fail", "exit 3")
+    assert len(result["steps"]) == 3
+    steps = [{"part": "One", "step": "a", "command": "x | y", "keystrokes": 6, "seconds": 1.4},
+             {"part": "One", "step": "b", "command": "z", "keystrokes": 0, "seconds": 9.0},
+             {"part": "One", "step": "c", "command": "z", "keystrokes": 2, "seconds": 2.4}]  # fmt: skip
+    rows = first_hour.table(steps).splitlines()[2:]
+    assert rows == [
+        r"| One | a | `x \| y` | 6 | 1 |", "|  | c | `z` | 2 | 2 |", "|  | **together** |  | **8** | **4** |",
+    ]  # fmt: skip
+
+
+def test_every_command_of_the_first_hour_is_one_of_the_program(first_hour):
+    from tests.support.pages import check_command
+
+    chain = first_hour.Chain("Mine", "mine.jsonl", "sft,ppo", "gguf-q8_0", "How many?", "stages.ppo.total_episodes=8")
+    commands = [command for _, command in chain.commands(100)]
+    assert len(commands) == 6
+    for command in commands:
+        check_command(command.rpartition("| ")[2])
