@@ -202,11 +202,11 @@ def _rows(label: str, kind: str, rows: Rows) -> Iterator[Caveat]:
         yield Caveat(
             "eos lost", kind,
             f"{label}: {count(rows['eos_lost'], 'row')} of {kind} lost the end-of-sequence token to truncation; "
-            "a larger max_length keeps it.",
+            "a larger max_length keeps it, as far as the model reads.",
         )  # fmt: skip
     faults = {reason: n for reason, n in rows.get("dropped", {}).items() if n and reason not in NO_FAULT}
     if sum(faults.values()) > _DROPPED * rows["read"]:
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in faults.items())
+        reasons = ", ".join(f"{n:,} × {reason}" for reason, n in faults.items())
         yield Caveat(
             "dropped", kind, f"{label}: many of {count(rows['read'], 'row')} of {kind} were dropped: {reasons}."
         )
