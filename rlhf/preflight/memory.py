@@ -163,7 +163,7 @@ def _of_role(situation: Situation, passing: Pass, role: str) -> dict[str, float]
 
 
 def _whole_head(situation: Situation, built: Built, positions: int, backward: bool) -> int:
-    key = (id(built), positions, backward, "head")
+    key = (id(built), positions, backward, situation.autocast, "head")
     if key not in situation.traces:
         situation.traces[key] = built.kept_by_head(positions, situation.autocast, backward).peak
     return int(situation.traces[key])
@@ -177,7 +177,7 @@ def traced(situation: Situation, built: Built, rectangle: Rectangle, backward: b
     length = rectangle.length
     if not rectangle.shared and built.context is not None:
         length = min(length, built.context)  # assumed rows may be longer than the model reads
-    key = (id(built), length, rectangle.shared, backward, checkpoint)
+    key = (id(built), length, rectangle.shared, backward, checkpoint, situation.autocast)
     if key not in situation.traces:
         kept = built.kept(
             rows=1, length=length, mask=rectangle.shared, autocast=situation.autocast, backward=backward,

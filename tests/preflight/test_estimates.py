@@ -109,6 +109,17 @@ def test_more_rows_hold_more_activations(tmp_path, config_only):
     assert activations(1, **{"stages.sft.max_length": 32}) < activations(1)
 
 
+def test_stages_of_another_type_are_traced_anew(tmp_path, config_only):
+    """Two stages on the same base, one of which computes in bfloat16."""
+    models = Models()
+
+    def activations(bf16):
+        project = project_of(tmp_path, config_only, "{sft: {}}", **{"stages.sft.bf16": bf16})
+        return phases(situation_of(project, "sft", CPU, None, models))["training"]["activations"]
+
+    assert activations("false") != activations("true")
+
+
 def test_optimizers():
     assert [optimizer_bytes(name) for name in ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "sgd")] == [
         8, 2, 2, 0,
