@@ -40,6 +40,9 @@ from rlhf.models import probe
 from rlhf.publish.build import Finished, finished, load_whole
 from rlhf.publish.card import Derived
 
+_IN_4_BITS = "it was trained on a base in 4 bits, and its adapter is merged into the unquantized base"
+"""Why a merged model need not give the outputs of the stage."""
+
 Say = Callable[[str], None]
 HeldOut = Pairs | list[Prompt]
 """Held-out pairs for a reward model, prompts for a policy."""
@@ -159,7 +162,8 @@ def _held_out(project: ProjectConfig, whole: Finished, settings: Settings) -> He
     if wanted is False:
         return "--no-evaluate"
     if wanted is None and settings.pruning is None and settings.format.precision is None:
-        return "its weights are the stage's own, as the probe shows"
+        exact = whole.opened.settings.quantization is None
+        return "its weights are the stage's own, as the probe shows" if exact else _IN_4_BITS
     try:
         if whole.opened.kind == "reward":
             return held_out_pairs(project)
@@ -189,6 +193,8 @@ class _Export:
         self.say(f"writing {export_format.what}")
         whole.opened.processor.save_pretrained(folder)
         notes = list(export_format.write(model, whole, folder))
+        if whole.opened.settings.quantization is not None:
+            notes.append(f"The stage itself gives other outputs: {_IN_4_BITS}.")
         with contextlib.redirect_stderr(io.StringIO()):  # bars
             exported = load_whole(folder, whole.opened.settings.dtype, whole.task, **export_format.arguments)
         probed = self._probe(model, exported)

@@ -9,13 +9,14 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from rlhf.artifacts.open import open_stage
+from rlhf.artifacts.open import OpenedModel, open_stage
 from rlhf.cli import app
 from rlhf.errors import UserError
 from rlhf.export import formats
 from rlhf.export.run import Settings, export, settings_of
 from rlhf.models import probe
 from rlhf.pipeline.folder import project_of
+from rlhf.publish.build import finished
 from tests.support.runs import SEQUENCES
 
 FILES = {"README.md", "chat_template.jinja", "config.json", "export.json", "generation_config.json",
@@ -140,6 +141,15 @@ def test_a_folder_is_replaced_by_force_and_only_if_it_is_an_export(run_dir, tmp_
     assert exported(run_dir, "dpo", tmp_path / "empty", settings, force=True)["stage"] == "dpo"
     assert json.loads((tmp_path / "empty" / "export.json").read_text())["stage"] == "dpo"
     assert nothing_left(tmp_path)
+
+
+def test_an_adapter_of_a_base_in_4_bits_is_not_the_stages_own_once_merged(run_dir, tmp_path, monkeypatch):
+    whole = finished(run_dir, "sft")
+    opened = OpenedModel(replace(whole.opened.settings, quantization="nf4"), run_dir / "sft", whole.opened.manifest)
+    monkeypatch.setattr("rlhf.export.run.finished", lambda *given: replace(whole, opened=opened))
+    result = exported(run_dir, "sft", tmp_path / "out", settings_of("merged", None, None, None))
+    assert "unquantized base" in result["not_evaluated"]
+    assert sum("trained on a base in 4 bits" in note for note in result["notes"]) == 1
 
 
 @pytest.mark.parametrize(
