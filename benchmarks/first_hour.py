@@ -47,7 +47,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, question, longest = sys.argv[1], sys.argv[2], int(sys.argv[3])
 file = {"gguf_file": "model.gguf"} if "gguf" in folder else {}
-tokenizer = AutoTokenizer.from_pretrained(folder, **file)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, **file).eval()
 messages = [{"role": "user", "content": question}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
