@@ -68,7 +68,7 @@ def check(
     devices: Annotated[int | None, typer.Option(min=1, help="How many GPUs to answer for.")] = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.001, metavar="GB", help="Memory of a GPU to answer for, which need not be here."),
+        typer.Option(min=0.001, max=1e6, metavar="GB", help="Memory of a GPU to answer for, which need not be here."),
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Run two steps of each stage here, for the time.")] = False,
     json_: Json = False,

@@ -169,7 +169,7 @@ STAGE = Stage(
     workload=workload,
     method="Reinforcement learning (PPO)",
     shows={
-        "objective/scores": "score", "objective/kl": "KL", "response/length": "tokens a reply",
+        "objective/scores": "normalised score", "objective/kl": "KL", "response/length": "tokens a reply",
         "policy/entropy": "entropy",
     },
     data="rollouts",
