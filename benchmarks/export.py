@@ -31,29 +31,32 @@ EXPORTS = [
     ("gguf-q8_0", None, None), ("gguf-q4_0", None, None), ("merged", "magnitude", "0.5"), ("merged", "wanda", "0.5"),
     ("merged", "wanda", "2:4"), ("int8", "wanda", "0.5"),
 ]  # fmt: skip
-HEADER = ("Export", "MB", "Share of size", "Tokens a second (stage)", "KL, nats a token", "Log-likelihood [95%]",
-          "Score [95%]", "Verdicts")  # fmt: skip
+HEADER = (
+    "Export", "MB", "Share of size", "Tokens a second (stage)", "KL, nats a token", "Log-likelihood [95%], verdict",
+    "Score [95%], verdict",
+)  # fmt: skip
 
 
 def row(result: dict) -> tuple[str, ...]:
     """A line of the table."""
     pruned = result["pruning"]
     rate, before = result["rate"], result["original_rate"]
-    compared = [*result["retained"], *result["comparisons"]]
-    scores = [
-        f"{each['judge']} {estimate(each['mean_difference'], each['difference_ci'], signed=True)}"
-        for each in result["comparisons"]
-    ]
+    scores = [f"{each['judge']} {difference(each)}" for each in result["comparisons"]]
     return (
         result["format"] + (f", {pruned['how']}" if pruned else ""),
         number(result["bytes"] / 1e6, 2),
         f"{result['bytes'] / result['original_bytes']:.0%}",
         f"{rate['median']:.0f} ({before['median']:.0f})" if rate else "–",
         number(result["kl_per_token"]),
-        "; ".join(estimate(each["mean_difference"], each["difference_ci"], signed=True) for each in result["retained"]),
+        "; ".join(map(difference, result["retained"])),
         "; ".join(scores),
-        ", ".join(sorted({shown_verdict(each) for each in compared})),
     )
+
+
+def difference(compared: dict) -> str:
+    """A mean difference with its interval and verdict."""
+    interval = estimate(compared["mean_difference"], compared["difference_ci"], signed=True)
+    return f"{interval} {shown_verdict(compared)}"
 
 
 def main() -> None:
