@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -110,6 +111,7 @@ def _join(process: Any, look: Callable[[], None]) -> None:
 def _child(
     function: Callable[[ProjectConfig, str], None], project: ProjectConfig, name: str, key: str, watch: Watch | None
 ) -> None:
+    gc.freeze()  # what the fork server has imported is no garbage, and a collection need not walk through it
     if watch is not None:
         watch.take_output()
     progress = None if watch is None else watch.progress
