@@ -71,7 +71,7 @@ def test_a_support_team_gets_from_two_tables_to_an_adapter(tmp_path):
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with what a command of a checkout reads, to be changed."""
-    for name in ("rlhf", "recipes", "data", "tests/objectives"):
+    for name in ("rlhf", "recipes", "data", "tests/objectives", "tests/support"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("tests/__init__.py", "tests/conftest.py", "pyproject.toml", "Makefile"):
         shutil.copy(ROOT / name, tmp_path / name)
