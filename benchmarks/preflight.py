@@ -117,6 +117,8 @@ def main() -> None:
         options.error("--pairs is needed: pairs of HH, of the lengths that they have")
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a stage takes a GPU where it sees one
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of this process, which imports torch below, and of others
     size, result = size_of(args), {"environment": environment(), "runs": {}}
     if args.out.is_file():
         result["runs"] = json.loads(args.out.read_text(encoding="utf-8"))["runs"]
