@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 from rlhf.config.load import load_project
 from rlhf.evaluation.kept import GrowingFile
 from rlhf.pipeline.execute import run_stage
+from tests.support.launches import leave_together
 
 
 class Ended(BaseException):
@@ -48,5 +47,4 @@ def run(path: str | Path, what: str) -> None:
 if __name__ == "__main__":
     for each in sys.argv[2:]:
         run(sys.argv[1], each)
-    dist.barrier()  # a process that leaves while another still talks to it can abort at its exit
-    dist.destroy_process_group()
+    leave_together()
