@@ -102,7 +102,7 @@ def run_measured(project: ProjectConfig, name: str) -> None:
     seconds = time.perf_counter() - start
     marks = [mark - start for mark in clock.marks]
     steps = [end - begin for begin, end in zip(marks[::2], marks[1::2], strict=False)]
-    rollouts = [next(mark for mark in clock.marks[::2] if mark >= epoch) - epoch for epoch in clock.epochs]
+    rollouts = [next((mark for mark in clock.marks[::2] if mark >= epoch), epoch) - epoch for epoch in clock.epochs]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     if torch.cuda.is_available():
         peak = float(torch.cuda.max_memory_reserved())
